@@ -1,0 +1,97 @@
+// exp and log of the sampling contract: float32 polynomials with a fixed order of separate
+// multiplications and additions. Compile with -ffp-contract=off; every backend mirrors these lines,
+// and a change of one bit here is a change of the contract. fastdecode/ops/numerics.py is the twin.
+//
+// Everything is static and in an unnamed namespace: units built for different instruction sets
+// must never share a compiled copy.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+namespace fastdecode {
+namespace {
+
+inline uint32_t float_bits(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+inline float bits_float(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+// Nearest integer, ties to even, for |x| < 2^22.
+inline float round_even_small(float x) {
+  return (x + 0x1.8p+23f) - 0x1.8p+23f;
+}
+
+// e^x for x <= 0, within 1 ulp; exactly 1 at 0; 0 below -86 (so no result is subnormal).
+inline float exp_f32(float x) {
+  const float c = x < -86.0f ? -86.0f : x;
+  const float n = round_even_small(c * 0x1.715476p+0f);
+  float r = c - n * 0x1.63p-1f;
+  r = r - n * -0x1.bd0106p-13f;
+  float p = 0x1.a0d2cep-13f;
+  p = p * r + 0x1.6e879cp-10f;
+  p = p * r + 0x1.11121p-7f;
+  p = p * r + 0x1.555382p-5f;
+  p = p * r + 0x1.555554p-3f;
+  p = p * r + 0.5f;
+  p = p * (r * r);
+  p = p + r;
+  p = p + 1.0f;
+  // p = e^r; the scale is 2^n.
+  const float scale = bits_float(static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23);
+  return x < -86.0f ? 0.0f : p * scale;
+}
+
+// log((1 + f) * 2^e) for 1 + f in [sqrt(1/2), sqrt(2)], e integral.
+inline float log_reduced(float f, float e) {
+  const float s = f * f;
+  float p = 0x1.204376p-4f;
+  p = p * f + -0x1.d7a37p-4f;
+  p = p * f + 0x1.de4a34p-4f;
+  p = p * f + -0x1.fcba9ep-4f;
+  p = p * f + 0x1.23d37ep-3f;
+  p = p * f + -0x1.555cap-3f;
+  p = p * f + 0x1.999d58p-3f;
+  p = p * f + -0x1.fffff8p-3f;
+  p = p * f + 0x1.555554p-2f;
+  p = p * (f * s);
+  p = p + e * -0x1.bd0106p-13f;
+  p = p - 0.5f * s;
+  p = f + p;
+  return p + e * 0x1.63p-1f;
+}
+
+// Natural logarithm of a positive normal x, within 2 ulp.
+inline float log_f32(float x) {
+  const uint32_t bits = float_bits(x);
+  // The exponent that leaves the mantissa in [sqrt(1/2), sqrt(2)): 0x3f3504f3 is sqrt(1/2).
+  const uint32_t shifted = bits - 0x3f3504f3u;
+  const int32_t e = static_cast<int32_t>(shifted) >> 23;
+  const float m = bits_float((shifted & 0x007fffffu) + 0x3f3504f3u);
+  return log_reduced(m - 1.0f, static_cast<float>(e));
+}
+
+// round(p * 2^40), ties to even, for 0 <= p <= 1: a probability mass that sums exactly in any
+// order.
+inline int64_t mass_of(float p) {
+  const float m = p * 0x1p+40f;
+  // Above 2^23 a float32 is an integer already.
+  const float rounded = m < 0x1p+23f ? (m + 0x1p+23f) - 0x1p+23f : m;
+  return static_cast<int64_t>(rounded);
+}
+
+// Order-preserving image: a < b as floats exactly when key(a) < key(b); -0 must have been made +0.
+inline uint32_t order_key(float x) {
+  const uint32_t bits = float_bits(x);
+  return bits ^ ((bits >> 31) != 0 ? 0xffffffffu : 0x80000000u);
+}
+
+}  // namespace
+}  // namespace fastdecode

@@ -1,0 +1,62 @@
+// Gumbel noise g(seed, step, id): Philox4x32-10 (Salmon et al., SC'11), one block per id.
+//
+//   key     = (seed low 32, seed high 32)
+//   counter = (id, 0, step low 32, step high 32)      the second word is kept for other purposes
+//
+// Of the four result words the first two make a uniform u with 62 bits below 1/2 and the mirror
+// image above it: bit 31 of word 0 chooses the side, its other bits are hi, and
+//   v = hi * 2^-32 + (word1 >> 1 | 1) * 2^-63   in [2^-63, 1/2]
+// is u, or 1 - u on the upper side. Then E = -log(u) (as -log1p(-v) above) and g = -log(E), so both
+// tails are resolved to 2^-62, and g lies in (-3.8, 43.7).
+#pragma once
+
+#include <stdint.h>
+
+#include "core/numerics.h"
+
+namespace fastdecode {
+namespace {
+
+struct PhiloxBlock {
+  uint32_t word[4];
+};
+
+inline PhiloxBlock philox4x32_10(PhiloxBlock counter, uint32_t key0, uint32_t key1) {
+  uint32_t c0 = counter.word[0], c1 = counter.word[1], c2 = counter.word[2], c3 = counter.word[3];
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = static_cast<uint64_t>(0xD2511F53u) * c0;
+    const uint64_t p1 = static_cast<uint64_t>(0xCD9E8D57u) * c2;
+    c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ key0;
+    c1 = static_cast<uint32_t>(p1);
+    c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ key1;
+    c3 = static_cast<uint32_t>(p0);
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+  return PhiloxBlock{{c0, c1, c2, c3}};
+}
+
+// Gumbel noise from the first two words of a Philox block.
+inline float gumbel_of(uint32_t word0, uint32_t word1) {
+  const float hi = static_cast<float>(static_cast<int32_t>(word0 & 0x7fffffffu));
+  const float lo = static_cast<float>(static_cast<int32_t>(word1 >> 1 | 1u));
+  const float v = hi * 0x1p-32f + lo * 0x1p-63f;
+  const float w = 1.0f - v;
+  // Upper side: log(1 - v), from f = -v itself so that a small v keeps all its bits.
+  const bool halve = w < 0x1.6a09e6p-1f;
+  const float f = halve ? (w + w) - 1.0f : -v;
+  const float upper = log_reduced(f, halve ? -1.0f : 0.0f);
+  const float lower = log_f32(v);
+  return -log_f32(-((word0 >> 31) != 0 ? upper : lower));
+}
+
+inline float gumbel_noise(uint64_t seed, uint64_t step, uint32_t id) {
+  const PhiloxBlock counter = {
+      {id, 0, static_cast<uint32_t>(step), static_cast<uint32_t>(step >> 32)}};
+  const PhiloxBlock block =
+      philox4x32_10(counter, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+  return gumbel_of(block.word[0], block.word[1]);
+}
+
+}  // namespace
+}  // namespace fastdecode

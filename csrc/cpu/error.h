@@ -1,0 +1,12 @@
+// This thread's last error message, behind fastdecode_last_error.
+#pragma once
+
+#include "fastdecode/fastdecode.h"
+
+namespace fastdecode {
+
+// Formats the message and returns `result`, so that a check can `return fail(...)`.
+__attribute__((format(printf, 2, 3))) fastdecode_result fail(fastdecode_result result,
+                                                             const char* format, ...);
+
+}  // namespace fastdecode

@@ -1,0 +1,29 @@
+// What the sampler's parts share: checked arguments, the per-thread scratch, one entry per ISA.
+// Plain C types only, since this header is included by units built for different instruction sets.
+#pragma once
+
+#include <stdint.h>
+
+#include "fastdecode/fastdecode.h"
+
+namespace fastdecode {
+
+// One thread's working memory for rows of up to `capacity` ids. Survivors are kept in the order of
+// their ids, as three parallel arrays.
+struct SampleScratch {
+  int64_t capacity;
+  int32_t* id;  // (capacity,)
+  float* z;     // (capacity,) mixed, penalised, divided by the temperature
+  float* p;     // (capacity,) exp(z - the largest z)
+};
+
+// Samples one group: reads checked arguments, writes element `group` of the four outputs. The
+// scratch holds at least vocab ids. Baseline instructions only.
+void sample_group_portable(const fastdecode_sample_args& args, int64_t group,
+                           const SampleScratch& scratch);
+
+// The calling thread's scratch for `capacity` ids, grown if needed; null when out of memory.
+// Freed when the thread ends.
+const SampleScratch* thread_scratch(int64_t capacity);
+
+}  // namespace fastdecode

@@ -1,0 +1,86 @@
+// fastdecode_sample: copies the arguments over defaults, checks them, and runs the groups.
+
+#include <atomic>
+#include <cstring>
+#include <thread>
+
+#include "cpu/error.h"
+#include "cpu/sample.h"
+#include "cpu/sample_check.h"
+#include "cpu/thread_pool.h"
+
+namespace fastdecode {
+namespace {
+
+// Below this many logits per thread, waking it costs more than it saves.
+constexpr int64_t kLogitsPerThread = 16384;
+
+struct Call {
+  const fastdecode_sample_args* args;
+  std::atomic<bool> out_of_memory;
+};
+
+void run_group(void* context, int64_t group) {
+  Call& call = *static_cast<Call*>(context);
+  const SampleScratch* scratch = thread_scratch(call.args->vocab);
+  if (scratch == nullptr) {
+    call.out_of_memory.store(true, std::memory_order_relaxed);
+    return;
+  }
+  sample_group_portable(*call.args, group, *scratch);
+}
+
+int threads_for(const fastdecode_sample_args& args) {
+  if (args.groups <= 1 || args.threads == 1) return 1;
+  const int64_t processors = std::thread::hardware_concurrency();
+  const int64_t limit = args.threads > 0 ? args.threads : (processors > 0 ? processors : 1);
+  const int64_t useful = args.groups * args.streams_per_group * args.vocab / kLogitsPerThread;
+  return static_cast<int>(useful < 1 ? 1 : useful < limit ? useful : limit);
+}
+
+}  // namespace
+}  // namespace fastdecode
+
+extern "C" {
+
+void fastdecode_sample_args_init(fastdecode_sample_args* args) {
+  std::memset(args, 0, sizeof *args);
+  args->size = sizeof *args;
+  args->threads = 1;
+  args->streams_per_group = 1;
+  args->temperature_value = 1.0f;
+  args->top_p_value = 1.0f;
+  args->penalty_value = 1.0f;
+}
+
+fastdecode_result fastdecode_sample(const fastdecode_sample_args* given) {
+  using namespace fastdecode;
+  if (given == nullptr) {
+    return fail(FASTDECODE_INVALID_ARGUMENT, "args = NULL: must point to the arguments");
+  }
+  // A caller built against a later header may pass a larger struct; its tail is unknown here.
+  if (given->size != sizeof(fastdecode_sample_args)) {
+    return fail(FASTDECODE_INVALID_ARGUMENT,
+                "args->size = %zu: this library expects %zu; call fastdecode_sample_args_init",
+                given->size, sizeof(fastdecode_sample_args));
+  }
+  const fastdecode_result checked = check_sample_args(*given);
+  if (checked != FASTDECODE_OK) return checked;
+  Call call = {given, {false}};
+  parallel_for(given->groups, threads_for(*given), run_group, &call);
+  if (call.out_of_memory.load()) {
+    return fail(FASTDECODE_OUT_OF_MEMORY, "no memory for the scratch of %lld ids",
+                static_cast<long long>(given->vocab));
+  }
+  return FASTDECODE_OK;
+}
+
+int32_t fastdecode_abi_version(void) {
+  return FASTDECODE_ABI_VERSION;
+}
+
+const char* fastdecode_cpu_isa(void) {
+  return "portable";
+}
+
+}  // extern "C"

@@ -1,0 +1,115 @@
+/* fastdecode: the C interface. C99 and C++; no torch, no Python.
+ *
+ * Conventions: functions return a fastdecode_result; on anything but FASTDECODE_OK
+ * fastdecode_last_error() of the same thread says what was wrong, where, and what would be right,
+ * and no output has been written. Arrays are dense and row-major unless a stride is named.
+ * Pointers are borrowed for the call. Every function may be called from any thread.
+ */
+#ifndef FASTDECODE_FASTDECODE_H
+#define FASTDECODE_FASTDECODE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(FASTDECODE_BUILDING)
+#define FASTDECODE_API __attribute__((visibility("default")))
+#else
+#define FASTDECODE_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Raised when a struct or function changes incompatibly; added tail fields do not raise it. */
+#define FASTDECODE_ABI_VERSION 1
+
+typedef enum fastdecode_result {
+  FASTDECODE_OK = 0,
+  FASTDECODE_INVALID_ARGUMENT = 1,
+  FASTDECODE_OUT_OF_MEMORY = 2
+} fastdecode_result;
+
+typedef enum fastdecode_dtype {
+  FASTDECODE_FLOAT32 = 0,
+  FASTDECODE_BFLOAT16 = 1,
+  FASTDECODE_FLOAT16 = 2
+} fastdecode_dtype;
+
+/* What the sampler found in a group; a group that is not OK gets token -1. */
+typedef enum fastdecode_status {
+  FASTDECODE_STATUS_OK = 0,
+  FASTDECODE_STATUS_INVALID_LOGITS = 1, /* NaN or +inf read or computed, or nothing but -inf */
+  FASTDECODE_STATUS_EMPTY_SET = 2
+} fastdecode_status;
+
+/* Arguments of fastdecode_sample. Set up with fastdecode_sample_args_init, then fill in.
+ *
+ * A parameter `x` of a group is x[group], or x_value for every group where the pointer x is NULL.
+ * Ids are positions in a row of logits. Limits: vocab <= 2^22.
+ */
+typedef struct fastdecode_sample_args {
+  size_t size; /* sizeof(fastdecode_sample_args); set by init */
+
+  const void* logits; /* (rows, vocab) of dtype; row r begins r * row_stride elements in */
+  int32_t dtype;      /* fastdecode_dtype */
+  int32_t threads;    /* at most this many threads; 0: one per processor; default 1 */
+  int64_t rows;
+  int64_t vocab;
+  int64_t row_stride;
+
+  int64_t groups;
+  int64_t streams_per_group; /* S; default 1 */
+  const int32_t* streams; /* (groups, S) row of each stream, -1: absent. NULL: row = group, S = 1 */
+  const float* weights;   /* (groups, S) finite; streams of weight 0 are not read. NULL: 1 */
+
+  const int32_t* ranges;      /* (n, 2) half-open [lo, hi) ids; sorted and disjoint per set */
+  const int32_t* set_offsets; /* (sets + 1): set s owns ranges set_offsets[s] .. [s + 1] */
+  int64_t sets;               /* 0: one set, the whole vocabulary; ranges are not read */
+  const int32_t* set_index;   /* (groups,) set of each group. NULL: 0 */
+
+  const float* temperature; /* >= 0; 0: greedy */
+  const int32_t* top_k;     /* <= 0: off */
+  const float* top_p;       /* in [0, 1]; 1: off */
+  const float* min_p;       /* in [0, 1]; 0: off */
+  const float* penalty;     /* repetition penalty, > 0; 1: off */
+  const int64_t* seed;
+  const int64_t* step;
+  float temperature_value; /* default 1 */
+  int32_t top_k_value;     /* default 0 */
+  float top_p_value;       /* default 1 */
+  float min_p_value;       /* default 0 */
+  float penalty_value;     /* default 1 */
+  int64_t seed_value;      /* default 0 */
+  int64_t step_value;      /* default 0 */
+
+  const int32_t* seen;  /* (groups, (vocab + 31) / 32) bit set: id t is bit t & 31 of word t >> 5 */
+  const float* noise;   /* (groups, vocab) Gumbel noise in place of drawn noise, or NULL */
+  int64_t noise_stride; /* elements from one group's noise to the next */
+
+  int64_t* token;  /* out (groups,): drawn id, -1 where status is not 0 */
+  float* logprob;  /* out (groups,): of the drawn id under the final distribution; else -inf */
+  int32_t* kept;   /* out (groups,): number of ids kept; else 0 */
+  int32_t* status; /* out (groups,): fastdecode_status */
+} fastdecode_sample_args;
+
+/* Sets `size` and every default. */
+FASTDECODE_API void fastdecode_sample_args_init(fastdecode_sample_args* args);
+
+/* Draws one token per group on the CPU. Arguments are checked before an output is written. */
+FASTDECODE_API fastdecode_result fastdecode_sample(const fastdecode_sample_args* args);
+
+/* Message of this thread's last failed call; "" before the first. Valid until the next failure. */
+FASTDECODE_API const char* fastdecode_last_error(void);
+
+/* FASTDECODE_ABI_VERSION of the library that is loaded. */
+FASTDECODE_API int32_t fastdecode_abi_version(void);
+
+/* Instruction set that fastdecode_sample runs with: "portable". */
+FASTDECODE_API const char* fastdecode_cpu_isa(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* FASTDECODE_FASTDECODE_H */

@@ -1,0 +1,57 @@
+"""Builds the C++ parts with CMake and Ninja; everything else is in pyproject.toml."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+class CMakeBuild(build_ext):
+    """Runs CMakeLists.txt and installs lib/, include/ and _C into the package directory.
+
+    That is the one under `build_lib`, and for an editable install also the source tree's
+    `fastdecode/`; the module finds the library by `$ORIGIN/lib` in both.
+    """
+
+    def _cmake_directory(self) -> Path:
+        return (Path(self.build_temp) / "cmake").resolve()
+
+    def _install(self, package: Path) -> None:
+        command = ["cmake", "--install", str(self._cmake_directory()), "--prefix", str(package)]
+        subprocess.run(command, check=True)
+
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11
+
+        build = self._cmake_directory()
+        build.mkdir(parents=True, exist_ok=True)
+        options = [
+            f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            *os.environ.get("CMAKE_ARGS", "").split(),
+        ]
+        configure = ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build), *options]
+        subprocess.run(configure, check=True)
+        subprocess.run(["cmake", "--build", str(build)], check=True)
+        self._install(Path(self.get_ext_fullpath(ext.name)).resolve().parent)
+
+    def copy_extensions_to_source(self) -> None:
+        self._install(ROOT / "fastdecode")
+
+
+setup(
+    packages=[
+        *find_packages(include=["fastdecode", "fastdecode.*"]),
+        "fastdecode.triton_kernels",
+    ],
+    # Another package is imported as `triton_kernels`: ours exists only under `fastdecode`.
+    package_dir={"fastdecode.triton_kernels": "triton_kernels"},
+    ext_modules=[Extension("fastdecode._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+)

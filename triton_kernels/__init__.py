@@ -1,0 +1,1 @@
+"""Triton kernels, one file per operation. Installed only as `fastdecode.triton_kernels`."""
