@@ -68,14 +68,22 @@ inline float log_reduced(float f, float e) {
   return p + e * 0x1.63p-1f;
 }
 
+struct LogArgument {
+  float f, e;
+};
+
+// x = (1 + f) * 2^e with 1 + f in [sqrt(1/2), sqrt(2)), for positive normal x.
+inline LogArgument reduce_log(float x) {
+  constexpr uint32_t kSqrtHalf = 0x3f3504f3u;
+  const uint32_t shifted = float_bits(x) - kSqrtHalf;
+  const float m = bits_float((shifted & 0x007fffffu) + kSqrtHalf);
+  return LogArgument{m - 1.0f, static_cast<float>(static_cast<int32_t>(shifted) >> 23)};
+}
+
 // Natural logarithm of a positive normal x, within 2 ulp.
 inline float log_f32(float x) {
-  const uint32_t bits = float_bits(x);
-  // The exponent that leaves the mantissa in [sqrt(1/2), sqrt(2)): 0x3f3504f3 is sqrt(1/2).
-  const uint32_t shifted = bits - 0x3f3504f3u;
-  const int32_t e = static_cast<int32_t>(shifted) >> 23;
-  const float m = bits_float((shifted & 0x007fffffu) + 0x3f3504f3u);
-  return log_reduced(m - 1.0f, static_cast<float>(e));
+  const LogArgument reduced = reduce_log(x);
+  return log_reduced(reduced.f, reduced.e);
 }
 
 // round(p * 2^40), ties to even, for 0 <= p <= 1: a probability mass that sums exactly in any

@@ -41,20 +41,25 @@ inline float gumbel_of(uint32_t word0, uint32_t word1) {
   const float hi = static_cast<float>(static_cast<int32_t>(word0 & 0x7fffffffu));
   const float lo = static_cast<float>(static_cast<int32_t>(word1 >> 1 | 1u));
   const float v = hi * 0x1p-32f + lo * 0x1p-63f;
-  const float w = 1.0f - v;
+  const LogArgument lower = reduce_log(v);
   // Upper side: log(1 - v), from f = -v itself so that a small v keeps all its bits.
+  const float w = 1.0f - v;
   const bool halve = w < 0x1.6a09e6p-1f;
-  const float f = halve ? (w + w) - 1.0f : -v;
-  const float upper = log_reduced(f, halve ? -1.0f : 0.0f);
-  const float lower = log_f32(v);
-  return -log_f32(-((word0 >> 31) != 0 ? upper : lower));
+  const float upper_f = halve ? (w + w) - 1.0f : -v;
+  const float upper_e = halve ? -1.0f : 0.0f;
+  const bool upper = static_cast<int32_t>(word0) < 0;
+  const float log_u = log_reduced(upper ? upper_f : lower.f, upper ? upper_e : lower.e);
+  return -log_f32(-log_u);
+}
+
+inline PhiloxBlock philox_noise(uint64_t seed, uint64_t step, uint32_t id) {
+  const PhiloxBlock counter = {
+      {id, 0, static_cast<uint32_t>(step), static_cast<uint32_t>(step >> 32)}};
+  return philox4x32_10(counter, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
 }
 
 inline float gumbel_noise(uint64_t seed, uint64_t step, uint32_t id) {
-  const PhiloxBlock counter = {
-      {id, 0, static_cast<uint32_t>(step), static_cast<uint32_t>(step >> 32)}};
-  const PhiloxBlock block =
-      philox4x32_10(counter, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+  const PhiloxBlock block = philox_noise(seed, step, id);
   return gumbel_of(block.word[0], block.word[1]);
 }
 

@@ -53,8 +53,12 @@ fastdecode_result check_shapes(const fastdecode_sample_args& a) {
     return fail(FASTDECODE_INVALID_ARGUMENT,
                 "streams = NULL: needs streams_per_group = 1 and groups <= rows");
   }
-  if (a.sets > 0 && (a.set_offsets == nullptr || a.ranges == nullptr)) {
-    return fail(FASTDECODE_INVALID_ARGUMENT, "ranges, set_offsets: must not be NULL with sets > 0");
+  if (a.sets > 0 && a.set_offsets == nullptr) {
+    return fail(FASTDECODE_INVALID_ARGUMENT, "set_offsets = NULL: must be given with sets > 0");
+  }
+  if (a.sets > 0 && a.ranges == nullptr && a.set_offsets[a.sets] > a.set_offsets[0]) {
+    return fail(FASTDECODE_INVALID_ARGUMENT,
+                "ranges = NULL: must be given with ranges in the sets");
   }
   return FASTDECODE_OK;
 }

@@ -264,6 +264,17 @@ uint64_t filter(const Group& g, Survivors& s) {
 
 // --- drawing
 
+// Noise of n <= kBlock ids; two loops, since only the second is turned into vector code.
+void noise_block(const Group& g, const int32_t* id, int n, float* noise) {
+  uint32_t word0[kBlock], word1[kBlock];
+  for (int i = 0; i < n; ++i) {
+    const PhiloxBlock block = philox_noise(g.seed, g.step, static_cast<uint32_t>(id[i]));
+    word0[i] = block.word[0];
+    word1[i] = block.word[1];
+  }
+  for (int i = 0; i < n; ++i) noise[i] = gumbel_of(word0[i], word1[i]);
+}
+
 // Position of the survivor with the largest z + noise, the first on a tie. A NaN never wins, nor
 // does -inf unless every survivor has it.
 int64_t draw(const Group& g, const Survivors& s) {
@@ -276,9 +287,7 @@ int64_t draw(const Group& g, const Survivors& s) {
     if (g.noise != nullptr) {
       for (int i = 0; i < n; ++i) noise[i] = g.noise[id[i]];
     } else {
-      for (int i = 0; i < n; ++i) {
-        noise[i] = gumbel_noise(g.seed, g.step, static_cast<uint32_t>(id[i]));
-      }
+      noise_block(g, id, n, noise);
     }
     for (int i = 0; i < n; ++i) {
       const float value = s.z[begin + i] + noise[i];

@@ -1,0 +1,78 @@
+"""The checked arguments of `sample`, as every backend takes them, and its result."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastdecode.ops.token_sets import TokenSets
+
+STATUS_OK = 0
+STATUS_INVALID_LOGITS = 1
+STATUS_EMPTY_SET = 2
+
+
+class Sample(NamedTuple):
+    """What was drawn, one element per group.
+
+    status: 0 ok; 1 invalid logits (NaN or +inf read or computed, nothing but −inf, or no stream to
+    read); 2 empty set. A group whose status is not 0 has token −1, logprob −inf and kept 0.
+    """
+
+    token: Tensor
+    """(groups,) int64: the drawn id."""
+    logprob: Tensor
+    """(groups,) float32: of the drawn id under the final, renormalised distribution."""
+    kept: Tensor
+    """(groups,) int32: number of ids that passed the filters."""
+    status: Tensor
+    """(groups,) int32: 0, 1 or 2."""
+
+
+class FloatParameter(NamedTuple):
+    """A float32 per group, or one value for all where the tensor is None."""
+
+    per_group: Tensor | None
+    value: float
+
+    def expand(self, groups: int, device: torch.device) -> Tensor:
+        if self.per_group is not None:
+            return self.per_group
+        return torch.full((groups,), self.value, dtype=torch.float32, device=device)
+
+
+class IntParameter(NamedTuple):
+    """An integer per group, or one value for all where the tensor is None."""
+
+    per_group: Tensor | None
+    value: int
+
+    def expand(self, groups: int, device: torch.device) -> Tensor:
+        """(groups,) int64."""
+        if self.per_group is not None:
+            return self.per_group.to(torch.int64)
+        return torch.full((groups,), self.value, dtype=torch.int64, device=device)
+
+
+class SampleArguments(NamedTuple):
+    """Arguments of `sample`: shapes, dtypes and devices checked, tensors contiguous."""
+
+    logits: Tensor
+    groups: int
+    width: int
+    streams: Tensor | None
+    weights: Tensor | None
+    allowed: TokenSets | None
+    set_index: Tensor | None
+    temperature: FloatParameter
+    top_k: IntParameter
+    top_p: FloatParameter
+    min_p: FloatParameter
+    penalty: FloatParameter
+    seen: Tensor | None
+    contrast: tuple[float, int] | None
+    seed: IntParameter
+    step: IntParameter
+    noise: Tensor | None

@@ -1,0 +1,88 @@
+"""Which implementations of `sample` exist here, why others do not, and which one to run.
+
+    reference   PyTorch, any device, the contract as code
+    cpu         C++, tensors on the CPU; everything but contrast
+
+The environment variable FASTDECODE_BACKEND, read at import, names the backend that `backend=None`
+means.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from types import ModuleType
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+ENVIRONMENT_VARIABLE = "FASTDECODE_BACKEND"
+
+_default = os.environ.get(ENVIRONMENT_VARIABLE)
+
+_C: ModuleType | None
+try:
+    from fastdecode import _C as _C  # type: ignore[attr-defined, no-redef, unused-ignore]
+
+    _C_ERROR = ""
+except ImportError as error:
+    _C = None
+    _C_ERROR = str(error)
+
+_last = threading.local()
+
+
+def core() -> ModuleType:
+    """The compiled module. Raises ImportError with the reason if it could not be loaded."""
+    if _C is None:
+        raise ImportError(f"fastdecode._C cannot be loaded: {_C_ERROR}")
+    return _C
+
+
+def unavailable(backend: str) -> str | None:
+    """Why a backend cannot run on this machine, or None if it can."""
+    if backend == "reference":
+        return None
+    if backend == "cpu":
+        return None if _C is not None else f"fastdecode._C cannot be loaded: {_C_ERROR}"
+    if backend in BACKENDS:
+        return "not part of this version"
+    return f"unknown; must be one of {', '.join(BACKENDS)}"
+
+
+def available_backends() -> list[str]:
+    """Names of the backends that can run on this machine."""
+    return [name for name in BACKENDS if unavailable(name) is None]
+
+
+def choose_backend(backend: str | None, device_type: str, contrast: bool) -> str:
+    """The backend to run for tensors on a device.
+
+    None picks FASTDECODE_BACKEND if it is set, else the fastest that does the job. Raises
+    ValueError, with the reason, for a backend that is named and cannot run.
+    """
+    source = "backend"
+    if backend is None:
+        backend, source = _default, ENVIRONMENT_VARIABLE
+    if not backend:
+        if device_type == "cpu" and not contrast and _C is not None:
+            return "cpu"
+        return "reference"
+    if backend not in BACKENDS:
+        raise ValueError(f"{source} = {backend!r}: {unavailable(backend)}")
+    reason = unavailable(backend)
+    if reason is not None:
+        raise ValueError(f"{source} = {backend!r}: not available: {reason}")
+    if backend == "cpu" and device_type != "cpu":
+        raise ValueError(f"{source} = 'cpu': needs CPU tensors, logits are on {device_type}")
+    if backend == "cpu" and contrast:
+        raise ValueError("contrast is not available on backend 'cpu'; use backend='reference'")
+    return backend
+
+
+def last_backend() -> str | None:
+    """The backend that ran this thread's last `sample`; None before the first."""
+    return getattr(_last, "backend", None)
+
+
+def record_backend(backend: str) -> None:
+    """Notes the backend that is about to run, for `last_backend`."""
+    _last.backend = backend

@@ -1,0 +1,173 @@
+"""Checks of `sample`'s arguments. Each raises ValueError naming the argument, the value, its index.
+
+Shapes, dtypes and devices are checked here for every backend. Values are checked here for all but
+the cpu backend, whose C library checks them itself, in the same words and before it writes.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from fastdecode.ops.arguments import FloatParameter, IntParameter, SampleArguments
+from fastdecode.ops.token_sets import TokenSets
+
+MAX_VOCAB = 1 << 22
+"""Integer masses of 2⁴⁰ each must add up below 2⁶³."""
+
+LOGITS_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+_INT32 = (-(1 << 31), (1 << 31) - 1)
+_INT64 = (-(1 << 63), (1 << 63) - 1)
+
+
+def check_logits(logits: Tensor) -> tuple[int, int]:
+    """(rows, vocab) of logits that are 2-d, of a floating dtype we read, with stride(1) == 1."""
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"logits: must be a tensor, got {type(logits).__name__}")
+    shape = logits.shape
+    if len(shape) != 2:
+        raise ValueError(f"logits.shape = {tuple(shape)}: must be (rows, vocab)")
+    if logits.dtype not in LOGITS_DTYPES:
+        raise ValueError(f"logits.dtype = {logits.dtype}: must be float32, bfloat16 or float16")
+    rows, vocab = shape
+    if vocab > 1 and logits.stride(1) != 1:
+        raise ValueError(f"logits.stride(1) = {logits.stride(1)}: must be 1")
+    if vocab > MAX_VOCAB:
+        raise ValueError(f"logits.shape[1] = {vocab}: must be at most {MAX_VOCAB}")
+    return rows, vocab
+
+
+def check_tensor(
+    name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """The tensor, made contiguous, if it has just this shape, dtype and device."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name}: must be a tensor, got {type(value).__name__}")
+    if value.shape != shape:
+        raise ValueError(f"{name}.shape = {tuple(value.shape)}: must be {shape}")
+    if value.dtype != dtype:
+        raise ValueError(f"{name}.dtype = {value.dtype}: must be {dtype}")
+    if value.device != device:
+        raise ValueError(f"{name}.device = {value.device}: must be {device}, as for logits")
+    return value.contiguous()
+
+
+def check_streams(streams: Tensor, device: torch.device) -> Tensor:
+    """The (groups, S) int32 tensor on the device of the logits, made contiguous."""
+    if not isinstance(streams, Tensor):
+        raise ValueError(f"streams: must be a tensor, got {type(streams).__name__}")
+    if streams.dim() != 2 or streams.shape[1] < 1:
+        raise ValueError(f"streams.shape = {tuple(streams.shape)}: must be (groups, S), S >= 1")
+    return check_tensor("streams", streams, tuple(streams.shape), torch.int32, device)
+
+
+def check_noise(noise: Tensor, groups: int, vocab: int, device: torch.device) -> Tensor:
+    """The (groups, vocab) float32 tensor; only its rows must be dense."""
+    if isinstance(noise, Tensor) and noise.dim() == 2 and vocab > 1 and noise.stride(1) != 1:
+        raise ValueError(f"noise.stride(1) = {noise.stride(1)}: must be 1")
+    if isinstance(noise, Tensor) and noise.dim() == 2 and noise.shape == (groups, vocab):
+        check_tensor("noise", noise[:0], (0, vocab), torch.float32, device)
+        return noise
+    return check_tensor("noise", noise, (groups, vocab), torch.float32, device)
+
+
+def check_float(
+    name: str, value: float | Tensor, groups: int, device: torch.device
+) -> FloatParameter:
+    """A number or a (groups,) float32 tensor."""
+    if isinstance(value, float):
+        return FloatParameter(None, value)
+    if isinstance(value, Tensor) and value.dim() > 0:
+        return FloatParameter(check_tensor(name, value, (groups,), torch.float32, device), 0.0)
+    if isinstance(value, Real | Tensor):
+        return FloatParameter(None, float(value))
+    raise ValueError(f"{name} = {value!r}: must be a number or a ({groups},) tensor")
+
+
+def check_int(
+    name: str, value: int | Tensor, groups: int, dtype: torch.dtype, device: torch.device
+) -> IntParameter:
+    """An integer that fits the dtype or a (groups,) tensor of the dtype."""
+    if not isinstance(value, int) and isinstance(value, Tensor) and value.dim() > 0:
+        return IntParameter(check_tensor(name, value, (groups,), dtype, device), 0)
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(
+            f"{name} = {value!r}: must be an integer or a ({groups},) tensor"
+        ) from None
+    low, high = _INT32 if dtype == torch.int32 else _INT64
+    if not low <= number <= high:
+        raise ValueError(f"{name} = {number}: must fit {dtype}")
+    return IntParameter(None, number)
+
+
+def check_allowed(
+    allowed: TokenSets | list[list[tuple[int, int]]], vocab: int, device: torch.device
+) -> TokenSets:
+    """The sets compiled, inside the vocabulary and on the device."""
+    if not isinstance(allowed, TokenSets):
+        return TokenSets(allowed, vocab, device)
+    allowed.check_vocab(vocab)
+    if allowed.device != device:
+        raise ValueError(f"allowed.device = {allowed.device}: must be {device}, as for logits")
+    return allowed
+
+
+def check_contrast(contrast: tuple[float, int]) -> tuple[float, int]:
+    """(alpha, k) with alpha in [0, 1] and k ≥ 1."""
+    try:
+        alpha, k = float(contrast[0]), int(contrast[1])
+        if len(contrast) != 2 or k != contrast[1]:
+            raise TypeError
+    except (TypeError, ValueError, IndexError):
+        raise ValueError(f"contrast = {contrast!r}: must be (alpha, k)") from None
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"contrast[0] = {alpha:g}: must be in [0, 1]")
+    if k < 1:
+        raise ValueError(f"contrast[1] = {k}: must be >= 1")
+    return alpha, k
+
+
+def _check_each(
+    name: str, parameter: FloatParameter, rule: str, valid: Callable[[float], bool]
+) -> None:
+    if parameter.per_group is None:
+        value = torch.tensor(parameter.value, dtype=torch.float32).item()  # as it will be used
+        if not valid(value):
+            raise ValueError(f"{name} = {value:g}: must be {rule}")
+        return
+    for g, value in enumerate(parameter.per_group.tolist()):
+        if not valid(value):
+            raise ValueError(f"{name}[{g}] = {value:g}: must be {rule}")
+
+
+def _check_table(
+    name: str, table: Tensor | None, rule: str, valid: Callable[[float], bool]
+) -> None:
+    for g, row in enumerate([] if table is None else table.tolist()):
+        for k, value in enumerate(row):
+            if not valid(value):
+                raise ValueError(f"{name}[{g}, {k}] = {value:g}: must be {rule}")
+
+
+def check_values(args: SampleArguments) -> None:
+    """The checks of csrc/cpu/sample_check.cpp for the other backends."""
+    rows = args.logits.shape[0]
+    rule = f"a row in [0, {rows}), or -1"
+    _check_table("streams", args.streams, rule, lambda row: -1 <= row < rows)
+    _check_table("weights", args.weights, "finite", math.isfinite)
+    sets = 1 if args.allowed is None else len(args.allowed)
+    for g, number in enumerate([] if args.set_index is None else args.set_index.tolist()):
+        if not 0 <= number < sets:
+            raise ValueError(f"set_index[{g}] = {number}: must be in [0, {sets})")
+    _check_each("temperature", args.temperature, "finite and >= 0", lambda x: 0 <= x < math.inf)
+    _check_each("top_p", args.top_p, "in [0, 1]", lambda x: 0 <= x <= 1)
+    _check_each("min_p", args.min_p, "in [0, 1]", lambda x: 0 <= x <= 1)
+    _check_each("penalty", args.penalty, "finite and > 0", lambda x: 0 < x < math.inf)

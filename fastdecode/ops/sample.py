@@ -1,0 +1,110 @@
+"""`sample`: mix streams, mask, penalise, filter and draw one token per group."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastdecode.ops import checks
+from fastdecode.ops.arguments import Sample, SampleArguments
+from fastdecode.ops.backends import choose_backend, record_backend
+from fastdecode.ops.cpu import sample_cpu
+from fastdecode.ops.reference import sample_reference
+from fastdecode.ops.token_sets import TokenSets
+
+
+def sample(
+    logits: Tensor,
+    *,
+    streams: Tensor | None = None,
+    weights: Tensor | None = None,
+    allowed: TokenSets | list[list[tuple[int, int]]] | None = None,
+    set_index: Tensor | None = None,
+    temperature: float | Tensor = 1.0,
+    top_k: int | Tensor = 0,
+    top_p: float | Tensor = 1.0,
+    min_p: float | Tensor = 0.0,
+    penalty: float | Tensor = 1.0,
+    seen: Tensor | None = None,
+    contrast: tuple[float, int] | None = None,
+    seed: int | Tensor = 0,
+    step: int | Tensor = 0,
+    noise: Tensor | None = None,
+    backend: str | None = None,
+) -> Sample:
+    """Draws one token per group from a weighted sum of its streams' logits.
+
+        logits       (rows, vocab) float32 | bfloat16 | float16; stride(1) == 1, any stride(0)
+        streams      (groups, S) int32: row of each stream, −1 absent. None: one stream per row
+        weights      (groups, S) float32. None: 1. Streams of weight 0 are not read
+        allowed      TokenSets, or per set a list of half-open id ranges. None: whole vocabulary
+        set_index    (groups,) int32: the set of each group. None: 0
+        temperature  scalar or (groups,) float32; 0 = greedy
+        top_k        scalar or (groups,) int32; ≤ 0 = off
+        top_p        scalar or (groups,) float32 in [0, 1]; 1 = off
+        min_p        scalar or (groups,) float32 in [0, 1]; 0 = off
+        penalty      scalar or (groups,) float32 > 0: repetition penalty of ids in `seen`; 1 = off
+        seen         (groups, ceil(vocab / 32)) int32: bit t & 31 of word t >> 5 is id t
+        contrast     (alpha, k): contrastive decoding; backend "reference" only
+        seed, step   scalar or (groups,) int64: of the request, and of the token in its sequence
+        noise        (groups, vocab) float32: Gumbel noise in place of drawn noise
+        backend      "reference" | "cpu"; None picks by device
+
+    Returns new tensors on the device of the logits. Raises ValueError naming the argument, value
+    and index for wrong shapes, dtypes, devices and values. Zero groups give empty tensors.
+
+    In float32 and in this order: z = Σ wₖ·ℓₖ over the allowed ids (−inf in any weighted stream
+    makes an id impossible); contrast keeps p_expert ≥ alpha · (k-th largest p_expert), the expert
+    being the first weighted stream; seen ids get z·penalty if z < 0, else z/penalty; z = z/T. Top-k
+    keeps z ≥ the k-th largest, top-p the ids with less than top_p of the mass above them, min-p
+    those with p ≥ min_p · p(largest); ties stay together. The answer is the kept id of largest
+    z + g, lowest id on a tie, where the Gumbel noise g depends on (seed, step, id) alone. T = 0
+    takes the largest z, lowest id on a tie, with logprob 0 and kept 1.
+
+    An id whose z overflows to −inf on the way is impossible; a NaN or +inf makes its group invalid.
+    NaN in given noise counts as −inf, and ids with −inf are drawn only if every kept id has it.
+
+    Same arguments, same bits, on every backend and in every batch.
+    """
+    rows, vocab = checks.check_logits(logits)
+    device = logits.device
+    groups, width = rows, 1
+    if streams is not None:
+        streams = checks.check_streams(streams, device)
+        groups, width = streams.shape
+    if weights is not None:
+        weights = checks.check_tensor("weights", weights, (groups, width), torch.float32, device)
+    if set_index is not None:
+        set_index = checks.check_tensor("set_index", set_index, (groups,), torch.int32, device)
+    if seen is not None:
+        words = (vocab + 31) // 32
+        seen = checks.check_tensor("seen", seen, (groups, words), torch.int32, device)
+    elif isinstance(penalty, Tensor) or penalty != 1.0:
+        raise ValueError("seen = None: penalty needs the ids seen so far")
+    args = SampleArguments(
+        logits,
+        groups,
+        width,
+        streams,
+        weights,
+        None if allowed is None else checks.check_allowed(allowed, vocab, device),
+        set_index,
+        checks.check_float("temperature", temperature, groups, device),
+        checks.check_int("top_k", top_k, groups, torch.int32, device),
+        checks.check_float("top_p", top_p, groups, device),
+        checks.check_float("min_p", min_p, groups, device),
+        checks.check_float("penalty", penalty, groups, device),
+        seen,
+        None if contrast is None else checks.check_contrast(contrast),
+        checks.check_int("seed", seed, groups, torch.int64, device),
+        checks.check_int("step", step, groups, torch.int64, device),
+        None if noise is None else checks.check_noise(noise, groups, vocab, device),
+    )
+    backend = choose_backend(backend, device.type, contrast is not None)
+    if backend == "cpu":
+        drawn = sample_cpu(args)
+    else:
+        checks.check_values(args)
+        drawn = sample_reference(args)
+    record_backend(backend)
+    return drawn

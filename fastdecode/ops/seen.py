@@ -1,0 +1,52 @@
+"""The bit set of ids already in a sequence: int32 words, id t being bit t & 31 of word t >> 5."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def seen_bits(ids: Tensor | Sequence[Sequence[int]], vocab: int) -> Tensor:
+    """(groups, ceil(vocab / 32)) int32 bit set of each group's ids.
+
+        ids    (groups, n) integer tensor, or per group a sequence of ids; negative ids are padding
+        vocab  number of ids
+
+    Raises ValueError naming the first id that is not below vocab.
+    """
+    if not isinstance(ids, Tensor):
+        longest = max((len(row) for row in ids), default=0)
+        padded = [list(row) + [-1] * (longest - len(row)) for row in ids]
+        ids = torch.tensor(padded, dtype=torch.int64).reshape(len(padded), longest)
+    if ids.dim() != 2 or ids.is_floating_point():
+        raise ValueError(f"ids: must be (groups, n) integers, got {tuple(ids.shape)} {ids.dtype}")
+    outside = (ids >= vocab).nonzero()
+    if len(outside):
+        group, position = outside[0].tolist()
+        value = int(ids[group, position])
+        raise ValueError(f"ids[{group}, {position}] = {value}: must be below {vocab}")
+    words = (vocab + 31) // 32
+    # One spare place at the end takes the padding.
+    member = torch.zeros(len(ids), words * 32 + 1, dtype=torch.int64, device=ids.device)
+    member.scatter_(1, torch.where(ids < 0, words * 32, ids).long(), 1)
+    bits = member[:, :-1].unflatten(1, (words, 32)) << torch.arange(32, device=ids.device)
+    return bits.sum(2).to(torch.int32)
+
+
+def set_seen_(seen: Tensor, token: Tensor) -> Tensor:
+    """Adds one id per group to a bit set, in place, and returns it.
+
+    seen   (groups, ceil(vocab / 32)) int32, written
+    token  (groups,) int64; negative: nothing is added to that group
+    """
+    if token.shape != seen.shape[:1] or seen.dim() != 2 or seen.dtype != torch.int32:
+        raise ValueError(
+            f"seen, token: must be (groups, words) int32 and (groups,), "
+            f"got {tuple(seen.shape)} {seen.dtype} and {tuple(token.shape)}"
+        )
+    token = token.long().unsqueeze(1)
+    word = token.clamp_min(0) >> 5
+    bit = torch.where(token < 0, 0, torch.ones_like(token) << (token & 31)).to(torch.int32)
+    return seen.scatter_(1, word, seen.gather(1, word) | bit)
