@@ -9,12 +9,13 @@
 namespace fastdecode {
 
 // One thread's working memory for rows of up to `capacity` ids. Survivors are kept in the order of
-// their ids, as three parallel arrays.
+// their ids, as parallel arrays.
 struct SampleScratch {
   int64_t capacity;
   int32_t* id;  // (capacity,)
   float* z;     // (capacity,) mixed, penalised, divided by the temperature
   float* p;     // (capacity,) exp(z - the largest z)
+  int32_t* at;  // (capacity,) positions of survivors, for searches among them
 };
 
 // Samples one group: reads checked arguments, writes element `group` of the four outputs. The

@@ -64,6 +64,7 @@ struct Survivors {
   int32_t* id;
   float* z;
   float* p;
+  int32_t* at;  // positions, for searches
   int64_t count;
   float top;     // largest z
   bool invalid;  // a NaN or +inf was read or computed
@@ -99,6 +100,30 @@ inline void penalise_block(const uint32_t* seen, int64_t lo, int n, float penalt
   }
 }
 
+// Makes dead ids -inf, and -0 into +0, since they are ties; whether a NaN or +inf is left.
+inline bool finish_block(const uint32_t* dead, int n, float* z) {
+  uint32_t invalid = 0;
+  for (int i = 0; i < n; ++i) {
+    z[i] = dead[i] ? -kInf : z[i] + 0.0f;
+    invalid |= z[i] < kInf ? 0u : 1u;
+  }
+  return invalid != 0;
+}
+
+// In lanes, for vector code; a NaN is passed over.
+inline float largest(const float* z, int n) {
+  constexpr int kLanes = 8;
+  float lane[kLanes];
+  for (int j = 0; j < kLanes; ++j) lane[j] = -kInf;
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int j = 0; j < kLanes; ++j) lane[j] = z[i + j] > lane[j] ? z[i + j] : lane[j];
+  }
+  for (; i < n; ++i) lane[0] = z[i] > lane[0] ? z[i] : lane[0];
+  for (int j = 1; j < kLanes; ++j) lane[0] = lane[j] > lane[0] ? lane[j] : lane[0];
+  return lane[0];
+}
+
 // Steps 1 to 4 for the ids [lo, hi): appends those that are possible.
 template <typename T>
 void gather_range(const fastdecode_sample_args& args, int64_t group, const Group& g, int64_t lo,
@@ -123,16 +148,9 @@ void gather_range(const fastdecode_sample_args& args, int64_t group, const Group
     if (g.temperature != 0.0f && g.temperature != 1.0f) {
       for (int i = 0; i < n; ++i) z[i] = z[i] / g.temperature;
     }
-    uint32_t overflow = 0;
-    float top = out.top;
-    for (int i = 0; i < n; ++i) {
-      const float finite_or_bad = dead[i] ? -kInf : z[i] + 0.0f;  // -0 becomes +0: they are ties
-      overflow |= finite_or_bad < kInf ? 0u : 1u;
-      top = finite_or_bad > top ? finite_or_bad : top;
-      z[i] = finite_or_bad;
-    }
-    out.top = top;
-    if (overflow) out.invalid = true;
+    if (finish_block(dead, n, z)) out.invalid = true;
+    const float top = largest(z, n);
+    if (top > out.top) out.top = top;
     int64_t count = out.count;
     for (int i = 0; i < n; ++i) {
       out.id[count] = static_cast<int32_t>(begin + i);
@@ -193,33 +211,53 @@ uint32_t weighted_cut(const Survivors& s, uint64_t limit, Weight weight) {
   // Small lists: clearing and scanning the bins costs more than another pass.
   const int bits = s.count < 4096 ? 8 : kMaxBits;
   uint64_t bins[1 << kMaxBits];
-  uint32_t prefix = 0, fixed = 0;  // digits found, and the mask of their bits
-  uint64_t above = 0;
+  uint32_t cut = 0;
+  int64_t candidates = s.count;  // positions at[0 .. candidates), once the first digit is found
   for (int shift = 32; shift > 0;) {
     const int next = shift > bits ? shift - bits : 0;
-    const uint32_t digit_mask = (1u << (shift - next)) - 1u;
-    for (uint32_t d = 0; d <= digit_mask; ++d) bins[d] = 0;
-    for (int64_t i = 0; i < s.count; ++i) {
-      const uint32_t key = order_key(s.z[i]);
-      if ((key & fixed) == prefix) bins[(key >> next) & digit_mask] += weight(i);
+    const uint32_t last_digit = (1u << (shift - next)) - 1u;
+    for (uint32_t d = 0; d <= last_digit; ++d) bins[d] = 0;
+    for (int64_t c = 0; c < candidates; ++c) {
+      const int64_t i = shift == 32 ? c : s.at[c];
+      bins[(order_key(s.z[i]) >> next) & last_digit] += weight(i);
     }
-    uint32_t digit = digit_mask;
-    while (digit > 0 && above + bins[digit] < limit) above += bins[digit--];
-    prefix |= digit << next;
-    fixed |= digit_mask << next;
+    uint32_t digit = last_digit;
+    while (digit > 0 && bins[digit] < limit) limit -= bins[digit--];
+    cut |= digit << next;
+    int64_t agreeing = 0;
+    for (int64_t c = 0; c < candidates; ++c) {
+      const int64_t i = shift == 32 ? c : s.at[c];
+      if (((order_key(s.z[i]) >> next) & last_digit) == digit) {
+        s.at[agreeing++] = static_cast<int32_t>(i);
+      }
+    }
+    candidates = agreeing;
     shift = next;
   }
-  return prefix;
+  return cut;
+}
+
+// Moves survivor i to place `count`.
+inline void keep(int64_t i, int64_t count, Survivors& s) {
+  s.id[count] = s.id[i];
+  s.z[count] = s.z[i];
+  s.p[count] = s.p[i];
 }
 
 // Drops the survivors whose z lies below the key.
 void keep_from(uint32_t cut, Survivors& s) {
   int64_t count = 0;
   for (int64_t i = 0; i < s.count; ++i) {
-    s.id[count] = s.id[i];
-    s.z[count] = s.z[i];
-    s.p[count] = s.p[i];
-    count += order_key(s.z[i]) >= cut ? 1 : 0;
+    if (order_key(s.z[i]) >= cut) keep(i, count++, s);
+  }
+  s.count = count;
+}
+
+// Drops the survivors of probability below min_p times the largest, which is exp(0) = 1.
+void keep_likely(float min_p, Survivors& s) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < s.count; ++i) {
+    if (s.p[i] >= min_p) keep(i, count++, s);
   }
   s.count = count;
 }
@@ -249,22 +287,13 @@ uint64_t filter(const Group& g, Survivors& s) {
     const uint64_t limit = top_p_limit(g.top_p, total_mass(s));
     keep_from(weighted_cut(s, limit, MassWeight{s.p}), s);
   }
-  if (g.min_p > 0.0f) {
-    int64_t count = 0;
-    for (int64_t i = 0; i < s.count; ++i) {
-      s.id[count] = s.id[i];
-      s.z[count] = s.z[i];
-      s.p[count] = s.p[i];
-      count += s.p[i] >= g.min_p ? 1 : 0;
-    }
-    s.count = count;
-  }
+  if (g.min_p > 0.0f) keep_likely(g.min_p, s);
   return total_mass(s);
 }
 
 // --- drawing
 
-// Noise of n <= kBlock ids; two loops, since only the second is turned into vector code.
+// Noise of n <= kBlock ids; as two loops both become vector code.
 void noise_block(const Group& g, const int32_t* id, int n, float* noise) {
   uint32_t word0[kBlock], word1[kBlock];
   for (int i = 0; i < n; ++i) {
@@ -332,7 +361,7 @@ Group parameters(const fastdecode_sample_args& args, int64_t group) {
 void sample_group_portable(const fastdecode_sample_args& args, int64_t group,
                            const SampleScratch& scratch) {
   const Group g = parameters(args, group);
-  Survivors s = {scratch.id, scratch.z, scratch.p, 0, -kInf, false};
+  Survivors s = {scratch.id, scratch.z, scratch.p, scratch.at, 0, -kInf, false};
   const int64_t allowed = args.dtype == FASTDECODE_FLOAT32    ? gather<float>(args, group, g, s)
                           : args.dtype == FASTDECODE_BFLOAT16 ? gather<BFloat16>(args, group, g, s)
                                                               : gather<Float16>(args, group, g, s);

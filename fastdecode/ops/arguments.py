@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from fastdecode.ops.token_sets import TokenSets
@@ -31,29 +30,10 @@ class Sample(NamedTuple):
     """(groups,) int32: 0, 1 or 2."""
 
 
-class FloatParameter(NamedTuple):
-    """A float32 per group, or one value for all where the tensor is None."""
-
-    per_group: Tensor | None
-    value: float
-
-    def expand(self, groups: int, device: torch.device) -> Tensor:
-        if self.per_group is not None:
-            return self.per_group
-        return torch.full((groups,), self.value, dtype=torch.float32, device=device)
-
-
-class IntParameter(NamedTuple):
-    """An integer per group, or one value for all where the tensor is None."""
-
-    per_group: Tensor | None
-    value: int
-
-    def expand(self, groups: int, device: torch.device) -> Tensor:
-        """(groups,) int64."""
-        if self.per_group is not None:
-            return self.per_group.to(torch.int64)
-        return torch.full((groups,), self.value, dtype=torch.int64, device=device)
+# A value per group, or one for all groups where the tensor is None. Plain tuples: they are made on
+# every call.
+FloatParameter = tuple[Tensor | None, float]
+IntParameter = tuple[Tensor | None, int]
 
 
 class SampleArguments(NamedTuple):

@@ -82,11 +82,11 @@ def check_float(
 ) -> FloatParameter:
     """A number or a (groups,) float32 tensor."""
     if isinstance(value, float):
-        return FloatParameter(None, value)
+        return None, value
     if isinstance(value, Tensor) and value.dim() > 0:
-        return FloatParameter(check_tensor(name, value, (groups,), torch.float32, device), 0.0)
+        return check_tensor(name, value, (groups,), torch.float32, device), 0.0
     if isinstance(value, Real | Tensor):
-        return FloatParameter(None, float(value))
+        return None, float(value)
     raise ValueError(f"{name} = {value!r}: must be a number or a ({groups},) tensor")
 
 
@@ -95,7 +95,7 @@ def check_int(
 ) -> IntParameter:
     """An integer that fits the dtype or a (groups,) tensor of the dtype."""
     if not isinstance(value, int) and isinstance(value, Tensor) and value.dim() > 0:
-        return IntParameter(check_tensor(name, value, (groups,), dtype, device), 0)
+        return check_tensor(name, value, (groups,), dtype, device), 0
     try:
         number = operator.index(value)
     except TypeError:
@@ -105,7 +105,7 @@ def check_int(
     low, high = _INT32 if dtype == torch.int32 else _INT64
     if not low <= number <= high:
         raise ValueError(f"{name} = {number}: must fit {dtype}")
-    return IntParameter(None, number)
+    return None, number
 
 
 def check_allowed(
@@ -138,12 +138,13 @@ def check_contrast(contrast: tuple[float, int]) -> tuple[float, int]:
 def _check_each(
     name: str, parameter: FloatParameter, rule: str, valid: Callable[[float], bool]
 ) -> None:
-    if parameter.per_group is None:
-        value = torch.tensor(parameter.value, dtype=torch.float32).item()  # as it will be used
+    per_group, number = parameter
+    if per_group is None:
+        value = torch.tensor(number, dtype=torch.float32).item()  # as it will be used
         if not valid(value):
             raise ValueError(f"{name} = {value:g}: must be {rule}")
         return
-    for g, value in enumerate(parameter.per_group.tolist()):
+    for g, value in enumerate(per_group.tolist()):
         if not valid(value):
             raise ValueError(f"{name}[{g}] = {value:g}: must be {rule}")
 

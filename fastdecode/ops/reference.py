@@ -128,14 +128,17 @@ def sample_reference(args: SampleArguments) -> Sample:
     if allowed.numel() == 0 or len(args.logits) == 0:
         return failed
 
-    def column(parameter: FloatParameter | IntParameter) -> Tensor:
-        return parameter.expand(groups, device).unsqueeze(1)
+    def column(parameter: FloatParameter | IntParameter, dtype: torch.dtype) -> Tensor:
+        per_group, value = parameter
+        if per_group is None:
+            return torch.full((groups, 1), value, dtype=dtype, device=device)
+        return per_group.to(dtype).unsqueeze(1)
 
     logits = args.logits[:, lo:hi]
     rows = torch.arange(groups, device=device).unsqueeze(1)
     streams = rows if args.streams is None else args.streams.long()
     weights = torch.ones(streams.shape, device=device) if args.weights is None else args.weights
-    temperature, top_p = column(args.temperature), column(args.top_p)
+    temperature, top_p = column(args.temperature, torch.float32), column(args.top_p, torch.float32)
     greedy = temperature == 0
 
     # 1. Mix.  2. Contrast.  3. Penalise.  4. Temperature.
@@ -143,7 +146,7 @@ def sample_reference(args: SampleArguments) -> Sample:
     if args.contrast is not None:
         keep = keep & _contrast(logits, streams, weights, allowed, *args.contrast)
     if args.seen is not None:
-        penalty = column(args.penalty)
+        penalty = column(args.penalty, torch.float32)
         penalised = torch.where(z < 0, z * penalty, z / penalty)
         z = torch.where(_seen_bits(args.seen, lo, hi), penalised, z)
     z = torch.where(greedy, z, z / temperature)
@@ -158,20 +161,20 @@ def sample_reference(args: SampleArguments) -> Sample:
     # 5. Top-k.  6. Top-p.  7. Min-p.
     ranked = z.sort(1, descending=True).values
     top = ranked[:, :1]
-    cut = _top_k_cut(ranked, column(args.top_k))
+    cut = _top_k_cut(ranked, column(args.top_k, torch.int64))
     stays = (ranked >= cut) & (ranked > -_INF)
     cut = torch.maximum(
         cut, _top_p_cut(ranked, mass_of(exp_f32(_masked(ranked - top, stays))), top_p)
     )
     p = exp_f32(_masked(z - top, keep))
-    keep = keep & (greedy | ((z >= cut) & (p >= column(args.min_p))))
+    keep = keep & (greedy | ((z >= cut) & (p >= column(args.min_p, torch.float32))))
 
     # 8. Draw. NaN in given noise counts as −inf; such an id is drawn only if all kept ids are so.
     noisy = torch.where(greedy, z, -_INF)
     group, position = (keep & ~greedy).nonzero(as_tuple=True)
     if args.noise is None:
-        seed, step = args.seed.expand(groups, device), args.step.expand(groups, device)
-        noise = gumbel_noise(seed[group], step[group], position + lo)
+        seed, step = column(args.seed, torch.int64), column(args.step, torch.int64)
+        noise = gumbel_noise(seed[group, 0], step[group, 0], position + lo)
     else:
         noise = args.noise[group, position + lo]
     value = z[group, position] + noise
