@@ -58,7 +58,7 @@ fastdecode_result fastdecode_sample(const fastdecode_sample_args* given) {
   if (given == nullptr) {
     return fail(FASTDECODE_INVALID_ARGUMENT, "args = NULL: must point to the arguments");
   }
-  // A caller built against a later header may pass a larger struct; its tail is unknown here.
+  // This is the first layout. A later one is larger, and takes the defaults for what is missing.
   if (given->size != sizeof(fastdecode_sample_args)) {
     return fail(FASTDECODE_INVALID_ARGUMENT,
                 "args->size = %zu: this library expects %zu; call fastdecode_sample_args_init",

@@ -1,0 +1,66 @@
+/* Prints two draws, three error messages, and the version, one per line. */
+#include <fastdecode/fastdecode.h>
+#include <stdio.h>
+
+enum { VOCAB = 300, GROUPS = 2 };
+
+int main(void) {
+  float logits[2 * VOCAB];
+  const int32_t streams[] = {0, 1, 1, -1};
+  const float weights[] = {3.0f, -2.0f, 1.0f, 1.0f};
+  int32_t ranges[] = {10, 200, 250, 300};
+  const int32_t set_offsets[] = {0, 2};
+  const int32_t top_k[] = {50, 0};
+  int64_t token[GROUPS];
+  float logprob[GROUPS];
+  int32_t kept[GROUPS], status[GROUPS];
+  fastdecode_sample_args args;
+
+  for (int i = 0; i < VOCAB; ++i) {
+    logits[i] = (float)(i * 37 % 101) / 16.0f;
+    logits[VOCAB + VOCAB - 1 - i] = logits[i];
+  }
+  fastdecode_sample_args_init(&args);
+  args.logits = logits;
+  args.dtype = FASTDECODE_FLOAT32;
+  args.rows = 2;
+  args.vocab = VOCAB;
+  args.row_stride = VOCAB;
+  args.groups = GROUPS;
+  args.streams_per_group = 2;
+  args.streams = streams;
+  args.weights = weights;
+  args.ranges = ranges;
+  args.set_offsets = set_offsets;
+  args.sets = 1;
+  args.temperature_value = 0.7f;
+  args.top_k = top_k;
+  args.top_p_value = 0.9f;
+  args.seed_value = 7;
+  args.step_value = 3;
+  args.token = token;
+  args.logprob = logprob;
+  args.kept = kept;
+  args.status = status;
+  if (fastdecode_sample(&args) != FASTDECODE_OK) {
+    fprintf(stderr, "%s\n", fastdecode_last_error());
+    return 1;
+  }
+  for (int g = 0; g < GROUPS; ++g) {
+    printf("%lld %.9g %d %d\n", (long long)token[g], logprob[g], kept[g], status[g]);
+  }
+
+  args.temperature_value = -1.0f;
+  printf("%d ", fastdecode_sample(&args));
+  printf("%s\n", fastdecode_last_error());
+  args.temperature_value = 1.0f;
+  args.size = 8;
+  printf("%d ", fastdecode_sample(&args));
+  printf("%s\n", fastdecode_last_error());
+  args.size = sizeof args;
+  ranges[2] = 150;
+  printf("%d ", fastdecode_sample(&args));
+  printf("%s\n", fastdecode_last_error());
+  printf("%d %s\n", fastdecode_abi_version(), fastdecode_cpu_isa());
+  return 0;
+}

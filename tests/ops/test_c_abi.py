@@ -1,0 +1,81 @@
+"""The header and the library, as a C99 program uses them."""
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastdecode import build_info
+from fastdecode.ops import sample
+
+PROGRAM = Path(__file__).with_name("c_abi.c")
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory) -> list[str]:
+    program = tmp_path_factory.mktemp("c_abi") / "program"
+    library = Path(build_info.get_library())
+    compile_command = [
+        *("gcc", "-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror"),
+        *(f"-I{build_info.get_include()}", str(PROGRAM), "-o", str(program)),
+        *(str(library), f"-Wl,-rpath,{library.parent}"),
+    ]
+    subprocess.run(compile_command, check=True)
+    finished = subprocess.run([str(program)], check=True, capture_output=True, text=True)
+    return finished.stdout.splitlines()
+
+
+def test_draws_what_python_draws(output):
+    logits = torch.tensor([[i * 37 % 101 / 16 for i in range(300)] for _ in range(2)])
+    logits[1] = logits[1].flip(0)
+    got = sample(
+        logits,
+        streams=torch.tensor([[0, 1], [1, -1]], dtype=torch.int32),
+        weights=torch.tensor([[3.0, -2.0], [1.0, 1.0]]),
+        allowed=[[(10, 200), (250, 300)]],
+        temperature=0.7,
+        top_k=torch.tensor([50, 0], dtype=torch.int32),
+        top_p=0.9,
+        seed=7,
+        step=3,
+    )
+    for g in range(2):
+        expected = f"{got.token[g]} {got.logprob[g]:.9g} {got.kept[g]} {got.status[g]}"
+        assert output[g] == expected
+
+
+def test_errors_name_the_argument(output):
+    assert output[2] == "1 temperature = -1: must be finite and >= 0"
+    assert output[3].startswith("1 args->size = 8: this library expects ")
+    assert output[4] == "1 ranges[1] = (150, 300): must be lo <= hi, sorted and disjoint"
+
+
+def test_version_and_isa(output):
+    assert output[5] == "1 portable"
+
+
+def test_exports_only_the_interface():
+    library = build_info.get_library()
+    symbols = subprocess.run(
+        ["nm", "-D", "--defined-only", library], check=True, capture_output=True, text=True
+    )
+    names = {line.split()[-1] for line in symbols.stdout.splitlines()}
+    assert names == {
+        "fastdecode_abi_version",
+        "fastdecode_cpu_isa",
+        "fastdecode_last_error",
+        "fastdecode_sample",
+        "fastdecode_sample_args_init",
+    }
+    assert ctypes.CDLL(library).fastdecode_abi_version() == 1
+
+
+def test_needs_nothing_but_libc():
+    dynamic = subprocess.run(
+        ["readelf", "-d", build_info.get_library()], check=True, capture_output=True, text=True
+    )
+    needed = [line for line in dynamic.stdout.splitlines() if "NEEDED" in line]
+    allowed = ("libc.so", "libm.so", "libpthread.so", "ld-linux")
+    assert all(any(name in line for name in allowed) for line in needed)

@@ -1,0 +1,148 @@
+"""The cpu backend against the reference, bit by bit, and what the C++ alone has to get right."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from cases import DTYPES, SIZES, assert_same_bits, random_arguments
+
+from fastdecode.ops import TokenSets, last_backend, sample
+
+
+def both(logits, **arguments):
+    expected = sample(logits, backend="reference", **arguments)
+    assert last_backend() == "reference"
+    got = sample(logits, backend="cpu", **arguments)
+    assert last_backend() == "cpu"
+    return got, expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("vocab", SIZES)
+def test_same_bits_on_random_arguments(vocab, dtype):
+    for case in range(25 if vocab < 5000 else 8):
+        arguments = random_arguments(np.random.default_rng([case, vocab]), vocab, dtype)
+        got, expected = both(**arguments)
+        assert_same_bits(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_16_bit_value_is_read_right(dtype):
+    """Each value beside a zero, drawn by the given noise so that its size shows in the logprob."""
+    value = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    size = value.float().abs()
+    amplify = torch.where(size > 2.0**-14, 1.0, torch.where(size > 2.0**-70, 2.0**60, 2.0**127))
+    below = (value < 0).float()
+    got, expected = both(
+        torch.stack([value, torch.zeros_like(value)], 1),
+        weights=amplify.unsqueeze(1),
+        noise=torch.stack([below, 1 - below], 1) * 3.4e38,
+    )
+    assert_same_bits(got, expected)
+    finite = value.isfinite() & (size < 1e38)
+    z = (size * amplify).double()[finite]
+    exact = -z - torch.log1p(torch.exp(-z))
+    assert torch.allclose(got.logprob[finite].double(), exact, rtol=1e-6)
+
+
+@pytest.mark.parametrize("top_k", [1, 50, 2000])
+def test_same_bits_on_a_full_vocabulary_with_ties(top_k):
+    logits = (torch.randn(3, 65536) * 3).to(torch.bfloat16)
+    got, expected = both(logits, top_k=top_k, top_p=0.9, seed=1)
+    assert_same_bits(got, expected)
+    assert (got.kept >= 1).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_do_not_change_a_bit(threads):
+    torch.manual_seed(0)
+    logits = torch.randn(12, 20000) * 4
+    arguments = {"seed": 5, "top_p": torch.linspace(0.1, 1, 12), "step": torch.arange(12)}
+    expected = sample(logits, backend="reference", **arguments)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for _ in range(5):
+            assert_same_bits(sample(logits, backend="cpu", **arguments), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_concurrent_calls():
+    torch.manual_seed(1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    jobs = [torch.randn(4, size) for size in (100, 3000, 20000, 33, 8192, 12345)]
+    expected = [sample(logits, seed=7, top_k=40, top_p=0.8, backend="cpu") for logits in jobs]
+    failures = []
+
+    def work(logits, right):
+        try:
+            for _ in range(30):
+                got = sample(logits, seed=7, top_k=40, top_p=0.8, backend="cpu")
+                assert_same_bits(got, right)
+        except AssertionError as failure:
+            failures.append(failure)
+
+    pairs = zip(jobs, expected, strict=True)
+    workers = [threading.Thread(target=work, args=pair) for pair in pairs]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    torch.set_num_threads(before)
+    assert not failures
+
+
+def test_rows_beyond_two_billion_elements():
+    """Row 1 begins 2^31 + 10 elements in; the memory between is never touched."""
+    stride, vocab = 2**31 + 10, 64
+    memory = torch.from_numpy(np.zeros(stride + vocab, dtype=np.uint16)).view(torch.bfloat16)
+    logits = memory.as_strided((2, vocab), (stride, 1))
+    logits[1, 17] = 5.0
+    got = sample(logits, temperature=0.0, backend="cpu")
+    assert got.token.tolist() == [0, 17]
+
+
+def test_given_noise_may_have_any_row_stride():
+    noise = torch.randn(4, 130)[:, :100]
+    got, expected = both(torch.randn(4, 100), noise=noise)
+    assert_same_bits(got, expected)
+
+
+def test_many_ranges():
+    sets = TokenSets.from_ids([range(0, 5000, 2), range(1, 5000, 7), []], 5000)
+    index = torch.tensor([0, 1, 2, 1], dtype=torch.int32)
+    arguments = {"allowed": sets, "set_index": index, "seed": torch.arange(4)}
+    got, expected = both(torch.randn(4, 5000), **arguments)
+    assert_same_bits(got, expected)
+    token = got.token.tolist()
+    assert token[0] % 2 == 0
+    assert token[1] % 7 == 1
+    assert token[2] == -1
+    assert token[3] % 7 == 1
+
+
+def test_the_cpu_backend_is_the_default_and_contrast_the_exception():
+    sample(torch.zeros(1, 4))
+    assert last_backend() == "cpu"
+    sample(torch.zeros(1, 4), contrast=(0.1, 1))
+    assert last_backend() == "reference"
+    with pytest.raises(ValueError, match="contrast is not available on backend 'cpu'; use backend"):
+        sample(torch.zeros(1, 4), contrast=(0.1, 1), backend="cpu")
+
+
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+def test_the_environment_can_choose_the_backend(name):
+    code = (
+        "import torch; from fastdecode import ops; ops.sample(torch.zeros(1, 4));"
+        "print(ops.last_backend())"
+    )
+    environment = {**os.environ, "FASTDECODE_BACKEND": name}
+    command = [sys.executable, "-c", code]
+    finished = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert finished.stdout.strip() == name
