@@ -1,3 +1,64 @@
-"""Fast guided decoding for models that write text and draw images as one token stream."""
+"""fastdecode: decoding kernels and a drop-in ``generate()`` for models that write text and draw images as one token stream.
+
+Names are imported when they are first used, so that ``import fastdecode`` is quick and ``fastdecode env`` can tell
+what is wrong with a broken installation.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fastdecode import ops
+    from fastdecode.build_info import get_include, get_library
+    from fastdecode.documents import to_documents
+    from fastdecode.generation import custom_generate, disable, enable, explain, generate
+    from fastdecode.guidance import Guidance, Stream
+    from fastdecode.loading import load
+
+_HOMES = {
+    "Guidance": "fastdecode.guidance",
+    "Stream": "fastdecode.guidance",
+    "custom_generate": "fastdecode.generation",
+    "disable": "fastdecode.generation",
+    "enable": "fastdecode.generation",
+    "explain": "fastdecode.generation",
+    "generate": "fastdecode.generation",
+    "get_include": "fastdecode.build_info",
+    "get_library": "fastdecode.build_info",
+    "load": "fastdecode.loading",
+    "to_documents": "fastdecode.documents",
+}
+
+__all__ = [
+    "Guidance",
+    "Stream",
+    "__version__",
+    "custom_generate",
+    "disable",
+    "enable",
+    "explain",
+    "generate",
+    "get_include",
+    "get_library",
+    "load",
+    "ops",
+    "to_documents",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ops":
+        return import_module("fastdecode.ops")
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'fastdecode' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -25,7 +25,5 @@ def get_library() -> str:
 
 def _found(path: Path) -> str:
     if not path.exists():
-        raise FileNotFoundError(
-            f"{path} is missing: install the package (pip install .) to build it"
-        )
+        raise FileNotFoundError(f"{path} is missing: install the package (pip install .) to build it")
     return str(path)

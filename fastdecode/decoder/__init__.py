@@ -1,0 +1,5 @@
+"""One decode step of a model: embed, layers, and the rows of the output head that the step can use."""
+
+from fastdecode.decoder.chameleon import ChameleonDecoder
+
+__all__ = ["ChameleonDecoder"]

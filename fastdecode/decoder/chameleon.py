@@ -1,0 +1,157 @@
+"""Chameleon's layers over a ragged batch of streams.
+
+The model's own modules multiply (so adapters and quantised layers keep working, and no weight is copied); what lies
+between the multiplications is written out here for one new id per row: no masks over the whole batch, no cache
+objects, no output wrappers. Covers both norm orders (before each block, or Swin's after it), grouped-query attention
+and biases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastdecode.kv_cache import StreamCache
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding on halves: ``x`` (..., head_dim), ``cos`` and ``sin`` broadcast to it."""
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
+
+
+def head_norm(norm: Any, x: Tensor) -> Tensor:
+    """Chameleon's LayerNorm over head_dim with weight and bias per head: ``x`` (..., heads, head_dim)."""
+    return F.layer_norm(x, x.shape[-1:], None, None, 1e-5) * norm.weight + norm.bias
+
+
+class ChameleonDecoder:
+    """Prefill and decode steps of one model; holds no state of any sequence."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        inner = model.model
+        self.embed, self.layers, self.norm, self.head = (
+            inner.embed_tokens,
+            inner.layers,
+            inner.norm,
+            model.lm_head,
+        )
+        self.swin = bool(model.config.swin_norm)
+        self.device = inner.embed_tokens.weight.device
+        attention = inner.layers[0].self_attn
+        self.heads, self.kv_heads = attention.num_heads, attention.num_key_value_heads
+        self.head_dim, self.grouped = attention.head_dim, self.heads != self.kv_heads
+        self.dtype = attention.k_norm.weight.dtype
+        self._rope: tuple[Tensor, Tensor] | None = None
+        self._logits: Tensor | None = None
+
+    def new_cache(self) -> StreamCache:
+        return StreamCache(len(self.layers), self.kv_heads, self.head_dim, self.dtype, self.device)
+
+    def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin, each ``(*positions.shape, 1, head_dim)``, by the model's own rotary embedding."""
+        rotary = self.model.model.rotary_emb
+        if "dynamic" in rotary.rope_type or rotary.rope_type == "longrope":  # its table depends on the longest position
+            like = self.embed.weight[:1, None]
+            cos, sin = rotary(like, position_ids=positions.view(1, -1))
+            shape = (*positions.shape, 1, self.head_dim)
+            return cos.view(shape), sin.view(shape)
+        if self._rope is None or self._rope[0].shape[0] <= int(positions.max()):
+            every = torch.arange(max(512, 2 * int(positions.max()) + 2), device=self.device)
+            cos, sin = rotary(self.embed.weight[:1, None].to(self.dtype), position_ids=every.view(1, -1))
+            self._rope = (cos[0], sin[0])
+        cos, sin = self._rope
+        return cos[positions].unsqueeze(-2), sin[positions].unsqueeze(-2)
+
+    def _project(self, attention: Any, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q (..., heads, head_dim), k and v (..., kv_heads, head_dim), normed and rotated; ``x`` (..., hidden)."""
+        shape = (*x.shape[:-1], -1, self.head_dim)
+        q = head_norm(attention.q_norm, attention.q_proj(x).view(shape))
+        k = head_norm(attention.k_norm, attention.k_proj(x).view(shape))
+        return rotate(q, cos, sin), rotate(k, cos, sin), attention.v_proj(x).view(shape)
+
+    def _add_attended(self, layer: Any, x: Tensor, attended: Tensor) -> Tensor:
+        """The rest of a layer: output projection, residual, MLP, residual, in the layer's norm order."""
+        out = layer.self_attn.o_proj(attended)
+        if self.swin:
+            x = x + layer.input_layernorm(out)
+            return x + layer.post_attention_layernorm(layer.mlp(x))
+        x = x + out
+        return x + layer.mlp(layer.post_attention_layernorm(x))
+
+    @torch.inference_mode()
+    def prefill(self, cache: StreamCache, prompts: Sequence[Sequence[int]]) -> slice:
+        """Append one row per prompt and fill its keys and values. Prompts may be empty; returns the rows.
+
+        The prompts' last hidden states are not computed: the id that follows a prompt goes through `step`.
+        """
+        lengths = torch.tensor([len(p) for p in prompts], dtype=torch.long, device=self.device)
+        rows = cache.add(lengths)
+        width = max(map(len, prompts), default=0)
+        if width == 0:
+            return rows
+        ids = torch.zeros((len(prompts), width), dtype=torch.long)
+        for i, prompt in enumerate(prompts):
+            ids[i, : len(prompt)] = torch.tensor(prompt, dtype=torch.long)
+        cos, sin = self.rope(torch.arange(width, device=self.device))
+        x = self.embed(ids.to(self.device))
+        for i, layer in enumerate(self.layers):
+            normed = x if self.swin else layer.input_layernorm(x)
+            q, k, v = (t.transpose(1, 2) for t in self._project(layer.self_attn, normed, cos, sin))
+            cache.keys[i][rows, :, :width], cache.values[i][rows, :, :width] = k, v
+            if i == len(self.layers) - 1:
+                break
+            attended = F.scaled_dot_product_attention(
+                q, k, v, is_causal=True, scale=layer.self_attn.scaling, enable_gqa=self.grouped
+            )
+            x = self._add_attended(layer, x, attended.transpose(1, 2).reshape(*x.shape[:2], -1))
+        return rows
+
+    @torch.inference_mode()
+    def step(self, cache: StreamCache, tokens: Tensor) -> Tensor:
+        """Feed one id to every live row: ``tokens`` (rows,) int64. Returns normed hidden states (rows, hidden)."""
+        rows, window = cache.rows, cache.longest + 1
+        cache.reserve(rows, window)
+        row, at = torch.arange(rows, device=self.device), cache.lengths
+        cos, sin = self.rope(at)
+        mask = None
+        if rows > 1:
+            mask = (torch.arange(window, device=self.device) <= at[:, None])[:, None, None]
+        x = self.embed(tokens)
+        for i, layer in enumerate(self.layers):
+            normed = x if self.swin else layer.input_layernorm(x)
+            q, k, v = self._project(layer.self_attn, normed, cos, sin)
+            keys, values = cache.keys[i], cache.values[i]
+            keys[row, :, at], values[row, :, at] = k, v
+            attended = F.scaled_dot_product_attention(
+                q.unsqueeze(2),
+                keys[:rows, :, :window],
+                values[:rows, :, :window],
+                attn_mask=mask,
+                scale=layer.self_attn.scaling,
+                enable_gqa=self.grouped,
+            )
+            x = self._add_attended(layer, x, attended.reshape(rows, -1))
+        cache.grow()
+        hidden: Tensor = self.norm(x)
+        return hidden
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor, span: tuple[int, int] | None = None) -> Tensor:
+        """Logits (rows, vocab) in the model's dtype; with ``span`` only ids in [lo, hi) are computed, and the rest of
+        the result is old: read it through sets inside ``span`` only. The result is overwritten by the next call.
+        """
+        if span is None or type(self.head) is not nn.Linear or self.head.bias is not None:
+            whole: Tensor = self.head(hidden)
+            return whole
+        vocab = self.head.weight.shape[0]
+        if self._logits is None or self._logits.shape[0] < len(hidden) or self._logits.dtype != hidden.dtype:
+            self._logits = torch.empty((len(hidden), vocab), dtype=hidden.dtype, device=hidden.device)
+        out, (lo, hi) = self._logits[: len(hidden)], span
+        out[:, lo:hi] = F.linear(hidden, self.head.weight[lo:hi])
+        return out

@@ -1,0 +1,1 @@
+"""Model families: what generate needs to know of a checkpoint, and how its pictures are decoded."""

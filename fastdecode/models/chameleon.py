@@ -1,0 +1,189 @@
+"""What the rest of the package needs to know of a Chameleon checkpoint: its ids, its pictures, and what it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from fastdecode.models.vq_decoder import VQDecoder, decode_codes, latent_side
+
+BEGIN_IMAGE, END_IMAGE, PLACEHOLDER = "<racm3:break>", "<eoss>", "<image>"
+
+
+def check_family(model: Any) -> None:
+    """Raise ``TypeError`` unless ``model`` is a Chameleon that transformers loaded with its head."""
+    from transformers import ChameleonForConditionalGeneration
+
+    if not isinstance(model, ChameleonForConditionalGeneration):
+        raise TypeError(
+            f"fastdecode decodes ChameleonForConditionalGeneration and its fine-tunes (Anole, AA-Chameleon, "
+            f"Lumina-mGPT in that class); got {type(model).__name__}"
+        )
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Ids of one checkpoint, read from its ``vocabulary_map`` and shapes, never assumed.
+
+    ``code_ids[c]`` is the id of codebook entry ``c``; ``image_length`` the ids of one picture, without its markers;
+    ``context`` the most ids of a sequence. ``bos`` is ``None`` where the map has no ``<s>``.
+    """
+
+    size: int
+    code_ids: tuple[int, ...]
+    begin_image: int
+    end_image: int
+    placeholder: int
+    image_length: int
+    context: int
+    bos: int | None = None
+    pad: int | None = None
+    names: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, model: Any) -> Vocabulary:
+        """Read ``model.config``. ``ValueError`` names what is missing from it."""
+        check_family(model)
+        config = model.config
+        ids: dict[str, int] = config.vocabulary_map or {}
+        absent = [name for name in (BEGIN_IMAGE, END_IMAGE, PLACEHOLDER) if name not in ids]
+        if absent:
+            raise ValueError(
+                f"config.vocabulary_map of this checkpoint has no {', '.join(absent)}: it must map every token of "
+                f"the tokenizer to its id (it has {len(ids)} entries)"
+            )
+        codes = model.model.vocabulary_mapping.img2bpe
+        count = config.vq_config.num_embeddings
+        if sorted(codes) != list(range(count)):
+            raise ValueError(
+                f"config.vocabulary_map names {len(codes)} image tokens (IMGIMG…Z), but the codebook has {count} "
+                "entries: each entry needs its own"
+            )
+        return cls(
+            size=config.vocab_size,
+            code_ids=tuple(codes[c] for c in range(count)),
+            begin_image=ids[BEGIN_IMAGE],
+            end_image=ids[END_IMAGE],
+            placeholder=ids[PLACEHOLDER],
+            image_length=latent_side(config.vq_config) ** 2,
+            context=config.max_position_embeddings,
+            bos=ids.get("<s>"),
+            pad=ids.get("<pad>"),
+            names={i: name for name, i in ids.items()},
+        )
+
+    @cached_property
+    def image_ids(self) -> frozenset[int]:
+        return frozenset(self.code_ids)
+
+    @cached_property
+    def id_to_code(self) -> dict[int, int]:
+        """Pairwise inverse of ``code_ids`` (the map need not be monotone)."""
+        return {i: code for code, i in enumerate(self.code_ids)}
+
+
+def encode_pictures(model: Any, pixel_values: Tensor) -> Tensor:
+    """Pixels ``(n, 3, H, W)`` float to image ids ``(n, image_length)`` int64, on the model's device."""
+    vision = model.model.vqmodel
+    weight = vision.quant_conv.weight
+    pixels = pixel_values.to(weight.device, weight.dtype)
+    side = model.config.vq_config.resolution
+    if pixels.ndim != 4 or pixels.shape[1:] != (model.config.vq_config.in_channels, side, side):
+        raise ValueError(
+            f"pixel_values is {tuple(pixel_values.shape)}; this checkpoint takes (pictures, "
+            f"{model.config.vq_config.in_channels}, {side}, {side}), as its processor makes them"
+        )
+    return model.model.get_image_tokens(pixels).long()
+
+
+def fill_placeholders(input_ids: Tensor, image_ids: Tensor | None, vocabulary: Vocabulary) -> Tensor:
+    """Replace ``<image>`` placeholders in ``input_ids`` (batch, length) by ``image_ids`` (n, image_length), in order.
+
+    ``ValueError`` if the pictures do not fill the placeholders exactly. Returns a new tensor.
+    """
+    check_picture_count(input_ids, 0 if image_ids is None else len(image_ids), vocabulary)
+    if image_ids is None:
+        return input_ids
+    here = input_ids == vocabulary.placeholder
+    return input_ids.masked_scatter(here, image_ids.to(input_ids.device))
+
+
+def check_picture_count(input_ids: Tensor, pictures: int, vocabulary: Vocabulary) -> None:
+    """``ValueError`` unless ``input_ids`` holds ``image_length`` placeholders for each of ``pictures``."""
+    wanted = int((input_ids == vocabulary.placeholder).sum())
+    if wanted != pictures * vocabulary.image_length:
+        raise ValueError(
+            f"the prompt has {wanted} <image> placeholder ids (room for {wanted / vocabulary.image_length:g} pictures "
+            f"of {vocabulary.image_length}), but pixel_values holds {pictures} pictures: give one picture for each "
+            "<image> in the text, all through the processor"
+        )
+
+
+# --- drawing ----------------------------------------------------------------------------------------------------
+
+
+def missing_decoder_keys(model: Any) -> list[str]:
+    """Names of the weights that drawing needs and ``model`` lacks; empty if it can draw."""
+    if isinstance(getattr(model.model.vqmodel, "decoder", None), nn.Module):
+        return []
+    with torch.device("meta"):
+        decoder = VQDecoder(model.config.vq_config)
+    return [f"model.vqmodel.decoder.{key}" for key in decoder.state_dict()]
+
+
+def check_can_draw(model: Any) -> None:
+    """``ValueError`` naming the missing weights if ``model`` has no VQ decoder."""
+    missing = missing_decoder_keys(model)
+    if missing:
+        raise ValueError(
+            f"this checkpoint has no VQ decoder, so its picture tokens cannot become pictures: {len(missing)} weights "
+            f"are missing ({missing[0]}, {missing[1]}, … {missing[-1]}). Text works without them. Use a checkpoint that "
+            "carries them (the Anole and AA-Chameleon conversions do) through fastdecode.load, or give fastdecode.load "
+            "Meta's vqgan.ckpt with vqgan=PATH"
+        )
+
+
+def attach_decoder(model: Any, weights: dict[str, Tensor]) -> None:
+    """Give ``model.model.vqmodel`` a decoder with ``weights`` (keys relative to the decoder, taming names).
+
+    ``ValueError`` names missing and unexpected keys or a wrong shape; the model is then unchanged.
+    """
+    decoder = VQDecoder(model.config.vq_config)
+    wanted = {key: tuple(value.shape) for key, value in decoder.state_dict().items()}
+    missing = sorted(set(wanted) - set(weights))
+    extra = sorted(set(weights) - set(wanted))
+    if missing or extra:
+        raise ValueError(
+            f"the VQ decoder's weights do not fit config.vq_config: missing {missing[:4] or 'none'} "
+            f"({len(missing)} in all), unexpected {extra[:4] or 'none'} ({len(extra)} in all)"
+        )
+    for key, shape in wanted.items():
+        if tuple(weights[key].shape) != shape:
+            raise ValueError(
+                f"VQ decoder weight {key} is {tuple(weights[key].shape)}; config.vq_config asks for {shape}"
+            )
+    decoder.load_state_dict(weights)
+    like = model.model.vqmodel.post_quant_conv.weight
+    model.model.vqmodel.decoder = decoder.to(like.device, like.dtype).eval().requires_grad_(False)
+
+
+def to_pictures(pixels: Tensor) -> list[Image.Image]:
+    """Pixels ``(n, 3, H, W)`` float in [-1, 1] (clamped) to RGB pictures."""
+    grey = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return [Image.fromarray(p) for p in grey.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def decode_pictures(model: Any, blocks: Sequence[Sequence[int]], vocabulary: Vocabulary) -> list[Image.Image]:
+    """Image ids of whole blocks (each ``image_length`` long) to RGB pictures, all in one pass of the VQ decoder."""
+    if not blocks:
+        return []
+    check_can_draw(model)
+    codes = torch.tensor([[vocabulary.id_to_code[i] for i in block] for block in blocks])
+    vqmodel = model.model.vqmodel
+    return to_pictures(decode_codes(vqmodel, codes.to(vqmodel.post_quant_conv.weight.device)))

@@ -1,0 +1,82 @@
+"""The decoder half of Chameleon's VQ-GAN, in the layout of taming-transformers.
+
+transformers ships the encoder only. Checkpoints that can draw carry the decoder's weights under
+``model.vqmodel.decoder.*``: ``conv_in``, ``mid``, ``up.<level>`` (level 0 is the full resolution), ``norm_out``
+and ``conv_out``. The blocks are those of transformers' Janus VQ-VAE, which is of the same family; the wiring is
+taming's (levels numbered from the full resolution, attention only at ``attn_resolutions``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAEConfig
+from transformers.models.janus.modeling_janus import (
+    JanusVQVAEAttnBlock,
+    JanusVQVAEConvUpsample,
+    JanusVQVAEMidBlock,
+    JanusVQVAEResnetBlock,
+)
+
+
+class VQDecoder(nn.Module):
+    """Latents ``(n, latent_channels, h, w)`` to pixels ``(n, in_channels, H, W)`` in about [-1, 1]."""
+
+    def __init__(self, config: ChameleonVQVAEConfig) -> None:
+        super().__init__()
+        multipliers = config.channel_multiplier
+        attends = config.attn_type == "vanilla"
+        attended = tuple(config.attn_resolutions or ()) if attends else ()
+        channels = config.base_channels * multipliers[-1]
+        self.conv_in = nn.Conv2d(config.latent_channels, channels, kernel_size=3, padding=1)
+        blocks: Any = config  # the Janus blocks read nothing of it but dropout
+        self.mid: Any = JanusVQVAEMidBlock(blocks, channels)
+        if not attends:
+            self.mid.attn_1 = nn.Identity()
+        self.up = nn.ModuleList()
+        for level in reversed(range(len(multipliers))):
+            up: Any = nn.Module()
+            up.block, up.attn = nn.ModuleList(), nn.ModuleList()
+            for _ in range(config.num_res_blocks + 1):
+                out_channels = config.base_channels * multipliers[level]
+                up.block.append(JanusVQVAEResnetBlock(blocks, channels, out_channels))
+                channels = out_channels
+                if config.resolution >> level in attended:
+                    up.attn.append(JanusVQVAEAttnBlock(channels))
+            if level > 0:
+                up.upsample = JanusVQVAEConvUpsample(channels)
+            self.up.insert(0, up)
+        self.norm_out = nn.GroupNorm(num_groups=32, num_channels=channels, eps=1e-6)
+        self.conv_out = nn.Conv2d(channels, config.in_channels, kernel_size=3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(latents))
+        levels: list[Any] = list(self.up)
+        for up in reversed(levels):
+            for i, block in enumerate(up.block):
+                x = block(x)
+                if len(up.attn):
+                    x = up.attn[i](x)
+            if hasattr(up, "upsample"):
+                x = up.upsample(x)
+        pixels: Tensor = self.conv_out(nn.functional.silu(self.norm_out(x)))
+        return pixels
+
+
+def latent_side(config: ChameleonVQVAEConfig) -> int:
+    """Rows (and columns) of the grid of codes of one picture."""
+    return config.resolution >> (len(config.channel_multiplier) - 1)
+
+
+@torch.inference_mode()
+def decode_codes(vqmodel: Any, codes: Tensor) -> Tensor:
+    """Codebook indices ``(n, side * side)`` int64 to pixels ``(n, in_channels, H, W)`` in about [-1, 1].
+
+    ``vqmodel`` is a ``ChameleonVQVAE`` with a ``decoder``. Its dtype and device are used as they are.
+    """
+    side = latent_side(vqmodel.config)
+    quantised = vqmodel.quantize.embedding(codes).view(len(codes), side, side, -1).permute(0, 3, 1, 2)
+    pixels: Tensor = vqmodel.decoder(vqmodel.post_quant_conv(quantised))
+    return pixels

@@ -1,0 +1,136 @@
+"""Sampling parameters of a call: what transformers prepared, told apart into what the kernel does and what it cannot.
+
+transformers hands a custom generation loop a list of logits processors. A tail of it (repetition penalty,
+temperature, top-k, top-p, min-p) is what `fastdecode.ops.sample` computes and is fused; guidance at its head becomes
+streams; what lies between runs as it is, on the mixed logits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transformers import LogitsProcessorList
+from transformers.generation import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
+
+TRANSFORMERS_TOP_K = 50
+"""What transformers samples with when nobody chose a top_k. It suits text; it would cut 8,192 image ids to 50."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Parameters of one modality, in the units of `fastdecode.ops.sample`. ``temperature`` 0 is greedy."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def override(self, values: Mapping[str, Any], name: str, do_sample: bool) -> Sampling:
+        """This with ``values`` (a user's ``text=`` or ``image=``) in place. ``ValueError`` names what is wrong.
+
+        A modality samples if the call does, or if its own values ask for it (``do_sample=True``, or a temperature,
+        top_k, top_p or min_p of its own).
+        """
+        if not isinstance(values, Mapping):
+            raise TypeError(f"{name}={values!r}: give a dict of sampling parameters, such as {name}=dict(top_p=0.9)")
+        known = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "do_sample"}
+        for key in values:
+            if key not in known:
+                raise ValueError(f"{name}[{key!r}] is not a sampling parameter; known are {', '.join(sorted(known))}")
+        asked = any(values.get(key) is not None for key in ("temperature", "top_k", "top_p", "min_p"))
+        wants = values.get("do_sample")
+        samples = (do_sample or asked) if wants is None else bool(wants)
+        mine = {key: value for key, value in values.items() if key != "do_sample" and value is not None}
+        merged = replace(self, **mine)
+        if not samples:
+            merged = replace(merged, temperature=0.0)
+        elif self.temperature == 0.0 and "temperature" not in mine:
+            merged = replace(merged, temperature=1.0)
+        return merged.checked(f"{name}.")
+
+    def checked(self, where: str = "") -> Sampling:
+        """This, or ``ValueError`` naming the parameter that is out of range."""
+        rules = {
+            "temperature": (0.0, math.inf, "at least 0"),
+            "top_k": (0, math.inf, "0 (off) or more"),
+            "top_p": (0.0, 1.0, "between 0 and 1"),
+            "min_p": (0.0, 1.0, "between 0 and 1"),
+            "repetition_penalty": (math.ulp(0.0), math.inf, "more than 0"),
+        }
+        for key, (low, high, right) in rules.items():
+            value = getattr(self, key)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not low <= value <= high or value == math.inf:
+                raise ValueError(f"{where}{key}={value!r} is out of range: it must be {right}")
+        return replace(self, top_k=int(self.top_k))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`LogitsProcessorList` told apart.
+
+    ``guidance``: transformers' guidance processor, or None. ``unfused``: processors that run on the mixed logits.
+    ``sampling``: the fused rest.
+    """
+
+    guidance: UnbatchedClassifierFreeGuidanceLogitsProcessor | None
+    unfused: LogitsProcessorList
+    sampling: Sampling
+
+
+_FUSED = (
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    MinPLogitsWarper,
+)
+
+
+def _fits(processor: Any, position: int) -> bool:
+    """Whether ``processor`` is exactly the fused operation at ``position`` of `_FUSED`, with nothing it does not do."""
+    if type(processor) is not _FUSED[position]:
+        return False
+    if getattr(processor, "min_tokens_to_keep", 1) != 1:
+        return False
+    if isinstance(processor, (TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)):
+        return processor.filter_value == -math.inf
+    return True
+
+
+def tell_apart(processors: LogitsProcessorList, do_sample: bool) -> Plan:
+    """The longest tail of ``processors`` that the kernel computes in its own order is fused."""
+    rest = list(processors)
+    guidance = None
+    if rest and type(rest[0]) is UnbatchedClassifierFreeGuidanceLogitsProcessor:
+        guidance = rest.pop(0)
+    values: dict[str, Any] = {}
+    position = len(_FUSED)
+    while rest:
+        last = rest[-1]
+        slot = next((k for k in range(position) if _fits(last, k)), None)
+        if slot is None:
+            break
+        rest.pop()
+        position = slot
+        if slot == 0:
+            # prompt_ignore_length leaves padding out of the seen ids, as we always do
+            values["repetition_penalty"] = float(last.penalty)
+        else:
+            attribute = ("temperature", "top_k", "top_p", "min_p")[slot - 1]
+            values[attribute] = getattr(last, attribute)
+    sampling = Sampling(**values)
+    if not do_sample:
+        sampling = replace(sampling, temperature=0.0)
+    return Plan(guidance, LogitsProcessorList(rest), sampling.checked())

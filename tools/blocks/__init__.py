@@ -1,0 +1,1 @@
+"""The embedded model ``blocks``: its world, tokenizer, training and evaluation."""
