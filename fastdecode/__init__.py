@@ -1,4 +1,4 @@
-"""fastdecode: decoding kernels and a drop-in ``generate()`` for models that write text and draw images as one token stream.
+"""Decoding kernels and a drop-in ``generate()`` for models that write text and draw images as one token stream.
 
 Names are imported when they are first used, so that ``import fastdecode`` is quick and ``fastdecode env`` can tell
 what is wrong with a broken installation.

@@ -1,4 +1,4 @@
-"""`load`: a Chameleon and its processor from the embedded model, a folder or the hub, with the VQ decoder if it has one."""
+"""`load`: a Chameleon and its processor, with the VQ decoder if the checkpoint has one."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def load(
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(
-            f"{name} lacks {len(missing)} weights of the model ({', '.join(missing[:3])}, …): the checkpoint is incomplete"
+            f"{name} is incomplete: it lacks {len(missing)} weights of the model ({', '.join(missing[:3])}, …)"
         )
     Vocabulary.of(model)
     weights = _vqgan_weights(Path(vqgan)) if vqgan is not None else _decoder_weights(source)

@@ -278,8 +278,8 @@ def _guidances(plan: Plan, extras: Extras, grammar: Grammar, count: int, repeats
         mask = torch.ones_like(negative) if mask is None else mask
         if negative.ndim != 2 or len(negative) not in (1, count // repeats, count):
             raise ValueError(
-                f"negative_prompt_ids is {tuple(negative.shape)}; it must be (1, length) or ({count // repeats}, length), "
-                "one per prompt"
+                f"negative_prompt_ids is {tuple(negative.shape)}; it must be (1, length) or ({count // repeats}, "
+                "length), one per prompt"
             )
         rows = [ids[kept != 0].tolist() for ids, kept in zip(negative.cpu(), mask.cpu(), strict=True)]
         each = count // len(rows)

@@ -49,6 +49,7 @@ class ChameleonDecoder:
         self.dtype = attention.k_norm.weight.dtype
         self._rope: tuple[Tensor, Tensor] | None = None
         self._logits: Tensor | None = None
+        self._plain_head = type(self.head) is nn.Linear and self.head.bias is None
 
     def new_cache(self) -> StreamCache:
         return StreamCache(len(self.layers), self.kv_heads, self.head_dim, self.dtype, self.device)
@@ -146,7 +147,7 @@ class ChameleonDecoder:
         """Logits (rows, vocab) in the model's dtype; with ``span`` only ids in [lo, hi) are computed, and the rest of
         the result is old: read it through sets inside ``span`` only. The result is overwritten by the next call.
         """
-        if span is None or type(self.head) is not nn.Linear or self.head.bias is not None:
+        if span is None or not self._plain_head:
             whole: Tensor = self.head(hidden)
             return whole
         vocab = self.head.weight.shape[0]

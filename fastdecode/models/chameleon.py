@@ -143,8 +143,8 @@ def check_can_draw(model: Any) -> None:
     if missing:
         raise ValueError(
             f"this checkpoint has no VQ decoder, so its picture tokens cannot become pictures: {len(missing)} weights "
-            f"are missing ({missing[0]}, {missing[1]}, … {missing[-1]}). Text works without them. Use a checkpoint that "
-            "carries them (the Anole and AA-Chameleon conversions do) through fastdecode.load, or give fastdecode.load "
+            f"are missing ({missing[0]}, {missing[1]}, … {missing[-1]}). Text works without them. Use a checkpoint "
+            "that carries them (the Anole and AA-Chameleon conversions do) through fastdecode.load, or give fastdecode.load "
             "Meta's vqgan.ckpt with vqgan=PATH"
         )
 

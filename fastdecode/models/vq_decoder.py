@@ -32,9 +32,10 @@ class VQDecoder(nn.Module):
         channels = config.base_channels * multipliers[-1]
         self.conv_in = nn.Conv2d(config.latent_channels, channels, kernel_size=3, padding=1)
         blocks: Any = config  # the Janus blocks read nothing of it but dropout
-        self.mid: Any = JanusVQVAEMidBlock(blocks, channels)
+        middle: Any = JanusVQVAEMidBlock(blocks, channels)
         if not attends:
-            self.mid.attn_1 = nn.Identity()
+            middle.attn_1 = nn.Identity()
+        self.mid = middle
         self.up = nn.ModuleList()
         for level in reversed(range(len(multipliers))):
             up: Any = nn.Module()

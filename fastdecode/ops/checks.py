@@ -43,9 +43,7 @@ def check_logits(logits: Tensor) -> tuple[int, int]:
     return rows, vocab
 
 
-def check_tensor(
-    name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def check_tensor(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """The tensor, made contiguous, if it has just this shape, dtype and device."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name}: must be a tensor, got {type(value).__name__}")
@@ -77,9 +75,7 @@ def check_noise(noise: Tensor, groups: int, vocab: int, device: torch.device) ->
     return check_tensor("noise", noise, (groups, vocab), torch.float32, device)
 
 
-def check_float(
-    name: str, value: float | Tensor, groups: int, device: torch.device
-) -> FloatParameter:
+def check_float(name: str, value: float | Tensor, groups: int, device: torch.device) -> FloatParameter:
     """A number or a (groups,) float32 tensor."""
     if isinstance(value, float):
         return None, value
@@ -90,27 +86,21 @@ def check_float(
     raise ValueError(f"{name} = {value!r}: must be a number or a ({groups},) tensor")
 
 
-def check_int(
-    name: str, value: int | Tensor, groups: int, dtype: torch.dtype, device: torch.device
-) -> IntParameter:
+def check_int(name: str, value: int | Tensor, groups: int, dtype: torch.dtype, device: torch.device) -> IntParameter:
     """An integer that fits the dtype or a (groups,) tensor of the dtype."""
     if not isinstance(value, int) and isinstance(value, Tensor) and value.dim() > 0:
         return check_tensor(name, value, (groups,), dtype, device), 0
     try:
         number = operator.index(value)
     except TypeError:
-        raise ValueError(
-            f"{name} = {value!r}: must be an integer or a ({groups},) tensor"
-        ) from None
+        raise ValueError(f"{name} = {value!r}: must be an integer or a ({groups},) tensor") from None
     low, high = _INT32 if dtype == torch.int32 else _INT64
     if not low <= number <= high:
         raise ValueError(f"{name} = {number}: must fit {dtype}")
     return None, number
 
 
-def check_allowed(
-    allowed: TokenSets | list[list[tuple[int, int]]], vocab: int, device: torch.device
-) -> TokenSets:
+def check_allowed(allowed: TokenSets | list[list[tuple[int, int]]], vocab: int, device: torch.device) -> TokenSets:
     """The sets compiled, inside the vocabulary and on the device."""
     if not isinstance(allowed, TokenSets):
         return TokenSets(allowed, vocab, device)
@@ -135,9 +125,7 @@ def check_contrast(contrast: tuple[float, int]) -> tuple[float, int]:
     return alpha, k
 
 
-def _check_each(
-    name: str, parameter: FloatParameter, rule: str, valid: Callable[[float], bool]
-) -> None:
+def _check_each(name: str, parameter: FloatParameter, rule: str, valid: Callable[[float], bool]) -> None:
     per_group, number = parameter
     if per_group is None:
         value = torch.tensor(number, dtype=torch.float32).item()  # as it will be used
@@ -149,9 +137,7 @@ def _check_each(
             raise ValueError(f"{name}[{g}] = {value:g}: must be {rule}")
 
 
-def _check_table(
-    name: str, table: Tensor | None, rule: str, valid: Callable[[float], bool]
-) -> None:
+def _check_table(name: str, table: Tensor | None, rule: str, valid: Callable[[float], bool]) -> None:
     for g, row in enumerate([] if table is None else table.tolist()):
         for k, value in enumerate(row):
             if not valid(value):

@@ -46,9 +46,7 @@ def _allowed(args: SampleArguments) -> tuple[int, int, Tensor]:
     return lo, hi, mask[args.set_index.long()]
 
 
-def _mix(
-    logits: Tensor, streams: Tensor, weights: Tensor, allowed: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _mix(logits: Tensor, streams: Tensor, weights: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Step 1: z, which ids are possible, which groups read a NaN or +inf.
 
     A group that reads no stream at all counts as having read something invalid.
@@ -69,9 +67,7 @@ def _mix(
     return z, possible, invalid
 
 
-def _contrast(
-    logits: Tensor, streams: Tensor, weights: Tensor, allowed: Tensor, alpha: float, k: int
-) -> Tensor:
+def _contrast(logits: Tensor, streams: Tensor, weights: Tensor, allowed: Tensor, alpha: float, k: int) -> Tensor:
     """Step 2: ids whose expert probability is at least alpha times the k-th largest of the set.
 
     The expert is the group's first stream that is read.
@@ -163,9 +159,7 @@ def sample_reference(args: SampleArguments) -> Sample:
     top = ranked[:, :1]
     cut = _top_k_cut(ranked, column(args.top_k, torch.int64))
     stays = (ranked >= cut) & (ranked > -_INF)
-    cut = torch.maximum(
-        cut, _top_p_cut(ranked, mass_of(exp_f32(_masked(ranked - top, stays))), top_p)
-    )
+    cut = torch.maximum(cut, _top_p_cut(ranked, mass_of(exp_f32(_masked(ranked - top, stays))), top_p))
     p = exp_f32(_masked(z - top, keep))
     keep = keep & (greedy | ((z >= cut) & (p >= column(args.min_p, torch.float32))))
 

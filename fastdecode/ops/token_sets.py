@@ -19,9 +19,7 @@ def _merged(set_number: int, ranges: Iterable[Sequence[int]]) -> list[tuple[int,
             raise ValueError(f"allowed[{set_number}][{number}] = {pair!r}: must be a pair (lo, hi)")
         lo, hi = int(pair[0]), int(pair[1])
         if not 0 <= lo <= hi <= _MAX_ID:
-            raise ValueError(
-                f"allowed[{set_number}][{number}] = ({lo}, {hi}): must be 0 <= lo <= hi < 2**31"
-            )
+            raise ValueError(f"allowed[{set_number}][{number}] = ({lo}, {hi}): must be 0 <= lo <= hi < 2**31")
         if lo < hi:
             checked.append((lo, hi))
     for lo, hi in sorted(checked):
@@ -83,8 +81,7 @@ class TokenSets:
             for number, (lo, hi) in enumerate(ranges):
                 if hi > vocab:
                     raise ValueError(
-                        f"allowed[{set_number}][{number}] = ({lo}, {hi}): "
-                        f"leaves the vocabulary of {vocab} ids"
+                        f"allowed[{set_number}][{number}] = ({lo}, {hi}): leaves the vocabulary of {vocab} ids"
                     )
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from transformers import ChameleonVQVAE, PreTrainedTokenizerFast
@@ -110,7 +111,7 @@ class Tasks:
                 return self._only_picture(alone)
             pictures = [self.picture(step.scene) for step in goal.steps]
             if drop == "text":
-                return self._sequence("pictures", [self.begin], sum(pictures, [])[1:])
+                return self._sequence("pictures", [self.begin], list(chain(*pictures))[1:])
             response: list[int] = []
             for step, picture in zip(goal.steps, pictures, strict=True):
                 response += [*self.text(step.sentence), *picture]

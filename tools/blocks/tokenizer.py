@@ -1,4 +1,4 @@
-"""Makes the tokenizer and processor of ``blocks``: byte-level BPE over the world's sentences, Chameleon's own marker names.
+"""Makes the tokenizer and processor of ``blocks``: byte-level BPE, and Chameleon's own names for the markers.
 
 Ids: ``<s>`` ``<pad>`` ``</s>`` ``<unk>``, the 256 image ids by their Chameleon names, the image markers, then text.
 Any text can be encoded (bytes are the alphabet); every word of the world is one id.
