@@ -85,6 +85,20 @@ void log_f32(uintptr_t x, uintptr_t out, int64_t n) {
   }
 }
 
+void mass_of(uintptr_t p, uintptr_t out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    pointer<int64_t>(out)[i] = fastdecode::mass_of(pointer<const float>(p)[i]);
+  }
+}
+
+// Noise from pairs of Philox words.
+void gumbel_of(uintptr_t word0, uintptr_t word1, uintptr_t out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    pointer<float>(out)[i] =
+        fastdecode::gumbel_of(pointer<const uint32_t>(word0)[i], pointer<const uint32_t>(word1)[i]);
+  }
+}
+
 // Noise of the ids [first_id, first_id + n) into out.
 void gumbel_noise(int64_t seed, int64_t step, int64_t first_id, uintptr_t out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
@@ -103,5 +117,7 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
   module.def("abi_version", &fastdecode_abi_version);
   module.def("exp_f32", &exp_f32);
   module.def("log_f32", &log_f32);
+  module.def("mass_of", &mass_of);
+  module.def("gumbel_of", &gumbel_of);
   module.def("gumbel_noise", &gumbel_noise);
 }

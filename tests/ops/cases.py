@@ -59,9 +59,7 @@ def random_arguments(rng: np.random.Generator, vocab: int, dtype: torch.dtype) -
         "weights": torch.tensor(weights, dtype=torch.float32),
         "allowed": random_sets(rng, vocab),
         "temperature": f32([0.0, 0.3, 0.7, 1.0, 1.3, 100.0, 1e-30, 1e30]),
-        "top_k": torch.tensor(
-            rng.choice([-1, 0, 1, 2, 31, 32, 33, 50, 2000, 2**31 - 1], groups), dtype=torch.int32
-        ),
+        "top_k": torch.tensor(rng.choice([-1, 0, 1, 2, 31, 32, 33, 50, 2000, 2**31 - 1], groups), dtype=torch.int32),
         "top_p": f32([0.0, 1e-6, 0.3, 0.9, 0.9999999, 1.0]),
         "min_p": f32([0.0, 1e-30, 0.01, 0.2, 1.0]),
         "seed": torch.tensor(rng.integers(-(2**63), 2**63 - 1, groups)),

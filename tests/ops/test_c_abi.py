@@ -56,11 +56,17 @@ def test_version_and_isa(output):
     assert output[5] == "1 portable"
 
 
+def test_header_is_cpp_too(tmp_path):
+    source = tmp_path / "header.cpp"
+    source.write_text("#include <fastdecode/fastdecode.h>\n")
+    flags = ["-std=c++11", "-pedantic", "-Wall", "-Werror", "-fsyntax-only"]
+    include = f"-I{build_info.get_include()}"
+    subprocess.run(["g++", *flags, include, str(source)], check=True)
+
+
 def test_exports_only_the_interface():
     library = build_info.get_library()
-    symbols = subprocess.run(
-        ["nm", "-D", "--defined-only", library], check=True, capture_output=True, text=True
-    )
+    symbols = subprocess.run(["nm", "-D", "--defined-only", library], check=True, capture_output=True, text=True)
     names = {line.split()[-1] for line in symbols.stdout.splitlines()}
     assert names == {
         "fastdecode_abi_version",
@@ -73,9 +79,7 @@ def test_exports_only_the_interface():
 
 
 def test_needs_nothing_but_libc():
-    dynamic = subprocess.run(
-        ["readelf", "-d", build_info.get_library()], check=True, capture_output=True, text=True
-    )
+    dynamic = subprocess.run(["readelf", "-d", build_info.get_library()], check=True, capture_output=True, text=True)
     needed = [line for line in dynamic.stdout.splitlines() if "NEEDED" in line]
     allowed = ("libc.so", "libm.so", "libpthread.so", "ld-linux")
     assert all(any(name in line for name in allowed) for line in needed)

@@ -48,9 +48,7 @@ def log_arguments() -> torch.Tensor:
 
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
 def test_philox_known_answers(counter, key, expected):
-    words = numerics.philox4x32_10(
-        tuple(torch.tensor([c]) for c in counter), tuple(torch.tensor([k]) for k in key)
-    )
+    words = numerics.philox4x32_10(tuple(torch.tensor([c]) for c in counter), tuple(torch.tensor([k]) for k in key))
     assert tuple(int(w) for w in words) == expected
 
 
@@ -83,9 +81,7 @@ def test_cpp_noise_has_the_same_bits(seed, step):
     n, first = 3000, 4_000_000
     out = torch.empty(n)
     _C.gumbel_noise(seed, step, first, out.data_ptr(), n)
-    expected = numerics.gumbel_noise(
-        torch.tensor(seed), torch.tensor(step), torch.arange(first, first + n)
-    )
+    expected = numerics.gumbel_noise(torch.tensor(seed), torch.tensor(step), torch.arange(first, first + n))
     assert torch.equal(bits(out), bits(expected))
 
 
@@ -94,14 +90,31 @@ def test_mass_rounds_to_even_and_sums_exactly():
     assert numerics.mass_of(p).tolist() == [0, 2**40, 1, 0, 2, 2, 0]
 
 
+def test_cpp_mass_has_the_same_bits():
+    p = torch.cat([torch.logspace(-45, 0, 100_000, 2, dtype=torch.float64).float(), torch.ones(1)])
+    out = torch.empty(len(p), dtype=torch.int64)
+    _C.mass_of(p.data_ptr(), out.data_ptr(), len(p))
+    assert torch.equal(out, numerics.mass_of(p))
+
+
+def test_cpp_gumbel_has_the_same_bits_at_both_ends():
+    rng = np.random.default_rng(0)
+    shift = rng.integers(0, 32, 50_000)
+    word0 = (rng.integers(0, 2**32, 50_000) >> shift) | (rng.integers(0, 2, 50_000) << 31)
+    word1 = rng.integers(0, 2**32, 50_000) >> rng.integers(0, 33, 50_000)
+    words = [torch.from_numpy(w.astype(np.uint32)) for w in (word0, word1)]
+    out = torch.empty(50_000)
+    _C.gumbel_of(words[0].data_ptr(), words[1].data_ptr(), out.data_ptr(), 50_000)
+    expected = numerics.gumbel_of(torch.from_numpy(word0), torch.from_numpy(word1))
+    assert torch.equal(bits(out), bits(expected))
+
+
 def test_gumbel_has_resolution_at_both_ends():
     """Words of the smallest, middle and largest uniforms, against -log(-log u) in float64."""
     upper = 1 << 31
     word0 = torch.tensor([0, 0, upper, upper, upper - 1, 2 * upper - 1, 1 << 20, upper | 1])
     word1 = torch.tensor([0, 2**32 - 1, 0, 2**32 - 1, 0, 0, 12345, 0])
-    v = (word0 & (upper - 1)).double().numpy() * 2.0**-32 + (
-        word1 >> 1 | 1
-    ).double().numpy() / 2**63
+    v = (word0 & (upper - 1)).double().numpy() * 2.0**-32 + (word1 >> 1 | 1).double().numpy() / 2**63
     e = np.where(word0.numpy() >= upper, -np.log1p(-v), -np.log(v))
     got = numerics.gumbel_of(word0, word1)
     assert np.allclose(got.numpy(), -np.log(e), rtol=3e-7, atol=3e-7)

@@ -98,6 +98,17 @@ def test_concurrent_calls():
     assert not failures
 
 
+def test_a_forked_child_draws_without_the_worker_threads():
+    code = (
+        "import os, torch; from fastdecode.ops import sample; torch.set_num_threads(2);"
+        "logits = torch.randn(8, 20000); expected = sample(logits, seed=1).token.tolist();"
+        "child = os.fork();\n"
+        "if child == 0: os._exit(sample(logits, seed=1).token.tolist() != expected)\n"
+        "assert os.waitpid(child, 0)[1] == 0"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def test_rows_beyond_two_billion_elements():
     """Row 1 begins 2^31 + 10 elements in; the memory between is never touched."""
     stride, vocab = 2**31 + 10, 64
@@ -138,10 +149,7 @@ def test_the_cpu_backend_is_the_default_and_contrast_the_exception():
 
 @pytest.mark.parametrize("name", ["reference", "cpu"])
 def test_the_environment_can_choose_the_backend(name):
-    code = (
-        "import torch; from fastdecode import ops; ops.sample(torch.zeros(1, 4));"
-        "print(ops.last_backend())"
-    )
+    code = "import torch; from fastdecode import ops; ops.sample(torch.zeros(1, 4));print(ops.last_backend())"
     environment = {**os.environ, "FASTDECODE_BACKEND": name}
     command = [sys.executable, "-c", code]
     finished = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fastdecode.ops import last_backend, sample, seen_bits
+from fastdecode.ops.numerics import exp_f32, mass_of
 
 INF = math.inf
 BACKENDS = ("reference", "cpu")
@@ -115,6 +116,15 @@ class TestRules:
     def test_top_p_uses_the_mass_that_top_k_left(self, backend):
         assert draw(np.log([0.5, 0.3, 0.2]), backend, top_k=2, top_p=0.6)[2] == 1
 
+    def test_top_p_compares_exactly(self, backend):
+        """The mass above the second id, 2^40, is just 0.48 below top_p of the total."""
+        masses = torch.tensor([2**40, 2**40 - 2**18, 1])
+        logits = torch.tensor([0.0, -(2.0**-22), -40 * math.log(2)])
+        assert torch.equal(mass_of(exp_f32(logits)), masses)
+        top_p = 0.5 + 2**-24
+        assert 0 < top_p * int(masses.sum()) - 2**40 < 0.5
+        assert draw(logits, backend, top_p=top_p)[2] == 2
+
     def test_top_p_just_below_one(self, backend):
         token, _, kept, _ = draw([0.0] + [-1.0] * 99, backend, top_p=0.9999999)
         assert 0 <= token < 100
@@ -210,9 +220,7 @@ class TestRules:
         assert draw([math.nan, 2], backend, allowed=[[(0, 0)]]) == (-1, -INF, 0, 2)
 
     def test_group_without_streams(self, backend):
-        got = sample(
-            torch.zeros(1, 4), streams=torch.tensor([[-1], [0]], dtype=torch.int32), backend=backend
-        )
+        got = sample(torch.zeros(1, 4), streams=torch.tensor([[-1], [0]], dtype=torch.int32), backend=backend)
         assert got.status.tolist() == [1, 0]
         none = torch.full((1, 1), -1, dtype=torch.int32)
         assert sample(torch.zeros(0, 4), streams=none, backend=backend).status.tolist() == [1]
@@ -236,9 +244,7 @@ class TestRules:
     def test_zero_groups(self, backend):
         for got in (
             sample(torch.empty(0, 10), backend=backend),
-            sample(
-                torch.zeros(3, 10), streams=torch.empty(0, 2, dtype=torch.int32), backend=backend
-            ),
+            sample(torch.zeros(3, 10), streams=torch.empty(0, 2, dtype=torch.int32), backend=backend),
         ):
             assert [len(x) for x in got] == [0, 0, 0, 0]
             assert got.token.dtype == torch.int64
