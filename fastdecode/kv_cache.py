@@ -16,7 +16,8 @@ SLOT_STEP = 128
 class StreamCache:
     """KV storage of ``layers`` layers, each ``(capacity, kv_heads, slots, head_dim)``.
 
-    ``lengths`` (rows,) int64 on ``device``: ids whose keys and values are stored, per live row.
+    ``lengths`` (rows,) int64 on ``device``: ids whose keys and values are stored, per live row. All of it are inference
+    tensors, as the decoder's: they can be written to in inference mode only.
     """
 
     def __init__(self, layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -37,6 +38,7 @@ class StreamCache:
         """Memory held, used or not."""
         return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
 
+    @torch.inference_mode()
     def reserve(self, rows: int, slots: int) -> None:
         """Make room for ``rows`` rows of ``slots`` ids; keeps what is stored."""
         have_rows, _, have_slots, _ = self.keys[0].shape
@@ -52,6 +54,7 @@ class StreamCache:
                 new[: self.rows, :, : self.longest] = old[: self.rows, :, : self.longest]
                 stored[layer] = new
 
+    @torch.inference_mode()
     def add(self, lengths: Tensor) -> slice:
         """Append rows whose prefilled ``lengths`` (n,) int64 are given; returns where they are.
 
@@ -65,6 +68,7 @@ class StreamCache:
         self.lengths = torch.cat([self.lengths, lengths])
         return slice(first, self.rows)
 
+    @torch.inference_mode()
     def remove(self, row: int) -> int:
         """Give up ``row``. The last row takes its place; returns the row that moved (``row`` itself if it was last)."""
         if not 0 <= row < self.rows:
@@ -81,6 +85,7 @@ class StreamCache:
         self.longest = int(self.lengths.max()) if last else 0
         return last
 
+    @torch.inference_mode()
     def grow(self) -> None:
         """One more id in every live row (its keys and values were written at ``lengths``)."""
         self.lengths += 1
