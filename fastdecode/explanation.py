@@ -41,19 +41,14 @@ class Explanation:
         backend, reasons = _backend(device)
         if prepared.plan.unfused:
             reasons.append("logits are mixed in PyTorch, because other logits processors run on them")
+        elif prepared.keeps("scores") or prepared.keeps("logits"):
+            reasons.append("logits are mixed in PyTorch, because they are to be returned")
+        elif prepared.normalise and prepared.text.repetition_penalty != 1:
+            reasons.append("logits are mixed in PyTorch, because transformers penalises mixed log-probabilities")
         streams = []
         for group in prepared.groups:
-            guided = group.guidance
-            if len(guided.streams) > 1 and (grammar.draws or guided.everywhere):
-                if grammar.draws and not grammar.in_picture(group.state) and not guided.everywhere:
-                    ids, tail = [*group.ids, vocabulary.begin_image], len(group.ids)
-                else:
-                    ids, tail = group.ids, len(group.ids)
-                others, weights = guided.plan(ids, group.prompt_length, tail, vocabulary)
-                lengths = [len(ids), *map(len, others)]
-            else:
-                weights, lengths = [1.0], [len(group.ids)]
-            streams.append([f"{w:+g} x stream of {n} ids" for w, n in zip(weights, lengths, strict=True)])
+            planned = zip(*group.first_plan(grammar, vocabulary), strict=True)
+            streams.append([f"{weight:+g} x stream of {len(ids)} ids" for ids, weight in planned])
         mixes = any(len(g.guidance.streams) > 1 for g in prepared.groups)
         everywhere = any(g.guidance.everywhere for g in prepared.groups)
         return cls(

@@ -20,7 +20,7 @@ from transformers.generation import GenerateDecoderOnlyOutput, StopStringCriteri
 
 from fastdecode import request
 from fastdecode.guidance import Guidance
-from fastdecode.models.chameleon import Vocabulary, check_family
+from fastdecode.models.chameleon import Vocabulary, check_family, check_pixels
 
 Output = Tensor | GenerateDecoderOnlyOutput
 
@@ -28,6 +28,7 @@ Output = Tensor | GenerateDecoderOnlyOutput
 def generate(
     model: Any,
     inputs: Tensor | None = None,
+    generation_config: GenerationConfig | None = None,
     *,
     multimodal_generation_mode: str | None = None,
     guidance: Guidance | float | None = None,
@@ -36,8 +37,6 @@ def generate(
     seed: int | Sequence[int] | None = None,
     progress: bool = False,
     streamer: Any = None,
-    tokenizer: Any = None,
-    stop_strings: str | list[str] | None = None,
     **kwargs: Any,
 ) -> Output:
     """Generate text and pictures with a Chameleon; takes what ``model.generate`` takes and returns what it returns.
@@ -64,26 +63,35 @@ def generate(
     Raises TypeError for another model, ValueError for an option that is wrong or not supported, naming it, before any
     work is done; RuntimeError if the model's logits are not numbers.
     """
+    extras = request.Extras(multimodal_generation_mode, guidance, text, image, seed, progress)
+    options = {**kwargs, "generation_config": generation_config}
+    if streamer is not None:
+        options["streamer"] = streamer
+    return _through_transformers(model, inputs, options, extras, partial(_decode, streamer=streamer))
+
+
+def _through_transformers(
+    model: Any, inputs: Tensor | None, options: dict[str, Any], extras: request.Extras, loop: Any
+) -> Any:
+    """Check a call of `generate`, and let transformers prepare it for ``loop``; returns what that returns."""
     check_family(model)
-    input_ids = inputs if inputs is not None else kwargs.get("input_ids")
-    request.check_options(model, kwargs)
-    request.check_prompt(model, input_ids, kwargs)
-    if stop_strings is not None:
+    if options.pop("custom_generate", custom_generate) is not custom_generate:
+        raise ValueError("custom_generate asks for another decoding loop; call fastdecode.disable(model) first")
+    request.check_options(model, options)
+    request.check_prompt(model, inputs if inputs is not None else options.get("input_ids"), options)
+    if options.get("pixel_values") is not None:
+        options["pixel_values"] = check_pixels(model, options["pixel_values"])
+    tokenizer = options.pop("tokenizer", None)
+    stop_strings = request.option(model, options, "stop_strings")
+    if stop_strings is not None:  # transformers keeps the tokenizer to itself when there is a custom loop
         if tokenizer is None:
             raise ValueError("stop_strings needs tokenizer=…, to know how tokens spell them")
         more = StopStringCriteria(tokenizer=tokenizer, stop_strings=stop_strings)
-        kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or []), more])
-    decode = partial(
-        _decode,
-        extras=request.Extras(multimodal_generation_mode, guidance, text, image, seed, progress),
-        streamer=streamer,
-        chosen=request.chosen_options(model, kwargs),
-    )
-    if streamer is not None:
-        kwargs["streamer"] = streamer
-    result: Any = GenerationMixin.generate(model, inputs, custom_generate=decode, **kwargs)
-    produced: Output = result
-    return produced
+        options["stopping_criteria"] = StoppingCriteriaList([*(options.get("stopping_criteria") or []), more])
+        options["stop_strings"] = None
+    request.set_default_length(model, extras.multimodal_generation_mode, options)
+    decode = partial(loop, extras=extras, chosen=request.chosen_options(model, options))
+    return GenerationMixin.generate(model, inputs, custom_generate=decode, **options)
 
 
 def custom_generate(
@@ -104,17 +112,15 @@ def custom_generate(
     """The plug for transformers: ``model.generate(**inputs, custom_generate=fastdecode.custom_generate, …)``.
 
     Takes the options of `generate` as further keyword arguments of ``model.generate`` and returns the same tokens.
-    transformers does not pass a streamer on to a plug; it is taken from the call all the same.
+    transformers does not pass a streamer on to a plug; it is taken from the call all the same. The tokenizer cannot be,
+    so stop_strings need `generate`.
     """
     check_family(model)
     call = _calling_generate()
-    if call is None:
-        streamer, chosen = None, request.chosen_options(model, generation_config.to_dict())
-    else:
-        streamer = call["streamer"]
-        named = {key: call[key] for key in ("negative_prompt_ids", "synced_gpus") if call.get(key) is not None}
-        request.check_options(model, {**call["kwargs"], **named})
-        chosen = request.chosen_options(model, call["kwargs"])
+    synced = synced_gpus or call.get("synced_gpus")
+    request.check_options(model, {"generation_config": generation_config, **call, "synced_gpus": synced})
+    streamer = call.get("streamer")
+    chosen = request.chosen_options(model, call or generation_config.to_dict())
     return _decode(
         model,
         input_ids,
@@ -129,16 +135,24 @@ def custom_generate(
     )
 
 
-def _calling_generate() -> dict[str, Any] | None:
-    """Arguments of the ``GenerationMixin.generate`` that is calling our plug, or None if something else calls it.
+def _calling_generate() -> dict[str, Any]:
+    """Options given to the ``GenerationMixin.generate`` that is calling our plug; empty if something else calls it.
 
-    transformers drops ``streamer`` on the way to a plug, and replaces options that were left out by their defaults;
-    both would otherwise be ignored without a word.
+    On the way to a plug transformers drops ``streamer`` and ``assistant_model``, and fills in what was left out. They
+    would otherwise be ignored without a word, and a default could not be told from a choice.
     """
+    target = inspect.unwrap(GenerationMixin.generate).__code__
     frame = sys._getframe(2)
-    if frame.f_code is inspect.unwrap(GenerationMixin.generate).__code__:
-        return dict(frame.f_locals)
-    return None
+    while frame.f_code is not target:
+        if frame.f_back is None:
+            return {}
+        frame = frame.f_back
+    names = ("streamer", "assistant_model", "negative_prompt_ids", "synced_gpus")
+    call = {**frame.f_locals["kwargs"], **{name: frame.f_locals[name] for name in names}}
+    outer = frame.f_back.f_locals if frame.f_back is not None else {}  # of torch.no_grad, around generate
+    args, kwargs = outer.get("args", ()), outer.get("kwargs", {})
+    given = kwargs.get("generation_config", args[2] if len(args) > 2 else None)
+    return {**call, "generation_config": given} if isinstance(given, GenerationConfig) else call
 
 
 def _decode(
@@ -154,8 +168,6 @@ def _decode(
     synced_gpus: bool = False,
     **model_kwargs: Any,
 ) -> Output:
-    if synced_gpus:
-        raise ValueError("synced_gpus=True is not supported: every process decodes on its own; leave it out")
     prepared = request.prepare(
         model,
         input_ids,
@@ -181,7 +193,7 @@ def _decode(
 
     loop = prepared.loop(after_step)
     try:
-        sequences = loop.run().to(input_ids.device)
+        sequences = loop.run().to(input_ids.device).clone()  # an ordinary tensor, not one of inference mode
     finally:
         if bar is not None:
             bar.close()
@@ -193,10 +205,27 @@ def _decode(
     output: Any = GenerateDecoderOnlyOutput
     finished: GenerateDecoderOnlyOutput = output(
         sequences=sequences,
-        scores=None if kept.scores is None else tuple(kept.scores),
-        logits=None if kept.logits is None else tuple(kept.logits),
+        scores=None if kept.scores is None else tuple(s.clone() for s in kept.scores),
+        logits=None if kept.logits is None else tuple(s.clone() for s in kept.logits),
     )
     return finished
+
+
+def _only_prepare(
+    model: Any,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    *,
+    extras: request.Extras,
+    chosen: frozenset[str],
+    synced_gpus: bool = False,
+    **model_kwargs: Any,
+) -> request.Prepared:
+    return request.prepare(
+        model, input_ids, logits_processor, stopping_criteria, generation_config, extras, chosen, model_kwargs
+    )
 
 
 def explain(model: Any, inputs: Tensor | None = None, **options: Any) -> request.Explanation:
@@ -205,41 +234,11 @@ def explain(model: Any, inputs: Tensor | None = None, **options: Any) -> request
     It names the backend, the streams of every sequence with their weights, what the grammar allows, the sampling
     parameters of both modalities, the decoder, and why a faster way is not taken. Raises what `generate` would raise.
     """
-    check_family(model)
-    request.check_options(model, options)
     own = {key: options.pop(key, None) for key in request.Extras.__dataclass_fields__}
-    input_ids = inputs if inputs is not None else options.get("input_ids")
-    request.check_prompt(model, input_ids, options)
-    extras = request.Extras(**{**own, "progress": False})
-    chosen = request.chosen_options(model, options)
+    extras = request.Extras(**{**own, "progress": False, "seed": own["seed"] or 0})
     options.pop("streamer", None)
-    found: list[request.Prepared] = []
-
-    def only_prepare(
-        model: Any,
-        input_ids: Tensor,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: StoppingCriteriaList,
-        generation_config: GenerationConfig,
-        synced_gpus: bool = False,
-        **model_kwargs: Any,
-    ) -> Tensor:
-        found.append(
-            request.prepare(
-                model,
-                input_ids,
-                logits_processor,
-                stopping_criteria,
-                generation_config,
-                extras,
-                chosen,
-                model_kwargs,
-            )
-        )
-        return input_ids
-
-    GenerationMixin.generate(model, inputs, custom_generate=only_prepare, **options)
-    return found[0].explain()
+    prepared: request.Prepared = _through_transformers(model, inputs, options, extras, _only_prepare)
+    return prepared.explain()
 
 
 def enable(model: Any) -> Any:

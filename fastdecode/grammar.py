@@ -92,17 +92,21 @@ class Grammar:
         return index
 
     def advance(self, state: int, token: int) -> int:
-        """The state after ``token``."""
-        if state >= BLOCK or state == OPEN:
-            if self.mode != "unrestricted":
-                return self.following[state]
-            if state < self.close and token in self.image_ids:
-                return state + 1
+        """The state after ``token``. Inside a block the place counts, not the token."""
+        if state == DONE:
+            return DONE
+        free = self.mode == "unrestricted"
+        if BLOCK <= state < self.close and (not free or token in self.image_ids):
+            return state + 1
         if token in self.eos:
             return DONE
-        if token == self.begin_image and self.draws:
-            return BLOCK
-        return DONE if state == DONE else TEXT
+        if state >= OPEN and not free:
+            return self.following[state]
+        return BLOCK if token == self.begin_image and self.draws else TEXT
+
+    def tail(self, length: int, state: int) -> int:
+        """Where the picture that ``state`` is in begins (its begin marker), after ``length`` ids; -1 outside one."""
+        return length - 1 - (state - BLOCK) if self.in_picture(state) else -1
 
 
 def compile_grammar(mode: str, vocabulary: Vocabulary, eos: Iterable[int]) -> Grammar:

@@ -25,7 +25,8 @@ class Stream:
       - ``"images"``: begin of sequence and the pictures, with their markers; the text is left out.
       - ``"unconditional"``: begin of sequence (unless ``bos=False``) and the picture being drawn.
       - ``"prompt"``: ``ids`` in place of the prompt. With ``history`` what was generated since follows them (as
-        transformers does with ``negative_prompt_ids``), without it only the picture being drawn.
+        transformers does with ``negative_prompt_ids``), without it only the picture being drawn. A picture that the
+        prompt has begun is begun here too, if ``ids`` do not end with that beginning themselves.
     """
 
     kind: str
@@ -53,7 +54,10 @@ class Stream:
             kept = {vocabulary.begin_image, vocabulary.end_image, vocabulary.bos}
             return tuple(i for i in ids if i in kept or i in vocabulary.image_ids) or tuple(ids[-1:])
         if self.kind == "prompt":
-            return (*self.ids, *(ids[prompt_length:] if self.history else ids[tail:]))
+            begun = tuple(ids[tail:prompt_length])
+            if begun and self.ids[-len(begun) :] == begun:
+                tail = prompt_length
+            return (*self.ids, *ids[min(tail, prompt_length) if self.history else tail :])
         if tail == len(ids):  # in text there is no picture to begin with: what transformers does by default
             return tuple(ids[-1:])
         if not self.bos:

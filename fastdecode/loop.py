@@ -1,7 +1,7 @@
 """The decode loop: all streams of all sequences in one batch, one draw per sequence and step.
 
-A `Group` is one sequence being generated and the rows its streams occupy. Every stream of a group ends with the
-group's last token, so a step feeds that token to all its rows, mixes their logits, and draws once.
+A `Group` is one sequence being generated and the rows its streams occupy. A step feeds every row its next id (at first
+the last of its stream, later the token that its group drew), mixes the logits of each group's rows, and draws once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation import (
     MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -34,7 +33,8 @@ class Group:
     """One sequence being generated.
 
     ``ids``: prompt (without padding, placeholders filled) and what was generated. ``limit``: most ids it may have.
-    ``tail``: where the picture being drawn begins, or -1. ``rows``: rows of its streams, the full one first.
+    ``tail``: where the picture being drawn begins, or -1. ``rows``: rows of its streams, the full one first. ``shown``:
+    further ids that a repetition penalty counts as seen (placeholders that pictures have replaced).
     """
 
     ids: list[int]
@@ -44,6 +44,7 @@ class Group:
     state: int
     prompt_length: int = 0
     tail: int = -1
+    shown: tuple[int, ...] = ()
     rows: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=lambda: [1.0])
 
@@ -53,6 +54,23 @@ class Group:
     @property
     def done(self) -> bool:
         return self.state == DONE
+
+    def plan(self, vocabulary: Vocabulary) -> tuple[list[tuple[int, ...]], list[float]]:
+        """`Guidance.plan` for the sequence as it is now."""
+        tail = self.tail if self.tail >= 0 else len(self.ids)
+        return self.guidance.plan(self.ids, self.prompt_length, tail, vocabulary)
+
+    def first_plan(self, grammar: Grammar, vocabulary: Vocabulary) -> tuple[list[tuple[int, ...]], list[float]]:
+        """Streams and weights where guidance first acts: now, or in a picture that begins next; one if nowhere."""
+        ids = tuple(self.ids)
+        if self.guidance.everywhere or self.tail >= 0:
+            others, weights = self.plan(vocabulary)
+        elif grammar.draws:
+            ids = (*ids, vocabulary.begin_image)
+            others, weights = self.guidance.plan(ids, self.prompt_length, len(self.ids), vocabulary)
+        else:
+            others, weights = [], [1.0]
+        return [ids, *others], weights
 
 
 @dataclass
@@ -83,7 +101,9 @@ class DecodeLoop:
     """Decodes ``groups`` to their ends. Build, then `run` once.
 
     ``prompts`` is (batch, length) int64 as the caller gave it; the result has it in front, and ``pad`` behind what
-    ended early. ``after_step`` is called with the batch's newest column after every step.
+    ended early. ``normalise``: where processors follow the mixing, each stream's log-probabilities are mixed in place
+    of its logits, as transformers' guidance does. ``after_step`` is called with the batch's newest column after every
+    step.
     """
 
     def __init__(
@@ -99,6 +119,7 @@ class DecodeLoop:
         unfused: LogitsProcessorList | None = None,
         stopping: StoppingCriteriaList | None = None,
         recorder: Recorder | None = None,
+        normalise: bool = False,
         after_step: Callable[[Tensor], None] | None = None,
     ) -> None:
         self.decoder, self.grammar, self.vocabulary = decoder, grammar, vocabulary
@@ -107,17 +128,19 @@ class DecodeLoop:
         self.unfused: Any = unfused or LogitsProcessorList()
         self.stopping: Any = stopping or StoppingCriteriaList()
         self.recorder, self.after_step = recorder or Recorder(), after_step
+        self.normalise = normalise
         self.pad, self.width = pad, prompts.shape[1]
         longest = max((g.limit - g.prompt_length for g in groups), default=0)
         self.sequences = torch.full((len(groups), self.width + longest), pad, dtype=torch.long)
         self.sequences[:, : self.width] = prompts
         self.cache = decoder.new_cache()
         self.owners: list[Group] = []
+        self.inputs: list[int] = []
         low, high = min(vocabulary.image_ids), max(vocabulary.image_ids) + 1
         self.image_span = (low, high) if high - low == len(vocabulary.image_ids) else None
         self.seen: Tensor | None = None
         if text.repetition_penalty != 1.0 or image.repetition_penalty != 1.0:
-            self.seen = ops.seen_bits([g.ids for g in groups], vocabulary.size)
+            self.seen = ops.seen_bits([[*g.ids, *g.shown] for g in groups], vocabulary.size)
         self._layout_key: tuple[object, ...] = ()
         self._layout: _Layout | None = None
         self.steps = 0
@@ -125,14 +148,15 @@ class DecodeLoop:
     # --- rows ---------------------------------------------------------------------------------------------------
 
     def _admit(self, wanted: list[tuple[Group, list[tuple[int, ...]]]]) -> None:
-        """Prefill new rows for the given streams, all at once; each stream's last id is fed by the next step."""
+        """Prefill new rows for the given streams, all at once; each stream's last id is left to the next step."""
         streams = [(group, stream) for group, list_of in wanted for stream in list_of]
         if not streams:
             return
         rows = self.decoder.prefill(self.cache, [stream[:-1] for _, stream in streams])
-        for row, (group, _) in zip(range(rows.start, rows.stop), streams, strict=True):
+        for row, (group, stream) in zip(range(rows.start, rows.stop), streams, strict=True):
             group.rows.append(row)
             self.owners.append(group)
+            self.inputs.append(stream[-1])
 
     def _release(self, group: Group, keep: int) -> None:
         """Give up all but the first ``keep`` rows of ``group``."""
@@ -142,24 +166,22 @@ class DecodeLoop:
             if moved != row:
                 mover = self.owners[moved]
                 mover.rows[mover.rows.index(moved)] = row
-                self.owners[row] = mover
+                self.owners[row], self.inputs[row] = mover, self.inputs[moved]
             self.owners.pop()
+            self.inputs.pop()
 
     def _start(self) -> None:
         wanted = []
         for group in self.groups:
-            picture = self.grammar.in_picture(group.state)
-            if picture:
-                group.tail = len(group.ids) - 1 - group.ids[::-1].index(self.vocabulary.begin_image)
             others: list[tuple[int, ...]] = []
-            if picture or group.guidance.everywhere:
-                tail = group.tail if picture else len(group.ids)
-                others, group.weights = group.guidance.plan(group.ids, group.prompt_length, tail, self.vocabulary)
+            if group.tail >= 0 or group.guidance.everywhere:
+                others, group.weights = group.plan(self.vocabulary)
             wanted.append((group, [tuple(group.ids), *others]))
         self._admit(wanted)
 
     # --- one step -----------------------------------------------------------------------------------------------
 
+    @torch.inference_mode()
     def run(self) -> Tensor:
         """Decode until every group is done; returns (groups, prompt + longest) int64, padded behind."""
         if self.live:
@@ -169,10 +191,7 @@ class DecodeLoop:
         return self.sequences[:, : self.width + self.steps]
 
     def _step(self) -> None:
-        hidden = self.decoder.step(
-            self.cache,
-            torch.tensor([g.ids[-1] for g in self.owners], device=self.cache.lengths.device),
-        )
+        hidden = self.decoder.step(self.cache, torch.tensor(self.inputs, device=self.cache.lengths.device))
         forced = {id(g): self.grammar.forced[g.state] for g in self.live}
         drawing = [g for g in self.live if forced[id(g)] < 0]
         drawn = (
@@ -186,6 +205,8 @@ class DecodeLoop:
         for g in self.live:
             token = forced[id(g)] if forced[id(g)] >= 0 else drawn[id(g)]
             g.ids.append(token)
+            for row in g.rows:
+                self.inputs[row] = token
             before, g.state = g.state, self.grammar.advance(g.state, token)
             if len(g.ids) >= g.limit:
                 g.state = DONE
@@ -196,7 +217,7 @@ class DecodeLoop:
                 g.tail = len(g.ids) - 1
                 if not g.guidance.everywhere:
                     self._release(g, 1)
-                    others, g.weights = g.guidance.plan(g.ids, g.prompt_length, g.tail, self.vocabulary)
+                    others, g.weights = g.plan(self.vocabulary)
                     begun.append((g, others))
             elif not inside and self.grammar.in_picture(before):
                 g.tail = -1
@@ -232,7 +253,7 @@ class DecodeLoop:
     def _lay_out(self, drawing: list[Group]) -> _Layout:
         sets = [self.grammar.set_index(g.state, len(g.ids), g.limit) for g in drawing]
         pictures = [self.grammar.in_picture(g.state) for g in drawing]
-        key = tuple((id(g), tuple(g.rows), s, p) for g, s, p in zip(drawing, sets, pictures, strict=True))
+        key = tuple((id(g), *g.rows, *g.weights, s, p) for g, s, p in zip(drawing, sets, pictures, strict=True))
         if self._layout is None or key != self._layout_key:
             width = max(len(g.rows) for g in drawing)
             by_group = [self._sampling(g) for g in drawing]
@@ -249,7 +270,7 @@ class DecodeLoop:
 
     def _draw(self, hidden: Tensor, drawing: list[Group]) -> list[int]:
         """One token for each of ``drawing``. ``RuntimeError`` if a group's logits are not numbers."""
-        if self.unfused or self.recorder.wanted:
+        if self.unfused or self.recorder.wanted or (self.normalise and self.seen is not None):
             return self._draw_unfused(hidden, drawing)
         layout = self._lay_out(drawing)
         seen = None
@@ -273,30 +294,35 @@ class DecodeLoop:
         """The same draw with the caller's own logits processors in between: mix in torch, run them, then draw.
 
         They get what transformers gives them: all ids so far, and float32 scores (groups, vocab) of every sequence,
-        with what the grammar bans at -inf. Rows that draw nothing in this step are zeros.
+        with what the grammar bans at -inf, before and after them. Rows that draw nothing in this step are zeros.
         """
         logits = self.decoder.logits(hidden).float()
         raw = torch.zeros((len(self.groups), logits.shape[1]), device=logits.device)
         mixed = raw.clone()
         index = {id(g): i for i, g in enumerate(self.groups)}
-        banned = ~self.grammar.sets.mask(logits.shape[1]).to(logits.device)
+        sets = ~self.grammar.sets.mask(logits.shape[1]).to(logits.device)
+        banned = torch.zeros_like(mixed, dtype=torch.bool)
         for g in drawing:
             i = index[id(g)]
             raw[i] = logits[g.rows[0]]
-            z = g.weights[0] * logits[g.rows[0]] if g.weights[0] != 0 else torch.zeros_like(raw[i])
-            for row, weight in zip(g.rows[1:], g.weights[1:], strict=True):
-                z = z + weight * logits[row]
-            set_index = self.grammar.set_index(g.state, len(g.ids), g.limit)
-            mixed[i] = z.masked_fill(banned[set_index], -torch.inf)
+            banned[i] = sets[self.grammar.set_index(g.state, len(g.ids), g.limit)]
+            for row, weight in zip(g.rows, g.weights, strict=True):
+                if weight != 0.0:
+                    z = logits[row].masked_fill(banned[i], -torch.inf)
+                    banned[i] |= z == -torch.inf
+                    mixed[i] += weight * (z.log_softmax(0) if self.normalise else z)
+        mixed.masked_fill_(banned, -torch.inf)
         so_far = self.sequences[:, : self.width + self.steps].to(mixed.device)
-        scores = self.unfused(so_far, mixed) if self.unfused else mixed
+        scores = mixed
+        if self.unfused:
+            scores = self.unfused(so_far, mixed).masked_fill(banned, -torch.inf)
         if self.recorder.logits is not None:
             self.recorder.logits.append(raw)
         if self.recorder.scores is not None:
             warped = scores.clone()
             for g in drawing:
                 i = index[id(g)]
-                warped[i : i + 1] = warp(so_far[i : i + 1], scores[i : i + 1], self._sampling(g))
+                warped[i : i + 1] = warp(scores[i : i + 1], [*g.ids, *g.shown], self._sampling(g))
             self.recorder.scores.append(warped)
         if not drawing:
             return []
@@ -341,11 +367,17 @@ def _parameters(by_group: Sequence[Sampling]) -> dict[str, Any]:
     return found
 
 
-def warp(ids: Any, scores: Any, sampling: Sampling) -> Tensor:
-    """``scores`` (1, vocab) after transformers' own processors for ``sampling``: what ``output_scores`` returns."""
-    chain = LogitsProcessorList()
-    if sampling.repetition_penalty != 1.0:
-        chain.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+def warp(scores: Tensor, ids: Sequence[int], sampling: Sampling) -> Tensor:
+    """``scores`` (1, vocab) after ``sampling``, by transformers' own processors: what ``output_scores`` returns.
+
+    ``ids`` are those that the repetition penalty counts as seen.
+    """
+    penalty = sampling.repetition_penalty
+    if penalty != 1.0:
+        seen = torch.tensor(sorted(set(ids)), device=scores.device)
+        z = scores[:, seen]
+        scores = scores.index_copy(1, seen, torch.where(z < 0, z * penalty, z / penalty))
+    chain: Any = LogitsProcessorList()
     if sampling.temperature != 0.0:
         if sampling.temperature != 1.0:
             chain.append(TemperatureLogitsWarper(float(sampling.temperature)))
@@ -355,5 +387,5 @@ def warp(ids: Any, scores: Any, sampling: Sampling) -> Tensor:
             chain.append(TopPLogitsWarper(sampling.top_p))
         if sampling.min_p > 0.0:
             chain.append(MinPLogitsWarper(sampling.min_p))
-    warped: Tensor = chain(ids, scores)
+    warped: Tensor = chain(None, scores)
     return warped

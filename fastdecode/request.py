@@ -20,6 +20,7 @@ from fastdecode.loop import DecodeLoop, Group, Recorder
 from fastdecode.models.chameleon import (
     Vocabulary,
     check_picture_count,
+    check_pixels,
     encode_pictures,
     fill_placeholders,
 )
@@ -51,6 +52,9 @@ UNSUPPORTED: dict[str, tuple[Any, str]] = {
 """Options that would change the result and that the loop does not do: what they must be, and what they ask for."""
 
 
+LENGTHS = frozenset({"max_length", "max_new_tokens"})
+
+
 @dataclass(frozen=True)
 class Extras:
     """Options of `generate` that transformers does not know; see there."""
@@ -63,31 +67,32 @@ class Extras:
     progress: bool = False
 
 
+def option(model: Any, options: Mapping[str, Any], name: str) -> Any:
+    """``name`` as the call, its generation_config or the model's sets it, in this order; None if none does."""
+    found = options.get(name)
+    for config in (options.get("generation_config"), model.generation_config):
+        found = getattr(config, name, None) if found is None else found
+    return found
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------
 
 
 def check_options(model: Any, options: Mapping[str, Any]) -> None:
     """``ValueError`` naming the first option of a call, or of its generation_config, that is not supported."""
-    configs = (options.get("generation_config"), model.generation_config)
     for name, (neutral, what) in UNSUPPORTED.items():
-        value = options.get(name)
-        for config in configs:
-            value = getattr(config, name, None) if value is None else value
+        value = option(model, options, name)
         if value is None or value is neutral or value == neutral:
             continue
-        if name == "past_key_values" and value.get_seq_length() == 0:
+        if name == "past_key_values" and hasattr(value, "get_seq_length") and value.get_seq_length() == 0:
             continue
         shown = value if isinstance(value, (int, float, str, bool)) else type(value).__name__
         raise ValueError(
             f"{name}={shown!r} asks for {what}, which fastdecode does not support; leave it out"
             + (f" (or {name}={neutral!r})" if neutral is not None else "")
         )
-    scale = options.get("guidance_scale")
-    if (
-        options.get("negative_prompt_ids") is not None
-        and scale in (None, 1)
-        and not any(getattr(config, "guidance_scale", None) not in (None, 1) for config in configs)
-    ):
+    scale = option(model, options, "guidance_scale")
+    if options.get("negative_prompt_ids") is not None and scale in (None, 1):
         raise ValueError(
             f"negative_prompt_ids was given with guidance_scale={scale!r}: it has an effect only with another scale "
             "than 1, such as guidance_scale=3.0"
@@ -98,11 +103,22 @@ def check_prompt(model: Any, input_ids: Tensor | None, options: Mapping[str, Any
     """``ValueError`` if the ids, the mask and the pictures of a call do not belong together."""
     if input_ids is None:
         raise ValueError("no prompt: give input_ids (batch, length), as the processor returns them")
-    if input_ids.ndim != 2 or input_ids.is_floating_point():
-        raise ValueError(
-            f"input_ids is {tuple(input_ids.shape)} {input_ids.dtype}; it must be (batch, length) integers"
-        )
     vocabulary = Vocabulary.of(model)
+    check_ids(input_ids, options.get("attention_mask"), vocabulary)
+    pixels = options.get("pixel_values")
+    if pixels is not None:
+        check_pixels(model, pixels)
+    if pixels is not None or not options.get("mm_encoder_outputs"):
+        check_picture_count(input_ids, 0 if pixels is None else len(pixels), vocabulary)
+
+
+def check_ids(input_ids: Tensor, mask: Tensor | None, vocabulary: Vocabulary) -> None:
+    """``ValueError`` unless ``input_ids`` and ``mask`` (or None) are prompts that something can follow."""
+    if input_ids.ndim != 2 or input_ids.is_floating_point() or input_ids.numel() == 0:
+        raise ValueError(
+            f"input_ids is {tuple(input_ids.shape)} {input_ids.dtype}; it must be (batch, length) integers, at least "
+            "one of each prompt"
+        )
     outside = (input_ids < 0) | (input_ids >= vocabulary.size)
     if outside.any():
         row, column = outside.nonzero()[0].tolist()
@@ -110,20 +126,26 @@ def check_prompt(model: Any, input_ids: Tensor | None, options: Mapping[str, Any
             f"input_ids[{row}, {column}] = {int(input_ids[row, column])} is not an id of this checkpoint "
             f"(0 to {vocabulary.size - 1})"
         )
-    mask = options.get("attention_mask")
     if mask is not None and mask.shape != input_ids.shape:
         raise ValueError(f"attention_mask is {tuple(mask.shape)}; it must be {tuple(input_ids.shape)}, as input_ids")
-    pixels = options.get("pixel_values")
-    if pixels is not None or not options.get("mm_encoder_outputs"):
-        check_picture_count(input_ids, 0 if pixels is None else len(pixels), vocabulary)
-    lengths = input_ids.shape[1] if mask is None else int((mask != 0).sum(1).max())
-    if lengths >= vocabulary.context:
+    lengths = (torch.ones_like(input_ids) if mask is None else mask != 0).sum(1)
+    longest, shortest = int(lengths.max()), int(lengths.argmin())
+    if longest >= vocabulary.context:
         raise ValueError(
-            f"the prompt is {lengths} ids long, and the context of this checkpoint is {vocabulary.context}: nothing "
+            f"the prompt is {longest} ids long, and the context of this checkpoint is {vocabulary.context}: nothing "
             "can follow it; shorten the text or give fewer pictures"
         )
-    if mask is not None and (shortest := (mask != 0).sum(1)).min() == 0:
-        raise ValueError(f"attention_mask leaves nothing of prompt {int(shortest.argmin())}: every prompt needs an id")
+    if not lengths[shortest]:
+        raise ValueError(f"attention_mask leaves nothing of prompt {shortest}: every prompt needs an id")
+
+
+def _check_positions(positions: Tensor | None, input_ids: Tensor, mask: Tensor | None) -> None:
+    """``ValueError`` unless ``positions`` count the ids that are not padding, as transformers and the loop do."""
+    if positions is None:
+        return
+    kept = torch.ones_like(input_ids) if mask is None else mask != 0
+    if positions.ndim != 2 or (positions - kept.cumsum(1) + 1)[kept != 0].any():
+        raise ValueError("position_ids other than 0, 1, 2, … of each prompt's ids are not supported: leave them out")
 
 
 def chosen_options(model: Any, options: Mapping[str, Any]) -> frozenset[str]:
@@ -133,6 +155,12 @@ def chosen_options(model: Any, options: Mapping[str, Any]) -> frozenset[str]:
         if config is not None:
             names |= {key for key, value in config.to_dict().items() if value is not None}
     return frozenset(names)
+
+
+def set_default_length(model: Any, mode: str | None, options: dict[str, Any]) -> None:
+    """``image-only`` without a length of its own: room for one picture, without transformers' warning about it."""
+    if mode == "image-only" and not chosen_options(model, options) & LENGTHS:
+        options["max_new_tokens"] = Vocabulary.of(model).image_length + 2
 
 
 # --- preparation ------------------------------------------------------------------------------------------------
@@ -154,10 +182,17 @@ class Prepared:
     stopping: StoppingCriteriaList
     config: GenerationConfig
 
+    @property
+    def normalise(self) -> bool:
+        """Whether streams are normalised before they are mixed: as transformers' guidance of text does."""
+        return self.plan.guidance is not None and all(g.guidance.everywhere for g in self.groups)
+
+    def keeps(self, what: str) -> bool:
+        """Whether the call wants the ``"scores"`` or the ``"logits"`` of every step returned."""
+        return bool(self.config.return_dict_in_generate and getattr(self.config, f"output_{what}"))
+
     def loop(self, after_step: Callable[[Tensor], None] | None = None) -> DecodeLoop:
-        c = self.config
-        keep = bool(c.return_dict_in_generate)
-        recorder = Recorder([] if keep and c.output_scores else None, [] if keep and c.output_logits else None)
+        recorder = Recorder(*([] if self.keeps(what) else None for what in ("scores", "logits")))
         return DecodeLoop(
             ChameleonDecoder(self.model),
             self.grammar,
@@ -170,7 +205,8 @@ class Prepared:
             self.plan.unfused,
             self.stopping,
             recorder,
-            after_step,
+            normalise=self.normalise,
+            after_step=after_step,
         )
 
     def explain(self) -> Explanation:
@@ -190,27 +226,38 @@ def prepare(
     """Read what transformers prepared for a generation loop. ``ValueError`` names what cannot be done."""
     check_options(model, {**model_kwargs, "generation_config": config})
     vocabulary = Vocabulary.of(model)
-    eos = config._eos_token_tensor
-    ends = [] if eos is None else eos.tolist()
+    mask = model_kwargs.get("attention_mask")
+    check_ids(input_ids, mask, vocabulary)
+    _check_positions(model_kwargs.get("position_ids"), input_ids, mask)
+    ends = [i for c in stopping_criteria if type(c) is EosTokenCriteria for i in c.eos_token_id.tolist()]
     grammar = compile_grammar(extras.multimodal_generation_mode or "text-only", vocabulary, ends)
-    plan = tell_apart(logits_processor, bool(config.do_sample))
+    padding = torch.zeros(len(input_ids), dtype=torch.long) if mask is None else (mask == 0).sum(1).cpu()
+    plan = tell_apart(logits_processor, bool(config.do_sample), padding)
     image_base = plan.sampling
-    if image_base.top_k == TRANSFORMERS_TOP_K and "top_k" not in chosen:
-        image_base = replace(image_base, top_k=0)
+    if "top_k" not in chosen and grammar.draws:
+        plan.check_default_top_k()
+        if image_base.top_k == TRANSFORMERS_TOP_K:
+            image_base = replace(image_base, top_k=0)
     text = plan.sampling.override(extras.text or {}, "text", bool(config.do_sample))
     image = image_base.override(extras.image or {}, "image", bool(config.do_sample))
+    plan.check_modality("text", extras.text or {})
+    plan.check_modality("image", extras.image or {})
     repeats = config.num_return_sequences or 1
     prompts = _prompt_ids(model, input_ids, model_kwargs, vocabulary, repeats)
     guidances = _guidances(plan, extras, grammar, len(prompts), repeats)
     seeds = _seeds(extras.seed, len(prompts), repeats)
     limits = _limits(prompts, input_ids.shape[1], config, stopping_criteria, grammar, vocabulary, chosen)
+    replaced = (input_ids == vocabulary.placeholder).any(1).tolist()
     groups = []
-    for ids, guidance, seed, limit in zip(prompts, guidances, seeds, limits, strict=True):
+    for ids, guidance, seed, limit, shows in zip(prompts, guidances, seeds, limits, replaced, strict=True):
         state = grammar.start(ids)
         _check_room(ids, limit, state, grammar)
-        groups.append(Group(ids, limit, seed, guidance, state))
+        group = Group(ids, limit, seed, guidance, state, tail=grammar.tail(len(ids), state))
+        group.shown = (vocabulary.placeholder,) if shows else ()
+        _check_streams(group, grammar, vocabulary)
+        groups.append(group)
     native = (MaxLengthCriteria, EosTokenCriteria)
-    stopping = StoppingCriteriaList(c for c in stopping_criteria if not (type(c) in native and _is_ours(c, ends)))
+    stopping = StoppingCriteriaList(c for c in stopping_criteria if type(c) not in native)
     pad = config._pad_token_tensor
     return Prepared(
         model=model,
@@ -225,13 +272,6 @@ def prepare(
         stopping=stopping,
         config=config,
     )
-
-
-def _is_ours(criterion: Any, ends: list[int]) -> bool:
-    """Whether the loop itself does what ``criterion`` says."""
-    if isinstance(criterion, MaxLengthCriteria):
-        return True
-    return set(criterion.eos_token_id.tolist()) == set(ends)
 
 
 def _prompt_ids(
@@ -339,7 +379,7 @@ def _limits(
     """
     longest = min([config.max_length, *(c.max_length for c in stopping if isinstance(c, MaxLengthCriteria))])
     new = longest - padded
-    if grammar.mode == "image-only" and not chosen & {"max_length", "max_new_tokens"}:
+    if grammar.mode == "image-only" and not chosen & LENGTHS:
         return [min(len(p) + grammar.remaining(grammar.start(p)), vocabulary.context) for p in prompts]
     if any(len(p) + new > vocabulary.context for p in prompts):
         logger.warning_once(
@@ -359,6 +399,18 @@ def _check_room(ids: list[int], limit: int, state: int, grammar: Grammar) -> Non
             f"no room for one picture: the prompt has {len(ids)} ids and may grow to {limit}, but the picture takes "
             f"{needed} more; set max_new_tokens to at least {needed}, or shorten the prompt if the context is full"
         )
+
+
+def _check_streams(group: Group, grammar: Grammar, vocabulary: Vocabulary) -> None:
+    """``ValueError`` if a stream that the call will need cannot be made: not in the middle of decoding."""
+    for stream in group.guidance.streams:
+        for i in stream.ids:
+            if not 0 <= i < vocabulary.size:
+                raise ValueError(
+                    f"a stream of kind 'prompt' (or negative_prompt_ids) has id {i}, which is not an id of this "
+                    f"checkpoint (0 to {vocabulary.size - 1})"
+                )
+    group.first_plan(grammar, vocabulary)
 
 
 __all__ = [

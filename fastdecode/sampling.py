@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import LogitsProcessorList
 from transformers.generation import (
     MinPLogitsWarper,
@@ -88,20 +90,43 @@ class Plan:
     unfused: LogitsProcessorList
     sampling: Sampling
 
+    def check_modality(self, name: str, values: Mapping[str, Any]) -> None:
+        """``ValueError`` if ``values`` (a user's ``text=`` or ``image=``) want what runs unfused, the same for both."""
+        for processor in self.unfused:
+            key = _NAMES.get(type(processor), "")
+            if values.get(key) is not None:
+                raise ValueError(
+                    f"{name}[{key!r}]={values[key]!r} would act on top of the call's own {key}, which applies to text "
+                    f"and pictures alike because of a processor that runs after it: give {key} in text= and image= only"
+                )
 
-_FUSED = (
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    MinPLogitsWarper,
-)
+    def check_default_top_k(self) -> None:
+        """``ValueError`` if transformers' default top_k runs unfused, and so would act on pictures too."""
+        if any(type(p) is TopKLogitsWarper and p.top_k == TRANSFORMERS_TOP_K for p in self.unfused):
+            after = ", ".join(type(p).__name__ for p in self.unfused if type(p) not in _NAMES)
+            raise ValueError(
+                f"transformers' default top_k={TRANSFORMERS_TOP_K} would cut pictures to that many ids, because of "
+                f"what runs after it ({after}): give top_k yourself, 0 for none"
+            )
 
 
-def _fits(processor: Any, position: int) -> bool:
+_NAMES: dict[type, str] = {
+    RepetitionPenaltyLogitsProcessor: "repetition_penalty",
+    TemperatureLogitsWarper: "temperature",
+    TopKLogitsWarper: "top_k",
+    TopPLogitsWarper: "top_p",
+    MinPLogitsWarper: "min_p",
+}
+_FUSED = tuple(_NAMES)
+
+
+def _fits(processor: Any, position: int, padding: Tensor) -> bool:
     """Whether ``processor`` is exactly the fused operation at ``position`` of `_FUSED`, with nothing it does not do."""
     if type(processor) is not _FUSED[position]:
         return False
+    if isinstance(processor, RepetitionPenaltyLogitsProcessor):  # the kernel's counts all ids as seen but padding
+        ignored = 0 if processor.prompt_ignore_length is None else processor.prompt_ignore_length
+        return bool((torch.as_tensor(ignored).cpu() == padding).all())
     if getattr(processor, "min_tokens_to_keep", 1) != 1:
         return False
     if isinstance(processor, (TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)):
@@ -109,8 +134,11 @@ def _fits(processor: Any, position: int) -> bool:
     return True
 
 
-def tell_apart(processors: LogitsProcessorList, do_sample: bool) -> Plan:
-    """The longest tail of ``processors`` that the kernel computes in its own order is fused."""
+def tell_apart(processors: LogitsProcessorList, do_sample: bool, padding: Tensor) -> Plan:
+    """The longest tail of ``processors`` that the kernel computes in its own order is fused.
+
+    ``padding`` (sequences,) int64: how many ids of each prompt are padding.
+    """
     rest = list(processors)
     guidance = None
     if rest and type(rest[0]) is UnbatchedClassifierFreeGuidanceLogitsProcessor:
@@ -119,17 +147,13 @@ def tell_apart(processors: LogitsProcessorList, do_sample: bool) -> Plan:
     position = len(_FUSED)
     while rest:
         last = rest[-1]
-        slot = next((k for k in range(position) if _fits(last, k)), None)
+        slot = next((k for k in range(position) if _fits(last, k, padding)), None)
         if slot is None:
             break
         rest.pop()
         position = slot
-        if slot == 0:
-            # prompt_ignore_length leaves padding out of the seen ids, as we always do
-            values["repetition_penalty"] = float(last.penalty)
-        else:
-            attribute = ("temperature", "top_k", "top_p", "min_p")[slot - 1]
-            values[attribute] = getattr(last, attribute)
+        name = _NAMES[_FUSED[slot]]
+        values[name] = float(last.penalty) if slot == 0 else getattr(last, name)
     sampling = Sampling(**values)
     if not do_sample:
         sampling = replace(sampling, temperature=0.0)

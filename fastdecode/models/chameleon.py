@@ -88,18 +88,22 @@ class Vocabulary:
         return {i: code for code, i in enumerate(self.code_ids)}
 
 
-def encode_pictures(model: Any, pixel_values: Tensor) -> Tensor:
-    """Pixels ``(n, 3, H, W)`` float to image ids ``(n, image_length)`` int64, on the model's device."""
-    vision = model.model.vqmodel
-    weight = vision.quant_conv.weight
-    pixels = pixel_values.to(weight.device, weight.dtype)
-    side = model.config.vq_config.resolution
-    if pixels.ndim != 4 or pixels.shape[1:] != (model.config.vq_config.in_channels, side, side):
+def check_pixels(model: Any, pixel_values: Tensor) -> Tensor:
+    """Pixels ``(n, 3, H, W)`` float in the VQ encoder's dtype and on its device. ``ValueError`` for another shape."""
+    vision, config = model.model.vqmodel, model.config.vq_config
+    shape = (config.in_channels, config.resolution, config.resolution)
+    if pixel_values.ndim != 4 or pixel_values.shape[1:] != shape:
         raise ValueError(
             f"pixel_values is {tuple(pixel_values.shape)}; this checkpoint takes (pictures, "
-            f"{model.config.vq_config.in_channels}, {side}, {side}), as its processor makes them"
+            f"{', '.join(map(str, shape))}), as its processor makes them"
         )
-    return model.model.get_image_tokens(pixels).long()
+    weight = vision.quant_conv.weight
+    return pixel_values.to(weight.device, weight.dtype)
+
+
+def encode_pictures(model: Any, pixel_values: Tensor) -> Tensor:
+    """Pixels ``(n, 3, H, W)`` float to image ids ``(n, image_length)`` int64, on the model's device."""
+    return model.model.get_image_tokens(check_pixels(model, pixel_values)).long()
 
 
 def fill_placeholders(input_ids: Tensor, image_ids: Tensor | None, vocabulary: Vocabulary) -> Tensor:
@@ -144,8 +148,8 @@ def check_can_draw(model: Any) -> None:
         raise ValueError(
             f"this checkpoint has no VQ decoder, so its picture tokens cannot become pictures: {len(missing)} weights "
             f"are missing ({missing[0]}, {missing[1]}, … {missing[-1]}). Text works without them. Use a checkpoint "
-            "that carries them (the Anole and AA-Chameleon conversions do) through fastdecode.load, or give fastdecode.load "
-            "Meta's vqgan.ckpt with vqgan=PATH"
+            "that carries them (the Anole and AA-Chameleon conversions do) through fastdecode.load, or give "
+            "fastdecode.load Meta's vqgan.ckpt with vqgan=PATH"
         )
 
 
