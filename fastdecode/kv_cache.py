@@ -89,4 +89,4 @@ class StreamCache:
     def grow(self) -> None:
         """One more id in every live row (its keys and values were written at ``lengths``)."""
         self.lengths += 1
-        self.longest += 1
+        self.longest += self.rows > 0

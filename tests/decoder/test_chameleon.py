@@ -1,0 +1,139 @@
+"""Prefill and steps of ragged rows against the model's own forward pass over each whole sequence."""
+
+import random
+
+import pytest
+import torch
+from models_for_tests import text_ids, tiny_model, whole_logits
+
+from fastdecode.decoder import ChameleonDecoder
+
+
+def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got - expected).abs().max() / expected.abs().max())
+
+
+SETTINGS = [
+    {"swin_norm": swin, "kv_heads": kv_heads, "bias": bias, "tie_word_embeddings": tied}
+    for swin in (False, True)
+    for kv_heads, bias, tied in ((4, False, False), (2, True, False), (1, False, True))
+]
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_logits_of_ragged_rows(settings: dict, seed: int):
+    model = tiny_model(seed, layers=3, **settings)
+    decoder = ChameleonDecoder(model)
+    rng = random.Random(seed)
+    lengths = [1, 2, 17, 5, 33]
+    rows = [text_ids(model, seed * 100 + i, n) for i, n in enumerate(lengths)]
+    cache = decoder.new_cache()
+    decoder.prefill(cache, [r[:-1] for r in rows[:3]])
+    for step in range(12):
+        if step == 3:  # more rows join
+            decoder.prefill(cache, [r[:-1] for r in rows[3:]])
+        if step == 8:  # and some leave
+            for leaving in (1, 0):
+                assert cache.remove(leaving) == len(rows) - 1
+                rows[leaving] = rows[-1]
+                rows.pop()
+        live = rows if step >= 3 else rows[:3]
+        logits = decoder.logits(decoder.step(cache, torch.tensor([r[-1] for r in live])))
+        assert logits.shape == (len(live), model.config.vocab_size)
+        for got, row in zip(logits, live, strict=True):
+            assert relative_error(got, whole_logits(model, row)[-1]) < 1e-5
+            row.append(rng.randrange(model.config.vocab_size))
+
+
+def test_a_row_alone_needs_no_mask():
+    model = tiny_model(1)
+    decoder = ChameleonDecoder(model)
+    ids = text_ids(model, 0, 9)
+    cache = decoder.new_cache()
+    decoder.prefill(cache, [[]])
+    for i in range(9):
+        logits = decoder.logits(decoder.step(cache, torch.tensor([ids[i]])))
+        assert relative_error(logits[0], whole_logits(model, ids[: i + 1])[-1]) < 1e-5
+
+
+def test_prefill_of_nothing():
+    decoder = ChameleonDecoder(tiny_model(1))
+    cache = decoder.new_cache()
+    assert decoder.prefill(cache, []) == slice(0, 0)
+    assert decoder.prefill(cache, [[], []]) == slice(0, 2)
+    assert cache.lengths.tolist() == [0, 0]
+
+
+def test_positions_beyond_the_first_table_of_rotations():
+    model = tiny_model(2, context=2000, layers=1)
+    decoder = ChameleonDecoder(model)
+    ids = text_ids(model, 0, 1200)
+    cache = decoder.new_cache()
+    decoder.prefill(cache, [ids[:500]])
+    for i in range(500, 530):
+        logits = decoder.logits(decoder.step(cache, torch.tensor([ids[i]])))
+    assert relative_error(logits[0], whole_logits(model, ids[:530])[-1]) < 1e-5
+    decoder.prefill(cache, [ids[:1199]])
+    logits = decoder.logits(decoder.step(cache, torch.tensor([ids[530], ids[1199]])))
+    assert relative_error(logits[1], whole_logits(model, ids)[-1]) < 1e-5
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_span_computes_its_rows_of_the_head_only(rows: int):
+    model = tiny_model(3)
+    decoder = ChameleonDecoder(model)
+    hidden = torch.randn(rows, 32)
+    whole = decoder.logits(hidden).clone()
+    low, high = 4, 28
+    part = decoder.logits(hidden, (low, high))
+    assert relative_error(part[:, low:high], whole[:, low:high]) < 1e-6
+    assert part[:, :low].isnan().all()  # never written: torch.empty is poisoned here
+    assert part[:, high:].isnan().all()
+    fewer = decoder.logits(hidden[:1], (low, high))
+    assert fewer.shape == (1, model.config.vocab_size)
+
+
+def test_a_head_that_is_not_plain_is_called_whole():
+    model = tiny_model(3)
+    model.lm_head = torch.nn.Linear(32, model.config.vocab_size, bias=True)
+    decoder = ChameleonDecoder(model)
+    hidden = torch.randn(2, 32)
+    assert torch.equal(decoder.logits(hidden, (4, 28)), model.lm_head(hidden))
+
+
+def test_layers_are_called_so_that_adapters_work():
+    model = tiny_model(4)
+    plain = model.model.layers[1].self_attn.v_proj
+    model.model.layers[1].self_attn.v_proj = torch.nn.Sequential(plain, torch.nn.Linear(32, 32))
+    decoder = ChameleonDecoder(model)
+    ids = text_ids(model, 0, 6)
+    cache = decoder.new_cache()
+    decoder.prefill(cache, [ids[:-1]])
+    logits = decoder.logits(decoder.step(cache, torch.tensor(ids[-1:])))
+    assert relative_error(logits[0], whole_logits(model, ids)[-1]) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype):
+    model = tiny_model(6).to(dtype)
+    decoder = ChameleonDecoder(model)
+    rows = [text_ids(model, i, n) for i, n in enumerate((4, 11))]
+    cache = decoder.new_cache()
+    decoder.prefill(cache, [r[:-1] for r in rows])
+    hidden = decoder.step(cache, torch.tensor([r[-1] for r in rows]))
+    assert hidden.dtype == cache.keys[0].dtype == dtype
+    for got, row in zip(decoder.logits(hidden).float(), rows, strict=True):
+        assert relative_error(got, whole_logits(model, row)[-1]) < 0.05
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic"])
+def test_scaled_rotations(kind: str):
+    parameters = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0}
+    model = tiny_model(7, rope_parameters=parameters)
+    decoder = ChameleonDecoder(model)
+    ids = text_ids(model, 0, 20)
+    cache = decoder.new_cache()
+    decoder.prefill(cache, [ids[:-1]])
+    logits = decoder.logits(decoder.step(cache, torch.tensor(ids[-1:])))
+    assert relative_error(logits[0], whole_logits(model, ids)[-1]) < 1e-5
