@@ -14,19 +14,49 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.models.chameleon.modeling_chameleon import ChameleonRMSNorm
 
 from fastdecode.kv_cache import StreamCache
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding on halves: ``x`` (..., head_dim), ``cos`` and ``sin`` broadcast to it."""
-    half = x.shape[-1] // 2
-    return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
+    """Rotary embedding on halves: ``x`` (..., head_dim); ``cos`` and ``sin`` broadcast to it, the first half of ``sin``
+    negated (so that swapping the halves of ``x`` is all that is left to do).
+    """
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
-def head_norm(norm: Any, x: Tensor) -> Tensor:
-    """Chameleon's LayerNorm over head_dim with weight and bias per head: ``x`` (..., heads, head_dim)."""
-    return F.layer_norm(x, x.shape[-1:], None, None, 1e-5) * norm.weight + norm.bias
+class RMSNorm:
+    """A layer's RMS norm as one operation; another module in its place is called as it is."""
+
+    def __init__(self, module: Any) -> None:
+        self.plain = type(module) is ChameleonRMSNorm
+        self.module = module
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.plain:
+            return F.rms_norm(x, x.shape[-1:], self.module.weight, self.module.variance_epsilon)
+        normed: Tensor = self.module(x)
+        return normed
+
+
+class Layer:
+    """One layer of the model: its own modules, and its norms of queries and keys side by side.
+
+    Chameleon norms each head of q and k over head_dim, with weight and bias per head; ``weight`` and ``bias`` are
+    (heads + kv_heads, head_dim), small copies.
+    """
+
+    def __init__(self, module: Any, heads: int, kv_heads: int, head_dim: int) -> None:
+        attention = module.self_attn
+        self.q, self.k, self.v, self.out = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
+        self.mlp, self.scaling = module.mlp, attention.scaling
+        self.norm_attention, self.norm_mlp = RMSNorm(module.input_layernorm), RMSNorm(module.post_attention_layernorm)
+        pairs = ((attention.q_norm, heads), (attention.k_norm, kv_heads))
+        self.weight, self.bias = (
+            torch.cat([getattr(norm, name).detach().expand(n, head_dim) for norm, n in pairs])
+            for name in ("weight", "bias")
+        )
 
 
 class ChameleonDecoder:
@@ -35,18 +65,13 @@ class ChameleonDecoder:
     def __init__(self, model: Any) -> None:
         self.model = model
         inner = model.model
-        self.embed, self.layers, self.norm, self.head = (
-            inner.embed_tokens,
-            inner.layers,
-            inner.norm,
-            model.lm_head,
-        )
-        self.swin = bool(model.config.swin_norm)
-        self.device = inner.embed_tokens.weight.device
         attention = inner.layers[0].self_attn
         self.heads, self.kv_heads = attention.num_heads, attention.num_key_value_heads
         self.head_dim, self.grouped = attention.head_dim, self.heads != self.kv_heads
-        self.dtype = attention.k_norm.weight.dtype
+        self.embed, self.norm, self.head = inner.embed_tokens, RMSNorm(inner.norm), model.lm_head
+        self.layers = [Layer(layer, self.heads, self.kv_heads, self.head_dim) for layer in inner.layers]
+        self.swin = bool(model.config.swin_norm)
+        self.device, self.dtype = inner.embed_tokens.weight.device, self.layers[0].weight.dtype
         self._rope: tuple[Tensor, Tensor] | None = None
         self._logits: Tensor | None = None
         self._plain_head = type(self.head) is nn.Linear and self.head.bias is None
@@ -55,35 +80,40 @@ class ChameleonDecoder:
         return StreamCache(len(self.layers), self.kv_heads, self.head_dim, self.dtype, self.device)
 
     def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin, each ``(*positions.shape, 1, head_dim)``, by the model's own rotary embedding."""
+        """cos and sin for `rotate`, each ``(*positions.shape, 1, head_dim)``, by the model's own rotary embedding."""
         rotary = self.model.model.rotary_emb
         if "dynamic" in rotary.rope_type or rotary.rope_type == "longrope":  # its table depends on the longest position
-            like = self.embed.weight[:1, None]
-            cos, sin = rotary(like, position_ids=positions.view(1, -1))
+            cos, sin = self._rope_table(positions.view(-1))
             shape = (*positions.shape, 1, self.head_dim)
             return cos.view(shape), sin.view(shape)
-        if self._rope is None or self._rope[0].shape[0] <= int(positions.max()):
-            every = torch.arange(max(512, 2 * int(positions.max()) + 2), device=self.device)
-            cos, sin = rotary(self.embed.weight[:1, None].to(self.dtype), position_ids=every.view(1, -1))
-            self._rope = (cos[0], sin[0])
+        longest = int(positions.max())
+        if self._rope is None or self._rope[0].shape[0] <= longest:
+            self._rope = self._rope_table(torch.arange(max(512, 2 * longest), device=self.device))
         cos, sin = self._rope
         return cos[positions].unsqueeze(-2), sin[positions].unsqueeze(-2)
 
-    def _project(self, attention: Any, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _rope_table(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        cos, sin = self.model.model.rotary_emb(like, position_ids=positions.view(1, -1))
+        half = self.head_dim // 2
+        return cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), -1)
+
+    def _project(self, layer: Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q (..., heads, head_dim), k and v (..., kv_heads, head_dim), normed and rotated; ``x`` (..., hidden)."""
         shape = (*x.shape[:-1], -1, self.head_dim)
-        q = head_norm(attention.q_norm, attention.q_proj(x).view(shape))
-        k = head_norm(attention.k_norm, attention.k_proj(x).view(shape))
-        return rotate(q, cos, sin), rotate(k, cos, sin), attention.v_proj(x).view(shape)
+        both = torch.cat((layer.q(x), layer.k(x)), -1).view(shape)
+        normed = torch.addcmul(layer.bias, F.layer_norm(both, (self.head_dim,), eps=1e-5), layer.weight)
+        q, k = rotate(normed, cos, sin).split((self.heads, self.kv_heads), -2)
+        return q, k, layer.v(x).view(shape)
 
-    def _add_attended(self, layer: Any, x: Tensor, attended: Tensor) -> Tensor:
+    def _finish(self, layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
         """The rest of a layer: output projection, residual, MLP, residual, in the layer's norm order."""
-        out = layer.self_attn.o_proj(attended)
         if self.swin:
-            x = x + layer.input_layernorm(out)
-            return x + layer.post_attention_layernorm(layer.mlp(x))
-        x = x + out
-        return x + layer.mlp(layer.post_attention_layernorm(x))
+            x = x + layer.norm_attention(layer.out(attended))
+            return x + layer.norm_mlp(layer.mlp(x))
+        x = x + layer.out(attended)
+        mlp: Tensor = layer.mlp(layer.norm_mlp(x))
+        return x + mlp
 
     @torch.inference_mode()
     def prefill(self, cache: StreamCache, prompts: Sequence[Sequence[int]]) -> slice:
@@ -102,15 +132,15 @@ class ChameleonDecoder:
         cos, sin = self.rope(torch.arange(width, device=self.device))
         x = self.embed(ids.to(self.device))
         for i, layer in enumerate(self.layers):
-            normed = x if self.swin else layer.input_layernorm(x)
-            q, k, v = (t.transpose(1, 2) for t in self._project(layer.self_attn, normed, cos, sin))
+            normed = x if self.swin else layer.norm_attention(x)
+            q, k, v = (t.transpose(1, 2) for t in self._project(layer, normed, cos, sin))
             cache.keys[i][rows, :, :width], cache.values[i][rows, :, :width] = k, v
             if i == len(self.layers) - 1:
                 break
             attended = F.scaled_dot_product_attention(
-                q, k, v, is_causal=True, scale=layer.self_attn.scaling, enable_gqa=self.grouped
+                q, k, v, is_causal=True, scale=layer.scaling, enable_gqa=self.grouped
             )
-            x = self._add_attended(layer, x, attended.transpose(1, 2).reshape(*x.shape[:2], -1))
+            x = self._finish(layer, x, attended.transpose(1, 2).reshape(*x.shape[:2], -1))
         return rows
 
     @torch.inference_mode()
@@ -125,8 +155,8 @@ class ChameleonDecoder:
             mask = (torch.arange(window, device=self.device) <= at[:, None])[:, None, None]
         x = self.embed(tokens)
         for i, layer in enumerate(self.layers):
-            normed = x if self.swin else layer.input_layernorm(x)
-            q, k, v = self._project(layer.self_attn, normed, cos, sin)
+            normed = x if self.swin else layer.norm_attention(x)
+            q, k, v = self._project(layer, normed, cos, sin)
             keys, values = cache.keys[i], cache.values[i]
             keys[row, :, at], values[row, :, at] = k, v
             attended = F.scaled_dot_product_attention(
@@ -134,13 +164,12 @@ class ChameleonDecoder:
                 keys[:rows, :, :window],
                 values[:rows, :, :window],
                 attn_mask=mask,
-                scale=layer.self_attn.scaling,
+                scale=layer.scaling,
                 enable_gqa=self.grouped,
             )
-            x = self._add_attended(layer, x, attended.reshape(rows, -1))
+            x = self._finish(layer, x, attended.reshape(rows, -1))
         cache.grow()
-        hidden: Tensor = self.norm(x)
-        return hidden
+        return self.norm(x)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, span: tuple[int, int] | None = None) -> Tensor:

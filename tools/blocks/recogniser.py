@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 from PIL import Image
 
-from tools.blocks.world import CELL, CELLS, COLUMNS, HEIGHT, SIDE, Scene
+from tools.blocks.world import CELL, CELLS, COLUMNS, HEIGHT, SIDE, Scene, put
 
 _KEYS = list(CELLS)
 _TEMPLATES = np.stack([CELLS[key] for key in _KEYS]).astype(np.float32)
@@ -39,3 +41,26 @@ def recognise(picture: Image.Image) -> Scene | None:
                 stack.append(thing)
         scene.append(tuple(stack))
     return tuple(scene)
+
+
+_ON_COLUMN = re.compile(r"Put an? (\w+) (\w+) in column ([1-4])\.")
+_ON_THING = re.compile(r"Put an? (\w+) (\w+) on the (\w+) (\w+)\.")
+
+
+def follow(scene: Scene, sentence: str) -> list[Scene]:
+    """The scenes that ``sentence``, a step of an instruction, can lead to from ``scene``; empty if it makes no sense.
+
+    "on the blue square" means a blue square that is on top of its column; there may be several.
+    """
+    if found := _ON_COLUMN.fullmatch(sentence):
+        colour, shape, column = found.groups()
+        columns = [int(column) - 1]
+    elif found := _ON_THING.fullmatch(sentence):
+        colour, shape, *below = found.groups()
+        columns = [x for x, stack in enumerate(scene) if stack and stack[-1] == tuple(below)]
+    else:
+        return []
+    thing = (colour, shape)
+    if thing not in CELLS:
+        return []
+    return [put(scene, x, thing) for x in columns if len(scene[x]) < HEIGHT]

@@ -1,0 +1,46 @@
+# Everything runs in .venv, which the first command makes. `make demo` and `make test` each need nothing but
+# Python 3.11 or newer with venv, and g++.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Built from these: when one changes, the package is built again.
+SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
+
+.PHONY: demo test lint bench clean
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/.built
+	$(BIN)/fastdecode demo -o demo
+
+test: $(VENV)/.built-test
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.built-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu')
+
+bench: $(VENV)/.built-test
+	$(BIN)/python benchmarks/bench_generate.py
+
+# torch 2.13.0 has a small CPU build here; an open range would fetch several GB of CUDA packages elsewhere.
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	touch $@
+
+$(VENV)/.built: $(VENV)/.torch $(SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.built-test: $(VENV)/.built
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	touch $@
+
+$(VENV)/.built-dev: $(VENV)/.built-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build demo fastdecode/lib fastdecode/include fastdecode/*.so

@@ -1,0 +1,1 @@
+"""Benchmarks: each checks its result before it times it, and measures its rival in the same run."""

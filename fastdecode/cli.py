@@ -1,0 +1,75 @@
+"""The command ``fastdecode``: demo, generate, env. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    top = argparse.ArgumentParser(
+        prog="fastdecode", description="Decode models that write text and draw images as one token stream."
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="demo | generate | env")
+
+    demo = commands.add_parser("demo", help="draw with the embedded model and write a page to look at")
+    demo.add_argument("-o", "--output", type=Path, default=Path("fastdecode-demo"), help="folder (%(default)s)")
+    demo.add_argument("--seed", type=int, default=0)
+
+    generate = commands.add_parser(
+        "generate",
+        help="continue a prompt with text and pictures",
+        description="Continue a prompt with text and pictures; writes document.md and the pictures, prints the text.",
+    )
+    generate.add_argument("--model", default="blocks", help="'blocks', a folder or a hub id (default: %(default)s)")
+    generate.add_argument("--prompt", required=True, help="text; <image> marks where a picture goes")
+    generate.add_argument("--image", type=Path, action="append", default=[], help="picture of the prompt; repeatable")
+    generate.add_argument("--mode", default="interleaved-text-image", help="as multimodal_generation_mode")
+    generate.add_argument(
+        "--guidance", default=None, help="none, a number (two-way), or instruct[:TEXT,IMAGE] (default where it draws)"
+    )
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--max-new-tokens", type=int, default=None, help="default: what the context allows")
+    generate.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest (default: %(default)s)")
+    generate.add_argument("--top-p", type=float, default=0.9, help="(default: %(default)s)")
+    generate.add_argument("--completion", action="store_true", help="do not end the prompt with the turn separator")
+    generate.add_argument(
+        "--vqgan", type=Path, default=None, help="Meta's vqgan.ckpt, for a checkpoint without decoder"
+    )
+    generate.add_argument("--explain", action="store_true", help="say what is in effect, then decode")
+    generate.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
+
+    env = commands.add_parser("env", help="what is installed and what works")
+    env.add_argument("--json", action="store_true")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 if it worked. Wrong input prints one sentence and gives 2."""
+    args = parser().parse_args(arguments)
+    try:
+        if args.command == "env":
+            from fastdecode.env import show
+
+            show(args.json)
+        elif args.command == "demo":
+            from fastdecode.demo import run_demo
+
+            run_demo(args.output, args.seed)
+        else:
+            from fastdecode.write import write_document
+
+            write_document(args)
+    except KeyboardInterrupt:
+        print("fastdecode: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        print(f"fastdecode: {error}", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        print(f"fastdecode: {error}; `fastdecode env` tells what is installed", file=sys.stderr)
+        return 2
+    return 0
