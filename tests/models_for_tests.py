@@ -33,12 +33,12 @@ def image_name(code: int) -> str:
     return "IMGIMG" + "".join(chr(ord("A") + int(digit)) for digit in str(code)) + "Z"
 
 
-def vocabulary_map(codes: int = CODES, scattered: bool = False, seed: int = 0) -> dict[str, int]:
+def vocabulary_map(codes: int = CODES, words: int = len(WORDS), scattered: bool = False) -> dict[str, int]:
     """Names to ids. ``scattered``: image ids lie anywhere behind the first four, and not in the order of the codes."""
     ids = {name: i for i, name in enumerate(SPECIAL)}
-    rest = [*map(image_name, range(codes)), *MARKERS, *WORDS]
+    rest = [*map(image_name, range(codes)), *MARKERS, *(f"w{i}" for i in range(words))]
     if scattered:
-        random.Random(seed).shuffle(rest)
+        random.Random(0).shuffle(rest)
     return ids | {name: len(ids) + i for i, name in enumerate(rest)}
 
 
@@ -63,12 +63,13 @@ def tiny_config(
     resolution: int = 8,
     context: int = 160,
     layers: int = 2,
-    names: dict[str, int] | None = None,
+    codes: int = CODES,
+    words: int = len(WORDS),
     **more,
 ) -> ChameleonConfig:
-    names = vocabulary_map(scattered=scattered) if names is None else names
+    names = vocabulary_map(codes, words, scattered)
     return ChameleonConfig(
-        vocab_size=max(names.values()) + 1,
+        vocab_size=len(names),
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=layers,
@@ -81,7 +82,7 @@ def tiny_config(
         bos_token_id=PAD,  # as the real checkpoints' configs have it
         pad_token_id=PAD,
         eos_token_id=EOS,
-        vq_config=vq_config(resolution),
+        vq_config=vq_config(resolution, codes),
         vocabulary_map=names,
         **more,
     )
@@ -138,7 +139,7 @@ def pixels(seed: int, count: int, resolution: int = 8) -> torch.Tensor:
 def text_ids(model, seed: int, count: int) -> list[int]:
     """``count`` random words."""
     names = model.config.vocabulary_map
-    return random.Random(seed).choices([names[w] for w in WORDS], k=count)
+    return random.Random(seed).choices([names[w] for w in WORDS if w in names], k=count)
 
 
 def placeholder_block(vocabulary: Vocabulary) -> list[int]:
