@@ -17,49 +17,62 @@ Document = list[str | Image.Image]
 
 
 def segments(ids: Sequence[int], vocabulary: Vocabulary) -> list[tuple[str, list[int]]]:
-    """``ids`` split into ``("text", ids)`` and ``("picture", image ids)``; markers are left out.
+    """``ids`` split into ``("text", ids)`` and ``("picture", image ids)``; markers of pictures are left out.
 
-    A picture is begin of image, exactly ``image_length`` image ids, end of image. What looks like one but is not
-    whole comes as ``("broken", ids)``.
+    A picture is begin of image, exactly ``image_length`` image ids, end of image. Image ids that are not so come as
+    ``("broken", ids)``.
     """
     found: list[tuple[str, list[int]]] = []
     text: list[int] = []
     i = 0
     while i < len(ids):
-        if ids[i] == vocabulary.begin_image:
-            stop = i + 1
-            while stop < len(ids) and ids[stop] in vocabulary.image_ids:
-                stop += 1
-            if stop > i + 1:
-                if text:
-                    found.append(("text", text))
-                    text = []
-                whole = stop - i - 1 == vocabulary.image_length
-                closed = stop < len(ids) and ids[stop] == vocabulary.end_image
-                found.append(("picture" if whole and closed else "broken", list(ids[i + 1 : stop])))
-                i = stop + closed
-                continue
-        text.append(ids[i])
-        i += 1
+        begun = ids[i] == vocabulary.begin_image
+        stop = i + begun
+        while stop < len(ids) and ids[stop] in vocabulary.image_ids:
+            stop += 1
+        block = list(ids[i + begun : stop])
+        if not block:
+            text.append(ids[i])
+            i += 1
+            continue
+        if text:
+            found.append(("text", text))
+            text = []
+        closed = stop < len(ids) and ids[stop] == vocabulary.end_image
+        whole = begun and closed and len(block) == vocabulary.image_length
+        found.append(("picture" if whole else "broken", block))
+        i = stop + closed
     if text:
         found.append(("text", text))
     return found
+
+
+def _from(ids: Sequence[int], start: int, vocabulary: Vocabulary) -> Sequence[int]:
+    """``ids[start:]``, with the whole picture if ``start`` lies inside one."""
+    first = min(start, len(ids))
+    while first > 0 and ids[first - 1] in vocabulary.image_ids:
+        first -= 1
+    inside = 0 < first < len(ids) and ids[first - 1] == vocabulary.begin_image
+    return ids[first - 1 :] if inside else ids[start:]
 
 
 def to_documents(model: Any, processor: Any, sequences: Any, start: int = 0) -> list[Document]:
     """Sequences of ids to documents.
 
         sequences   (batch, length) integers, a list of lists, or what ``generate`` returned
-        start       first column to read: ``inputs["input_ids"].shape[1]`` leaves the prompt out
+        start       first column to read: ``inputs["input_ids"].shape[1]`` leaves the prompt out (but for the beginning
+                    of a picture that goes on behind it)
         returns     one list per sequence, of str and PIL.Image in order; empty texts are left out
 
     All pictures go through the VQ decoder in one pass. A picture that was cut short is left out, with a warning.
-    ``ValueError`` if there are pictures and the checkpoint has no VQ decoder.
+    ``ValueError`` if there are pictures and the checkpoint has no VQ decoder, or for another shape of ``sequences``.
     """
     vocabulary = Vocabulary.of(model)
     rows = getattr(sequences, "sequences", sequences)
-    rows = rows.tolist() if isinstance(rows, Tensor) else [list(row) for row in rows]
-    parts = [segments(row[start:], vocabulary) for row in rows]
+    rows = [row.tolist() if isinstance(row, Tensor) else row for row in rows]
+    if any(not isinstance(row, Sequence) for row in rows):
+        raise ValueError("sequences must be (batch, length) integers, or a list of lists: put one sequence in a list")
+    parts = [segments(_from(row, start, vocabulary), vocabulary) for row in rows]
     pictures = iter(
         decode_pictures(model, [ids for row in parts for kind, ids in row if kind == "picture"], vocabulary)
     )
