@@ -41,7 +41,9 @@ def load(
     ``decoder`` if its weights were found. ``ValueError`` or ``FileNotFoundError`` say what is wrong with the
     checkpoint.
     """
-    source = EMBEDDED.get(str(name), name)
+    source: str | Path = EMBEDDED.get(str(name), name)
+    if str(source).startswith("~"):
+        source = Path(source).expanduser()
     config = _config(source)
     kind = config.get("model_type")
     if kind != "chameleon":
@@ -55,14 +57,14 @@ def load(
             model, info = read(source, dtype=dtype or "auto", output_loading_info=True, **kwargs)
             processor = ChameleonProcessor.from_pretrained(source)
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
-        raise ValueError(f"{name} cannot be loaded: {_first_line(error)}") from error
+        raise ValueError(f"{name} cannot be loaded: {_in_short(error)}") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(
             f"{name} is incomplete: it lacks {len(missing)} weights of the model ({', '.join(missing[:3])}, …)"
         )
     Vocabulary.of(model)
-    weights = _vqgan_weights(Path(vqgan)) if vqgan is not None else _decoder_weights(source)
+    weights = _vqgan_weights(Path(vqgan).expanduser()) if vqgan is not None else _decoder_weights(source)
     if weights:
         attach_decoder(model, weights)
     model.eval()
@@ -92,10 +94,11 @@ def _config(source: str | Path) -> dict[str, Any]:
         path = _file(source, "config.json")
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"{source} is neither a folder here nor a repository that the hub gives us: {_first_line(error)}"
+            f"{source} is neither a folder here nor a repository that the hub gives us: {_in_short(error)}"
         ) from error
     if path is None:
-        raise FileNotFoundError(f"{source} has no config.json: it is not a model in Hugging Face format")
+        where = "" if Path(source).is_dir() else ", or the hub does not give it to us"
+        raise FileNotFoundError(f"{source} has no config.json: it is not a model in Hugging Face format{where}")
     try:
         config = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -133,17 +136,18 @@ def _vqgan_weights(path: Path) -> dict[str, Tensor]:
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"vqgan={path} is not a torch checkpoint of plain weights: {_first_line(error)}") from error
-    state = stored.get("state_dict", stored)
+        raise ValueError(f"vqgan={path} is not a torch checkpoint of plain weights: {_in_short(error)}") from error
+    state = stored.get("state_dict", stored) if isinstance(stored, dict) else {}
     weights = {key.removeprefix("decoder."): value for key, value in state.items() if key.startswith("decoder.")}
     if not weights:
         raise ValueError(f"vqgan={path} has no decoder.* weights; Meta's vqgan.ckpt has")
     return weights
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+def _in_short(error: BaseException) -> str:
+    """One line of at most 300 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]}…"
 
 
 @contextmanager
