@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -341,8 +342,8 @@ def _seeds(seed: int | Sequence[int] | None, count: int, repeats: int) -> list[i
     requests = count // repeats
     if seed is None:
         first = torch.randint(-(2**63), 2**63 - 1, (requests,)).tolist()
-    elif isinstance(seed, int):
-        first = [seed] * requests
+    elif not isinstance(seed, Iterable):
+        first = [operator.index(seed)] * requests
     else:
         first = [int(s) for s in seed]
         if len(first) != requests:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -65,14 +66,15 @@ class Sampling:
         """This, or ``ValueError`` naming the parameter that is out of range."""
         rules = {
             "temperature": (0.0, math.inf, "at least 0"),
-            "top_k": (0, math.inf, "0 (off) or more"),
+            "top_k": (0, math.inf, "0 (off) or a whole number above it"),
             "top_p": (0.0, 1.0, "between 0 and 1"),
             "min_p": (0.0, 1.0, "between 0 and 1"),
             "repetition_penalty": (math.ulp(0.0), math.inf, "more than 0"),
         }
         for key, (low, high, right) in rules.items():
             value = getattr(self, key)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            kind = Integral if key == "top_k" else Real
+            number = isinstance(value, kind) and not isinstance(value, bool)
             if not number or not low <= value <= high or value == math.inf:
                 raise ValueError(f"{where}{key}={value!r} is out of range: it must be {right}")
         return replace(self, top_k=int(self.top_k))

@@ -5,6 +5,9 @@ import torch
 
 _INTEGER_POISON = 0x5A
 
+with torch.device("meta"):
+    torch.empty(0)  # now: under the poison torch would remember our functions as those that make tensors
+
 
 def _poisoned(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_floating_point() or tensor.is_complex():

@@ -1,0 +1,114 @@
+"""`explain` says what `generate` does."""
+
+import json
+
+import pytest
+import torch
+from models_for_tests import BOS, padded, pixels, placeholder_block, text_ids, tiny_model, tiny_tokenizer
+
+import fastdecode
+from fastdecode import Guidance
+from fastdecode.decoder import ChameleonDecoder
+from fastdecode.models.chameleon import Vocabulary
+
+MODEL = tiny_model(0)
+V = Vocabulary.of(MODEL)
+WORDS = [BOS, *text_ids(MODEL, 0, 3)]
+INTERLEAVED = {"multimodal_generation_mode": "interleaved-text-image", "max_new_tokens": 20}
+
+
+def explain(prompt=WORDS, **options):
+    options = {"max_new_tokens": 10} | options
+    return fastdecode.explain(MODEL, torch.tensor([prompt]), **options)
+
+
+def test_plain_text():
+    found = explain()
+    assert (found.mode, found.sequences, found.where, found.limits) == ("text-only", 1, "off", [14])
+    assert found.streams == [["+1 x stream of 4 ids"]]
+    assert found.allowed == {"text": V.size - 24, "picture": 24}
+    assert found.text["temperature"] == 0.0
+    assert found.sampling_backend == "cpu"
+    assert not found.can_draw
+    text = str(found)
+    assert "text sampling     greedy" in text
+    assert "picture" not in text.replace("VQ decoder        missing: picture ids stay ids", "")
+
+
+def test_pictures_with_guidance():
+    found = explain(
+        **INTERLEAVED, guidance=Guidance.instruct(text=3.0, image=1.2), do_sample=True, image={"top_p": 0.9}
+    )
+    assert found.where == "inside pictures"
+    assert found.streams == [["+3 x stream of 5 ids", "-2 x stream of 2 ids"]]  # without a picture two are equal
+    assert found.allowed == {"text": V.size - 24 - 4, "picture": 24}
+    assert "text sampling     temperature 1, top_k 50" in str(found)
+    assert "picture sampling  temperature 1, top_p 0.9" in str(found)
+    shown = explain(
+        [*WORDS, *placeholder_block(V)], **INTERLEAVED, guidance=Guidance.instruct(), pixel_values=pixels(0, 1)
+    )
+    assert [s.rsplit(" x ")[1] for s in shown.streams[0]] == ["stream of 11 ids", "stream of 8 ids", "stream of 2 ids"]
+
+
+@pytest.mark.parametrize("drawn", [0, 3])
+def test_a_picture_that_the_prompt_began(drawn: int):
+    found = explain([*WORDS, V.begin_image, *V.code_ids[:drawn]], multimodal_generation_mode="image-only", guidance=2.0)
+    assert found.streams == [[f"+2 x stream of {5 + drawn} ids", f"-1 x stream of {2 + drawn} ids"]]
+
+
+def test_guidance_everywhere():
+    found = explain(guidance_scale=3.0, negative_prompt_ids=torch.tensor([[5, 6]]))
+    assert found.where == "every token"
+    assert found.streams == [["+3 x stream of 4 ids", "-2 x stream of 2 ids"]]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason", "processors"),
+    [
+        ({"suppress_tokens": [40]}, "other logits processors run on them", ["SuppressTokensLogitsProcessor"]),
+        ({"return_dict_in_generate": True, "output_scores": True}, "they are to be returned", []),
+        ({"guidance_scale": 2.0, "repetition_penalty": 1.2}, "transformers penalises mixed log-probabilities", []),
+    ],
+)
+def test_why_it_is_not_faster(options, reason: str, processors):
+    found = explain(**options)
+    assert any(reason in why for why in found.why_not_faster)
+    assert found.unfused_processors == processors
+    assert f"not faster because logits are mixed in PyTorch, because {reason}" in str(found)
+
+
+def test_criteria_are_named():
+    names = MODEL.config.vocabulary_map
+    tokenizer = tiny_tokenizer(names | {"abcdef": len(names)})
+    found = explain(max_time=9.0, stop_strings="w1", tokenizer=tokenizer)
+    assert set(found.stopping_criteria) == {"MaxTimeCriteria", "StopStringCriteria"}
+    assert "also stops on" in str(found)
+
+
+def test_for_programs():
+    found = fastdecode.explain(MODEL, **padded([WORDS, WORDS[:2]]), **INTERLEAVED, guidance=2.0, num_return_sequences=1)
+    assert json.loads(found.to_json()) == json.loads(json.dumps(found.to_dict()))
+    assert found.to_dict()["limits"] == [24, 22]
+    assert "of at most 22, 24 ids" in str(found)
+    assert found.sequences == len(found.streams) == 2
+
+
+def test_nothing_is_decoded_and_no_number_is_drawn(monkeypatch):
+    def never(self, *args):
+        raise AssertionError("decoding began")
+
+    monkeypatch.setattr(ChameleonDecoder, "step", never)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    explain(**INTERLEAVED, do_sample=True, streamer=object(), progress=True)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_model_that_draws():
+    model = tiny_model(0, draws=True)
+    found = fastdecode.explain(
+        model, torch.tensor([WORDS]), multimodal_generation_mode="unrestricted", max_new_tokens=9
+    )
+    assert found.can_draw
+    assert "VQ decoder        present" in str(found)
+    assert found.allowed == {"text": V.size, "picture": V.size}
