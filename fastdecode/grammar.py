@@ -109,6 +109,24 @@ class Grammar:
         return length - 1 - (state - BLOCK) if self.in_picture(state) else -1
 
 
+def _runs(ids: Iterable[int]) -> list[tuple[int, int]]:
+    """``ids`` as half-open ranges."""
+    runs: list[tuple[int, int]] = []
+    for i in sorted(ids):
+        if runs and runs[-1][1] == i:
+            runs[-1] = (runs[-1][0], i + 1)
+        else:
+            runs.append((i, i + 1))
+    return runs
+
+
+def _all_but(ids: Iterable[int], size: int) -> list[tuple[int, int]]:
+    """The ids below ``size`` that are not in ``ids``, as half-open ranges: a vocabulary is long, its ranges are few."""
+    runs = _runs(ids)
+    starts, stops = [0, *(stop for _, stop in runs)], [*(start for start, _ in runs), size]
+    return [(start, stop) for start, stop in zip(starts, stops, strict=True) if start < stop]
+
+
 def compile_grammar(mode: str, vocabulary: Vocabulary, eos: Iterable[int]) -> Grammar:
     """Tables for ``mode``, one of `MODES`.
 
@@ -121,11 +139,13 @@ def compile_grammar(mode: str, vocabulary: Vocabulary, eos: Iterable[int]) -> Gr
         raise ValueError(f"multimodal_generation_mode={mode!r} is unknown; choose one of {', '.join(MODES)}")
     v, n = vocabulary, vocabulary.image_length
     ends = frozenset(eos)
-    text = set(range(v.size)) - v.image_ids
+    banned = set(v.image_ids)
     if mode != "text-only":
-        text -= {v.end_image, v.placeholder, *({v.pad, v.bos} - {None} - ends)}
-    without_begin = text if mode == "text-only" else text - {v.begin_image}
-    sets = TokenSets.from_ids([text, without_begin, v.image_ids, range(v.size)], v.size)
+        banned |= {v.end_image, v.placeholder} | ({i for i in (v.pad, v.bos) if i is not None} - ends)
+    without_begin = banned if mode == "text-only" else banned | {v.begin_image}
+    sets = TokenSets(
+        [_all_but(banned, v.size), _all_but(without_begin, v.size), _runs(v.image_ids), [(0, v.size)]], v.size
+    )
     free = mode == "unrestricted"
     states = BLOCK + n + 1
     set_of, forced, following = [-1] * states, [-1] * states, list(range(1, states + 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -44,7 +44,6 @@ class Vocabulary:
     context: int
     bos: int | None = None
     pad: int | None = None
-    names: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, model: Any) -> Vocabulary:
@@ -75,7 +74,6 @@ class Vocabulary:
             context=config.max_position_embeddings,
             bos=ids.get("<s>"),
             pad=ids.get("<pad>"),
-            names={i: name for name, i in ids.items()},
         )
 
     @cached_property
