@@ -159,7 +159,7 @@ class Guidance:
         """Streams to run besides the full one, and the weights of (full, \\*those).
 
         Streams with equal ids are merged, and those whose weights cancel to 0 are left out; the full stream always
-        stays, since the sequence goes on in it.
+        stays, since the sequence goes on in it. ``ValueError`` if all weights cancel.
         """
         rewritten: dict[tuple[int, ...], float] = {}
         for stream, weight in zip(self.streams, self.weights, strict=True):
@@ -169,6 +169,11 @@ class Guidance:
             rewritten[key] = rewritten.get(key, 0.0) + weight
         full = tuple(ids)
         others = {key: weight for key, weight in rewritten.items() if key != full and weight != 0.0}
+        if not others and rewritten[full] == 0.0:
+            raise ValueError(
+                f"the weights {self.weights} of this Guidance cancel to 0, since some of its streams are equal (or "
+                "have weight 0): nothing is left to draw from"
+            )
         return list(others), [rewritten[full], *others.values()]
 
 

@@ -107,6 +107,18 @@ def tiny_model(seed: int = 0, *, draws: bool = False, cls=ChameleonForConditiona
     return model
 
 
+@torch.no_grad()
+def drawing_model(seed: int, **settings):
+    """A model that writes four words and begins pictures about as often."""
+    model = tiny_model(seed, words=4, **settings)
+    v = Vocabulary.of(model)
+    head = model.lm_head.weight
+    head[[i for i in range(v.size) if i not in v.image_ids]] *= 0.25
+    head[EOS] = 0.0
+    head[v.begin_image] *= 3.0
+    return model
+
+
 def tiny_tokenizer(names: dict[str, int] | None = None) -> PreTrainedTokenizerFast:
     tokens = Tokenizer(WordLevel(names or vocabulary_map(), unk_token="<unk>"))
     tokens.pre_tokenizer = WhitespaceSplit()

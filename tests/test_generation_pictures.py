@@ -10,6 +10,7 @@ from models_for_tests import (
     BOS,
     EOS,
     PAD,
+    drawing_model,
     padded,
     pixels,
     placeholder_block,
@@ -26,17 +27,6 @@ from fastdecode.models.chameleon import Vocabulary, encode_pictures
 
 INTERLEAVED = "interleaved-text-image"
 TEXT, IMAGE = {"temperature": 1.3, "top_p": 0.95}, {"temperature": 0.8, "top_k": 9, "repetition_penalty": 1.3}
-
-
-def drawing_model(seed: int, **settings):
-    """A model that writes four words and begins pictures about as often."""
-    model = tiny_model(seed, words=4, **settings)
-    images = Vocabulary.of(model).image_ids
-    with torch.no_grad():
-        model.lm_head.weight[[i for i in range(model.config.vocab_size) if i not in images]] *= 0.25
-        model.lm_head.weight[EOS] = 0.0
-        model.lm_head.weight[Vocabulary.of(model).begin_image] *= 3.0
-    return model
 
 
 def mixed_logits(model, recipe: str, ids, prompt_length: int, tail: int, negative, original) -> torch.Tensor:

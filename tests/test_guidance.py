@@ -105,6 +105,14 @@ def test_weights_that_cancel_leave_their_stream_out():
     assert len(guidance.plan(NOW, len(PROMPT), TAIL, VOCABULARY)[0]) == 2
 
 
+def test_weights_that_all_cancel_are_refused():
+    for guidance in (Guidance.two_way(0.0), Guidance((FULL, UNCONDITIONAL), (1.0, -1.0))):
+        assert len(guidance.plan((BOS, WORD, BEGIN), 2, 2, VOCABULARY)[0]) == 1
+    for guidance in (Guidance((FULL, UNCONDITIONAL), (1.0, -1.0)), Guidance((FULL,), (0.0,))):
+        with pytest.raises(ValueError, match=r"of this Guidance cancel to 0, .*: nothing is left to draw from"):
+            guidance.plan((BOS, BEGIN), 1, 1, VOCABULARY)
+
+
 @pytest.mark.parametrize("scale", [0.0, 1.0])
 def test_two_way_at_its_ends(scale: float):
     others, weights = Guidance.two_way(scale).plan(NOW, len(PROMPT), TAIL, VOCABULARY)
