@@ -148,7 +148,7 @@ def _calling_generate() -> dict[str, Any]:
             return {}
         frame = frame.f_back
     names = ("streamer", "assistant_model", "negative_prompt_ids", "synced_gpus")
-    call = {**frame.f_locals["kwargs"], **{name: frame.f_locals[name] for name in names}}
+    call = {**frame.f_locals.get("kwargs", {}), **{name: frame.f_locals.get(name) for name in names}}
     outer = frame.f_back.f_locals if frame.f_back is not None else {}  # of torch.no_grad, around generate
     args, kwargs = outer.get("args", ()), outer.get("kwargs", {})
     given = kwargs.get("generation_config", args[2] if len(args) > 2 else None)

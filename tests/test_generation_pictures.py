@@ -18,7 +18,7 @@ from models_for_tests import (
     tiny_model,
     whole_logits,
 )
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 
 import fastdecode
 from fastdecode import Guidance, ops
@@ -330,6 +330,27 @@ def test_guidance_streams_are_given_up_after_a_picture(monkeypatch):
         expected.append(sum(1 + (w[i] in "ie") for w in live))
     assert rows == expected
     assert {1, 2, 3, 4, 5} & set(rows) >= {2, 3, 4}
+
+
+def test_a_processor_cannot_lift_what_the_grammar_bans():
+    model = drawing_model(6)
+    v = Vocabulary.of(model)
+    lifted = [v.code_ids[0], v.end_image, EOS, v.begin_image]
+
+    def lift(ids, scores):
+        scores = scores.clone()
+        scores[:, lifted] = 50.0
+        return scores
+
+    found = fastdecode.generate(
+        model,
+        **padded([[BOS, 33], [BOS, 33, v.begin_image, v.code_ids[1]]]),
+        multimodal_generation_mode=INTERLEAVED,
+        max_new_tokens=6,
+        logits_processor=LogitsProcessorList([lift]),
+    )
+    first, end = v.code_ids[0], v.end_image
+    assert found[:, 4:].tolist() == [[EOS, *[PAD] * 4], [first, first, first, end, EOS]]
 
 
 def test_guidance_changes_pictures_and_leaves_text_alone():

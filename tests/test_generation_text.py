@@ -1,5 +1,6 @@
 """Text-only decoding, token for token what transformers decodes."""
 
+import copy
 import random
 
 import pytest
@@ -340,6 +341,8 @@ def test_enable_and_disable():
     assert torch.equal(same, expected)
     with pytest.raises(ValueError, match=r"another decoding loop; call fastdecode\.disable"):
         call.model.generate(**call.inputs, custom_generate=lambda model, **k: None)
+    twin = copy.deepcopy(call.model)
+    assert twin.generate.__self__ is twin
     assert fastdecode.disable(call.model) is call.model
     assert "generate" not in vars(call.model)
     fastdecode.disable(call.model)
