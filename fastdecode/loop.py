@@ -133,14 +133,15 @@ class DecodeLoop:
         longest = max((g.limit - g.prompt_length for g in groups), default=0)
         self.sequences = torch.full((len(groups), self.width + longest), pad, dtype=torch.long)
         self.sequences[:, : self.width] = prompts
-        self.cache = decoder.new_cache()
+        self.cache, self.device = decoder.new_cache(), decoder.device
+        self.sets = grammar.sets.to(self.device)
         self.owners: list[Group] = []
         self.inputs: list[int] = []
         low, high = min(vocabulary.image_ids), max(vocabulary.image_ids) + 1
         self.image_span = (low, high) if high - low == len(vocabulary.image_ids) else None
         self.seen: Tensor | None = None
         if text.repetition_penalty != 1.0 or image.repetition_penalty != 1.0:
-            self.seen = ops.seen_bits([[*g.ids, *g.shown] for g in groups], vocabulary.size)
+            self.seen = ops.seen_bits([[*g.ids, *g.shown] for g in groups], vocabulary.size).to(self.device)
         self._layout_key: tuple[object, ...] = ()
         self._layout: _Layout | None = None
         self.steps = 0
@@ -191,7 +192,7 @@ class DecodeLoop:
         return self.sequences[:, : self.width + self.steps]
 
     def _step(self) -> None:
-        hidden = self.decoder.step(self.cache, torch.tensor(self.inputs, device=self.cache.lengths.device))
+        hidden = self.decoder.step(self.cache, torch.tensor(self.inputs, device=self.device))
         forced = {id(g): self.grammar.forced[g.state] for g in self.live}
         drawing = [g for g in self.live if forced[id(g)] < 0]
         drawn = (
@@ -229,7 +230,7 @@ class DecodeLoop:
             if len(g.ids) - g.prompt_length == self.steps:
                 newest[i] = g.ids[-1]
                 if self.seen is not None:
-                    ops.set_seen_(self.seen[i : i + 1], newest[i : i + 1])
+                    ops.set_seen_(self.seen[i : i + 1], newest[i : i + 1].to(self.device))
         self.sequences[:, column] = newest
         if self.stopping:
             scores = tuple(self.recorder.scores) if self.recorder.scores is not None else None
@@ -256,14 +257,15 @@ class DecodeLoop:
         key = tuple((id(g), *g.rows, *g.weights, s, p) for g, s, p in zip(drawing, sets, pictures, strict=True))
         if self._layout is None or key != self._layout_key:
             width = max(len(g.rows) for g in drawing)
-            by_group = [self._sampling(g) for g in drawing]
+            streams = [[*g.rows, *[-1] * (width - len(g.rows))] for g in drawing]
+            weights = [[*g.weights, *[0.0] * (width - len(g.rows))] for g in drawing]
             self._layout_key = key
             self._layout = _Layout(
-                streams=torch.tensor([[*g.rows, *[-1] * (width - len(g.rows))] for g in drawing], dtype=torch.int32),
-                weights=torch.tensor([[*g.weights, *[0.0] * (width - len(g.rows))] for g in drawing]),
-                set_index=torch.tensor(sets, dtype=torch.int32),
-                parameters=_parameters(by_group),
-                seeds=torch.tensor([g.seed for g in drawing]),
+                streams=torch.tensor(streams, dtype=torch.int32, device=self.device),
+                weights=torch.tensor(weights, device=self.device),
+                set_index=torch.tensor(sets, dtype=torch.int32, device=self.device),
+                parameters=_parameters([self._sampling(g) for g in drawing], self.device),
+                seeds=torch.tensor([g.seed for g in drawing], device=self.device),
                 span=self.image_span if set(sets) == {IMAGE_SET} else None,
             )
         return self._layout
@@ -281,11 +283,11 @@ class DecodeLoop:
             self.decoder.logits(hidden, layout.span),
             streams=layout.streams,
             weights=layout.weights,
-            allowed=self.grammar.sets,
+            allowed=self.sets,
             set_index=layout.set_index,
             seen=seen,
             seed=layout.seeds,
-            step=torch.tensor([len(g.ids) for g in drawing]),
+            step=torch.tensor([len(g.ids) for g in drawing], device=self.device),
             **layout.parameters,
         )
         return self._tokens(sample, drawing)
@@ -300,7 +302,7 @@ class DecodeLoop:
         raw = torch.zeros((len(self.groups), logits.shape[1]), device=logits.device)
         mixed = raw.clone()
         index = {id(g): i for i, g in enumerate(self.groups)}
-        sets = ~self.grammar.sets.mask(logits.shape[1]).to(logits.device)
+        sets = ~self.sets.mask(logits.shape[1])
         banned = torch.zeros_like(mixed, dtype=torch.bool)
         for g in drawing:
             i = index[id(g)]
@@ -326,14 +328,14 @@ class DecodeLoop:
             self.recorder.scores.append(warped)
         if not drawing:
             return []
-        rows = torch.tensor([[index[id(g)]] for g in drawing], dtype=torch.int32)
+        rows = torch.tensor([[index[id(g)]] for g in drawing], dtype=torch.int32, device=self.device)
         sample = ops.sample(
             scores,
             streams=rows,
             seen=None if self.seen is None else self.seen[rows[:, 0].long()],
-            seed=torch.tensor([g.seed for g in drawing]),
-            step=torch.tensor([len(g.ids) for g in drawing]),
-            **_parameters([self._sampling(g) for g in drawing]),
+            seed=torch.tensor([g.seed for g in drawing], device=self.device),
+            step=torch.tensor([len(g.ids) for g in drawing], device=self.device),
+            **_parameters([self._sampling(g) for g in drawing], self.device),
         )
         return self._tokens(sample, drawing)
 
@@ -349,7 +351,7 @@ class DecodeLoop:
         return tokens
 
 
-def _parameters(by_group: Sequence[Sampling]) -> dict[str, Any]:
+def _parameters(by_group: Sequence[Sampling], device: torch.device) -> dict[str, Any]:
     """Arguments of `ops.sample`: scalars where all groups agree, else one value per group."""
     names = {
         "temperature": torch.float32,
@@ -363,7 +365,7 @@ def _parameters(by_group: Sequence[Sampling]) -> dict[str, Any]:
         ("penalty", "repetition_penalty", torch.float32),
     ]:
         values = [getattr(s, attribute) for s in by_group]
-        found[name] = values[0] if len(set(values)) == 1 else torch.tensor(values, dtype=dtype)
+        found[name] = values[0] if len(set(values)) == 1 else torch.tensor(values, dtype=dtype, device=device)
     return found
 
 
