@@ -201,7 +201,7 @@ def _decode(
         streamer.end()
     if not generation_config.return_dict_in_generate:
         return sequences
-    kept = loop.recorder
+    kept = loop.drawer.recorder
     output: Any = GenerateDecoderOnlyOutput
     finished: GenerateDecoderOnlyOutput = output(
         sequences=sequences,

@@ -14,10 +14,12 @@ from transformers.generation import EosTokenCriteria, MaxLengthCriteria
 from transformers.utils import logging
 
 from fastdecode.decoder import ChameleonDecoder
+from fastdecode.draw import Drawer, Recorder
 from fastdecode.explanation import Explanation
 from fastdecode.grammar import MODES, Grammar, compile_grammar
+from fastdecode.group import Group
 from fastdecode.guidance import Guidance, guidance_from
-from fastdecode.loop import DecodeLoop, Group, Recorder
+from fastdecode.loop import DecodeLoop
 from fastdecode.models.chameleon import (
     Vocabulary,
     check_picture_count,
@@ -194,21 +196,18 @@ class Prepared:
 
     def loop(self, after_step: Callable[[Tensor], None] | None = None) -> DecodeLoop:
         recorder = Recorder(*([] if self.keeps(what) else None for what in ("scores", "logits")))
-        return DecodeLoop(
+        drawer = Drawer(
             ChameleonDecoder(self.model),
             self.grammar,
             self.vocabulary,
             self.groups,
-            self.prompts,
-            self.pad,
             self.text,
             self.image,
             self.plan.unfused,
-            self.stopping,
             recorder,
-            normalise=self.normalise,
-            after_step=after_step,
+            self.normalise,
         )
+        return DecodeLoop(drawer, self.vocabulary, self.groups, self.prompts, self.pad, self.stopping, after_step)
 
     def explain(self) -> Explanation:
         return Explanation.of(self)
@@ -249,11 +248,11 @@ def prepare(
     seeds = _seeds(extras.seed, len(prompts), repeats)
     limits = _limits(prompts, input_ids.shape[1], config, stopping_criteria, grammar, vocabulary, chosen)
     replaced = (input_ids == vocabulary.placeholder).any(1).tolist()
-    groups = []
+    groups: list[Group] = []
     for ids, guidance, seed, limit, shows in zip(prompts, guidances, seeds, limits, replaced, strict=True):
         state = grammar.start(ids)
         _check_room(ids, limit, state, grammar)
-        group = Group(ids, limit, seed, guidance, state, tail=grammar.tail(len(ids), state))
+        group = Group(len(groups), ids, limit, seed, guidance, state, tail=grammar.tail(len(ids), state))
         group.shown = (vocabulary.placeholder,) if shows else ()
         _check_streams(group, grammar, vocabulary)
         groups.append(group)
