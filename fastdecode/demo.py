@@ -33,6 +33,7 @@ DRAWINGS = (
 )
 SCALES = (1.0, 2.0, 3.0, 5.0)
 SAMPLES = 3
+UNCERTAIN = {"temperature": 1.0, "top_p": 0.99}
 EDITED = "In column 1 a red square, on it a blue circle. In column 3 a yellow triangle."
 EDITS = ("Paint the blue circle green.", "Put a purple diamond in column 3.", "Take the top of column 1 away.")
 QUESTION = "<image>Describe the picture."
@@ -133,13 +134,13 @@ def _instructions(studio: Studio, page: Page) -> None:
 def _scales(studio: Studio, page: Page) -> None:
     page.heading(
         "Guidance",
-        "The same prompts at several guidance scales, at temperature 1 and with nothing cut off. A quarter of the "
+        "The same prompts at several guidance scales, at temperature 1 and top_p 0.99. A quarter of the "
         "captions that the model learned from had one wrong attribute; guidance undoes it.",
     )
     prompts = [f"Draw: {drawing}" for drawing in DRAWINGS for _ in range(SAMPLES)]
     columns = []
     for scale in SCALES:
-        documents = studio.ask(prompts, multimodal_generation_mode="image-only", guidance=scale, do_sample=True)
+        documents = studio.ask(prompts, multimodal_generation_mode="image-only", guidance=scale, image=UNCERTAIN)
         columns.append([first_picture(document) for document in documents])
     for i, drawing in enumerate(DRAWINGS):
         rows = [(f"scale {s:g}", c[i * SAMPLES : (i + 1) * SAMPLES]) for s, c in zip(SCALES, columns, strict=True)]

@@ -100,7 +100,7 @@ class Explanation:
             lines.append(f"also runs         {', '.join(self.unfused_processors)}")
         if self.stopping_criteria:
             lines.append(f"also stops on     {', '.join(self.stopping_criteria)}")
-        lines.append(f"VQ decoder        {'present' if self.can_draw else 'missing: picture ids stay ids'}")
+        lines.append(f"VQ decoder        {'present' if self.can_draw else 'missing: text only'}")
         return "\n".join(lines)
 
 

@@ -22,6 +22,7 @@ from fastdecode.guidance import Guidance, guidance_from
 from fastdecode.loop import DecodeLoop
 from fastdecode.models.chameleon import (
     Vocabulary,
+    check_can_draw,
     check_picture_count,
     check_pixels,
     encode_pictures,
@@ -54,6 +55,9 @@ UNSUPPORTED: dict[str, tuple[Any, str]] = {
 }
 """Options that would change the result and that the loop does not do: what they must be, and what they ask for."""
 
+
+DRAWING_MODES = ("image-only", "interleaved-text-image")
+"""Modes that ask for pictures; ``unrestricted`` merely allows them."""
 
 LENGTHS = frozenset({"max_length", "max_new_tokens"})
 
@@ -232,6 +236,8 @@ def prepare(
     ends = [i for c in stopping_criteria if type(c) is EosTokenCriteria for i in c.eos_token_id.tolist()]
     grammar = compile_grammar(extras.multimodal_generation_mode or "text-only", vocabulary, ends)
     padding = torch.zeros(len(input_ids), dtype=torch.long) if mask is None else (mask == 0).sum(1).cpu()
+    if grammar.mode in DRAWING_MODES:
+        check_can_draw(model)
     plan = tell_apart(logits_processor, bool(config.do_sample), padding)
     image_base = plan.sampling
     if "top_k" not in chosen and grammar.draws:
@@ -391,7 +397,7 @@ def _limits(
 
 def _check_room(ids: list[int], limit: int, state: int, grammar: Grammar) -> None:
     """``ValueError`` if a mode that draws pictures cannot finish even one."""
-    if grammar.mode not in ("image-only", "interleaved-text-image"):
+    if grammar.mode not in DRAWING_MODES:
         return
     needed = grammar.remaining(state) or grammar.block_length
     if len(ids) + needed > limit:

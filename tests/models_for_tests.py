@@ -89,7 +89,7 @@ def tiny_config(
 
 
 @torch.no_grad()
-def tiny_model(seed: int = 0, *, draws: bool = False, cls=ChameleonForConditionalGeneration, **settings):
+def tiny_model(seed: int = 0, *, draws: bool = True, cls=ChameleonForConditionalGeneration, **settings):
     """A random model in eval mode whose logits are far apart, every norm with weights of its own.
 
     ``draws``: with a random VQ decoder. ``settings`` are those of `tiny_config`.

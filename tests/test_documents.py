@@ -15,7 +15,7 @@ NAMES = vocabulary_map()
 B, E = NAMES["<racm3:break>"], NAMES["<eoss>"]
 T, U = NAMES["w3"], NAMES["w5"]
 BLOCK = [4, 9, 4, 27]
-MODEL = tiny_model(0, draws=True)
+MODEL = tiny_model(0)
 V = Vocabulary.of(MODEL)
 
 
@@ -89,7 +89,7 @@ def test_a_cut_picture_is_left_out_with_a_warning(caplog):
 
 
 def test_without_a_decoder_text_works_and_pictures_name_the_missing_weights():
-    model = tiny_model(0)
+    model = tiny_model(0, draws=False)
     assert fastdecode.to_documents(model, tiny_processor(), [row(T, U)]) == [["w3 w5"]]
     with pytest.raises(ValueError, match=r"no VQ decoder.*model\.vqmodel\.decoder\.conv_in\.weight"):
         fastdecode.to_documents(model, tiny_processor(), [row(T, [B, *BLOCK, E])])

@@ -29,10 +29,10 @@ def test_plain_text():
     assert found.allowed == {"text": V.size - 24, "picture": 24}
     assert found.text["temperature"] == 0.0
     assert found.sampling_backend == "cpu"
-    assert not found.can_draw
+    assert found.can_draw
     text = str(found)
     assert "text sampling     greedy" in text
-    assert "picture" not in text.replace("VQ decoder        missing: picture ids stay ids", "")
+    assert "picture" not in text
 
 
 def test_pictures_with_guidance():
@@ -77,6 +77,14 @@ def test_why_it_is_not_faster(options, reason: str, processors):
     assert f"not faster because logits are mixed in PyTorch, because {reason}" in str(found)
 
 
+def test_a_penalty_is_fused_with_padding_too():
+    prompts = padded([WORDS, WORDS[:2]])
+    found = fastdecode.explain(MODEL, **prompts, max_new_tokens=5, repetition_penalty=1.2, do_sample=True, top_p=0.9)
+    assert found.unfused_processors == []
+    assert found.text["repetition_penalty"] == 1.2
+    assert found.text["top_p"] == 0.9
+
+
 def test_criteria_are_named():
     names = MODEL.config.vocabulary_map
     tokenizer = tiny_tokenizer(names | {"abcdef": len(names)})
@@ -105,10 +113,13 @@ def test_nothing_is_decoded_and_no_number_is_drawn(monkeypatch):
 
 
 def test_a_model_that_draws():
-    model = tiny_model(0, draws=True)
+    model = tiny_model(0)
     found = fastdecode.explain(
         model, torch.tensor([WORDS]), multimodal_generation_mode="unrestricted", max_new_tokens=9
     )
     assert found.can_draw
     assert "VQ decoder        present" in str(found)
     assert found.allowed == {"text": V.size, "picture": V.size}
+    lacking = fastdecode.explain(tiny_model(0, draws=False), torch.tensor([WORDS]), max_new_tokens=9)
+    assert not lacking.can_draw
+    assert "VQ decoder        missing" in str(lacking)

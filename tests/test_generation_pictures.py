@@ -332,6 +332,39 @@ def test_guidance_streams_are_given_up_after_a_picture(monkeypatch):
     assert {1, 2, 3, 4, 5} & set(rows) >= {2, 3, 4}
 
 
+class Hiding(torch.nn.Module):
+    """A head that makes an id impossible."""
+
+    def __init__(self, head: torch.nn.Linear, hidden: int) -> None:
+        super().__init__()
+        self.head, self.hidden = head, hidden
+
+    def forward(self, x):
+        logits = self.head(x)
+        logits[..., self.hidden] = -torch.inf
+        return logits
+
+
+@pytest.mark.parametrize(
+    "guidance", [None, Guidance.two_way(3.0), Guidance.two_way(-1.0)], ids=["none", "more", "less"]
+)
+def test_an_impossible_id_stays_impossible_in_every_mixture(guidance):
+    model = tiny_model(16)
+    v = Vocabulary.of(model)
+    options = {
+        "input_ids": torch.tensor([[BOS, *text_ids(model, 0, 4)]]),
+        "multimodal_generation_mode": "image-only",
+        "guidance": guidance,
+    }
+    first = int(fastdecode.generate(model, **options)[0, 6])
+    model.lm_head = Hiding(model.lm_head, first)
+    fused = fastdecode.generate(model, **options)
+    assert first in v.image_ids
+    assert first not in fused[0].tolist()
+    unfused = fastdecode.generate(model, **options, return_dict_in_generate=True, output_scores=True)
+    assert torch.equal(unfused.sequences, fused)
+
+
 def test_a_processor_cannot_lift_what_the_grammar_bans():
     model = drawing_model(6)
     v = Vocabulary.of(model)

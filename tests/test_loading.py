@@ -12,14 +12,14 @@ from safetensors.torch import load_file, save_file
 
 import fastdecode
 from fastdecode.loading import INDEX, WEIGHTS
-from fastdecode.models.chameleon import missing_decoder_keys
+from fastdecode.models.chameleon import Vocabulary, missing_decoder_keys
 from fastdecode.models.vq_decoder import VQDecoder
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "tiny"
-    tiny_model(0, draws=True).save_pretrained(folder)
+    tiny_model(0).save_pretrained(folder)
     tiny_processor().save_pretrained(folder)
     return folder
 
@@ -48,7 +48,7 @@ def taming(path: Path, seed: int = 5) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("as_path", [False, True])
 def test_round_trip(saved: Path, as_path: bool):
     model, processor = fastdecode.load(saved if as_path else str(saved))
-    original = tiny_model(0, draws=True)
+    original = tiny_model(0)
     assert not model.training
     assert missing_decoder_keys(model) == []
     for (key, got), (_, expected) in zip(model.state_dict().items(), original.state_dict().items(), strict=True):
@@ -67,7 +67,7 @@ def test_dtype_and_device(saved: Path):
 
 def test_shards(folder: Path):
     shutil.rmtree(folder)
-    tiny_model(0, draws=True).save_pretrained(folder, max_shard_size="1MB")
+    tiny_model(0).save_pretrained(folder, max_shard_size="1MB")
     tiny_processor().save_pretrained(folder)
     assert (folder / INDEX).is_file()
     assert missing_decoder_keys(fastdecode.load(folder)[0]) == []
@@ -173,8 +173,12 @@ def test_without_decoder_weights_text_works_and_pictures_name_them(folder: Path)
     text = fastdecode.generate(model, **padded([[BOS, 40]]), max_new_tokens=4)
     assert text.shape == (1, 6)
     options = {"multimodal_generation_mode": "image-only"}
-    ids = fastdecode.generate(model, **padded([[BOS, 40]]), **options)
-    with pytest.raises(ValueError, match=r"model\.vqmodel\.decoder\.conv_in\.weight, .*vqgan=PATH"):
+    names = r"model\.vqmodel\.decoder\.conv_in\.weight, .*vqgan=PATH"
+    with pytest.raises(ValueError, match=names):
+        fastdecode.generate(model, **padded([[BOS, 40]]), **options)
+    v = Vocabulary.of(model)
+    ids = [[v.begin_image, *[v.code_ids[0]] * v.image_length, v.end_image]]
+    with pytest.raises(ValueError, match=names):
         fastdecode.to_documents(model, processor, ids)
 
 

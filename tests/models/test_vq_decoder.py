@@ -93,7 +93,7 @@ def test_latent_side(resolution: int, multipliers: list[int], side: int):
 
 @pytest.mark.parametrize("scattered", [False, True])
 def test_ids_of_a_block_are_decoded_in_rows(scattered: bool):
-    model = tiny_model(0, draws=True, scattered=scattered, resolution=16)
+    model = tiny_model(0, scattered=scattered, resolution=16)
     v = Vocabulary.of(model)
     codes = torch.arange(16).view(1, 16)
     block = [v.code_ids[c] for c in range(16)]
@@ -130,7 +130,7 @@ def test_pixels_become_bytes():
 
 
 def test_attaching():
-    model = tiny_model(0)
+    model = tiny_model(0, draws=False)
     weights = random_weights(VQDecoder(model.config.vq_config), 3)
     missing = missing_decoder_keys(model)
     assert missing == [f"model.vqmodel.decoder.{key}" for key in weights]
