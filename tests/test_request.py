@@ -203,7 +203,7 @@ def test_unsupported_options_in_configs(way, name: str, where: str):
     value, message = UNSUPPORTED[name]
     model = tiny_model(0)
     config = GenerationConfig(max_new_tokens=3, **{name: value})
-    options = {}
+    options = {"max_new_tokens": 3}
     if where == "model":
         setattr(model.generation_config, name, value)
     else:
