@@ -86,6 +86,23 @@ class StreamCache:
         return last
 
     @torch.inference_mode()
+    def places(self) -> Tensor:
+        """Where the next id of every live row goes in a layer's storage seen as (slots of all heads, head_dim)."""
+        kv_heads = self._shape[0]
+        heads = torch.arange(self.rows * kv_heads, device=self.lengths.device) * self.slots
+        return heads + self.lengths.repeat_interleave(kv_heads)
+
+    def write(self, layer: int, places: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store one id per live row, ``k`` and ``v`` (rows, kv_heads, head_dim), at `places`.
+
+        Returns the layer's keys and values up to and with it, (rows, kv_heads, longest + 1, head_dim).
+        """
+        seen = []
+        for stored, new in ((self.keys[layer], k), (self.values[layer], v)):
+            stored.view(-1, self._shape[1]).index_copy_(0, places, new.reshape(-1, self._shape[1]))
+            seen.append(stored[: self.rows, :, : self.longest + 1])
+        return seen[0], seen[1]
+
     def grow(self) -> None:
         """One more id in every live row (its keys and values were written at ``lengths``)."""
         self.lengths += 1

@@ -49,15 +49,18 @@ class DecodeLoop:
         self.owners: list[Group] = []
         self.inputs: list[int] = []
         self.steps = 0
+        self.whole = False
 
     # --- rows ---------------------------------------------------------------------------------------------------
 
     def _admit(self, wanted: list[tuple[Group, list[tuple[int, ...]]]]) -> None:
-        """Prefill new rows for the given streams, all at once; each stream's last id is left to the next step."""
+        """Prefill new rows for the given streams, all at once; each stream's last id is left to the next step (unless
+        nothing depends on it there: ``whole``).
+        """
         streams = [(group, stream) for group, list_of in wanted for stream in list_of]
         if not streams:
             return
-        rows = self.decoder.prefill(self.cache, [stream[:-1] for _, stream in streams])
+        rows = self.decoder.prefill(self.cache, [stream if self.whole else stream[:-1] for _, stream in streams])
         for row, (group, stream) in zip(range(rows.start, rows.stop), streams, strict=True):
             group.rows.append(row)
             self.owners.append(group)
@@ -76,6 +79,8 @@ class DecodeLoop:
             self.inputs.pop()
 
     def _start(self) -> None:
+        """Prefill every stream of every group."""
+        self.whole = not self.drawer.recorder.wanted and all(self.grammar.forced[g.state] >= 0 for g in self.live)
         wanted = []
         for group in self.groups:
             others: list[tuple[int, ...]] = []
@@ -97,13 +102,16 @@ class DecodeLoop:
 
     def _step(self) -> None:
         """One id for every live group: forced by the grammar, or drawn; then the rows follow."""
-        hidden = self.decoder.step(self.cache, torch.tensor(self.inputs, device=self.decoder.device))
         column = self.width + self.steps
         tokens = {g.number: self.grammar.forced[g.state] for g in self.live}
         drawing = [g for g in self.live if tokens[g.number] < 0]
-        if drawing or self.drawer.recorder.wanted:
-            drawn = self.drawer.draw(hidden, drawing, self.sequences[:, :column])
-            tokens |= {g.number: token for g, token in zip(drawing, drawn, strict=True)}
+        draws = bool(drawing) or self.drawer.recorder.wanted
+        if draws or not (self.whole or self._all_end(tokens)):
+            hidden = self.decoder.step(self.cache, torch.tensor(self.inputs, device=self.decoder.device))
+            if draws:
+                drawn = self.drawer.draw(hidden, drawing, self.sequences[:, :column])
+                tokens |= {g.number: token for g, token in zip(drawing, drawn, strict=True)}
+        self.whole = False
         newest = torch.full((len(self.groups),), -1)
         begun = []
         for number, token in tokens.items():
@@ -119,6 +127,14 @@ class DecodeLoop:
         self._admit([(g, others) for g, others in begun if not g.done])
         if self.after_step is not None:
             self.after_step(newest)
+
+    def _all_end(self, tokens: dict[int, int]) -> bool:
+        """Whether every live group ends with the token that is forced on it, so that its rows are of no more use."""
+        return all(
+            tokens[g.number] >= 0
+            and (self.grammar.advance(g.state, tokens[g.number]) == DONE or len(g.ids) + 1 >= g.limit)
+            for g in self.live
+        )
 
     def _append(self, group: Group, token: int) -> bool:
         """Add ``token`` to ``group``, move its state and feed its rows; whether a picture begins with it."""

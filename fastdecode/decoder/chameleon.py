@@ -14,9 +14,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.chameleon.modeling_chameleon import ChameleonRMSNorm
+from transformers.models.chameleon.modeling_chameleon import ChameleonMLP, ChameleonRMSNorm
 
 from fastdecode.kv_cache import StreamCache
+
+FUSED_BYTES = 2**20
+"""Most bytes of a layer's q, k and v weights that are copied side by side, to multiply once in place of three times."""
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -27,17 +30,73 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class RMSNorm:
-    """A layer's RMS norm as one operation; another module in its place is called as it is."""
+    """A layer's RMS norm in few operations (`F.rms_norm` takes three times as long for a few rows on a CPU).
+
+    Another module in its place, or one in less than float32, is called as it is.
+    """
 
     def __init__(self, module: Any) -> None:
-        self.plain = type(module) is ChameleonRMSNorm
         self.module = module
+        self.plain = type(module) is ChameleonRMSNorm and module.weight.dtype == torch.float32
+        self.epsilon = torch.tensor(getattr(module, "variance_epsilon", 0.0), device=module.weight.device)
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.plain:
-            return F.rms_norm(x, x.shape[-1:], self.module.weight, self.module.variance_epsilon)
+            length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+            scale = torch.addcmul(self.epsilon, length, length, value=1 / x.shape[-1]).rsqrt_()
+            return (x * scale).mul_(self.module.weight)
         normed: Tensor = self.module(x)
         return normed
+
+
+def plain_linear(module: Any) -> bool:
+    """Whether calling ``module`` is one multiplication by its own weight: no subclass, adapter or hook."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+    return type(module) is nn.Linear and not any(hooks)
+
+
+class Linear:
+    """Plain linear modules that multiply the same input, as one multiplication; others as they are, one by one.
+
+    Weights side by side are a copy, so only small ones (`FUSED_BYTES`) are put there; the rest stay where they are.
+    """
+
+    def __init__(self, *modules: Any) -> None:
+        self.modules = modules
+        self.weight: Tensor | None = None
+        self.bias: Tensor | None = None
+        same = len({m.bias is None for m in modules if type(m) is nn.Linear}) == 1
+        if not all(map(plain_linear, modules)) or not same:
+            return
+        size = sum(m.weight.numel() * m.weight.element_size() for m in modules)
+        if len(modules) == 1:
+            self.weight, self.bias = modules[0].weight, modules[0].bias
+        elif size <= FUSED_BYTES:
+            self.weight = torch.cat([m.weight.detach() for m in modules])
+            self.bias = None if modules[0].bias is None else torch.cat([m.bias.detach() for m in modules])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x`` (..., in) to (..., sum of the modules' out)."""
+        if self.weight is not None:
+            return F.linear(x, self.weight, self.bias)
+        return torch.cat([m(x) for m in self.modules], -1) if len(self.modules) > 1 else self.modules[0](x)
+
+
+class MLP:
+    """Chameleon's gated MLP; another module in its place is called as it is."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.plain = type(module) is ChameleonMLP and not (module._forward_hooks or module._forward_pre_hooks)
+        if self.plain:
+            self.act = module.act_fn
+            self.gate, self.up, self.down = map(Linear, (module.gate_proj, module.up_proj, module.down_proj))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.plain:
+            return self.down(self.act(self.gate(x)) * self.up(x))
+        out: Tensor = self.module(x)
+        return out
 
 
 class Layer:
@@ -49,8 +108,8 @@ class Layer:
 
     def __init__(self, module: Any, heads: int, kv_heads: int, head_dim: int) -> None:
         attention = module.self_attn
-        self.q, self.k, self.v, self.out = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
-        self.mlp, self.scaling = module.mlp, attention.scaling
+        self.qkv = Linear(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.out, self.mlp, self.scaling = Linear(attention.o_proj), MLP(module.mlp), attention.scaling
         self.norm_attention, self.norm_mlp = RMSNorm(module.input_layernorm), RMSNorm(module.post_attention_layernorm)
         pairs = ((attention.q_norm, heads), (attention.k_norm, kv_heads))
         self.weight, self.bias = (
@@ -100,11 +159,11 @@ class ChameleonDecoder:
 
     def _project(self, layer: Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q (..., heads, head_dim), k and v (..., kv_heads, head_dim), normed and rotated; ``x`` (..., hidden)."""
-        shape = (*x.shape[:-1], -1, self.head_dim)
-        both = torch.cat((layer.q(x), layer.k(x)), -1).view(shape)
+        qkv = layer.qkv(x).unflatten(-1, (-1, self.head_dim))
+        both, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), -2)
         normed = torch.addcmul(layer.bias, F.layer_norm(both, (self.head_dim,), eps=1e-5), layer.weight)
         q, k = rotate(normed, cos, sin).split((self.heads, self.kv_heads), -2)
-        return q, k, layer.v(x).view(shape)
+        return q, k, v
 
     def _finish(self, layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
         """The rest of a layer: output projection, residual, MLP, residual, in the layer's norm order."""
@@ -112,8 +171,7 @@ class ChameleonDecoder:
             x = x + layer.norm_attention(layer.out(attended))
             return x + layer.norm_mlp(layer.mlp(x))
         x = x + layer.out(attended)
-        mlp: Tensor = layer.mlp(layer.norm_mlp(x))
-        return x + mlp
+        return x + layer.mlp(layer.norm_mlp(x))
 
     @torch.inference_mode()
     def prefill(self, cache: StreamCache, prompts: Sequence[Sequence[int]]) -> slice:
@@ -146,30 +204,42 @@ class ChameleonDecoder:
     @torch.inference_mode()
     def step(self, cache: StreamCache, tokens: Tensor) -> Tensor:
         """Feed one id to every live row: ``tokens`` (rows,) int64. Returns normed hidden states (rows, hidden)."""
-        rows, window = cache.rows, cache.longest + 1
-        cache.reserve(rows, window)
-        row, at = torch.arange(rows, device=self.device), cache.lengths
-        cos, sin = self.rope(at)
-        mask = None
-        if rows > 1:
-            mask = (torch.arange(window, device=self.device) <= at[:, None])[:, None, None]
+        cache.reserve(cache.rows, cache.longest + 1)
+        cos, sin = self.rope(cache.lengths)
+        places, mask = cache.places(), self._mask(cache)
         x = self.embed(tokens)
         for i, layer in enumerate(self.layers):
             normed = x if self.swin else layer.norm_attention(x)
             q, k, v = self._project(layer, normed, cos, sin)
-            keys, values = cache.keys[i], cache.values[i]
-            keys[row, :, at], values[row, :, at] = k, v
-            attended = F.scaled_dot_product_attention(
-                q.unsqueeze(2),
-                keys[:rows, :, :window],
-                values[:rows, :, :window],
-                attn_mask=mask,
-                scale=layer.scaling,
-                enable_gqa=self.grouped,
-            )
-            x = self._finish(layer, x, attended.reshape(rows, -1))
+            keys, values = cache.write(i, places, k, v)
+            x = self._finish(layer, x, self._attend(q, keys, values, mask, layer.scaling))
         cache.grow()
         return self.norm(x)
+
+    def _mask(self, cache: StreamCache) -> Tensor | None:
+        """What `_attend` adds or selects by so that a row sees its own ids only; None for a single row."""
+        if cache.rows == 1:
+            return None
+        seen = torch.arange(cache.longest + 1, device=self.device) <= cache.lengths[:, None]
+        if self.dtype != torch.float32:
+            return seen[:, None, None]
+        hidden = torch.zeros(seen.shape, device=self.device).masked_fill_(~seen, -torch.inf)
+        return hidden.repeat_interleave(self.kv_heads, 0).unsqueeze(1)
+
+    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+        """Attention of one new id per row: ``q`` (rows, heads, head_dim), ``keys`` and ``values`` (rows, kv_heads,
+        window, head_dim), to (rows, hidden). In float32 by three plain products, which is quickest for few rows.
+        """
+        rows = len(q)
+        if self.dtype != torch.float32:
+            attended = F.scaled_dot_product_attention(
+                q.unsqueeze(2), keys, values, attn_mask=mask, scale=scale, enable_gqa=self.grouped
+            )
+            return attended.reshape(rows, -1)
+        queries = q.reshape(rows * self.kv_heads, -1, self.head_dim)
+        keys = keys.flatten(0, 1).transpose(1, 2)
+        scores = torch.bmm(queries * scale, keys) if mask is None else torch.baddbmm(mask, queries, keys, alpha=scale)
+        return torch.bmm(scores.softmax(-1), values.flatten(0, 1)).view(rows, -1)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, span: tuple[int, int] | None = None) -> Tensor:
