@@ -20,7 +20,7 @@ from tools.blocks.configuration import IMAGE_TOKENS, pixels
 from tools.blocks.tokenizer import BEGIN_IMAGE, END_IMAGE, PLACEHOLDER, SEPARATOR
 
 TEXT_DROPPED, ALL_DROPPED, WRONG_CAPTIONS = 0.1, 0.1, 0.25
-SHARES = {"draw": 0.42, "illustrate": 0.22, "caption": 0.14, "edit": 0.22}
+SHARES = {"draw": 0.38, "illustrate": 0.24, "caption": 0.06, "edit": 0.32}
 
 
 @dataclass
