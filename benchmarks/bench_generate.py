@@ -36,7 +36,7 @@ PROMPTS = (
     "Draw: In column 3 a green diamond. In column 4 a purple square.",
     "Draw: In column 1 an orange circle, on it a white circle.",
 )
-SCALE = 3.0
+SCALE = 2.0
 SAMPLING: dict[str, Any] = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0}
 
 

@@ -29,7 +29,9 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--image", type=Path, action="append", default=[], help="picture of the prompt; repeatable")
     generate.add_argument("--mode", default="interleaved-text-image", help="as multimodal_generation_mode")
     generate.add_argument(
-        "--guidance", default=None, help="none, a number (two-way), or instruct[:TEXT,IMAGE] (default where it draws)"
+        "--guidance",
+        default=None,
+        help="none, a number (two-way), or instruct[:TEXT,IMAGE] (default: instruct:1.5,1.2)",
     )
     generate.add_argument("--seed", type=int, default=0)
     generate.add_argument("--max-new-tokens", type=int, default=None, help="default: what the context allows")

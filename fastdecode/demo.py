@@ -31,8 +31,10 @@ DRAWINGS = (
     "In column 1 a blue square, on it a yellow triangle. In column 4 a green diamond.",
     "In column 2 a purple square, on it an orange circle. In column 3 a white triangle.",
 )
-SCALES = (1.0, 2.0, 3.0, 5.0)
+SCALES = (1.0, 1.5, 2.0, 3.0)
 SAMPLES = 3
+GUIDANCE = Guidance.instruct(text=1.5, image=1.2)
+"""Of the three-way recipe; measured best for this model (it is small: at the usual 3.0 its noise is raised, too)."""
 UNCERTAIN = {"temperature": 1.0, "top_p": 0.99}
 EDITED = "In column 1 a red square, on it a blue circle. In column 3 a yellow triangle."
 EDITS = ("Paint the blue circle green.", "Put a purple diamond in column 3.", "Take the top of column 1 away.")
@@ -101,7 +103,7 @@ def run_demo(output: Path, seed: int = 0) -> Tally:
             model,
             **processor(text=GOALS[0], return_tensors="pt"),
             multimodal_generation_mode="interleaved-text-image",
-            guidance=Guidance.instruct(),
+            guidance=GUIDANCE,
             max_new_tokens=400,
             do_sample=True,
         )
@@ -116,7 +118,7 @@ def _instructions(studio: Studio, page: Page) -> None:
     documents = studio.ask(
         list(GOALS),
         multimodal_generation_mode="interleaved-text-image",
-        guidance=Guidance.instruct(text=3.0, image=1.2),
+        guidance=GUIDANCE,
         text={"do_sample": False},
         image={"temperature": 0.7, "top_p": 0.9},
         max_new_tokens=480,
@@ -148,13 +150,13 @@ def _scales(studio: Studio, page: Page) -> None:
 
 
 def _edits_and_captions(studio: Studio, page: Page) -> None:
-    [drawn] = studio.ask([f"Draw: {EDITED}"], multimodal_generation_mode="image-only", guidance=3.0)
+    [drawn] = studio.ask([f"Draw: {EDITED}"], multimodal_generation_mode="image-only", guidance=2.0)
     picture = first_picture(drawn)
     edited = studio.ask(
         [f"<image>{edit}" for edit in EDITS],
         [picture] * len(EDITS),
         multimodal_generation_mode="image-only",
-        guidance=Guidance.instruct(text=3.0, image=1.2),
+        guidance=GUIDANCE,
         image={"temperature": 0.7, "top_p": 0.9},
     )
     results = [first_picture(document) for document in edited]

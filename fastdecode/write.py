@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from fastdecode.demo import GUIDANCE
 from fastdecode.documents import to_documents
 from fastdecode.generation import explain, generate
 from fastdecode.guidance import Guidance
@@ -23,7 +24,7 @@ GUIDANCE_HELP = "give none, a number such as 3.0, or instruct, or instruct:TEXT,
 def parse_guidance(text: str | None, draws: bool) -> Guidance | float | None:
     """The ``--guidance`` option; ``ValueError`` says how to write it."""
     if text is None:
-        return Guidance.instruct() if draws else None
+        return GUIDANCE if draws else None
     if text == "none":
         return None
     name, _, numbers = text.partition(":")

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from fastdecode import cli, env, output, write
+from fastdecode.demo import GUIDANCE
 from fastdecode.guidance import Guidance
 
 DRAW = ["generate", "--prompt", "Draw: In column 2 a red circle.", "--mode", "image-only"]
@@ -105,7 +106,7 @@ def test_a_failure_while_writing_leaves_the_folder_as_it_was(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "draws", "wanted"),
     [
-        (None, True, Guidance.instruct()),
+        (None, True, GUIDANCE),
         (None, False, None),
         ("none", True, None),
         ("2.5", True, 2.5),

@@ -6,7 +6,7 @@ What is measured, on prompts that training did not see:
   match      the drawn scene is the one of the prompt ("Draw: …"), at several guidance scales (two-way),
              temperature 1 and top_p 0.99: enough to leave out noise, too little to leave out wrong attributes
   step       picture i shows what sentence i, as the model wrote it, does to picture i-1 (three-way guidance,
-             3.0 on text and 1.2 on pictures; temperature 0.7 and top_p 0.9, as for edits)
+             1.5 on text and 1.2 on pictures; temperature 0.7 and top_p 0.9, as for edits)
   goal       the last picture of an illustrated instruction is the goal
   caption    the greedy description of a picture is its caption, word for word
   edit       the drawn scene is the given one after the instruction
@@ -26,11 +26,12 @@ import torch
 from PIL import Image
 
 import fastdecode
+from fastdecode.demo import GUIDANCE
 from tools.blocks import world
 from tools.blocks.recogniser import follow, recognise
 
 SCALES = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0)
-THREE_WAY = fastdecode.Guidance.instruct(text=3.0, image=1.2)
+THREE_WAY = GUIDANCE
 PICTURE = {"temperature": 0.7, "top_p": 0.9}
 UNCERTAIN = {"temperature": 1.0, "top_p": 0.99}
 BATCH = 50

@@ -13,7 +13,7 @@ from matplotlib import pyplot
 from PIL import Image
 
 import fastdecode
-from fastdecode.demo import GOALS
+from fastdecode.demo import GOALS, GUIDANCE
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
         model,
         **inputs,
         multimodal_generation_mode="interleaved-text-image",
-        guidance=fastdecode.Guidance.instruct(),
+        guidance=GUIDANCE,
         image={"temperature": 0.7, "top_p": 0.9},
         max_new_tokens=440,
         seed=args.seed,
@@ -49,7 +49,7 @@ def main() -> None:
     figure.suptitle(args.goal, fontsize=10)
     figure.tight_layout()
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out, dpi=110)
+    figure.savefig(args.out, dpi=110, bbox_inches="tight")
 
 
 if __name__ == "__main__":

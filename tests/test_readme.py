@@ -1,0 +1,60 @@
+"""Every command and program in the README runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+COMMANDS = [
+    line.split("#")[0].strip() if line.startswith("make") else line.strip()
+    for block in blocks("bash")
+    for line in block.splitlines()
+    if line.strip()
+]
+
+
+def test_there_is_something_to_run() -> None:
+    assert len(blocks("python")) >= 3
+    assert len(COMMANDS) >= 6
+
+
+@pytest.mark.parametrize("program", blocks("python"))
+def test_programs(program: str, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands(command: str, tmp_path: Path) -> None:
+    words = shlex.split(command)
+    if words[0] == "make":  # what make would do here is what this test run is part of; the target must exist
+        done = subprocess.run(["make", "-n", words[1]], cwd=ROOT, capture_output=True, text=True, check=False)
+    else:
+        assert words[0] == "fastdecode", f"no way to test {command!r}"
+        Image.new("RGB", (64, 64), (214, 232, 244)).save(tmp_path / "picture.png")
+        done = subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_files_that_are_named_exist() -> None:
+    for name in re.findall(r"\]\(([^)#]+)\)", README):
+        if "://" not in name:
+            assert (ROOT / name).exists(), name
+    for name in re.findall(r"python (benchmarks/\S+\.py)", README):
+        assert (ROOT / name).exists(), name
