@@ -238,6 +238,8 @@ def prepare(
     padding = torch.zeros(len(input_ids), dtype=torch.long) if mask is None else (mask == 0).sum(1).cpu()
     if grammar.mode in DRAWING_MODES:
         check_can_draw(model)
+    if config.do_sample and config.top_p is not None:
+        Sampling(top_p=config.top_p).checked()  # transformers takes a top_p above 1 for none, without a word
     plan = tell_apart(logits_processor, bool(config.do_sample), padding)
     image_base = plan.sampling
     if "top_k" not in chosen and grammar.draws:
