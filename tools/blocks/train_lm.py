@@ -3,7 +3,9 @@
     python -m tools.blocks.train_lm --vq build/blocks/vq.safetensors --out build/blocks/model
 
 Sequences of all tasks are packed into rows of fixed length and attend only within themselves. Matrices are trained
-with Muon, the rest with AdamW. Checkpoints are written as it goes; ``--resume`` continues from the last.
+with Muon, the rest with AdamW. Checkpoints are written as it goes; ``--resume`` continues from the last. ``--start``
+goes on from a shipped checkpoint, which has no optimiser state: ``--start fastdecode/assets/blocks --start-step 4300
+--steps 8000`` is the second half of a training of 8000 steps.
 """
 
 from __future__ import annotations
@@ -156,8 +158,11 @@ def train(args: argparse.Namespace) -> None:
         """Warm up, hold, then down to zero in a straight line over the last half."""
         return min(1.0, (step + 1) / 100, max(0.0, 2 * (args.steps - step) / args.steps))
 
-    schedules = [torch.optim.lr_scheduler.LambdaLR(o, scale) for o in optimisers]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda n: scale(n + args.start_step)) for o in optimisers]
     first = 0
+    if args.start is not None:
+        model.load_state_dict(load_file(args.start / "model.safetensors"))
+        first = args.start_step
     if args.resume and state_file.exists():
         state = torch.load(state_file)
         model.load_state_dict(state["model"])
@@ -202,6 +207,8 @@ def main() -> None:
     parser.add_argument("--lr-muon", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--start", type=Path, help="go on from the weights of this checkpoint, with fresh optimisers")
+    parser.add_argument("--start-step", type=int, default=0, help="the step that --start is taken to be at")
     train(parser.parse_args())
 
 
