@@ -4,8 +4,8 @@
 
 Sequences of all tasks are packed into rows of fixed length and attend only within themselves. Matrices are trained
 with Muon, the rest with AdamW. Checkpoints are written as it goes; ``--resume`` continues from the last. ``--start``
-goes on from a shipped checkpoint, which has no optimiser state: ``--start fastdecode/assets/blocks --start-step 4300
---steps 8000`` is the second half of a training of 8000 steps.
+goes on from a shipped checkpoint, which has no optimiser state: ``--vq fastdecode/assets/blocks --start
+fastdecode/assets/blocks --start-step 4300 --steps 8000`` is the second half of a training of 8000 steps.
 """
 
 from __future__ import annotations
@@ -78,6 +78,15 @@ class Packer:
         return {"ids": ids, "owner": owner, "position": position, "counts": counts}
 
 
+def vq_weights(source: Path) -> dict[str, Tensor]:
+    """The picture tokenizer's weights from what train_vq wrote, or from the folder of a whole checkpoint."""
+    if not source.is_dir():
+        return load_file(source)
+    prefix = "model.vqmodel."
+    stored = load_file(source / "model.safetensors")
+    return {key.removeprefix(prefix): value.float() for key, value in stored.items() if key.startswith(prefix)}
+
+
 def make_model(vq_file: Path) -> tuple[ChameleonForConditionalGeneration, ChameleonVQVAE]:
     tokenizer = make_processor().tokenizer
     config = ChameleonConfig(
@@ -96,7 +105,7 @@ def make_model(vq_file: Path) -> tuple[ChameleonForConditionalGeneration, Chamel
         pad_token_id=config.pad_token_id,
     )
     vq = build_vq()
-    vq.load_state_dict(load_file(vq_file))
+    vq.load_state_dict(vq_weights(vq_file))
     vq.eval().requires_grad_(False)
     model.model.vqmodel.decoder = VQDecoder(VQ)
     model.model.vqmodel.load_state_dict(vq.state_dict())
