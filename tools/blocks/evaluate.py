@@ -2,7 +2,8 @@
 
     python -m tools.blocks.evaluate --model fastdecode/assets/blocks --out tools/blocks/results
 
-What is measured, on prompts that training did not see:
+What is measured, on prompts drawn with a seed of their own
+(the world is small: training saw many of the same scenes and goals):
   match      the drawn scene is the one of the prompt ("Draw: …"), at several guidance scales (two-way),
              temperature 1 and top_p 0.99: enough to leave out noise, too little to leave out wrong attributes
   step       picture i shows what sentence i, as the model wrote it, does to picture i-1 (three-way guidance,
