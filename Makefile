@@ -19,7 +19,7 @@ lint: $(VENV)/.built-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.inc' 'csrc/*.cpp' 'csrc/*.cu')
 
 bench: $(VENV)/.built-test
 	$(BIN)/python benchmarks/bench_generate.py

@@ -6,9 +6,10 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from fastdecode.decoder import fused
 from fastdecode.grammar import BLOCK, IMAGE_SET, TEXT, TEXT_SET
 from fastdecode.models.chameleon import missing_decoder_keys
-from fastdecode.ops.backends import BACKENDS, choose_backend, unavailable
+from fastdecode.ops.backends import BACKENDS, choose_backend, core, unavailable
 
 if TYPE_CHECKING:
     from fastdecode.request import Prepared
@@ -45,6 +46,12 @@ class Explanation:
             reasons.append("logits are mixed in PyTorch, because they are to be returned")
         elif prepared.normalise and prepared.text.repetition_penalty != 1:
             reasons.append("logits are mixed in PyTorch, because transformers penalises mixed log-probabilities")
+        slower = fused.why_not(model.model)
+        if slower is None:
+            steps = f"each step one call of the C++ library ({core().decode_isa()})"
+        else:
+            steps = "steps of PyTorch operations"
+            reasons.append(f"the layers cannot be run as one: {slower}")
         streams = []
         for group in prepared.groups:
             planned = zip(*group.first_plan(grammar, vocabulary), strict=True)
@@ -65,7 +72,7 @@ class Explanation:
             sampling_backend=backend,
             why_not_faster=reasons,
             decoder=f"ragged batch over the model's own {len(model.model.layers)} layers, {device}, "
-            f"{str(model.dtype).removeprefix('torch.')}",
+            f"{str(model.dtype).removeprefix('torch.')}, {steps}",
             unfused_processors=[type(p).__name__ for p in prepared.plan.unfused],
             stopping_criteria=[type(c).__name__ for c in prepared.stopping],
             can_draw=not missing_decoder_keys(model),

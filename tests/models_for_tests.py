@@ -65,15 +65,14 @@ def tiny_config(
     layers: int = 2,
     codes: int = CODES,
     words: int = len(WORDS),
+    sizes: dict[str, int] | None = None,
     **more,
 ) -> ChameleonConfig:
     names = vocabulary_map(codes, words, scattered)
     return ChameleonConfig(
         vocab_size=len(names),
-        hidden_size=32,
-        intermediate_size=48,
+        **{"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, **(sizes or {})},
         num_hidden_layers=layers,
-        num_attention_heads=4,
         num_key_value_heads=kv_heads,
         max_position_embeddings=context,
         swin_norm=swin_norm,

@@ -10,6 +10,7 @@ import fastdecode
 from fastdecode import Guidance
 from fastdecode.decoder import ChameleonDecoder
 from fastdecode.models.chameleon import Vocabulary
+from fastdecode.ops.backends import core
 
 MODEL = tiny_model(0)
 V = Vocabulary.of(MODEL)
@@ -33,6 +34,14 @@ def test_plain_text():
     text = str(found)
     assert "text sampling     greedy" in text
     assert "picture" not in text
+
+
+def test_which_steps_are_taken():
+    assert explain().decoder.endswith(f"cpu, float32, each step one call of the C++ library ({core().decode_isa()})")
+    half = tiny_model(0).to(torch.bfloat16)
+    found = fastdecode.explain(half, torch.tensor([WORDS]), max_new_tokens=3)
+    assert found.decoder.endswith("cpu, bfloat16, steps of PyTorch operations")
+    assert any(reason.startswith("the layers cannot be run as one: embed_tokens") for reason in found.why_not_faster)
 
 
 def test_pictures_with_guidance():

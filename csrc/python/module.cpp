@@ -16,6 +16,11 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+void check(fastdecode_result result) {
+  if (result == FASTDECODE_INVALID_ARGUMENT) throw py::value_error(fastdecode_last_error());
+  if (result != FASTDECODE_OK) throw std::runtime_error(fastdecode_last_error());
+}
+
 void sample(uintptr_t logits, int32_t dtype, int32_t threads, int64_t rows, int64_t vocab,
             int64_t row_stride, int64_t groups, int64_t streams_per_group, uintptr_t streams,
             uintptr_t weights, uintptr_t ranges, uintptr_t set_offsets, int64_t sets,
@@ -68,8 +73,52 @@ void sample(uintptr_t logits, int32_t dtype, int32_t threads, int64_t rows, int6
     py::gil_scoped_release released;
     result = fastdecode_sample(&args);
   }
-  if (result == FASTDECODE_INVALID_ARGUMENT) throw py::value_error(fastdecode_last_error());
-  if (result != FASTDECODE_OK) throw std::runtime_error(fastdecode_last_error());
+  check(result);
+}
+
+// `layers`: fastdecode_layer[layer_count], as an array of addresses.
+void decode_step(uintptr_t layers, int64_t layer_count, int64_t hidden, int64_t inner,
+                 int64_t heads, int64_t kv_heads, int64_t head_dim, bool swin, float epsilon,
+                 float scale, uintptr_t norm, int64_t rows, int64_t slots, uintptr_t lengths,
+                 uintptr_t cos, uintptr_t sin, uintptr_t x, int threads) {
+  fastdecode_decode_args step;
+  fastdecode_decode_args_init(&step);
+  step.layers = pointer<const fastdecode_layer>(layers);
+  step.layer_count = layer_count;
+  step.hidden = hidden;
+  step.inner = inner;
+  step.heads = heads;
+  step.kv_heads = kv_heads;
+  step.head_dim = head_dim;
+  step.swin = swin;
+  step.epsilon = epsilon;
+  step.scale = scale;
+  step.norm = pointer<const float>(norm);
+  step.rows = rows;
+  step.slots = slots;
+  step.lengths = pointer<const int64_t>(lengths);
+  step.cos = pointer<const float>(cos);
+  step.sin = pointer<const float>(sin);
+  step.x = pointer<float>(x);
+  step.threads = threads;
+  fastdecode_result result;
+  {
+    py::gil_scoped_release released;
+    result = fastdecode_decode_step(&step);
+  }
+  check(result);
+}
+
+void linear(uintptr_t weight, uintptr_t bias, uintptr_t x, int64_t rows, int64_t k,
+            int64_t features, uintptr_t out, int64_t out_stride, int threads) {
+  fastdecode_result result;
+  {
+    py::gil_scoped_release released;
+    result = fastdecode_linear(pointer<const float>(weight), pointer<const float>(bias),
+                               pointer<const float>(x), rows, k, features, pointer<float>(out),
+                               out_stride, threads);
+  }
+  check(result);
 }
 
 // The shared arithmetic, elementwise over n float32 values, for tests against the torch mirror.
@@ -113,6 +162,9 @@ void gumbel_noise(int64_t seed, int64_t step, int64_t first_id, uintptr_t out, i
 PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
   module.doc() = "Pointers in, nothing out: the C interface of fastdecode.";
   module.def("sample", &sample);
+  module.def("decode_step", &decode_step);
+  module.def("linear", &linear);
+  module.def("decode_isa", &fastdecode_decode_isa);
   module.def("cpu_isa", &fastdecode_cpu_isa);
   module.def("abi_version", &fastdecode_abi_version);
   module.def("exp_f32", &exp_f32);

@@ -1,7 +1,8 @@
 """Chameleon's layers over a ragged batch of streams.
 
-The model's own modules multiply (so adapters and quantised layers keep working, and no weight is copied); what lies
-between the multiplications is written out here for one new id per row: no masks over the whole batch, no cache
+A plain model in float32 on the CPU takes its steps in the C++ library (`fastdecode.decoder.fused`). Otherwise, and in
+prefill, the model's own modules multiply (so adapters and quantised layers keep working, and no weight is copied); what
+lies between the multiplications is written out here for one new id per row: no masks over the whole batch, no cache
 objects, no output wrappers. Covers both norm orders (before each block, or Swin's after it), grouped-query attention
 and biases.
 """
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.chameleon.modeling_chameleon import ChameleonMLP, ChameleonRMSNorm
 
+from fastdecode.decoder.fused import FusedStep, plain_matrix, why_not
 from fastdecode.kv_cache import StreamCache
 
 FUSED_BYTES = 2**20
@@ -133,7 +135,14 @@ class ChameleonDecoder:
         self.device, self.dtype = inner.embed_tokens.weight.device, self.layers[0].weight.dtype
         self._rope: tuple[Tensor, Tensor] | None = None
         self._logits: Tensor | None = None
-        self._plain_head = type(self.head) is nn.Linear and self.head.bias is None
+        self._fused = None if why_not(inner) else FusedStep(inner, self.layers, self.swin)
+        self._plain_head = plain_linear(self.head) and self.head.bias is None
+        self._fused_head = self._fused if self._plain_head and plain_matrix(self.head.weight) else None
+
+    @property
+    def fused(self) -> bool:
+        """Whether a step is one call of the C++ library."""
+        return self._fused is not None
 
     def new_cache(self) -> StreamCache:
         return StreamCache(len(self.layers), self.kv_heads, self.head_dim, self.dtype, self.device)
@@ -206,6 +215,10 @@ class ChameleonDecoder:
         """Feed one id to every live row: ``tokens`` (rows,) int64. Returns normed hidden states (rows, hidden)."""
         cache.reserve(cache.rows, cache.longest + 1)
         cos, sin = self.rope(cache.lengths)
+        if self._fused is not None:
+            x = self._fused(cache, self.embed(tokens), cos, sin)
+            cache.grow()
+            return x
         places, mask = cache.places(), self._mask(cache)
         x = self.embed(tokens)
         for i, layer in enumerate(self.layers):
@@ -244,14 +257,17 @@ class ChameleonDecoder:
     @torch.inference_mode()
     def logits(self, hidden: Tensor, span: tuple[int, int] | None = None) -> Tensor:
         """Logits (rows, vocab) in the model's dtype; with ``span`` only ids in [lo, hi) are computed, and the rest of
-        the result is old: read it through sets inside ``span`` only. The result is overwritten by the next call.
+        the result is old: read it through sets inside ``span`` only. The next call may overwrite the result.
         """
-        if span is None or not self._plain_head:
+        if not self._plain_head or (span is None and self._fused_head is None):
             whole: Tensor = self.head(hidden)
             return whole
         vocab = self.head.weight.shape[0]
         if self._logits is None or self._logits.shape[0] < len(hidden) or self._logits.dtype != hidden.dtype:
             self._logits = torch.empty((len(hidden), vocab), dtype=hidden.dtype, device=hidden.device)
-        out, (lo, hi) = self._logits[: len(hidden)], span
-        out[:, lo:hi] = F.linear(hidden, self.head.weight[lo:hi])
+        out, (lo, hi) = self._logits[: len(hidden)], span or (0, vocab)
+        if self._fused_head is not None:
+            self._fused_head.head(self.head.weight[lo:hi], hidden, out[:, lo:hi])
+        else:
+            out[:, lo:hi] = F.linear(hidden, self.head.weight[lo:hi])
         return out

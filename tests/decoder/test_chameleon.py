@@ -20,11 +20,15 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_logits_of_ragged_rows(settings: dict, seed: int):
+def test_logits_of_ragged_rows(settings: dict, seed: int, fused: bool):
     model = tiny_model(seed, layers=3, **settings)
     decoder = ChameleonDecoder(model)
+    if not fused:
+        decoder._fused = decoder._fused_head = None
+    assert decoder.fused == fused
     rng = random.Random(seed)
     lengths = [1, 2, 17, 5, 33]
     rows = [text_ids(model, seed * 100 + i, n) for i, n in enumerate(lengths)]
@@ -86,6 +90,7 @@ def test_span_computes_its_rows_of_the_head_only(rows: int):
     hidden = torch.randn(rows, 32)
     whole = decoder.logits(hidden).clone()
     low, high = 4, 28
+    decoder = ChameleonDecoder(model)  # with nothing computed before
     part = decoder.logits(hidden, (low, high))
     assert relative_error(part[:, low:high], whole[:, low:high]) < 1e-6
     assert part[:, :low].isnan().all()  # never written: torch.empty is poisoned here

@@ -71,11 +71,29 @@ def test_exports_only_the_interface():
     assert names == {
         "fastdecode_abi_version",
         "fastdecode_cpu_isa",
+        "fastdecode_decode_args_init",
+        "fastdecode_decode_isa",
+        "fastdecode_decode_step",
         "fastdecode_last_error",
+        "fastdecode_linear",
         "fastdecode_sample",
         "fastdecode_sample_args_init",
     }
     assert ctypes.CDLL(library).fastdecode_abi_version() == 1
+
+
+def test_a_decode_step_needs_its_own_arguments():
+    library = ctypes.CDLL(build_info.get_library())
+    library.fastdecode_last_error.restype = ctypes.c_char_p
+    assert library.fastdecode_decode_step(None) == 1
+    assert library.fastdecode_last_error() == b"args = NULL: must point to the arguments"
+    other = ctypes.create_string_buffer(512)
+    ctypes.c_size_t.from_buffer(other).value = 8
+    assert library.fastdecode_decode_step(other) == 1
+    assert library.fastdecode_last_error().startswith(b"args->size = 8: this library expects ")
+    library.fastdecode_decode_args_init(other)
+    assert library.fastdecode_decode_step(other) == 1
+    assert library.fastdecode_last_error() == b"hidden = 0: must be at least 1"
 
 
 def test_needs_nothing_but_libc():

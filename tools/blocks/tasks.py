@@ -20,7 +20,13 @@ from tools.blocks.configuration import IMAGE_TOKENS, pixels
 from tools.blocks.tokenizer import BEGIN_IMAGE, END_IMAGE, PLACEHOLDER, SEPARATOR
 
 TEXT_DROPPED, ALL_DROPPED, WRONG_CAPTIONS = 0.1, 0.1, 0.25
-SHARES = {"draw": 0.38, "illustrate": 0.24, "caption": 0.06, "edit": 0.32}
+SHARES = {"draw": 0.36, "illustrate": 0.14, "caption": 0.06, "edit": 0.44}
+EDITS = {"put": 0.15, "remove": 0.3, "paint": 0.55}
+"""Kinds of edits, the harder the more often: to paint a thing it must be found first."""
+REUSED, FRESH = 0.6, 1000
+"""Share of sequences made again from scenes that the last ones had (encoding pictures takes a fifth of the time), and
+how many sequences are fresh before that begins.
+"""
 
 
 @dataclass
@@ -32,16 +38,25 @@ class Sequence:
     counts: list[int]
 
 
+Plan = tuple[list[world.Scene], Callable[[], Sequence]]
+"""The scenes of a sequence, and how to make it once they are encoded."""
+
+
 class Tasks:
     """Makes sequences; pictures are encoded with the trained tokenizer, a batch at a time, and remembered."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, vq: ChameleonVQVAE, seed: int) -> None:
-        self.rng = random.Random(seed)
+        self.restart(seed)
         self.tokenizer, self.vq = tokenizer, vq
         self.begin, self.end, self.separator = tokenizer.convert_tokens_to_ids([BEGIN_IMAGE, END_IMAGE, SEPARATOR])
         self.first_code = tokenizer.convert_tokens_to_ids("IMGIMGAZ")
         self.codes: dict[world.Scene, list[int]] = {}
         self.words: dict[str, list[int]] = {}
+
+    def restart(self, seed: int) -> None:
+        """From here on the sequences depend on ``seed`` alone."""
+        self.rng = random.Random(seed)
+        self.known: list[Plan] = []
 
     def text(self, sentence: str) -> list[int]:
         if sentence not in self.words:
@@ -66,9 +81,13 @@ class Tasks:
 
     def make(self, count: int) -> list[Sequence]:
         """``count`` random sequences in the shares of the tasks."""
-        plans: list[tuple[list[world.Scene], Callable[[], Sequence]]] = []
+        plans: list[Plan] = []
         for task in self.rng.choices(list(SHARES), list(SHARES.values()), k=count):
-            plans.append(getattr(self, f"_{task}")())
+            if len(self.known) >= FRESH and self.rng.random() < REUSED:
+                plans.append(self.rng.choice(self.known))
+            else:
+                plans.append(getattr(self, f"_{task}")())
+                self.known.append(plans[-1])
         self.encode([scene for scenes, _ in plans for scene in scenes])
         return [build() for _, build in plans]
 
@@ -86,7 +105,7 @@ class Tasks:
         """The unconditional stream: one picture after ``<s>`` and begin of image."""
         return self._sequence("nothing", [self.begin], [*self.codes[scene], self.end])
 
-    def _draw(self) -> tuple[list[world.Scene], Callable[[], Sequence]]:
+    def _draw(self) -> Plan:
         scene = world.random_scene(self.rng)
         said = scene
         if self.rng.random() < WRONG_CAPTIONS:
@@ -101,7 +120,7 @@ class Tasks:
 
         return [scene], build
 
-    def _illustrate(self) -> tuple[list[world.Scene], Callable[[], Sequence]]:
+    def _illustrate(self) -> Plan:
         goal = world.random_goal(self.rng)
         drop = self._drop()
         alone = self.rng.choice(goal.steps).scene
@@ -119,7 +138,7 @@ class Tasks:
 
         return [step.scene for step in goal.steps], build
 
-    def _caption(self) -> tuple[list[world.Scene], Callable[[], Sequence]]:
+    def _caption(self) -> Plan:
         scene = world.random_scene(self.rng)
 
         def build() -> Sequence:
@@ -129,8 +148,8 @@ class Tasks:
 
         return [scene], build
 
-    def _edit(self) -> tuple[list[world.Scene], Callable[[], Sequence]]:
-        before, instruction, after = world.random_edit(self.rng)
+    def _edit(self) -> Plan:
+        before, instruction, after = world.random_edit(self.rng, EDITS)
         drop = self._drop()
 
         def build() -> Sequence:

@@ -180,13 +180,16 @@ def train(args: argparse.Namespace) -> None:
         first = state["step"]
     tasks = Tasks(tokenizer, vq, args.seed)
     held_out = Tasks(tokenizer, vq, args.seed + 999)
+    fast_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported() and not args.float32
     start, total = time.time(), 0.0
     for step in range(first, args.steps):
         if step == first or step % SAVE_EVERY == 0:  # the same material whether or not training was interrupted
-            tasks.rng.seed(args.seed + 1000 * step + 1)
+            tasks.restart(args.seed + 1000 * step + 1)
             packer = Packer(tasks, args.rows)
         batch = packer.next()
-        loss, _ = losses(model, hidden_states(model, batch), batch, SMOOTHING if step >= SMOOTH_FROM else 0.0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16):
+            hidden = hidden_states(model, batch)
+        loss, _ = losses(model, hidden, batch, SMOOTHING if step >= SMOOTH_FROM else 0.0)
         loss = loss.mean()
         for o in optimisers:
             o.zero_grad()
@@ -215,6 +218,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--lr-muon", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--float32", action="store_true", help="no bf16 even where the processor multiplies it")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--start", type=Path, help="go on from the weights of this checkpoint, with fresh optimisers")
     parser.add_argument("--start-step", type=int, default=0, help="the step that --start is taken to be at")

@@ -8,6 +8,7 @@ picture shows is read back by ``recogniser.py``.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -189,13 +190,17 @@ def random_goal(rng: random.Random) -> Goal:
     return figure(rng.randrange(COLUMNS), rng.choice(list(FIGURES)))
 
 
-def random_edit(rng: random.Random) -> tuple[Scene, str, Scene]:
+EQUAL_SHARES = {"put": 1.0, "remove": 1.0, "paint": 1.0}
+"""Kinds of edits and how often each is asked for."""
+
+
+def random_edit(rng: random.Random, shares: Mapping[str, float] = EQUAL_SHARES) -> tuple[Scene, str, Scene]:
     """A scene, an instruction that has one meaning in it, and the scene after."""
+    kind = rng.choices(list(shares), list(shares.values()))[0]
     while True:
         scene = random_scene(rng)
         x = rng.randrange(COLUMNS)
         stack = scene[x]
-        kind = rng.choice(("put", "remove", "paint"))
         if kind == "put" and len(stack) < HEIGHT:
             thing = random_thing(rng)
             return scene, f"Put {name(thing)} in column {x + 1}.", put(scene, x, thing)

@@ -99,6 +99,56 @@ FASTDECODE_API void fastdecode_sample_args_init(fastdecode_sample_args* args);
 /* Draws one token per group on the CPU. Arguments are checked before an output is written. */
 FASTDECODE_API fastdecode_result fastdecode_sample(const fastdecode_sample_args* args);
 
+/* One layer of fastdecode_decode_step. Matrices are (out, in), dense; biases may be NULL. */
+typedef struct fastdecode_layer {
+  const float *q, *k, *v, *o, *gate, *up, *down;
+  const float *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias;
+  const float *norm_attention, *norm_mlp; /* (hidden,) weights of the RMS norms */
+  const float *qk_weight, *qk_bias; /* (heads + kv_heads, head_dim) layer norms of q and k heads */
+  float *keys, *values; /* (rows or more, kv_heads, slots, head_dim); the new id's are stored */
+} fastdecode_layer;
+
+/* Arguments of fastdecode_decode_step. Set up with fastdecode_decode_args_init, then fill in.
+ * All float32. The layout of keys and values may still change before version 1. */
+typedef struct fastdecode_decode_args {
+  size_t size; /* sizeof(fastdecode_decode_args); set by init */
+
+  const fastdecode_layer* layers; /* (layer_count,) */
+  int64_t layer_count;
+  int64_t hidden;
+  int64_t inner; /* features of gate and up */
+  int64_t heads;
+  int64_t kv_heads;  /* divides heads */
+  int64_t head_dim;  /* even */
+  int32_t swin;      /* not 0: RMS norms stand behind attention and MLP, before they are added */
+  int32_t threads;   /* at most this many threads; 0: one per processor; default 1 */
+  float epsilon;     /* of the RMS norms; default 1e-5 */
+  float scale;       /* of the products of queries and keys */
+  const float* norm; /* (hidden,) weights of the last RMS norm */
+
+  int64_t rows;
+  int64_t slots;          /* ids that there is room for in a row of keys */
+  const int64_t* lengths; /* (rows,) ids stored so far, < slots; the new one goes behind them */
+  const float* cos;       /* (rows, head_dim) rotation of the new id's position */
+  const float* sin;       /* (rows, head_dim) the same; the first half negated */
+  float* x; /* (rows, hidden) in: embeddings of the new ids; out: normed last hidden states */
+} fastdecode_decode_args;
+
+/* Sets `size` and every default. */
+FASTDECODE_API void fastdecode_decode_args_init(fastdecode_decode_args* args);
+
+/* Feeds one id to every row of a Chameleon's layers on the CPU. A row's result is the same bits
+ * whatever the other rows and the number of threads. */
+FASTDECODE_API fastdecode_result fastdecode_decode_step(const fastdecode_decode_args* args);
+
+/* out[r * out_stride + f] = x[r] . weight[f] + bias[f] for few rows on the CPU, all float32: x
+ * (rows, k), weight (features, k), bias (features,) or NULL; threads: at most, 0: one per
+ * processor. A row's result is the same bits whatever the other rows and the number of threads. */
+FASTDECODE_API fastdecode_result fastdecode_linear(const float* weight, const float* bias,
+                                                   const float* x, int64_t rows, int64_t k,
+                                                   int64_t features, float* out, int64_t out_stride,
+                                                   int32_t threads);
+
 /* Message of this thread's last failed call; "" before the first. Valid until the next failure. */
 FASTDECODE_API const char* fastdecode_last_error(void);
 
@@ -107,6 +157,10 @@ FASTDECODE_API int32_t fastdecode_abi_version(void);
 
 /* Instruction set that fastdecode_sample runs with: "portable". */
 FASTDECODE_API const char* fastdecode_cpu_isa(void);
+
+/* Instruction set that fastdecode_decode_step runs with: "portable", "avx2" or "avx512". The
+ * environment variable FASTDECODE_CPU_ISA may lower it. */
+FASTDECODE_API const char* fastdecode_decode_isa(void);
 
 #ifdef __cplusplus
 }

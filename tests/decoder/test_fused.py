@@ -1,0 +1,243 @@
+"""The C++ step against the same step made of PyTorch's operations, and what keeps a model from it."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from models_for_tests import text_ids, tiny_model
+from torch import nn
+
+from fastdecode.decoder import ChameleonDecoder
+from fastdecode.decoder.fused import why_not
+from fastdecode.ops.backends import core
+
+ISAS = ("portable", "avx2", "avx512")
+SHAPES = [
+    {"hidden": 32, "inner": 48, "heads": 4, "kv_heads": 4},
+    {"hidden": 40, "inner": 30, "heads": 2, "kv_heads": 1},  # heads of 20
+    {"hidden": 36, "inner": 101, "heads": 6, "kv_heads": 2},  # heads of 6, and features that fill no tile
+    {"hidden": 192, "inner": 512, "heads": 6, "kv_heads": 3, "swin_norm": True, "bias": True},
+    {"hidden": 256, "inner": 64, "heads": 2, "kv_heads": 2, "bias": True},  # heads of 128
+]
+
+
+def shaped_model(seed: int, shape: dict):
+    given = dict(shape)
+    sizes = {"hidden_size": given.pop("hidden"), "intermediate_size": given.pop("inner")}
+    sizes["num_attention_heads"] = given.pop("heads")
+    return tiny_model(seed, draws=False, sizes=sizes, **given)
+
+
+def decoders(model) -> tuple[ChameleonDecoder, ChameleonDecoder]:
+    """One with the C++ step, one without."""
+    with_it, without = ChameleonDecoder(model), ChameleonDecoder(model)
+    without._fused = without._fused_head = None
+    assert with_it.fused
+    assert not without.fused
+    return with_it, without
+
+
+def run(decoder: ChameleonDecoder, rows: list[list[int]], steps: int) -> torch.Tensor:
+    """Hidden states (steps, rows, hidden) after feeding every row's last ``steps`` ids one by one."""
+    cache = decoder.new_cache()
+    for row in rows:  # one by one, so that prefill computes the same in any company
+        decoder.prefill(cache, [row[:-steps]])
+    found = [decoder.step(cache, torch.tensor([row[i - steps] for row in rows])).clone() for i in range(steps)]
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("lengths", [[9], [5, 70, 6, 20, 33], [8] * 13], ids=len)
+def test_equal_to_pytorch(shape: dict, lengths: list[int]):
+    model = shaped_model(1, shape)
+    rows = [text_ids(model, i, n) for i, n in enumerate(lengths)]
+    fast, plain = decoders(model)
+    got, expected = run(fast, rows, 5), run(plain, rows, 5)
+    assert (got - expected).abs().max() <= 2e-5 * expected.abs().max()
+    head = [d.logits(got[-1]).clone() for d in (fast, plain)]
+    assert (head[0] - head[1]).abs().max() <= 1e-5 * head[1].abs().max()
+
+
+def test_no_worse_than_pytorch_against_float64():
+    model = shaped_model(2, {"hidden": 192, "inner": 512, "heads": 6, "kv_heads": 6, "layers": 6})
+    rows = [text_ids(model, i, 20) for i in range(4)]
+    fast, plain = (run(d, rows, 8) for d in decoders(model))
+    exact = run(ChameleonDecoder(model.double()), rows, 8)
+
+    def error(states: torch.Tensor) -> float:
+        return float((states - exact).square().mean().sqrt())
+
+    assert error(fast) <= 1.5 * error(plain)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_row_has_the_same_bits_alone_and_among_others(shape: dict):
+    model = shaped_model(3, shape)
+    rows = [text_ids(model, i, n) for i, n in enumerate((7, 30, 12, 12, 9, 41, 7, 8, 9))]
+    decoder = ChameleonDecoder(model)
+    together = run(decoder, rows, 4)
+    heads = decoder.logits(together[-1]).clone()
+    for i, row in enumerate(rows):
+        alone = run(decoder, [row], 4)
+        assert torch.equal(alone[:, 0], together[:, i])
+        assert torch.equal(decoder.logits(alone[-1])[0], heads[i])
+
+
+def test_the_number_of_threads_changes_no_bit():
+    model = shaped_model(4, {"hidden": 192, "inner": 512, "heads": 6, "kv_heads": 6})
+    rows = [text_ids(model, i, 40 + i) for i in range(24)]
+    decoder = ChameleonDecoder(model)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            found.append(run(decoder, rows, 20))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_nothing_is_written_beside_the_new_ids():
+    model = shaped_model(5, SHAPES[0])
+    decoder = ChameleonDecoder(model)
+    rows = [text_ids(model, i, n) for i, n in enumerate((3, 9))]
+    cache = decoder.new_cache()
+    decoder.prefill(cache, rows)
+    before = [t.clone() for t in (*cache.keys, *cache.values)]
+    decoder.step(cache, torch.tensor([4, 5]))
+    for old, new in zip(before, (*cache.keys, *cache.values), strict=True):
+        changed = (old != new).any(-1).any(1)  # (rows, slots)
+        assert changed.nonzero().tolist() == [[0, 3], [1, 9]]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_instruction_set(isa: str):
+    """FASTDECODE_CPU_ISA is read once, so each runs in a process of its own."""
+    if ISAS.index(isa) > ISAS.index(core().decode_isa()):
+        pytest.skip(f"this processor has no {isa}")
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); sys.path.insert(0, 'tests/decoder')\n"
+        "import test_fused as t\n"
+        f"assert t.core().decode_isa() == {isa!r}\n"
+        "for shape in t.SHAPES:\n"
+        "    for lengths in ([9], [5, 70, 6, 20, 33], [8] * 13): t.test_equal_to_pytorch(shape, lengths)\n"
+        "    t.test_a_row_has_the_same_bits_alone_and_among_others(shape)\n"
+        "print('same')\n"
+    )
+    environment = {**os.environ, "FASTDECODE_CPU_ISA": isa}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "same\n", done.stderr
+
+
+def hook(*_):
+    return None
+
+
+class Other(nn.Linear):
+    pass
+
+
+def adapter(model):
+    old = model.model.layers[1].self_attn.v_proj
+    new = Other(old.in_features, old.out_features, bias=False)
+    new.weight = old.weight
+    model.model.layers[1].self_attn.v_proj = new
+
+
+def column_major(model):
+    weight = model.model.layers[0].mlp.up_proj.weight
+    weight.data = weight.data.t().contiguous().t()
+
+
+def another_epsilon(model):
+    model.model.norm.variance_epsilon = 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (adapter, "layers.1's v projection is not a plain nn.Linear, or has hooks"),
+        (
+            lambda m: m.model.layers[0].self_attn.q_proj.register_forward_hook(hook),
+            "layers.0's q projection is not a plain nn.Linear, or has hooks",
+        ),
+        (
+            lambda m: m.model.layers[1].mlp.register_forward_pre_hook(hook),
+            "layers.1.mlp is not Chameleon's own, or has hooks",
+        ),
+        (lambda m: setattr(m.model.layers[0].mlp, "act_fn", nn.GELU()), "layers.0.mlp.act_fn is GELU, not SiLU"),
+        (lambda m: setattr(m.model, "norm", nn.RMSNorm(32)), "norm is not Chameleon's RMS norm, or has hooks"),
+        (another_epsilon, "its norms differ in their epsilon"),
+        (
+            lambda m: m.to(torch.bfloat16),
+            "embed_tokens.weight is bfloat16 on cpu, not dense float32 on the CPU",
+        ),
+        (
+            column_major,
+            "layers.0.mlp.up_proj.weight is not contiguous, float32 on cpu, not dense float32 on the CPU",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_not_plain_takes_pytorchs_operations(change, reason: str):
+    model = tiny_model(6)
+    assert why_not(model.model) is None
+    change(model)
+    assert why_not(model.model) == reason
+    decoder = ChameleonDecoder(model)
+    assert not decoder.fused
+    cache = decoder.new_cache()
+    decoder.prefill(cache, [[5, 6]])
+    assert decoder.step(cache, torch.tensor([7])).isfinite().all()
+
+
+def test_the_library_checks_its_arguments():
+    good = {
+        "layers": 0,
+        "layer_count": 0,
+        "hidden": 4,
+        "inner": 4,
+        "heads": 2,
+        "kv_heads": 1,
+        "head_dim": 2,
+        "swin": False,
+        "epsilon": 1e-5,
+        "scale": 1.0,
+        "norm": torch.ones(4).data_ptr(),
+        "rows": 0,
+        "slots": 8,
+        "lengths": 0,
+        "cos": 0,
+        "sin": 0,
+        "x": 0,
+        "threads": 1,
+    }
+    step = core().decode_step
+    step(*good.values())  # no rows: nothing to do
+    lengths = torch.tensor([8])
+    for change, message in [
+        ({"hidden": 0}, "hidden = 0: must be at least 1"),
+        ({"rows": -1}, "rows = -1: must be at least 0"),
+        ({"threads": -2}, "threads = -2: must be at least 0"),
+        ({"kv_heads": 3}, "kv_heads = 3: must divide heads = 2"),
+        ({"head_dim": 3}, "head_dim = 3: must be even"),
+        ({"layer_count": 1}, "layers = NULL: must not be"),
+        ({"norm": 0}, "norm = NULL: must not be"),
+        (
+            {"rows": 1, "lengths": lengths.data_ptr(), "cos": 8, "sin": 8, "x": 8},
+            "lengths[0] = 8: must be at least 0 and below slots = 8",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            step(*{**good, **change}.values())
+    nulls = torch.zeros(22, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"layers\[0\]\.q = NULL: must not be"):
+        step(*{**good, "layers": nulls.data_ptr(), "layer_count": 1}.values())
+    with pytest.raises(ValueError, match="out_stride = 3"):
+        core().linear(0, 0, 0, 1, 4, 4, 0, 3, 1)
+    with pytest.raises(ValueError, match="must not be NULL"):
+        core().linear(0, 0, 0, 1, 4, 4, 0, 4, 1)
