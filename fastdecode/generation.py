@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.generation import GenerateDecoderOnlyOutput, StopStringCriteria
 
-from fastdecode import request
+from fastdecode import refusals, request
 from fastdecode.guidance import Guidance
 from fastdecode.models.chameleon import Vocabulary, check_family, check_pixels
 
@@ -67,30 +67,47 @@ def generate(
     options = {**kwargs, "generation_config": generation_config}
     if streamer is not None:
         options["streamer"] = streamer
-    return _through_transformers(model, inputs, options, extras, partial(_decode, streamer=streamer))
+    return _through_transformers(model, inputs, options, extras, partial(_decode, streamer=streamer, progress=progress))
 
 
 def _through_transformers(
-    model: Any, inputs: Tensor | None, options: dict[str, Any], extras: request.Extras, loop: Any
+    model: Any,
+    inputs: Tensor | None,
+    options: dict[str, Any],
+    extras: request.Extras,
+    run: Callable[[request.Prepared], Any],
 ) -> Any:
-    """Check a call of `generate`, and let transformers prepare it for ``loop``; returns what that returns."""
+    """Check a call of `generate`, let transformers prepare it, and ``run`` it; returns what that returns."""
     check_family(model)
     if options.pop("custom_generate", custom_generate) is not custom_generate:
         raise ValueError("custom_generate asks for another decoding loop; call fastdecode.disable(model) first")
-    request.check_options(model, options)
-    request.check_prompt(model, inputs if inputs is not None else options.get("input_ids"), options)
+    refusals.check_options(model, options)
+    refusals.check_prompt(model, inputs if inputs is not None else options.get("input_ids"), options)
     if options.get("pixel_values") is not None:
         options["pixel_values"] = check_pixels(model, options["pixel_values"])
     tokenizer = options.pop("tokenizer", None)
-    stop_strings = request.option(model, options, "stop_strings")
+    stop_strings = refusals.option(model, options, "stop_strings")
     if stop_strings is not None:  # transformers keeps the tokenizer to itself when there is a custom loop
         if tokenizer is None:
             raise ValueError("stop_strings needs tokenizer=…, to know how tokens spell them")
         more = StopStringCriteria(tokenizer=tokenizer, stop_strings=stop_strings)
         options["stopping_criteria"] = StoppingCriteriaList([*(options.get("stopping_criteria") or []), more])
         options["stop_strings"] = None
-    request.set_default_length(model, extras.multimodal_generation_mode, options)
-    decode = partial(loop, extras=extras, chosen=request.chosen_options(model, options))
+    refusals.set_default_length(model, extras.multimodal_generation_mode, options)
+    chosen = refusals.chosen_options(model, options)
+
+    def decode(
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        synced_gpus: bool = False,
+        **model_kwargs: Any,
+    ) -> Any:
+        call = (input_ids, logits_processor, stopping_criteria, generation_config)
+        return run(request.prepare(model, *call, extras, chosen, model_kwargs))
+
     return GenerationMixin.generate(model, inputs, custom_generate=decode, **options)
 
 
@@ -118,21 +135,11 @@ def custom_generate(
     check_family(model)
     call = _calling_generate()
     synced = synced_gpus or call.get("synced_gpus")
-    request.check_options(model, {"generation_config": generation_config, **call, "synced_gpus": synced})
-    streamer = call.get("streamer")
-    chosen = request.chosen_options(model, call or generation_config.to_dict())
-    return _decode(
-        model,
-        input_ids,
-        logits_processor,
-        stopping_criteria,
-        generation_config,
-        synced_gpus=synced_gpus,
-        extras=request.Extras(multimodal_generation_mode, guidance, text, image, seed, progress),
-        streamer=streamer,
-        chosen=chosen,
-        **model_kwargs,
-    )
+    refusals.check_options(model, {"generation_config": generation_config, **call, "synced_gpus": synced})
+    chosen = refusals.chosen_options(model, call or generation_config.to_dict())
+    extras = request.Extras(multimodal_generation_mode, guidance, text, image, seed, progress)
+    prepared_call = (input_ids, logits_processor, stopping_criteria, generation_config)
+    return _decode(request.prepare(model, *prepared_call, extras, chosen, model_kwargs), call.get("streamer"), progress)
 
 
 def _calling_generate() -> dict[str, Any]:
@@ -155,31 +162,9 @@ def _calling_generate() -> dict[str, Any]:
     return {**call, "generation_config": given} if isinstance(given, GenerationConfig) else call
 
 
-def _decode(
-    model: Any,
-    input_ids: Tensor,
-    logits_processor: LogitsProcessorList,
-    stopping_criteria: StoppingCriteriaList,
-    generation_config: GenerationConfig,
-    *,
-    extras: request.Extras,
-    streamer: Any,
-    chosen: frozenset[str],
-    synced_gpus: bool = False,
-    **model_kwargs: Any,
-) -> Output:
-    prepared = request.prepare(
-        model,
-        input_ids,
-        logits_processor,
-        stopping_criteria,
-        generation_config,
-        extras,
-        chosen,
-        model_kwargs,
-    )
+def _decode(prepared: request.Prepared, streamer: Any, progress: bool) -> Output:
     bar = None
-    if extras.progress:
+    if progress:
         from tqdm.auto import tqdm
 
         most = max((g.limit - g.prompt_length for g in prepared.groups), default=0)
@@ -193,13 +178,13 @@ def _decode(
 
     loop = prepared.loop(after_step)
     try:
-        sequences = loop.run().to(input_ids.device).clone()  # an ordinary tensor, not one of inference mode
+        sequences = loop.run().to(prepared.device).clone()  # an ordinary tensor, not one of inference mode
     finally:
         if bar is not None:
             bar.close()
     if streamer is not None:
         streamer.end()
-    if not generation_config.return_dict_in_generate:
+    if not prepared.config.return_dict_in_generate:
         return sequences
     kept = loop.drawer.recorder
     output: Any = GenerateDecoderOnlyOutput
@@ -211,23 +196,6 @@ def _decode(
     return finished
 
 
-def _only_prepare(
-    model: Any,
-    input_ids: Tensor,
-    logits_processor: LogitsProcessorList,
-    stopping_criteria: StoppingCriteriaList,
-    generation_config: GenerationConfig,
-    *,
-    extras: request.Extras,
-    chosen: frozenset[str],
-    synced_gpus: bool = False,
-    **model_kwargs: Any,
-) -> request.Prepared:
-    return request.prepare(
-        model, input_ids, logits_processor, stopping_criteria, generation_config, extras, chosen, model_kwargs
-    )
-
-
 def explain(model: Any, inputs: Tensor | None = None, **options: Any) -> request.Explanation:
     """What `generate` would do with the same arguments, without doing it: print the result.
 
@@ -237,8 +205,8 @@ def explain(model: Any, inputs: Tensor | None = None, **options: Any) -> request
     own = {key: options.pop(key, None) for key in request.Extras.__dataclass_fields__}
     extras = request.Extras(**{**own, "progress": False, "seed": own["seed"] or 0})
     options.pop("streamer", None)
-    prepared: request.Prepared = _through_transformers(model, inputs, options, extras, _only_prepare)
-    return prepared.explain()
+    found: request.Explanation = _through_transformers(model, inputs, options, extras, request.Prepared.explain)
+    return found
 
 
 def enable(model: Any) -> Any:

@@ -1,4 +1,4 @@
-"""From a prepared transformers call to the groups of a decode loop; every refusal of a bad call is here."""
+"""From a call that transformers prepared to the groups of a decode loop."""
 
 from __future__ import annotations
 
@@ -16,50 +16,28 @@ from transformers.utils import logging
 from fastdecode.decoder import ChameleonDecoder
 from fastdecode.draw import Drawer, Recorder
 from fastdecode.explanation import Explanation
-from fastdecode.grammar import MODES, Grammar, compile_grammar
+from fastdecode.grammar import Grammar, compile_grammar
 from fastdecode.group import Group
 from fastdecode.guidance import Guidance, guidance_from
 from fastdecode.loop import DecodeLoop
 from fastdecode.models.chameleon import (
     Vocabulary,
     check_can_draw,
-    check_picture_count,
-    check_pixels,
     encode_pictures,
     fill_placeholders,
+)
+from fastdecode.refusals import (
+    DRAWING_MODES,
+    LENGTHS,
+    check_ids,
+    check_options,
+    check_positions,
+    check_room,
+    check_streams,
 )
 from fastdecode.sampling import TRANSFORMERS_TOP_K, Plan, Sampling, tell_apart
 
 logger = logging.get_logger(__name__)
-
-UNSUPPORTED: dict[str, tuple[Any, str]] = {
-    "num_beams": (1, "beam search"),
-    "assistant_model": (None, "assisted decoding"),
-    "prompt_lookup_num_tokens": (None, "prompt lookup decoding"),
-    "assistant_early_exit": (None, "assisted decoding"),
-    "use_mtp": (None, "multi-token prediction"),
-    "watermarking_config": (None, "watermarking"),
-    "dola_layers": (None, "DoLa decoding"),
-    "penalty_alpha": (None, "contrastive search"),
-    "constraints": (None, "constrained beam search"),
-    "force_words_ids": (None, "constrained beam search"),
-    "token_healing": (False, "token healing"),
-    "cache_implementation": (None, "a choice of cache"),
-    "prefill_chunk_size": (None, "chunked prefill"),
-    "compile_config": (None, "compilation"),
-    "output_attentions": (False, "returning attentions"),
-    "output_hidden_states": (False, "returning hidden states"),
-    "inputs_embeds": (None, "prompts given as embeddings"),
-    "past_key_values": (None, "continuing from a cache"),
-    "synced_gpus": (False, "synchronised decoding"),
-}
-"""Options that would change the result and that the loop does not do: what they must be, and what they ask for."""
-
-
-DRAWING_MODES = ("image-only", "interleaved-text-image")
-"""Modes that ask for pictures; ``unrestricted`` merely allows them."""
-
-LENGTHS = frozenset({"max_length", "max_new_tokens"})
 
 
 @dataclass(frozen=True)
@@ -74,105 +52,6 @@ class Extras:
     progress: bool = False
 
 
-def option(model: Any, options: Mapping[str, Any], name: str) -> Any:
-    """``name`` as the call, its generation_config or the model's sets it, in this order; None if none does."""
-    found = options.get(name)
-    for config in (options.get("generation_config"), model.generation_config):
-        found = getattr(config, name, None) if found is None else found
-    return found
-
-
-# --- refusals ---------------------------------------------------------------------------------------------------
-
-
-def check_options(model: Any, options: Mapping[str, Any]) -> None:
-    """``ValueError`` naming the first option of a call, or of its generation_config, that is not supported."""
-    for name, (neutral, what) in UNSUPPORTED.items():
-        value = option(model, options, name)
-        if value is None or value is neutral or value == neutral:
-            continue
-        if name == "past_key_values" and hasattr(value, "get_seq_length") and value.get_seq_length() == 0:
-            continue
-        shown = value if isinstance(value, (int, float, str, bool)) else type(value).__name__
-        raise ValueError(
-            f"{name}={shown!r} asks for {what}, which fastdecode does not support; leave it out"
-            + (f" (or {name}={neutral!r})" if neutral is not None else "")
-        )
-    scale = option(model, options, "guidance_scale")
-    if options.get("negative_prompt_ids") is not None and scale in (None, 1):
-        raise ValueError(
-            f"negative_prompt_ids was given with guidance_scale={scale!r}: it has an effect only with another scale "
-            "than 1, such as guidance_scale=3.0"
-        )
-
-
-def check_prompt(model: Any, input_ids: Tensor | None, options: Mapping[str, Any]) -> None:
-    """``ValueError`` if the ids, the mask and the pictures of a call do not belong together."""
-    if input_ids is None:
-        raise ValueError("no prompt: give input_ids (batch, length), as the processor returns them")
-    vocabulary = Vocabulary.of(model)
-    check_ids(input_ids, options.get("attention_mask"), vocabulary)
-    pixels = options.get("pixel_values")
-    if pixels is not None:
-        check_pixels(model, pixels)
-    if pixels is not None or not options.get("mm_encoder_outputs"):
-        check_picture_count(input_ids, 0 if pixels is None else len(pixels), vocabulary)
-
-
-def check_ids(input_ids: Tensor, mask: Tensor | None, vocabulary: Vocabulary) -> None:
-    """``ValueError`` unless ``input_ids`` and ``mask`` (or None) are prompts that something can follow."""
-    if input_ids.ndim != 2 or input_ids.is_floating_point() or input_ids.numel() == 0:
-        raise ValueError(
-            f"input_ids is {tuple(input_ids.shape)} {input_ids.dtype}; it must be (batch, length) integers, at least "
-            "one of each prompt"
-        )
-    outside = (input_ids < 0) | (input_ids >= vocabulary.size)
-    if outside.any():
-        row, column = outside.nonzero()[0].tolist()
-        raise ValueError(
-            f"input_ids[{row}, {column}] = {int(input_ids[row, column])} is not an id of this checkpoint "
-            f"(0 to {vocabulary.size - 1})"
-        )
-    if mask is not None and mask.shape != input_ids.shape:
-        raise ValueError(f"attention_mask is {tuple(mask.shape)}; it must be {tuple(input_ids.shape)}, as input_ids")
-    lengths = (torch.ones_like(input_ids) if mask is None else mask != 0).sum(1)
-    longest, shortest = int(lengths.max()), int(lengths.argmin())
-    if longest >= vocabulary.context:
-        raise ValueError(
-            f"the prompt is {longest} ids long, and the context of this checkpoint is {vocabulary.context}: nothing "
-            "can follow it; shorten the text or give fewer pictures"
-        )
-    if not lengths[shortest]:
-        raise ValueError(f"attention_mask leaves nothing of prompt {shortest}: every prompt needs an id")
-
-
-def _check_positions(positions: Tensor | None, input_ids: Tensor, mask: Tensor | None) -> None:
-    """``ValueError`` unless ``positions`` count the ids that are not padding, as transformers and the loop do."""
-    if positions is None:
-        return
-    kept = torch.ones_like(input_ids) if mask is None else mask != 0
-    if positions.ndim != 2 or (positions - kept.cumsum(1) + 1)[kept != 0].any():
-        raise ValueError("position_ids other than 0, 1, 2, … of each prompt's ids are not supported: leave them out")
-
-
-def chosen_options(model: Any, options: Mapping[str, Any]) -> frozenset[str]:
-    """Names of options that somebody set: in the call, in its generation_config, or in the model's."""
-    names = {key for key, value in options.items() if value is not None}
-    for config in (options.get("generation_config"), model.generation_config):
-        if config is not None:
-            names |= {key for key, value in config.to_dict().items() if value is not None}
-    return frozenset(names)
-
-
-def set_default_length(model: Any, mode: str | None, options: dict[str, Any]) -> None:
-    """``image-only`` without a length of its own: room for one picture, without transformers' warning about it."""
-    if mode == "image-only" and not chosen_options(model, options) & LENGTHS:
-        options["max_new_tokens"] = Vocabulary.of(model).image_length + 2
-
-
-# --- preparation ------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Prepared:
     """A call, ready to decode."""
@@ -182,6 +61,7 @@ class Prepared:
     grammar: Grammar
     groups: list[Group]
     prompts: Tensor
+    device: torch.device
     pad: int
     text: Sampling
     image: Sampling
@@ -232,7 +112,7 @@ def prepare(
     vocabulary = Vocabulary.of(model)
     mask = model_kwargs.get("attention_mask")
     check_ids(input_ids, mask, vocabulary)
-    _check_positions(model_kwargs.get("position_ids"), input_ids, mask)
+    check_positions(model_kwargs.get("position_ids"), input_ids, mask)
     ends = [i for c in stopping_criteria if type(c) is EosTokenCriteria for i in c.eos_token_id.tolist()]
     grammar = compile_grammar(extras.multimodal_generation_mode or "text-only", vocabulary, ends)
     padding = torch.zeros(len(input_ids), dtype=torch.long) if mask is None else (mask == 0).sum(1).cpu()
@@ -259,10 +139,10 @@ def prepare(
     groups: list[Group] = []
     for ids, guidance, seed, limit, shows in zip(prompts, guidances, seeds, limits, replaced, strict=True):
         state = grammar.start(ids)
-        _check_room(ids, limit, state, grammar)
+        check_room(ids, limit, state, grammar)
         group = Group(len(groups), ids, limit, seed, guidance, state, tail=grammar.tail(len(ids), state))
         group.shown = (vocabulary.placeholder,) if shows else ()
-        _check_streams(group, grammar, vocabulary)
+        check_streams(group, grammar, vocabulary)
         groups.append(group)
     native = (MaxLengthCriteria, EosTokenCriteria)
     stopping = StoppingCriteriaList(c for c in stopping_criteria if type(c) not in native)
@@ -273,6 +153,7 @@ def prepare(
         grammar=grammar,
         groups=groups,
         prompts=input_ids.cpu(),
+        device=input_ids.device,
         pad=int(pad) if pad is not None else (vocabulary.pad if vocabulary.pad is not None else 0),
         text=text,
         image=image,
@@ -395,38 +276,3 @@ def _limits(
             f"{vocabulary.context}; decoding stops there"
         )
     return [min(len(p) + new, vocabulary.context) for p in prompts]
-
-
-def _check_room(ids: list[int], limit: int, state: int, grammar: Grammar) -> None:
-    """``ValueError`` if a mode that draws pictures cannot finish even one."""
-    if grammar.mode not in DRAWING_MODES:
-        return
-    needed = grammar.remaining(state) or grammar.block_length
-    if len(ids) + needed > limit:
-        raise ValueError(
-            f"no room for one picture: the prompt has {len(ids)} ids and may grow to {limit}, but the picture takes "
-            f"{needed} more; set max_new_tokens to at least {needed}, or shorten the prompt if the context is full"
-        )
-
-
-def _check_streams(group: Group, grammar: Grammar, vocabulary: Vocabulary) -> None:
-    """``ValueError`` if a stream that the call will need cannot be made: not in the middle of decoding."""
-    for stream in group.guidance.streams:
-        for i in stream.ids:
-            if not 0 <= i < vocabulary.size:
-                raise ValueError(
-                    f"a stream of kind 'prompt' (or negative_prompt_ids) has id {i}, which is not an id of this "
-                    f"checkpoint (0 to {vocabulary.size - 1})"
-                )
-    group.first_plan(grammar, vocabulary)
-
-
-__all__ = [
-    "MODES",
-    "Extras",
-    "Prepared",
-    "check_options",
-    "check_prompt",
-    "chosen_options",
-    "prepare",
-]
