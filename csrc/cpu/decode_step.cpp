@@ -205,6 +205,7 @@ fastdecode_result fastdecode_decode_step(const fastdecode_decode_args* given) {
   }
   const fastdecode_result checked = check_decode_args(*given);
   if (checked != FASTDECODE_OK) return checked;
+  if (check_isa() != FASTDECODE_OK) return FASTDECODE_INVALID_ARGUMENT;
   Runner runner(*given, decode_kernels());
   if (!runner.reserve()) {
     return fail(FASTDECODE_OUT_OF_MEMORY, "no memory for a step of %lld rows",
@@ -229,12 +230,14 @@ fastdecode_result fastdecode_linear(const float* weight, const float* bias, cons
   if (weight == nullptr || x == nullptr || out == nullptr) {
     return fail(FASTDECODE_INVALID_ARGUMENT, "weight, x and out must not be NULL");
   }
+  if (check_isa() != FASTDECODE_OK) return FASTDECODE_INVALID_ARGUMENT;
   const Linear linear = {weight, bias, features};
   run_linears(&linear, 1, x, rows, k, out, out_stride, false, threads > 0 ? threads : processors());
   return FASTDECODE_OK;
 }
 
 const char* fastdecode_decode_isa(void) {
+  if (fastdecode::check_isa() != FASTDECODE_OK) return nullptr;
   return fastdecode::isa_name(fastdecode::cpu_isa());
 }
 

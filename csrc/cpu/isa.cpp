@@ -3,6 +3,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "cpu/error.h"
+
 namespace fastdecode {
 namespace {
 
@@ -23,21 +25,44 @@ Isa best() {
 #endif
 }
 
-Isa choose() {
+const char* wanted() {
+  const char* name = std::getenv("FASTDECODE_CPU_ISA");
+  return name != nullptr && name[0] != 0 ? name : nullptr;
+}
+
+struct Choice {
+  Isa isa;
+  bool had;  // whether what was asked for can be had
+};
+
+Choice choose() {
   const Isa most = best();
-  const char* wanted = std::getenv("FASTDECODE_CPU_ISA");
-  if (wanted == nullptr) return most;
-  for (int i = 0; i < static_cast<int>(most); ++i) {
-    if (std::strcmp(wanted, kNames[i]) == 0) return static_cast<Isa>(i);
+  const char* name = wanted();
+  if (name == nullptr) return {most, true};
+  for (int i = 0; i <= static_cast<int>(most); ++i) {
+    if (std::strcmp(name, kNames[i]) == 0) return {static_cast<Isa>(i), true};
   }
-  return most;
+  return {most, false};
+}
+
+const Choice& choice() {
+  static const Choice made = choose();
+  return made;
 }
 
 }  // namespace
 
 Isa cpu_isa() {
-  static const Isa isa = choose();
-  return isa;
+  return choice().isa;
+}
+
+fastdecode_result check_isa() {
+  if (choice().had) return FASTDECODE_OK;
+  return fail(
+      FASTDECODE_INVALID_ARGUMENT,
+      "FASTDECODE_CPU_ISA = %s: must be portable, avx2 or avx512, and this machine has up to "
+      "%s",
+      wanted() != nullptr ? wanted() : "", isa_name(cpu_isa()));
 }
 
 const char* isa_name(Isa isa) {

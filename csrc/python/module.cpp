@@ -121,6 +121,12 @@ void linear(uintptr_t weight, uintptr_t bias, uintptr_t x, int64_t rows, int64_t
   check(result);
 }
 
+const char* decode_isa() {
+  const char* name = fastdecode_decode_isa();
+  if (name == nullptr) throw py::value_error(fastdecode_last_error());
+  return name;
+}
+
 // The shared arithmetic, elementwise over n float32 values, for tests against the torch mirror.
 void exp_f32(uintptr_t x, uintptr_t out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
@@ -164,7 +170,7 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
   module.def("sample", &sample);
   module.def("decode_step", &decode_step);
   module.def("linear", &linear);
-  module.def("decode_isa", &fastdecode_decode_isa);
+  module.def("decode_isa", &decode_isa);
   module.def("cpu_isa", &fastdecode_cpu_isa);
   module.def("abi_version", &fastdecode_abi_version);
   module.def("exp_f32", &exp_f32);

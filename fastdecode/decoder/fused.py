@@ -71,9 +71,13 @@ def why_not(inner: nn.Module) -> str | None:
 
 
 class FusedStep:
-    """`ChameleonDecoder`'s step for a model of which `why_not` says nothing."""
+    """`ChameleonDecoder`'s step for a model of which `why_not` says nothing.
+
+    ``ValueError`` if the environment variable FASTDECODE_CPU_ISA names no instruction set of this machine.
+    """
 
     def __init__(self, inner: Any, layers: Sequence[Layer], swin: bool) -> None:
+        core().decode_isa()  # raises if FASTDECODE_CPU_ISA cannot be had
         self._step, self._linear = core().decode_step, core().linear
         attention = inner.layers[0].self_attn
         self._kept: list[Tensor] = []  # the addresses below are theirs

@@ -133,6 +133,21 @@ def test_every_instruction_set(isa: str):
     assert done.stdout == "same\n", done.stderr
 
 
+@pytest.mark.parametrize("name", ["avx9", "AVX2"])
+def test_an_instruction_set_that_is_not_to_be_had(name: str):
+    code = (
+        "import sys, torch; sys.path.insert(0, 'tests')\n"
+        "from models_for_tests import tiny_model\n"
+        "import fastdecode\n"
+        "try: fastdecode.generate(tiny_model(0), torch.tensor([[5, 6]]), max_new_tokens=3)\n"
+        "except ValueError as error: print(error)\n"
+    )
+    environment = {**os.environ, "FASTDECODE_CPU_ISA": name}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    expected = f"FASTDECODE_CPU_ISA = {name}: must be portable, avx2 or avx512, and this machine has up to "
+    assert done.stdout.startswith(expected), done.stderr
+
+
 def hook(*_):
     return None
 

@@ -159,7 +159,8 @@ FASTDECODE_API int32_t fastdecode_abi_version(void);
 FASTDECODE_API const char* fastdecode_cpu_isa(void);
 
 /* Instruction set that fastdecode_decode_step runs with: "portable", "avx2" or "avx512". The
- * environment variable FASTDECODE_CPU_ISA may lower it. */
+ * environment variable FASTDECODE_CPU_ISA may lower it; NULL, with an error, if it names another.
+ */
 FASTDECODE_API const char* fastdecode_decode_isa(void);
 
 #ifdef __cplusplus
