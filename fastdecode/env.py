@@ -17,7 +17,7 @@ MODULES = {"pillow": "PIL"}
 OPTIONAL = {"triton"}
 VARIABLES = {
     "FASTDECODE_BACKEND": "sampling backend where none is named: reference, cpu",
-    "FASTDECODE_CPU_ISA": "most that decode steps may use: portable, avx2, avx512",
+    "FASTDECODE_CPU_ISA": "most that the kernels may use: portable, avx2, avx512",
     "OMP_NUM_THREADS": "threads of torch's operations",
 }
 
@@ -72,10 +72,11 @@ def _library() -> str:
     return get_library()
 
 
-def _instruction_sets() -> dict[str, str]:
+def _instruction_set() -> str:
     from fastdecode.ops.backends import core
 
-    return {"sampling": core().cpu_isa(), "decode steps": core().decode_isa()}
+    isa: str = core().cpu_isa()
+    return isa
 
 
 def _threads() -> int:
@@ -105,7 +106,7 @@ def collect() -> dict[str, Any]:
         "packages": {name: _package(name) for name in PACKAGES},
         "library": _attempt(_library),
         "sampling backends": _attempt(_backends),
-        "instruction sets": _attempt(_instruction_sets),
+        "instruction set": _attempt(_instruction_set),
         "embedded model": _attempt(_embedded),
         "environment": {name: f"{os.environ.get(name, 'not set')} ({meaning})" for name, meaning in VARIABLES.items()},
     }

@@ -48,7 +48,7 @@ class Explanation:
             reasons.append("logits are mixed in PyTorch, because transformers penalises mixed log-probabilities")
         slower = fused.why_not(model.model)
         if slower is None:
-            steps = f"each step one call of the C++ library ({core().decode_isa()})"
+            steps = f"each step one call of the C++ library ({core().cpu_isa()})"
         else:
             steps = "steps of PyTorch operations"
             reasons.append(f"the layers cannot be run as one: {slower}")

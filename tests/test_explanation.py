@@ -37,7 +37,7 @@ def test_plain_text():
 
 
 def test_which_steps_are_taken():
-    assert explain().decoder.endswith(f"cpu, float32, each step one call of the C++ library ({core().decode_isa()})")
+    assert explain().decoder.endswith(f"cpu, float32, each step one call of the C++ library ({core().cpu_isa()})")
     half = tiny_model(0).to(torch.bfloat16)
     found = fastdecode.explain(half, torch.tensor([WORDS]), max_new_tokens=3)
     assert found.decoder.endswith("cpu, bfloat16, steps of PyTorch operations")

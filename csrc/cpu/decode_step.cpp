@@ -236,9 +236,4 @@ fastdecode_result fastdecode_linear(const float* weight, const float* bias, cons
   return FASTDECODE_OK;
 }
 
-const char* fastdecode_decode_isa(void) {
-  if (fastdecode::check_isa() != FASTDECODE_OK) return nullptr;
-  return fastdecode::isa_name(fastdecode::cpu_isa());
-}
-
 }  // extern "C"

@@ -19,9 +19,13 @@ struct SampleScratch {
 };
 
 // Samples one group: reads checked arguments, writes element `group` of the four outputs. The
-// scratch holds at least vocab ids. Baseline instructions only.
-void sample_group_portable(const fastdecode_sample_args& args, int64_t group,
-                           const SampleScratch& scratch);
+// scratch holds at least vocab ids. One for each instruction set.
+using SampleGroup = void(const fastdecode_sample_args& args, int64_t group,
+                         const SampleScratch& scratch);
+SampleGroup sample_group_portable;
+#if defined(__x86_64__)
+SampleGroup sample_group_avx2, sample_group_avx512;
+#endif
 
 // The calling thread's scratch for `capacity` ids, grown if needed; null when out of memory.
 // Freed when the thread ends.

@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "cpu/error.h"
+#include "cpu/isa.h"
 #include "cpu/sample.h"
 #include "cpu/sample_check.h"
 #include "cpu/thread_pool.h"
@@ -15,7 +16,22 @@ namespace {
 // Below this many logits per thread, waking it costs more than it saves.
 constexpr int64_t kLogitsPerThread = 16384;
 
+SampleGroup* sample_group() {
+#if defined(__x86_64__)
+  switch (cpu_isa()) {
+    case Isa::kAvx512:
+      return sample_group_avx512;
+    case Isa::kAvx2:
+      return sample_group_avx2;
+    case Isa::kPortable:
+      break;
+  }
+#endif
+  return sample_group_portable;
+}
+
 struct Call {
+  SampleGroup* sample_group;
   const fastdecode_sample_args* args;
   std::atomic<bool> out_of_memory;
 };
@@ -27,7 +43,7 @@ void run_group(void* context, int64_t group) {
     call.out_of_memory.store(true, std::memory_order_relaxed);
     return;
   }
-  sample_group_portable(*call.args, group, *scratch);
+  call.sample_group(*call.args, group, *scratch);
 }
 
 int threads_for(const fastdecode_sample_args& args) {
@@ -64,9 +80,10 @@ fastdecode_result fastdecode_sample(const fastdecode_sample_args* given) {
                 "args->size = %zu: this library expects %zu; call fastdecode_sample_args_init",
                 given->size, sizeof(fastdecode_sample_args));
   }
+  if (check_isa() != FASTDECODE_OK) return FASTDECODE_INVALID_ARGUMENT;
   const fastdecode_result checked = check_sample_args(*given);
   if (checked != FASTDECODE_OK) return checked;
-  Call call = {given, {false}};
+  Call call = {sample_group(), given, {false}};
   parallel_for(given->groups, threads_for(*given), run_group, &call);
   if (call.out_of_memory.load()) {
     return fail(FASTDECODE_OUT_OF_MEMORY, "no memory for the scratch of %lld ids",
@@ -80,7 +97,8 @@ int32_t fastdecode_abi_version(void) {
 }
 
 const char* fastdecode_cpu_isa(void) {
-  return "portable";
+  if (fastdecode::check_isa() != FASTDECODE_OK) return nullptr;
+  return fastdecode::isa_name(fastdecode::cpu_isa());
 }
 
 }  // extern "C"

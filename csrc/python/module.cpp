@@ -121,8 +121,8 @@ void linear(uintptr_t weight, uintptr_t bias, uintptr_t x, int64_t rows, int64_t
   check(result);
 }
 
-const char* decode_isa() {
-  const char* name = fastdecode_decode_isa();
+const char* cpu_isa() {
+  const char* name = fastdecode_cpu_isa();
   if (name == nullptr) throw py::value_error(fastdecode_last_error());
   return name;
 }
@@ -170,8 +170,7 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
   module.def("sample", &sample);
   module.def("decode_step", &decode_step);
   module.def("linear", &linear);
-  module.def("decode_isa", &decode_isa);
-  module.def("cpu_isa", &fastdecode_cpu_isa);
+  module.def("cpu_isa", &cpu_isa);
   module.def("abi_version", &fastdecode_abi_version);
   module.def("exp_f32", &exp_f32);
   module.def("log_f32", &log_f32);

@@ -77,7 +77,7 @@ class FusedStep:
     """
 
     def __init__(self, inner: Any, layers: Sequence[Layer], swin: bool) -> None:
-        core().decode_isa()  # raises if FASTDECODE_CPU_ISA cannot be had
+        core().cpu_isa()  # raises if FASTDECODE_CPU_ISA cannot be had
         self._step, self._linear = core().decode_step, core().linear
         attention = inner.layers[0].self_attn
         self._kept: list[Tensor] = []  # the addresses below are theirs

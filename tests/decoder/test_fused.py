@@ -117,12 +117,12 @@ def test_nothing_is_written_beside_the_new_ids():
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set(isa: str):
     """FASTDECODE_CPU_ISA is read once, so each runs in a process of its own."""
-    if ISAS.index(isa) > ISAS.index(core().decode_isa()):
+    if ISAS.index(isa) > ISAS.index(core().cpu_isa()):
         pytest.skip(f"this processor has no {isa}")
     code = (
         "import sys; sys.path.insert(0, 'tests'); sys.path.insert(0, 'tests/decoder')\n"
         "import test_fused as t\n"
-        f"assert t.core().decode_isa() == {isa!r}\n"
+        f"assert t.core().cpu_isa() == {isa!r}\n"
         "for shape in t.SHAPES:\n"
         "    for lengths in ([9], [5, 70, 6, 20, 33], [8] * 13): t.test_equal_to_pytorch(shape, lengths)\n"
         "    t.test_a_row_has_the_same_bits_alone_and_among_others(shape)\n"

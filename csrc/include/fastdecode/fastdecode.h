@@ -155,13 +155,10 @@ FASTDECODE_API const char* fastdecode_last_error(void);
 /* FASTDECODE_ABI_VERSION of the library that is loaded. */
 FASTDECODE_API int32_t fastdecode_abi_version(void);
 
-/* Instruction set that fastdecode_sample runs with: "portable". */
+/* Instruction set that the library runs with: "portable", "avx2" or "avx512", the best that there
+ * is or what the environment variable FASTDECODE_CPU_ISA lowers it to. NULL, with an error, if that
+ * names another: every function that computes fails then. */
 FASTDECODE_API const char* fastdecode_cpu_isa(void);
-
-/* Instruction set that fastdecode_decode_step runs with: "portable", "avx2" or "avx512". The
- * environment variable FASTDECODE_CPU_ISA may lower it; NULL, with an error, if it names another.
- */
-FASTDECODE_API const char* fastdecode_decode_isa(void);
 
 #ifdef __cplusplus
 }
