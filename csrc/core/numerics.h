@@ -101,5 +101,10 @@ inline uint32_t order_key(float x) {
   return bits ^ ((bits >> 31) != 0 ? 0xffffffffu : 0x80000000u);
 }
 
+// The float whose order key this is.
+inline float float_of_key(uint32_t key) {
+  return bits_float(key ^ ((key >> 31) != 0 ? 0x80000000u : 0xffffffffu));
+}
+
 }  // namespace
 }  // namespace fastdecode

@@ -8,14 +8,17 @@
 
 namespace fastdecode {
 
-// One thread's working memory for rows of up to `capacity` ids. Survivors are kept in the order of
-// their ids, as parallel arrays.
+constexpr int kSampleTile = 64;  // ids whose largest z is noted, to pass over them together
+
+// One thread's working memory for sets of up to `capacity` ids.
 struct SampleScratch {
   int64_t capacity;
-  int32_t* id;  // (capacity,)
-  float* z;     // (capacity,) mixed, penalised, divided by the temperature
-  float* p;     // (capacity,) exp(z - the largest z)
-  int32_t* at;  // (capacity,) positions of survivors, for searches among them
+  float* gathered;  // (capacity + a tile,) z of the whole set
+  float* tops;      // (tiles,)
+  float* z;         // (capacity + a tile,) of survivors, with at, p and places
+  int32_t* at;      // (capacity + a tile,)
+  float* p;         // (capacity + a tile,)
+  int32_t* places;  // (capacity + a tile,)
 };
 
 // Samples one group: reads checked arguments, writes element `group` of the four outputs. The

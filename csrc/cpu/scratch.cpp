@@ -6,7 +6,7 @@ namespace fastdecode {
 namespace {
 
 struct ThreadScratch {
-  SampleScratch arrays = {0, nullptr, nullptr, nullptr, nullptr};
+  SampleScratch arrays = {};
   void* memory = nullptr;
 
   ~ThreadScratch() { std::free(memory); }
@@ -16,20 +16,26 @@ struct ThreadScratch {
 
 const SampleScratch* thread_scratch(int64_t capacity) {
   static thread_local ThreadScratch scratch;
-  if (scratch.arrays.capacity >= capacity) return &scratch.arrays;
-  // Whole cache lines per array, so that each begins on a line; one more keeps the arrays from
-  // sharing their low address bits, which stores and loads are compared by.
-  const int64_t rounded = (capacity + 15) / 16 * 16 + 16;
-  const size_t bytes = static_cast<size_t>(rounded) * sizeof(float);
-  void* memory = std::aligned_alloc(64, 4 * bytes);
+  if (scratch.memory != nullptr && scratch.arrays.capacity >= capacity) return &scratch.arrays;
+  // Whole tiles, one to spare, and one more cache line, which keeps the arrays from sharing their
+  // low address bits, by which stores and loads are compared.
+  const int64_t tiles = (capacity + kSampleTile - 1) / kSampleTile + 1;
+  const int64_t size = tiles * kSampleTile + 16;
+  const int64_t tops = (tiles + 15) / 16 * 16;
+  const size_t bytes = static_cast<size_t>(5 * size + tops) * sizeof(float);
+  void* memory = std::aligned_alloc(64, bytes);
   if (memory == nullptr) return nullptr;
   std::free(scratch.memory);
-  char* base = static_cast<char*>(memory);
   scratch.memory = memory;
-  scratch.arrays = {
-      rounded, reinterpret_cast<int32_t*>(base), reinterpret_cast<float*>(base + bytes),
-      reinterpret_cast<float*>(base + 2 * bytes), reinterpret_cast<int32_t*>(base + 3 * bytes)};
-  return &scratch.arrays;
+  SampleScratch& s = scratch.arrays;
+  s.capacity = capacity;
+  s.gathered = static_cast<float*>(memory);
+  s.z = s.gathered + size;
+  s.p = s.z + size;
+  s.at = reinterpret_cast<int32_t*>(s.p + size);
+  s.places = s.at + size;
+  s.tops = s.gathered + 5 * size;
+  return &s;
 }
 
 }  // namespace fastdecode
