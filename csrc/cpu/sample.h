@@ -22,8 +22,9 @@ struct SampleScratch {
 };
 
 // Samples one group: reads checked arguments, writes element `group` of the four outputs. The
-// scratch holds at least vocab ids. One for each instruction set.
-using SampleGroup = void(const fastdecode_sample_args& args, int64_t group,
+// scratch holds at least vocab ids. A large set is shared out to up to `threads` threads. One for
+// each instruction set.
+using SampleGroup = void(const fastdecode_sample_args& args, int64_t group, int threads,
                          const SampleScratch& scratch);
 SampleGroup sample_group_portable;
 #if defined(__x86_64__)

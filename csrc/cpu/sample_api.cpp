@@ -33,6 +33,7 @@ SampleGroup* sample_group() {
 struct Call {
   SampleGroup* sample_group;
   const fastdecode_sample_args* args;
+  int threads;  // for each group
   std::atomic<bool> out_of_memory;
 };
 
@@ -43,15 +44,26 @@ void run_group(void* context, int64_t group) {
     call.out_of_memory.store(true, std::memory_order_relaxed);
     return;
   }
-  call.sample_group(*call.args, group, *scratch);
+  call.sample_group(*call.args, group, call.threads, *scratch);
 }
 
 int threads_for(const fastdecode_sample_args& args) {
-  if (args.groups <= 1 || args.threads == 1) return 1;
+  if (args.threads == 1) return 1;
   const int64_t processors = std::thread::hardware_concurrency();
   const int64_t limit = args.threads > 0 ? args.threads : (processors > 0 ? processors : 1);
   const int64_t useful = args.groups * args.streams_per_group * args.vocab / kLogitsPerThread;
   return static_cast<int>(useful < 1 ? 1 : useful < limit ? useful : limit);
+}
+
+// Groups are shared out to the threads; where there are fewer groups than threads, each group is.
+void run(const fastdecode_sample_args& args, Call& call) {
+  const int threads = threads_for(args);
+  if (args.groups >= threads) {
+    parallel_for(args.groups, threads, run_group, &call);
+    return;
+  }
+  call.threads = threads;
+  for (int64_t group = 0; group < args.groups; ++group) run_group(&call, group);
 }
 
 }  // namespace
@@ -83,8 +95,8 @@ fastdecode_result fastdecode_sample(const fastdecode_sample_args* given) {
   if (check_isa() != FASTDECODE_OK) return FASTDECODE_INVALID_ARGUMENT;
   const fastdecode_result checked = check_sample_args(*given);
   if (checked != FASTDECODE_OK) return checked;
-  Call call = {sample_group(), given, {false}};
-  parallel_for(given->groups, threads_for(*given), run_group, &call);
+  Call call = {sample_group(), given, 1, {false}};
+  run(*given, call);
   if (call.out_of_memory.load()) {
     return fail(FASTDECODE_OUT_OF_MEMORY, "no memory for the scratch of %lld ids",
                 static_cast<long long>(given->vocab));

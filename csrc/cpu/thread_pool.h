@@ -1,7 +1,7 @@
 // Runs the same task over a range of items on a small persistent set of threads.
 #pragma once
 
-#include <cstdint>
+#include <stdint.h>
 
 namespace fastdecode {
 

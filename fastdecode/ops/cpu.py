@@ -25,7 +25,7 @@ def sample_cpu(args: SampleArguments) -> Sample:
     core().sample(
         logits.data_ptr(),
         LOGITS_DTYPES[logits.dtype],
-        torch.get_num_threads() if groups > 1 else 1,
+        torch.get_num_threads(),
         rows,
         vocab,
         logits.stride(0),
