@@ -44,7 +44,7 @@ struct DecodeKernels {
 };
 
 extern const DecodeKernels decode_kernels_portable;
-#if defined(__x86_64__)
+#if defined(FASTDECODE_X86)
 extern const DecodeKernels decode_kernels_avx2;
 extern const DecodeKernels decode_kernels_avx512;
 #endif

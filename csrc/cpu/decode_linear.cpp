@@ -45,7 +45,7 @@ void run_item(void* context, int64_t item) {
 }  // namespace
 
 const DecodeKernels& decode_kernels() {
-#if defined(__x86_64__)
+#if defined(FASTDECODE_X86)
   switch (cpu_isa()) {
     case Isa::kAvx512:
       return decode_kernels_avx512;

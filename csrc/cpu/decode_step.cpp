@@ -102,7 +102,7 @@ class Runner {
   // Adds to x the block's last linear layer of `from` (rows, k), normed where the norm stands
   // there.
   void block_output(const Linear& last, const float* from, int64_t k, const float* weight) {
-    if (!step_.swin != 0) {
+    if (step_.swin == 0) {
       linear(&last, 1, from, k, step_.x, step_.hidden, true);
       return;
     }

@@ -12,7 +12,7 @@ constexpr const char* kNames[] = {"portable", "avx2", "avx512"};
 
 // The compiler's check asks CPUID and, by XGETBV, whether the system saves the wide registers.
 Isa best() {
-#if defined(__x86_64__)
+#if defined(FASTDECODE_X86)
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return Isa::kPortable;
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

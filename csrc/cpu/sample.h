@@ -27,7 +27,7 @@ struct SampleScratch {
 using SampleGroup = void(const fastdecode_sample_args& args, int64_t group, int threads,
                          const SampleScratch& scratch);
 SampleGroup sample_group_portable;
-#if defined(__x86_64__)
+#if defined(FASTDECODE_X86)
 SampleGroup sample_group_avx2, sample_group_avx512;
 #endif
 

@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t kLogitsPerThread = 16384;
 
 SampleGroup* sample_group() {
-#if defined(__x86_64__)
+#if defined(FASTDECODE_X86)
   switch (cpu_isa()) {
     case Isa::kAvx512:
       return sample_group_avx512;

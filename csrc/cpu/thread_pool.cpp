@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
 
 namespace fastdecode {
@@ -41,7 +41,8 @@ class Pool {
     }
     work();
     // Nobody joins from here on; wait for those who did.
-    for (int64_t looks = 0; (gate_.fetch_and(kSeat - 1) & (kSeat - 1)) != 0; ++looks) {
+    gate_.fetch_and(kSeat - 1);
+    for (int64_t looks = 0; gate_.load() != 0; ++looks) {
       if (looks < kLooks) {
         pause();
       } else {
@@ -58,7 +59,7 @@ class Pool {
   void grow(int workers) {
     try {
       for (; workers_ < workers; ++workers_) std::thread(&Pool::serve, this).detach();
-    } catch (const std::system_error&) {
+    } catch (const std::exception&) {
       // No more threads to be had: those there are, and the caller, do the work.
     }
   }

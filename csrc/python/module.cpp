@@ -1,5 +1,6 @@
 // fastdecode._C: passes pointers, as integers, to the C interface. Knows nothing of torch; the
-// callers in fastdecode/ops own shapes, dtypes and lifetimes. Releases the GIL while it works.
+// callers in fastdecode/ops and fastdecode/decoder own shapes, dtypes and lifetimes. Releases the
+// GIL while it works.
 
 #include <pybind11/pybind11.h>
 
@@ -77,6 +78,8 @@ void sample(uintptr_t logits, int32_t dtype, int32_t threads, int64_t rows, int6
 }
 
 // `layers`: fastdecode_layer[layer_count], as an array of addresses.
+static_assert(sizeof(fastdecode_layer) == 20 * sizeof(int64_t), "an address takes 64 bits");
+
 void decode_step(uintptr_t layers, int64_t layer_count, int64_t hidden, int64_t inner,
                  int64_t heads, int64_t kv_heads, int64_t head_dim, bool swin, float epsilon,
                  float scale, uintptr_t norm, int64_t rows, int64_t slots, uintptr_t lengths,

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.chameleon.modeling_chameleon import ChameleonMLP, ChameleonRMSNorm
+from transformers.models.chameleon.modeling_chameleon import ChameleonLayerNorm, ChameleonMLP, ChameleonRMSNorm
 
-from fastdecode.decoder.fused import FusedStep, plain_matrix, why_not
+from fastdecode.decoder.fused import FusedStep, why_not
+from fastdecode.decoder.plain import plain, plain_tensor
 from fastdecode.kv_cache import StreamCache
 
 FUSED_BYTES = 2**20
@@ -39,7 +40,7 @@ class RMSNorm:
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        self.plain = type(module) is ChameleonRMSNorm and module.weight.dtype == torch.float32
+        self.plain = plain(module, ChameleonRMSNorm) and module.weight.dtype == torch.float32
         self.epsilon = torch.tensor(getattr(module, "variance_epsilon", 0.0), device=module.weight.device)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -49,12 +50,6 @@ class RMSNorm:
             return (x * scale).mul_(self.module.weight)
         normed: Tensor = self.module(x)
         return normed
-
-
-def plain_linear(module: Any) -> bool:
-    """Whether calling ``module`` is one multiplication by its own weight: no subclass, adapter or hook."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
-    return type(module) is nn.Linear and not any(hooks)
 
 
 class Linear:
@@ -67,8 +62,7 @@ class Linear:
         self.modules = modules
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
-        same = len({m.bias is None for m in modules if type(m) is nn.Linear}) == 1
-        if not all(map(plain_linear, modules)) or not same:
+        if not all(plain(m, nn.Linear) for m in modules) or len({m.bias is None for m in modules}) > 1:
             return
         size = sum(m.weight.numel() * m.weight.element_size() for m in modules)
         if len(modules) == 1:
@@ -89,7 +83,7 @@ class MLP:
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        self.plain = type(module) is ChameleonMLP and not (module._forward_hooks or module._forward_pre_hooks)
+        self.plain = plain(module, ChameleonMLP)
         if self.plain:
             self.act = module.act_fn
             self.gate, self.up, self.down = map(Linear, (module.gate_proj, module.up_proj, module.down_proj))
@@ -104,8 +98,8 @@ class MLP:
 class Layer:
     """One layer of the model: its own modules, and its norms of queries and keys side by side.
 
-    Chameleon norms each head of q and k over head_dim, with weight and bias per head; ``weight`` and ``bias`` are
-    (heads + kv_heads, head_dim), small copies.
+    Chameleon norms each head of q and k over head_dim, with weight and bias per head; ``qk_norms`` are the two, each
+    (heads + kv_heads, head_dim), small copies. It is empty where the norms are not plain: they are called as they are.
     """
 
     def __init__(self, module: Any, heads: int, kv_heads: int, head_dim: int) -> None:
@@ -113,15 +107,28 @@ class Layer:
         self.qkv = Linear(attention.q_proj, attention.k_proj, attention.v_proj)
         self.out, self.mlp, self.scaling = Linear(attention.o_proj), MLP(module.mlp), attention.scaling
         self.norm_attention, self.norm_mlp = RMSNorm(module.input_layernorm), RMSNorm(module.post_attention_layernorm)
-        pairs = ((attention.q_norm, heads), (attention.k_norm, kv_heads))
-        self.weight, self.bias = (
-            torch.cat([getattr(norm, name).detach().expand(n, head_dim) for norm, n in pairs])
-            for name in ("weight", "bias")
-        )
+        self.q_norm, self.k_norm, self.heads = attention.q_norm, attention.k_norm, (heads, kv_heads)
+        self.qk_norms: list[Tensor] = []
+        if all(plain(norm, ChameleonLayerNorm) for norm in (self.q_norm, self.k_norm)):
+            pairs = ((self.q_norm, heads), (self.k_norm, kv_heads))
+            for name in ("weight", "bias"):
+                parts = [getattr(norm, name).detach().expand(n, head_dim) for norm, n in pairs]
+                self.qk_norms.append(torch.cat(parts))
+
+    def norm_heads(self, both: Tensor) -> Tensor:
+        """Queries and keys (..., heads + kv_heads, head_dim), each head normed."""
+        if not self.qk_norms:
+            q, k = both.split(self.heads, -2)
+            return torch.cat((self.q_norm(q), self.k_norm(k)), -2)
+        weight, bias = self.qk_norms
+        return torch.addcmul(bias, F.layer_norm(both, both.shape[-1:], eps=1e-5), weight)
 
 
 class ChameleonDecoder:
-    """Prefill and decode steps of one model; holds no state of any sequence."""
+    """Prefill and decode steps of one model; holds no state of any sequence. For one thread at a time.
+
+    Calls a layer's modules, not the layer nor its ``self_attn``: hooks on these two have no effect.
+    """
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -132,12 +139,14 @@ class ChameleonDecoder:
         self.embed, self.norm, self.head = inner.embed_tokens, RMSNorm(inner.norm), model.lm_head
         self.layers = [Layer(layer, self.heads, self.kv_heads, self.head_dim) for layer in inner.layers]
         self.swin = bool(model.config.swin_norm)
-        self.device, self.dtype = inner.embed_tokens.weight.device, self.layers[0].weight.dtype
+        self.device, self.dtype = inner.embed_tokens.weight.device, inner.embed_tokens.weight.dtype
         self._rope: tuple[Tensor, Tensor] | None = None
         self._logits: Tensor | None = None
-        self._fused = None if why_not(inner) else FusedStep(inner, self.layers, self.swin)
-        self._plain_head = plain_linear(self.head) and self.head.bias is None
-        self._fused_head = self._fused if self._plain_head and plain_matrix(self.head.weight) else None
+        self._fused: FusedStep | None = None
+        if why_not(inner) is None:
+            self._fused = FusedStep(inner, [layer.qk_norms for layer in self.layers], self.swin)
+        self._plain_head = plain(self.head, nn.Linear) and self.head.bias is None
+        self._plain_embed = plain(self.embed, nn.Embedding)
 
     @property
     def fused(self) -> bool:
@@ -170,8 +179,7 @@ class ChameleonDecoder:
         """q (..., heads, head_dim), k and v (..., kv_heads, head_dim), normed and rotated; ``x`` (..., hidden)."""
         qkv = layer.qkv(x).unflatten(-1, (-1, self.head_dim))
         both, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), -2)
-        normed = torch.addcmul(layer.bias, F.layer_norm(both, (self.head_dim,), eps=1e-5), layer.weight)
-        q, k = rotate(normed, cos, sin).split((self.heads, self.kv_heads), -2)
+        q, k = rotate(layer.norm_heads(both), cos, sin).split((self.heads, self.kv_heads), -2)
         return q, k, v
 
     def _finish(self, layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
@@ -216,7 +224,8 @@ class ChameleonDecoder:
         cache.reserve(cache.rows, cache.longest + 1)
         cos, sin = self.rope(cache.lengths)
         if self._fused is not None:
-            x = self._fused(cache, self.embed(tokens), cos, sin)
+            x = self.embed(tokens)
+            x = self._fused(cache, x if self._plain_embed else x.clone(), cos, sin)
             cache.grow()
             return x
         places, mask = cache.places(), self._mask(cache)
@@ -259,15 +268,19 @@ class ChameleonDecoder:
         """Logits (rows, vocab) in the model's dtype; with ``span`` only ids in [lo, hi) are computed, and the rest of
         the result is old: read it through sets inside ``span`` only. The next call may overwrite the result.
         """
-        if not self._plain_head or (span is None and self._fused_head is None):
+        if not self._plain_head:
             whole: Tensor = self.head(hidden)
             return whole
-        vocab = self.head.weight.shape[0]
+        weight = self.head.weight
+        fused = self._fused if plain_tensor(weight) else None
+        if span is None and fused is None:
+            return F.linear(hidden, weight)
+        vocab = weight.shape[0]
         if self._logits is None or self._logits.shape[0] < len(hidden) or self._logits.dtype != hidden.dtype:
             self._logits = torch.empty((len(hidden), vocab), dtype=hidden.dtype, device=hidden.device)
         out, (lo, hi) = self._logits[: len(hidden)], span or (0, vocab)
-        if self._fused_head is not None:
-            self._fused_head.head(self.head.weight[lo:hi], hidden, out[:, lo:hi])
+        if fused is not None:
+            fused.head(weight[lo:hi], hidden, out[:, lo:hi])
         else:
-            out[:, lo:hi] = F.linear(hidden, self.head.weight[lo:hi])
+            out[:, lo:hi] = F.linear(hidden, weight[lo:hi])
         return out

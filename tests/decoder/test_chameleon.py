@@ -27,7 +27,7 @@ def test_logits_of_ragged_rows(settings: dict, seed: int, fused: bool):
     model = tiny_model(seed, layers=3, **settings)
     decoder = ChameleonDecoder(model)
     if not fused:
-        decoder._fused = decoder._fused_head = None
+        decoder._fused = None
     assert decoder.fused == fused
     rng = random.Random(seed)
     lengths = [1, 2, 17, 5, 33]

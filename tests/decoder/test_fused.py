@@ -4,10 +4,11 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from models_for_tests import text_ids, tiny_model
+from models_for_tests import text_ids, tiny_model, whole_logits
 from torch import nn
 
 from fastdecode.decoder import ChameleonDecoder
@@ -34,7 +35,7 @@ def shaped_model(seed: int, shape: dict):
 def decoders(model) -> tuple[ChameleonDecoder, ChameleonDecoder]:
     """One with the C++ step, one without."""
     with_it, without = ChameleonDecoder(model), ChameleonDecoder(model)
-    without._fused = without._fused_head = None
+    without._fused = None
     assert with_it.fused
     assert not without.fused
     return with_it, without
@@ -73,8 +74,9 @@ def test_no_worse_than_pytorch_against_float64():
     assert error(fast) <= 1.5 * error(plain)
 
 
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 9])  # tiles of every number of rows
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_a_row_has_the_same_bits_alone_and_among_others(shape: dict):
+def test_a_row_has_the_same_bits_alone_and_among_others(shape: dict, count: int):
     model = shaped_model(3, shape)
     rows = [text_ids(model, i, n) for i, n in enumerate((7, 30, 12, 12, 9, 41, 7, 8, 9))]
     decoder = ChameleonDecoder(model)
@@ -86,15 +88,23 @@ def test_a_row_has_the_same_bits_alone_and_among_others(shape: dict):
         assert torch.equal(decoder.logits(alone[-1])[0], heads[i])
 
 
+@torch.inference_mode()
 def test_the_number_of_threads_changes_no_bit():
     model = shaped_model(4, {"hidden": 192, "inner": 512, "heads": 6, "kv_heads": 6})
     rows = [text_ids(model, i, 40 + i) for i in range(24)]
     decoder = ChameleonDecoder(model)
-    before, found = torch.get_num_threads(), []
+    cache = decoder.new_cache()
+    decoder.prefill(cache, [row[:-20] for row in rows])
+    kept = [t.clone() for t in (*cache.keys, *cache.values)]
+    lengths, before, found = cache.lengths.clone(), torch.get_num_threads(), []
     try:
         for threads in (1, 2, 7):
             torch.set_num_threads(threads)
-            found.append(run(decoder, rows, 20))
+            cache.lengths, cache.longest = lengths.clone(), int(lengths.max())
+            for stored, old in zip((*cache.keys, *cache.values), kept, strict=True):
+                stored[:, :, : old.shape[2]] = old
+            steps = [torch.tensor([row[i - 20] for row in rows]) for i in range(20)]
+            found.append(torch.stack([decoder.step(cache, ids).clone() for ids in steps]))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found[0], found[1])
@@ -125,7 +135,7 @@ def test_every_instruction_set(isa: str):
         f"assert t.core().cpu_isa() == {isa!r}\n"
         "for shape in t.SHAPES:\n"
         "    for lengths in ([9], [5, 70, 6, 20, 33], [8] * 13): t.test_equal_to_pytorch(shape, lengths)\n"
-        "    t.test_a_row_has_the_same_bits_alone_and_among_others(shape)\n"
+        "    for count in (2, 3, 4, 5, 9): t.test_a_row_has_the_same_bits_alone_and_among_others(shape, count)\n"
         "print('same')\n"
     )
     environment = {**os.environ, "FASTDECODE_CPU_ISA": isa}
@@ -148,69 +158,238 @@ def test_an_instruction_set_that_is_not_to_be_had(name: str):
     assert done.stdout.startswith(expected), done.stderr
 
 
-def hook(*_):
-    return None
+def add_one(module, inputs, output):
+    return output + 1.0
+
+
+def add_to_input(module, inputs):
+    return (inputs[0] + 1.0,)
 
 
 class Other(nn.Linear):
     pass
 
 
-def adapter(model):
-    old = model.model.layers[1].self_attn.v_proj
-    new = Other(old.in_features, old.out_features, bias=False)
+class Wrapped(torch.Tensor):
+    """A tensor that says it is float32, dense and on the CPU, and has its numbers elsewhere, as quantised ones do."""
+
+    @staticmethod
+    def __new__(cls, inside):
+        return torch.Tensor._make_wrapper_subclass(cls, inside.shape, dtype=inside.dtype)
+
+    def __init__(self, inside):
+        self.inside = inside
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        def unwrap(x):
+            return x.inside if isinstance(x, Wrapped) else x
+
+        if func is torch.ops.aten.detach.default:
+            return Wrapped(args[0].inside)
+        return func(*map(unwrap, args), **(kwargs or {}))
+
+
+def attention(model, layer=1):
+    return model.model.layers[layer].self_attn
+
+
+def mlp(model, layer=1):
+    return model.model.layers[layer].mlp
+
+
+def subclass(model):
+    old = attention(model).v_proj
+    attention(model).v_proj = new = Other(old.in_features, old.out_features, bias=False)
     new.weight = old.weight
-    model.model.layers[1].self_attn.v_proj = new
+
+
+def own_forward(model):
+    linear = mlp(model).up_proj
+    linear.forward = lambda x: nn.functional.linear(x, linear.weight) * 2
 
 
 def column_major(model):
-    weight = model.model.layers[0].mlp.up_proj.weight
+    weight = mlp(model).up_proj.weight
     weight.data = weight.data.t().contiguous().t()
 
 
+def not_a_parameter(model):
+    linear = mlp(model).up_proj
+    weight = linear.weight.detach().t().contiguous().t()
+    del linear.weight
+    linear.weight = weight
+
+
+def wrapped(model):
+    linear = mlp(model).gate_proj
+    linear.weight = nn.Parameter(Wrapped(linear.weight.detach()), requires_grad=False)
+
+
+def pruned(model):
+    m = mlp(model)
+    for name in ("gate_proj", "up_proj"):
+        linear = getattr(m, name)
+        linear.weight = nn.Parameter(linear.weight[:24].detach().clone())
+    m.down_proj.weight = nn.Parameter(m.down_proj.weight[:, :24].detach().clone())
+
+
+def another_norm(model):
+    old = model.model.norm
+    model.model.norm = nn.RMSNorm(32, eps=old.variance_epsilon)
+    model.model.norm.weight = old.weight
+
+
 def another_epsilon(model):
-    model.model.norm.variance_epsilon = 1e-3
+    model.model.layers[0].input_layernorm.variance_epsilon = 1e-2
+
+
+PLAIN = "is not a plain nn.Linear, or has hooks"
+NORMS = "its norms are not Chameleon's RMS norm with the epsilon of the last one, or have hooks"
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (adapter, "layers.1's v projection is not a plain nn.Linear, or has hooks"),
+        (subclass, f"layers.1: self_attn.v_proj {PLAIN}"),
+        (lambda m: attention(m, 0).q_proj.register_forward_hook(add_one), f"layers.0: self_attn.q_proj {PLAIN}"),
+        (lambda m: attention(m).o_proj.register_forward_pre_hook(add_to_input), f"layers.1: self_attn.o_proj {PLAIN}"),
+        (own_forward, f"layers.1: mlp.up_proj {PLAIN}"),
         (
-            lambda m: m.model.layers[0].self_attn.q_proj.register_forward_hook(hook),
-            "layers.0's q projection is not a plain nn.Linear, or has hooks",
+            lambda m: attention(m).q_norm.register_forward_hook(add_one),
+            "layers.1: self_attn.q_norm is not Chameleon's layer norm, or has hooks",
+        ),
+        (lambda m: mlp(m).register_forward_hook(add_one), "layers.1: mlp is not Chameleon's own, or has hooks"),
+        (
+            lambda m: setattr(mlp(m, 0), "act_fn", nn.GELU()),
+            "layers.0: mlp.act_fn is GELU, not SiLU, or has hooks",
         ),
         (
-            lambda m: m.model.layers[1].mlp.register_forward_pre_hook(hook),
-            "layers.1.mlp is not Chameleon's own, or has hooks",
+            lambda m: mlp(m).act_fn.register_forward_hook(add_one),
+            "layers.1: mlp.act_fn is SiLUActivation, not SiLU, or has hooks",
         ),
-        (lambda m: setattr(m.model.layers[0].mlp, "act_fn", nn.GELU()), "layers.0.mlp.act_fn is GELU, not SiLU"),
-        (lambda m: setattr(m.model, "norm", nn.RMSNorm(32)), "norm is not Chameleon's RMS norm, or has hooks"),
-        (another_epsilon, "its norms differ in their epsilon"),
+        (another_norm, "norm is not Chameleon's RMS norm, or has hooks"),
         (
-            lambda m: m.to(torch.bfloat16),
-            "embed_tokens.weight is bfloat16 on cpu, not dense float32 on the CPU",
+            lambda m: m.model.norm.register_forward_hook(add_one),
+            "norm is not Chameleon's RMS norm, or has hooks",
         ),
+        (lambda m: m.model.layers[1].input_layernorm.register_forward_hook(add_one), f"layers.1: {NORMS}"),
+        (another_epsilon, f"layers.0: {NORMS}"),
+        (lambda m: m.double(), "norm.weight is float64 on cpu, not dense float32 on the CPU"),
         (
             column_major,
-            "layers.0.mlp.up_proj.weight is not contiguous, float32 on cpu, not dense float32 on the CPU",
+            "layers.1: mlp.up_proj.weight is not dense, float32 on cpu, not dense float32 on the CPU",
         ),
+        (
+            not_a_parameter,
+            "layers.1: mlp.up_proj.weight is not dense, float32 on cpu, not dense float32 on the CPU",
+        ),
+        (wrapped, "layers.1: mlp.gate_proj.weight is a Wrapped, not dense float32 on the CPU"),
+        (pruned, "layers.1: mlp.gate_proj.weight is (24, 32), not (48, 32) as the first layer's"),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ids=lambda value: "" if isinstance(value, str) else value.__name__,
 )
 def test_what_is_not_plain_takes_pytorchs_operations(change, reason: str):
     model = tiny_model(6)
+    ids = text_ids(model, 0, 7)
+    before = whole_logits(model, ids)[-1]
     assert why_not(model.model) is None
     change(model)
     assert why_not(model.model) == reason
+    expected = whole_logits(model, ids)[-1]
     decoder = ChameleonDecoder(model)
     assert not decoder.fused
     cache = decoder.new_cache()
-    decoder.prefill(cache, [[5, 6]])
-    assert decoder.step(cache, torch.tensor([7])).isfinite().all()
+    decoder.prefill(cache, [ids[:-1]])
+    got = decoder.logits(decoder.step(cache, torch.tensor(ids[-1:])))[0].float()
+    assert (got - expected).abs().max() < 1e-5 * expected.abs().max()
+    if change.__name__ not in ("subclass", "<lambda>", "column_major", "not_a_parameter", "wrapped", "another_norm"):
+        assert (before - expected).abs().max() > 1e-4  # the change is one
+
+
+@pytest.mark.parametrize("change", ["hook", "expanded", "kept"])
+def test_an_embedding_that_is_not_plain(change: str):
+    model = tiny_model(7)
+    embed = model.model.embed_tokens
+    table = embed.weight.detach().clone()
+
+    class Kept(nn.Module):
+        """Gives out the same tensor every time."""
+
+        weight = embed.weight
+        out = table[5:6]
+
+        def forward(self, ids):
+            return self.out if ids.shape == (1,) else nn.functional.embedding(ids, table)
+
+    if change == "hook":
+        embed.register_forward_hook(lambda module, inputs, output: output.mT.contiguous().mT)
+    elif change == "expanded":
+        embed.register_forward_hook(lambda module, inputs, output: output[..., :1].expand(output.shape))
+    else:
+        model.model.embed_tokens = Kept()
+    ids = [5, 9, 5]
+    expected = whole_logits(model, ids)[-1]
+    decoder = ChameleonDecoder(model)
+    assert decoder.fused
+    cache = decoder.new_cache()
+    decoder.prefill(cache, [ids[:-1]])
+    got = decoder.logits(decoder.step(cache, torch.tensor(ids[-1:])))[0]
+    assert (got - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert torch.equal(Kept.out, table[5:6])
+
+
+def test_weights_are_read_where_they_lie():
+    model = tiny_model(8)
+    ids = text_ids(model, 0, 5)
+    decoder = ChameleonDecoder(model)
+    cache = decoder.new_cache()
+    decoder.prefill(cache, [ids[:-1]])
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight.mul_(2.0)
+    decoder.prefill(cache, [ids[:-1]])
+    got = decoder.logits(decoder.step(cache, torch.tensor([ids[-1]] * 2)))[1]
+    expected = whole_logits(model, ids)[-1]
+    assert (got - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_a_model_that_is_moved_in_between_is_still_read_safely():
+    model = tiny_model(9)
+    ids = text_ids(model, 0, 6)
+    expected = whole_logits(model, ids)[-1]
+    decoder = ChameleonDecoder(model)
+    cache = decoder.new_cache()
+    decoder.prefill(cache, [ids[:-1]])
+    model.double()
+    hidden = decoder.step(cache, torch.tensor(ids[-1:]))
+    model.float()
+    got = decoder.logits(hidden)[0]
+    assert (got - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_two_threads_in_steps_of_their_own():
+    model = shaped_model(10, {"hidden": 192, "inner": 512, "heads": 6, "kv_heads": 6, "layers": 4})
+    decoder = ChameleonDecoder(model)
+    rows = [text_ids(model, i, 60) for i in range(2)]
+    expected = [run(decoder, [row], 50) for row in rows]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(5):
+            got = list(pool.map(lambda row: run(decoder, [row], 50), rows))
+            assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_hidden_states_that_are_not_dense():
+    model = tiny_model(11)
+    decoder = ChameleonDecoder(model)
+    hidden = torch.randn(4, 32)
+    for given in (hidden[::2], hidden[:1].expand(3, 32), hidden.t().contiguous().t()):
+        expected = model.lm_head(given)
+        assert (decoder.logits(given) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def test_the_library_checks_its_arguments():
+    norm = torch.ones(4)
     good = {
         "layers": 0,
         "layer_count": 0,
@@ -222,7 +401,7 @@ def test_the_library_checks_its_arguments():
         "swin": False,
         "epsilon": 1e-5,
         "scale": 1.0,
-        "norm": torch.ones(4).data_ptr(),
+        "norm": norm.data_ptr(),
         "rows": 0,
         "slots": 8,
         "lengths": 0,

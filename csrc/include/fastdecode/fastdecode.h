@@ -104,7 +104,8 @@ typedef struct fastdecode_layer {
   const float *q, *k, *v, *o, *gate, *up, *down;
   const float *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias;
   const float *norm_attention, *norm_mlp; /* (hidden,) weights of the RMS norms */
-  const float *qk_weight, *qk_bias; /* (heads + kv_heads, head_dim) layer norms of q and k heads */
+  const float *qk_weight, *qk_bias; /* (heads + kv_heads, head_dim) layer norms of q and k heads,
+                                     of epsilon 1e-5 */
   float *keys, *values; /* (rows or more, kv_heads, slots, head_dim); the new id's are stored */
 } fastdecode_layer;
 

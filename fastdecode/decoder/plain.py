@@ -1,0 +1,30 @@
+"""Which modules do just what their class says, so that their work may be done by other means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def altered(module: Any) -> bool:
+    """Whether calling ``module`` does something else than the ``forward`` of its class: hooks, or a replaced one."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+
+
+def plain(module: Any, *classes: type[nn.Module]) -> bool:
+    """Whether ``module`` is of one of ``classes`` itself, not of a subclass, and not `altered`."""
+    return type(module) in classes and not altered(module)
+
+
+def plain_tensor(value: Any) -> bool:
+    """Whether the C++ library can read ``value`` where it lies: dense float32 on the CPU, and no subclass."""
+    return (
+        type(value) in (Tensor, nn.Parameter)
+        and value.layout is torch.strided
+        and value.dtype == torch.float32
+        and value.device.type == "cpu"
+        and value.is_contiguous()
+        and not value.is_neg()
+    )
