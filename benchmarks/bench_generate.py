@@ -25,8 +25,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import fastdecode
-from benchmarks.machine import describe
 from benchmarks.rivals import draw_with_transformers, unmasked
+from fastdecode.bench.machine import describe
 from fastdecode.models.chameleon import Vocabulary
 from tools.blocks.recogniser import recognise
 

@@ -1,4 +1,4 @@
-"""The command ``fastdecode``: demo, generate, env. Heavy imports wait until a command needs them."""
+"""The command ``fastdecode``: demo, generate, bench, env. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="fastdecode", description="Decode models that write text and draw images as one token stream."
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="demo | generate | env")
+    commands = top.add_subparsers(dest="command", required=True, metavar="demo | generate | bench | env")
 
     demo = commands.add_parser("demo", help="draw with the embedded model and write a page to look at")
     demo.add_argument("-o", "--output", type=Path, default=Path("fastdecode-demo"), help="folder (%(default)s)")
@@ -44,6 +44,17 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--explain", action="store_true", help="say what is in effect, then decode")
     generate.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
 
+    bench = commands.add_parser(
+        "bench",
+        help="time an operation beside what one would run otherwise",
+        description="Time an operation beside what one would run otherwise; every case is checked before it is timed.",
+    )
+    bench.add_argument("operation", choices=["sample"])
+    bench.add_argument("--quick", action="store_true", help="the corners of the grid only")
+    bench.add_argument("--compile", action="store_true", help="also torch.compile of the torch chain (slow to start)")
+    bench.add_argument("--json", type=Path, help="also write the figures and the machine there")
+    bench.add_argument("--csv", type=Path, help="also write the figures there")
+
     env = commands.add_parser("env", help="what is installed and what works")
     env.add_argument("--json", action="store_true")
     return top
@@ -61,6 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from fastdecode.demo import run_demo
 
             run_demo(args.output, args.seed)
+        elif args.command == "bench":
+            from fastdecode.bench.sample import run_bench
+
+            run_bench(args.quick, args.json, args.csv, args.compile)
         else:
             from fastdecode.write import write_document
 

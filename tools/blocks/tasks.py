@@ -20,7 +20,7 @@ from tools.blocks.configuration import IMAGE_TOKENS, pixels
 from tools.blocks.tokenizer import BEGIN_IMAGE, END_IMAGE, PLACEHOLDER, SEPARATOR
 
 TEXT_DROPPED, ALL_DROPPED, WRONG_CAPTIONS = 0.1, 0.1, 0.25
-SHARES = {"draw": 0.36, "illustrate": 0.14, "caption": 0.06, "edit": 0.44}
+SHARES = {"draw": 0.42, "illustrate": 0.14, "caption": 0.06, "edit": 0.38}
 EDITS = {"put": 0.15, "remove": 0.3, "paint": 0.55}
 """Kinds of edits, the harder the more often: to paint a thing it must be found first."""
 REUSED, FRESH = 0.6, 1000
@@ -39,7 +39,9 @@ class Sequence:
 
 
 Plan = tuple[list[world.Scene], Callable[[], Sequence]]
-"""The scenes of a sequence, and how to make it once they are encoded."""
+"""The scenes of a sequence, and how to make it once they are encoded. What is wrong or left out is drawn as it is made:
+a caption that is wrong once must not be so every time, or the model learns the mistake.
+"""
 
 
 class Tasks:
@@ -107,13 +109,12 @@ class Tasks:
 
     def _draw(self) -> Plan:
         scene = world.random_scene(self.rng)
-        said = scene
-        if self.rng.random() < WRONG_CAPTIONS:
-            said = world.with_one_wrong_attribute(self.rng, scene)
-        drop = self._drop()
 
         def build() -> Sequence:
-            if drop != "none":
+            said = scene
+            if self.rng.random() < WRONG_CAPTIONS:
+                said = world.with_one_wrong_attribute(self.rng, scene)
+            if self._drop() != "none":
                 return self._only_picture(scene)
             prompt = [*self.text(world.drawing_prompt(said)), self.separator]
             return self._sequence("draw", prompt, self.picture(scene))
@@ -122,12 +123,11 @@ class Tasks:
 
     def _illustrate(self) -> Plan:
         goal = world.random_goal(self.rng)
-        drop = self._drop()
-        alone = self.rng.choice(goal.steps).scene
 
         def build() -> Sequence:
+            drop = self._drop()
             if drop == "all":
-                return self._only_picture(alone)
+                return self._only_picture(self.rng.choice(goal.steps).scene)
             pictures = [self.picture(step.scene) for step in goal.steps]
             if drop == "text":
                 return self._sequence("pictures", [self.begin], list(chain(*pictures))[1:])
@@ -150,9 +150,9 @@ class Tasks:
 
     def _edit(self) -> Plan:
         before, instruction, after = world.random_edit(self.rng, EDITS)
-        drop = self._drop()
 
         def build() -> Sequence:
+            drop = self._drop()
             if drop == "all":
                 return self._only_picture(after)
             if drop == "text":

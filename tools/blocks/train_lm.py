@@ -5,7 +5,7 @@
 Sequences of all tasks are packed into rows of fixed length and attend only within themselves. Matrices are trained
 with Muon, the rest with AdamW. Checkpoints are written as it goes; ``--resume`` continues from the last. ``--start``
 goes on from a shipped checkpoint, which has no optimiser state: ``--vq fastdecode/assets/blocks --start
-fastdecode/assets/blocks --start-step 4300 --steps 8000`` is the second half of a training of 8000 steps.
+fastdecode/assets/blocks --start-step 8800 --steps 12000`` is the last quarter of a training of 12000 steps.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vq", type=Path, default=Path("build/blocks/vq.safetensors"))
     parser.add_argument("--out", type=Path, default=Path("build/blocks/model"))
-    parser.add_argument("--steps", type=int, default=4300)
+    parser.add_argument("--steps", type=int, default=7000)
     parser.add_argument("--rows", type=int, default=14)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--lr-muon", type=float, default=0.02)

@@ -1,0 +1,187 @@
+"""``fastdecode bench sample``: one draw of `fastdecode.ops.sample` beside its rivals and the floor of memory.
+
+Every case is checked before it is timed: our result against the reference, bit for bit, and the number of ids that
+transformers' processors keep against ours. Times are medians of rounds in which all take turns; the ratios are of one
+run. ``read`` is a sum over the logits that must be read, ``softmax`` torch's softmax of the same.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdecode import ops
+from fastdecode.bench.machine import describe
+from fastdecode.bench.sample_rivals import Torch, Transformers
+
+FILTERS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0.0},
+    "none": {"temperature": 0.7},
+    "top_k 50": {"temperature": 0.7, "top_k": 50},
+    "top_k 2000": {"temperature": 0.7, "top_k": 2000},
+    "top_p 0.9": {"temperature": 0.7, "top_p": 0.9},
+    "top_k 2000, top_p 0.9": {"temperature": 0.7, "top_k": 2000, "top_p": 0.9},
+    "min_p 0.05": {"temperature": 0.7, "min_p": 0.05},
+}
+WEIGHTS: dict[int, tuple[float, ...]] = {
+    1: (1.0,),
+    2: (3.0, -2.0),
+    3: (3.0, -1.8, -0.2),
+    5: (3.0, -1.0, -0.5, -0.3, -0.2),
+}
+IMAGE_SPAN = (4, 8196)
+"""Chameleon's image ids."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """``groups`` draws from ``streams`` rows each of ``vocab`` logits; ``image``: from the image ids only."""
+
+    groups: int = 1
+    streams: int = 2
+    vocab: int = 65536
+    image: bool = False
+    dtype: str = "float32"
+    filter: str = "top_p 0.9"
+
+    @property
+    def span(self) -> tuple[int, int]:
+        return IMAGE_SPAN if self.image else (0, self.vocab)
+
+    def logits(self) -> Tensor:
+        """(groups * streams, vocab), standard normal: flatter than a model's, so that filters have more to keep."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn((self.groups * self.streams, self.vocab), generator=generator).to(getattr(torch, self.dtype))
+
+
+def cases(quick: bool) -> Iterator[Case]:
+    """A grid around two streams of 65,536 float32 logits at top-p 0.9; ``quick``: its corners."""
+    groups = (1, 8, 32) if quick else (1, 2, 4, 8, 16, 32, 64)
+    for name in ("top_p 0.9", "top_k 50") if quick else FILTERS:
+        for n in groups:
+            yield Case(n, filter=name)
+    for n in groups:
+        yield Case(n, image=True)
+    if quick:
+        return
+    for streams in (1, 3, 5):
+        yield from (Case(n, streams=streams) for n in (1, 8))
+    for vocab in (8192, 131072):
+        yield from (Case(n, vocab=vocab) for n in (1, 8, 32))
+    for dtype in ("bfloat16", "float16"):
+        yield from (Case(n, dtype=dtype, filter=name) for n in (1, 8, 32) for name in ("top_p 0.9", "top_k 50"))
+
+
+def runners(case: Case, compiled: bool = False) -> dict[str, Callable[[], Any]]:
+    """What is timed for a case, by name."""
+    logits, options = case.logits(), FILTERS[case.filter]
+    lo, hi = case.span
+    weights = WEIGHTS[case.streams]
+    arguments = _arguments(case, case.groups)
+    arguments["allowed"] = ops.TokenSets([[(lo, hi)]], case.vocab)
+    read = logits[:, lo:hi]
+    rival = (case.vocab, case.span, weights, options)
+    found: dict[str, Callable[[], Any]] = {
+        "fastdecode": partial(ops.sample, logits, **arguments),
+        "transformers": partial(Transformers(*rival), logits),
+        "torch": partial(Torch(*rival), logits),
+        "softmax": partial(torch.softmax, read, -1),
+        "read": partial(torch.sum, read),
+    }
+    if compiled:
+        found["torch compiled"] = partial(torch.compile(Torch(*rival)), logits)
+    return found
+
+
+def _arguments(case: Case, groups: int) -> dict[str, Any]:
+    """Those of `ops.sample` for the case's first ``groups``."""
+    return {
+        "streams": torch.arange(groups * case.streams, dtype=torch.int32).view(groups, case.streams),
+        "weights": torch.tensor([WEIGHTS[case.streams]] * groups),
+        "allowed": [[case.span]],
+        "seed": torch.arange(groups),
+        "step": 5,
+        **FILTERS[case.filter],
+    }
+
+
+def check(case: Case) -> None:
+    """``RuntimeError`` if a case's first groups are not what the reference and transformers make of them."""
+    groups = min(case.groups, 2)
+    logits = case.logits()[: groups * case.streams]
+    got = ops.sample(logits, **_arguments(case, groups))
+    expected = ops.sample(logits, **_arguments(case, groups), backend="reference")
+    if not all(torch.equal(a, b) for a, b in zip(got, expected, strict=True)):
+        raise RuntimeError(f"{case}: {got} is not what the reference returns: {expected}; nothing was timed")
+    if FILTERS[case.filter]["temperature"] == 0:
+        return
+    theirs = Transformers(case.vocab, case.span, WEIGHTS[case.streams], FILTERS[case.filter])
+    kept = (theirs.scores(logits) > -torch.inf).sum(-1)
+    if ((kept - got.kept).abs() > 2 + kept // 500).any():
+        raise RuntimeError(f"{case}: kept {got.kept.tolist()} ids, transformers {kept.tolist()}; nothing was timed")
+
+
+def measure(case: Case, seconds: float = 0.5, compiled: bool = False) -> dict[str, Any]:
+    """Microseconds of everything that runs for ``case``, after `check`; about ``seconds`` for the slowest."""
+    check(case)
+    run = runners(case, compiled)
+    once = {name: _timed(function) for name, function in run.items() for _ in range(2)}
+    rounds = int(min(200, max(5, seconds / max(once.values()))))
+    times: dict[str, list[float]] = {name: [] for name in run}
+    for _ in range(rounds):
+        for name, function in run.items():
+            function()  # so that what ran before, and the threads it left awake, is not in the way
+            times[name].append(_timed(function))
+    return {**asdict(case), "rounds": rounds, **{name: statistics.median(t) * 1e6 for name, t in times.items()}}
+
+
+def _timed(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def table(rows: Iterable[dict[str, Any]]) -> str:
+    """The rows as text: microseconds, and how many times faster than its rivals fastdecode was."""
+    head = f"{'filter':22} {'groups':>6} {'S':>2} {'ids':>7} {'dtype':>8}   {'us':>8} {'vs hf':>7} {'vs torch':>8}"
+    lines = [head + f" {'/softmax':>8} {'/read':>7}"]
+    for row in rows:
+        ids = IMAGE_SPAN[1] - IMAGE_SPAN[0] if row["image"] else row["vocab"]
+        ours = row["fastdecode"]
+        lines.append(
+            f"{row['filter']:22} {row['groups']:>6} {row['streams']:>2} {ids:>7} {row['dtype']:>8}   {ours:>8.1f} "
+            f"{row['transformers'] / ours:>7.1f} {row['torch'] / ours:>8.1f} "
+            f"{ours / row['softmax']:>8.2f} {ours / row['read']:>7.1f}"
+        )
+    return "\n".join(lines)
+
+
+def run_bench(quick: bool, json_file: Path | None, csv_file: Path | None, compiled: bool) -> None:
+    """Measure all cases, print them as they come, and write the files that were asked for."""
+    machine = describe()
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    rows: list[dict[str, Any]] = []
+    for case in cases(quick):
+        rows.append(measure(case, compiled=compiled))
+        lines = table(rows[-1:]).splitlines()
+        print("\n".join(lines if len(rows) == 1 else lines[1:]), flush=True)
+    for file in (json_file, csv_file):
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+    if json_file is not None:
+        json_file.write_text(json.dumps({"machine": machine, "sample": rows}, indent=2) + "\n")
+    if csv_file is not None:
+        with csv_file.open("w", newline="") as out:
+            writer = csv.DictWriter(out, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
