@@ -127,6 +127,6 @@ def _sampling(values: dict[str, Any]) -> str:
 
 def _backend(device: str) -> tuple[str, list[str]]:
     """The sampling backend that a call on ``device`` takes, and why no faster one."""
-    name = choose_backend(None, device, contrast=False)
+    name = choose_backend(None, device)
     reasons = {other: unavailable(other) for other in BACKENDS[BACKENDS.index(name) + 1 :]}
     return name, [f"backend {other}: {why}" for other, why in reasons.items() if why is not None]

@@ -14,6 +14,7 @@ constexpr int kSampleTile = 64;  // ids whose largest z is noted, to pass over t
 struct SampleScratch {
   int64_t capacity;
   float* gathered;  // (capacity + a tile,) z of the whole set
+  float* expert;    // (capacity + a tile,) logits of the first stream, for contrast
   float* tops;      // (tiles,)
   float* z;         // (capacity + a tile,) of survivors, with at, p and places
   int32_t* at;      // (capacity + a tile,)

@@ -131,6 +131,13 @@ fastdecode_result check_parameters(const fastdecode_sample_args& a) {
     result = check_float("penalty", a.penalty, a.penalty_value, a.groups, "finite and > 0",
                          [](float x) { return x > 0.0f && std::isfinite(x); });
   }
+  if (result == FASTDECODE_OK && a.contrast_k < 0) {
+    result = fail(FASTDECODE_INVALID_ARGUMENT, "contrast_k = %d: must be >= 0", a.contrast_k);
+  }
+  if (result == FASTDECODE_OK && a.contrast_k > 0 && !in_unit_interval(a.contrast_alpha)) {
+    result = fail(FASTDECODE_INVALID_ARGUMENT, "contrast_alpha = %g: must be in [0, 1]",
+                  a.contrast_alpha);
+  }
   return result;
 }
 

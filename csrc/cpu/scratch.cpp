@@ -22,7 +22,7 @@ const SampleScratch* thread_scratch(int64_t capacity) {
   const int64_t tiles = (capacity + kSampleTile - 1) / kSampleTile + 1;
   const int64_t size = tiles * kSampleTile + 16;
   const int64_t tops = (tiles + 15) / 16 * 16;
-  const size_t bytes = static_cast<size_t>(5 * size + tops) * sizeof(float);
+  const size_t bytes = static_cast<size_t>(6 * size + tops) * sizeof(float);
   void* memory = std::aligned_alloc(64, bytes);
   if (memory == nullptr) return nullptr;
   std::free(scratch.memory);
@@ -34,7 +34,8 @@ const SampleScratch* thread_scratch(int64_t capacity) {
   s.p = s.z + size;
   s.at = reinterpret_cast<int32_t*>(s.p + size);
   s.places = s.at + size;
-  s.tops = s.gathered + 5 * size;
+  s.expert = s.gathered + 5 * size;
+  s.tops = s.expert + size;
   return &s;
 }
 

@@ -28,9 +28,9 @@ void sample(uintptr_t logits, int32_t dtype, int32_t threads, int64_t rows, int6
             uintptr_t set_index, uintptr_t temperature, uintptr_t top_k, uintptr_t top_p,
             uintptr_t min_p, uintptr_t penalty, uintptr_t seed, uintptr_t step,
             float temperature_value, int32_t top_k_value, float top_p_value, float min_p_value,
-            float penalty_value, int64_t seed_value, int64_t step_value, uintptr_t seen,
-            uintptr_t noise, int64_t noise_stride, uintptr_t token, uintptr_t logprob,
-            uintptr_t kept, uintptr_t status) {
+            float penalty_value, int64_t seed_value, int64_t step_value, float contrast_alpha,
+            int32_t contrast_k, uintptr_t seen, uintptr_t noise, int64_t noise_stride,
+            uintptr_t token, uintptr_t logprob, uintptr_t kept, uintptr_t status) {
   fastdecode_sample_args args;
   fastdecode_sample_args_init(&args);
   args.logits = pointer<const void>(logits);
@@ -61,6 +61,8 @@ void sample(uintptr_t logits, int32_t dtype, int32_t threads, int64_t rows, int6
   args.penalty_value = penalty_value;
   args.seed_value = seed_value;
   args.step_value = step_value;
+  args.contrast_alpha = contrast_alpha;
+  args.contrast_k = contrast_k;
   args.seen = pointer<const int32_t>(seen);
   args.noise = pointer<const float>(noise);
   args.noise_stride = noise_stride;

@@ -1,7 +1,7 @@
 """Which implementations of `sample` exist here, why others do not, and which one to run.
 
     reference   PyTorch, any device, the contract as code
-    cpu         C++, tensors on the CPU; everything but contrast
+    cpu         C++, tensors on the CPU
 
 The environment variable FASTDECODE_BACKEND, read at import, names the backend that `backend=None`
 means.
@@ -53,7 +53,7 @@ def available_backends() -> list[str]:
     return [name for name in BACKENDS if unavailable(name) is None]
 
 
-def choose_backend(backend: str | None, device_type: str, contrast: bool) -> str:
+def choose_backend(backend: str | None, device_type: str) -> str:
     """The backend to run for tensors on a device.
 
     None picks FASTDECODE_BACKEND if it is set, else the fastest that does the job. Raises
@@ -63,7 +63,7 @@ def choose_backend(backend: str | None, device_type: str, contrast: bool) -> str
     if backend is None:
         backend, source = _default, ENVIRONMENT_VARIABLE
     if not backend:
-        if device_type == "cpu" and not contrast and _C is not None:
+        if device_type == "cpu" and _C is not None:
             return "cpu"
         return "reference"
     if backend not in BACKENDS:
@@ -73,8 +73,6 @@ def choose_backend(backend: str | None, device_type: str, contrast: bool) -> str
         raise ValueError(f"{source} = {backend!r}: not available: {reason}")
     if backend == "cpu" and device_type != "cpu":
         raise ValueError(f"{source} = 'cpu': needs CPU tensors, logits are on {device_type}")
-    if backend == "cpu" and contrast:
-        raise ValueError("contrast is not available on backend 'cpu'; use backend='reference'")
     return backend
 
 

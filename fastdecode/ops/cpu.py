@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastdecode.ops.arguments import Sample, SampleArguments
 from fastdecode.ops.backends import core
-from fastdecode.ops.checks import LOGITS_DTYPES
+from fastdecode.ops.checks import LOGITS_DTYPES, MAX_VOCAB
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -51,6 +51,7 @@ def sample_cpu(args: SampleArguments) -> Sample:
         args.penalty[1],
         args.seed[1],
         args.step[1],
+        *((0.0, 0) if args.contrast is None else (args.contrast[0], min(args.contrast[1], MAX_VOCAB))),
         _address(args.seen),
         _address(noise),
         0 if noise is None else noise.stride(0),

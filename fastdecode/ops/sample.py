@@ -45,7 +45,7 @@ def sample(
         min_p        scalar or (groups,) float32 in [0, 1]; 0 = off
         penalty      scalar or (groups,) float32 > 0: repetition penalty of ids in `seen`; 1 = off
         seen         (groups, ceil(vocab / 32)) int32: bit t & 31 of word t >> 5 is id t
-        contrast     (alpha, k): contrastive decoding; backend "reference" only
+        contrast     (alpha, k): contrastive decoding
         seed, step   scalar or (groups,) int64: of the request, and of the token in its sequence
         noise        (groups, vocab) float32: Gumbel noise in place of drawn noise
         backend      "reference" | "cpu"; None picks by device
@@ -100,7 +100,7 @@ def sample(
         checks.check_int("step", step, groups, torch.int64, device),
         None if noise is None else checks.check_noise(noise, groups, vocab, device),
     )
-    backend = choose_backend(backend, device.type, contrast is not None)
+    backend = choose_backend(backend, device.type)
     if backend == "cpu":
         drawn = sample_cpu(args)
     else:

@@ -77,6 +77,8 @@ def random_arguments(rng: np.random.Generator, vocab: int, dtype: torch.dtype) -
         chosen["penalty"] = f32([0.5, 1.0, 1.2, 3.0])
         chosen["seen"] = seen_bits(torch.tensor(rng.integers(-1, vocab, (groups, vocab))), vocab)
     if rng.random() < 0.2:
+        chosen["contrast"] = (float(rng.choice([0.0, 0.01, 0.5, 1.0])), int(rng.choice([1, 2, 40, 10**6])))
+    if rng.random() < 0.2:
         noise = rng.choice([0.0, 1.5, -1.0, -np.inf, np.nan, np.inf], (groups, vocab))
         chosen["noise"] = torch.tensor(noise, dtype=torch.float32)
     return {"logits": random_logits(rng, rows, vocab, dtype), **chosen}

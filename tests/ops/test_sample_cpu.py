@@ -161,13 +161,30 @@ def test_many_ranges():
     assert token[3] % 7 == 1
 
 
-def test_the_cpu_backend_is_the_default_and_contrast_the_exception():
+def test_the_cpu_backend_is_the_default():
     sample(torch.zeros(1, 4))
     assert last_backend() == "cpu"
     sample(torch.zeros(1, 4), contrast=(0.1, 1))
-    assert last_backend() == "reference"
-    with pytest.raises(ValueError, match="contrast is not available on backend 'cpu'; use backend"):
-        sample(torch.zeros(1, 4), contrast=(0.1, 1), backend="cpu")
+    assert last_backend() == "cpu"
+
+
+@pytest.mark.parametrize("k", [1, 3, 50, 1000, 2**40])
+@pytest.mark.parametrize("alpha", [0.0, 0.1, 0.9, 1.0])
+def test_contrast(alpha, k):
+    """Two streams whose difference overflows where the expert has next to nothing: such ids are not kept."""
+    torch.manual_seed(k % 1000)
+    logits = torch.randn(6, 3000) * 4
+    logits[0, :1000] = -torch.inf
+    logits[2, 5], logits[3, 5] = -1e38, -3e38
+    arguments = {
+        "streams": torch.arange(6, dtype=torch.int32).view(3, 2),
+        "weights": torch.tensor([[1.0, -1.0], [3e38, -2e38], [0.0, 1.0]]),
+        "allowed": [[(3, 90), (200, 2900)]],
+        "contrast": (alpha, k),
+    }
+    got, expected = both(logits, seed=1, top_p=0.9, **arguments)
+    assert_same_bits(got, expected)
+    assert got.status.tolist()[0] == 0
 
 
 @pytest.mark.parametrize("name", ["reference", "cpu"])

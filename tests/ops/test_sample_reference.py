@@ -254,7 +254,7 @@ class TestRules:
 
 
 class TestContrast:
-    def test_keeps_what_the_expert_finds_likely(self):
+    def test_keeps_what_the_expert_finds_likely(self, backend):
         expert = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
         amateur = torch.tensor([[0.5, 0.1, 0.01, 0.39]]).log()
         arguments = {
@@ -263,12 +263,12 @@ class TestContrast:
             "temperature": 0.0,
         }
         logits = torch.cat([expert, amateur])
-        assert sample(logits, contrast=(0.5, 1), **arguments).token.item() == 1
-        assert last_backend() == "reference"
-        assert sample(logits, contrast=(0.5, 2), **arguments).token.item() == 2
-        assert sample(logits, contrast=(1.0, 1), **arguments).token.item() == 0
+        assert sample(logits, contrast=(0.5, 1), backend=backend, **arguments).token.item() == 1
+        assert last_backend() == backend
+        assert sample(logits, contrast=(0.5, 2), backend=backend, **arguments).token.item() == 2
+        assert sample(logits, contrast=(1.0, 1), backend=backend, **arguments).token.item() == 0
 
-    def test_keeps_everything_with_alpha_zero(self):
-        assert sample(torch.randn(1, 50), contrast=(0.0, 1)).kept.item() == 50
-        assert sample(torch.randn(1, 50), contrast=(1.0, 10)).kept.item() == 10
-        assert sample(torch.randn(1, 50), contrast=(1.0, 1000)).kept.item() == 50
+    def test_keeps_everything_with_alpha_zero(self, backend):
+        assert sample(torch.randn(1, 50), contrast=(0.0, 1), backend=backend).kept.item() == 50
+        assert sample(torch.randn(1, 50), contrast=(1.0, 10), backend=backend).kept.item() == 10
+        assert sample(torch.randn(1, 50), contrast=(1.0, 1000), backend=backend).kept.item() == 50

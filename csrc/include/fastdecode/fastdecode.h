@@ -83,6 +83,10 @@ typedef struct fastdecode_sample_args {
   int64_t seed_value;      /* default 0 */
   int64_t step_value;      /* default 0 */
 
+  float contrast_alpha; /* in [0, 1]: with contrast_k > 0 an id stays only if its probability in the
+                         */
+  int32_t contrast_k;   /* first stream is >= alpha times the k-th largest there; default 0: off */
+
   const int32_t* seen;  /* (groups, (vocab + 31) / 32) bit set: id t is bit t & 31 of word t >> 5 */
   const float* noise;   /* (groups, vocab) Gumbel noise in place of drawn noise, or NULL */
   int64_t noise_stride; /* elements from one group's noise to the next */
