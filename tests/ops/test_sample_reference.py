@@ -253,6 +253,7 @@ class TestRules:
         assert sample(torch.zeros(2, 0), backend=backend).status.tolist() == [2, 2]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 class TestContrast:
     def test_keeps_what_the_expert_finds_likely(self, backend):
         expert = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
