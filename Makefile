@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Built from these: when one changes, the package is built again.
-SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
+SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f)
 
 .PHONY: demo test lint bench clean
 .DEFAULT_GOAL := demo

@@ -23,6 +23,22 @@ def get_library() -> str:
     return _found(_PACKAGE / "lib" / "libfastdecode.so")
 
 
+def compiler_flags() -> str:
+    """What a C or C++ compiler needs: ``-I…``."""
+    return f"-I{get_include()}"
+
+
+def linker_flags() -> str:
+    """What a linker needs to find the library, then and at run time: ``-L… -lfastdecode -Wl,-rpath,…``."""
+    folder = Path(get_library()).parent
+    return f"-L{folder} -lfastdecode -Wl,-rpath,{folder}"
+
+
+def cmake_prefix() -> str:
+    """What CMAKE_PREFIX_PATH needs, for ``find_package(fastdecode)``."""
+    return str(Path(get_library()).parent.parent)
+
+
 def _found(path: Path) -> str:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: install the package (pip install .) to build it")

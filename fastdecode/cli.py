@@ -1,4 +1,4 @@
-"""The command ``fastdecode``: demo, generate, bench, env. Heavy imports wait until a command needs them."""
+"""The command ``fastdecode``: demo, generate, bench, config, env. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="fastdecode", description="Decode models that write text and draw images as one token stream."
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="demo | generate | bench | env")
+    commands = top.add_subparsers(dest="command", required=True, metavar="demo | generate | bench | config | env")
 
     demo = commands.add_parser("demo", help="draw with the embedded model and write a page to look at")
     demo.add_argument("-o", "--output", type=Path, default=Path("fastdecode-demo"), help="folder (%(default)s)")
@@ -55,9 +55,33 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", type=Path, help="also write the figures and the machine there")
     bench.add_argument("--csv", type=Path, help="also write the figures there")
 
+    config = commands.add_parser(
+        "config",
+        help="flags for those who link the C library",
+        description="Flags for those who link the C library: gcc main.c $(fastdecode config --cflags --libs)",
+    )
+    config.add_argument("--cflags", action="store_true", help="for the compiler")
+    config.add_argument("--libs", action="store_true", help="for the linker")
+    config.add_argument("--cmake-prefix", action="store_true", help="for CMAKE_PREFIX_PATH")
+
     env = commands.add_parser("env", help="what is installed and what works")
     env.add_argument("--json", action="store_true")
     return top
+
+
+def show_config(args: argparse.Namespace) -> None:
+    """Print the flags that were asked for, on one line."""
+    from fastdecode import build_info
+
+    wanted = {
+        "cflags": build_info.compiler_flags,
+        "libs": build_info.linker_flags,
+        "cmake_prefix": build_info.cmake_prefix,
+    }
+    found = [flags() for name, flags in wanted.items() if getattr(args, name)]
+    if not found:
+        raise ValueError("config: say what to print: --cflags, --libs or --cmake-prefix")
+    print(" ".join(found))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from fastdecode.demo import run_demo
 
             run_demo(args.output, args.seed)
+        elif args.command == "config":
+            show_config(args)
         elif args.command == "bench":
             from fastdecode.bench.sample import run_bench
 

@@ -21,6 +21,8 @@ from tools.blocks.tokenizer import BEGIN_IMAGE, END_IMAGE, PLACEHOLDER, SEPARATO
 
 TEXT_DROPPED, ALL_DROPPED, WRONG_CAPTIONS = 0.1, 0.1, 0.25
 SHARES = {"draw": 0.42, "illustrate": 0.14, "caption": 0.06, "edit": 0.38}
+LAST_SHARES = {"draw": 0.66, "illustrate": 0.05, "caption": 0.04, "edit": 0.25}
+"""How often each task is practised, and in the last steps, whose small changes average out what is wrong in captions."""
 EDITS = {"put": 0.15, "remove": 0.3, "paint": 0.55}
 """Kinds of edits, the harder the more often: to paint a thing it must be found first."""
 REUSED, FRESH = 0.6, 1000
@@ -59,6 +61,7 @@ class Tasks:
         """From here on the sequences depend on ``seed`` alone."""
         self.rng = random.Random(seed)
         self.known: list[Plan] = []
+        self.shares = SHARES
 
     def text(self, sentence: str) -> list[int]:
         if sentence not in self.words:
@@ -82,9 +85,9 @@ class Tasks:
                 self.codes[scene] = row
 
     def make(self, count: int) -> list[Sequence]:
-        """``count`` random sequences in the shares of the tasks."""
+        """``count`` random sequences in ``shares`` of the tasks."""
         plans: list[Plan] = []
-        for task in self.rng.choices(list(SHARES), list(SHARES.values()), k=count):
+        for task in self.rng.choices(list(self.shares), list(self.shares.values()), k=count):
             if len(self.known) >= FRESH and self.rng.random() < REUSED:
                 plans.append(self.rng.choice(self.known))
             else:

@@ -5,7 +5,7 @@
 Sequences of all tasks are packed into rows of fixed length and attend only within themselves. Matrices are trained
 with Muon, the rest with AdamW. Checkpoints are written as it goes; ``--resume`` continues from the last. ``--start``
 goes on from a shipped checkpoint, which has no optimiser state: ``--vq fastdecode/assets/blocks --start
-fastdecode/assets/blocks --start-step 8800 --steps 12000`` is the last quarter of a training of 12000 steps.
+fastdecode/assets/blocks --start-step 10000 --steps 14000`` is the last part of a training of 14000 steps.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from transformers import (
 
 from fastdecode.models.vq_decoder import VQDecoder
 from tools.blocks.configuration import IMAGE_TOKENS, LANGUAGE, VQ
-from tools.blocks.tasks import Sequence, Tasks
+from tools.blocks.tasks import LAST_SHARES, SHARES, Sequence, Tasks
 from tools.blocks.tokenizer import make_processor
 from tools.blocks.train_vq import build as build_vq
 
 LENGTH = 384
+LAST = 0.88
 SAVE_EVERY = 250
 SMOOTHING, SMOOTH_FROM = 0.01, 1500
 """Label smoothing pins the probability of ids that make no sense to the same small value in every stream. Without it
@@ -185,6 +186,7 @@ def train(args: argparse.Namespace) -> None:
     for step in range(first, args.steps):
         if step == first or step % SAVE_EVERY == 0:  # the same material whether or not training was interrupted
             tasks.restart(args.seed + 1000 * step + 1)
+            tasks.shares = SHARES if step < LAST * args.steps else LAST_SHARES
             packer = Packer(tasks, args.rows)
         batch = packer.next()
         with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16):

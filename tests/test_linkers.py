@@ -1,0 +1,103 @@
+"""Programs that link the library: from the installed package and from a plain CMake build, both drawing Python's ids."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastdecode import build_info, cli, ops
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = ROOT / "examples" / "c"
+VOCAB, LENGTH = 65536, 16
+
+
+def run(*command: str | Path, **options) -> str:
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def model(step: int) -> torch.Tensor:
+    """The logits that ``draw.c`` makes up, (2, VOCAB)."""
+    wrap = 2**32 - 1
+    h = torch.arange(2 * VOCAB) * 2654435761 & wrap
+    h = h ^ (step * 40503 & wrap)
+    h = (h ^ h >> 15) * 2246822519 & wrap
+    h = h ^ h >> 13
+    return ((h % 4096).float() / 512).view(2, VOCAB)
+
+
+@pytest.fixture(scope="module")
+def expected() -> str:
+    ids, total = [], torch.zeros(())
+    for step in range(LENGTH):
+        drawn = ops.sample(
+            model(step),
+            streams=torch.tensor([[0, 1]], dtype=torch.int32),
+            weights=torch.tensor([[3.0, -2.0]]),
+            allowed=[[(4, 8196)]],
+            temperature=0.7,
+            top_p=0.9,
+            seed=7,
+            step=step,
+            backend="reference",
+        )
+        ids.append(drawn.token.item())
+        total += drawn.logprob[0]
+    return " ".join(map(str, ids)) + f" \nmean logprob {total / LENGTH:.6f}\n"
+
+
+def config(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
+    assert cli.main(["config", *options]) == 0
+    return capsys.readouterr().out.split()
+
+
+def test_with_the_flags_of_the_installed_package(tmp_path, capsys, expected):
+    flags = config(capsys, "--cflags", "--libs")
+    strict = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror")
+    run("gcc", *strict, EXAMPLE / "draw.c", *flags, "-o", tmp_path / "draw")
+    assert run(tmp_path / "draw") == expected
+
+
+def test_config_says_what_it_needs(capsys):
+    assert cli.main(["config"]) == 2
+    assert "--cflags, --libs or --cmake-prefix" in capsys.readouterr().err
+
+
+def cmake(*arguments: str | Path) -> None:
+    tool = shutil.which("cmake", path=f"{Path(sys.executable).parent}:/usr/bin:/usr/local/bin")
+    assert tool, "cmake is one of the test extra's packages"
+    run(tool, *arguments)
+
+
+def build_example(tmp_path: Path, prefix: str | Path) -> Path:
+    cmake("-S", EXAMPLE, "-B", tmp_path, f"-DCMAKE_PREFIX_PATH={prefix}")
+    cmake("--build", tmp_path)
+    return tmp_path / "draw"
+
+
+def test_with_cmake_and_the_installed_package(tmp_path, capsys, expected):
+    [prefix] = config(capsys, "--cmake-prefix")
+    assert run(build_example(tmp_path, prefix)) == expected
+
+
+def test_with_a_plain_cmake_build_that_was_moved(tmp_path, expected):
+    first, moved = tmp_path / "first", tmp_path / "moved"
+    cmake("-S", ROOT, "-B", tmp_path / "build", "-DFASTDECODE_PYTHON=OFF")
+    cmake("--build", tmp_path / "build", "-j2")
+    cmake("--install", tmp_path / "build", "--prefix", first)
+    first.rename(moved)
+    assert run(build_example(tmp_path / "example", moved)) == expected
+
+
+def test_pkg_config(tmp_path, expected):
+    if not shutil.which("pkg-config"):
+        pytest.skip("no pkg-config here")
+    folder = Path(build_info.cmake_prefix()) / "lib"
+    flags = run("pkg-config", "--with-path", folder / "pkgconfig", "--cflags", "--libs", "fastdecode").split()
+    run("gcc", "-std=c99", EXAMPLE / "draw.c", *flags, f"-Wl,-rpath,{folder}", "-o", tmp_path / "draw")
+    assert run(tmp_path / "draw") == expected
