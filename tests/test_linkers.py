@@ -1,4 +1,4 @@
-"""Programs that link the library: from the installed package and from a plain CMake build, both drawing Python's ids."""
+"""Programs that link the library, from the installed package and from a plain CMake build: they draw Python's ids."""
 
 import shutil
 import subprocess

@@ -22,7 +22,7 @@ from tools.blocks.tokenizer import BEGIN_IMAGE, END_IMAGE, PLACEHOLDER, SEPARATO
 TEXT_DROPPED, ALL_DROPPED, WRONG_CAPTIONS = 0.1, 0.1, 0.25
 SHARES = {"draw": 0.42, "illustrate": 0.14, "caption": 0.06, "edit": 0.38}
 LAST_SHARES = {"draw": 0.66, "illustrate": 0.05, "caption": 0.04, "edit": 0.25}
-"""How often each task is practised, and in the last steps, whose small changes average out what is wrong in captions."""
+"""How often each task is practised, and in the last steps, whose small changes average out what captions get wrong."""
 EDITS = {"put": 0.15, "remove": 0.3, "paint": 0.55}
 """Kinds of edits, the harder the more often: to paint a thing it must be found first."""
 REUSED, FRESH = 0.6, 1000
