@@ -101,6 +101,11 @@ def check_prompt(model: Any, input_ids: Tensor | None, options: Mapping[str, Any
 
 def check_ids(input_ids: Tensor, mask: Tensor | None, vocabulary: Vocabulary) -> None:
     """``ValueError`` unless ``input_ids`` and ``mask`` (or None) are prompts that something can follow."""
+    if not isinstance(input_ids, Tensor):
+        raise ValueError(
+            f"the prompt is a {type(input_ids).__name__}; it must be input_ids (batch, length), an integer tensor: "
+            "pass what the processor returns as **inputs"
+        )
     if input_ids.ndim != 2 or input_ids.is_floating_point() or input_ids.numel() == 0:
         raise ValueError(
             f"input_ids is {tuple(input_ids.shape)} {input_ids.dtype}; it must be (batch, length) integers, at least "

@@ -230,10 +230,11 @@ def _seeds(seed: int | Sequence[int] | None, count: int, repeats: int) -> list[i
     requests = count // repeats
     if seed is None:
         first = torch.randint(-(2**63), 2**63 - 1, (requests,)).tolist()
-    elif not isinstance(seed, Iterable):
-        first = [operator.index(seed)] * requests
     else:
-        first = [int(s) for s in seed]
+        try:
+            first = [operator.index(s) for s in (seed if isinstance(seed, Iterable) else [seed] * requests)]
+        except TypeError:
+            raise ValueError(f"seed={seed!r}: it must be an integer, or one integer per prompt") from None
         if len(first) != requests:
             raise ValueError(f"seed has {len(first)} values for {requests} prompts: give one number, or one per prompt")
     for i, value in enumerate(first):

@@ -360,3 +360,15 @@ def test_derived_seeds_work():
     assert all(-(2**63) <= s < 2**63 for s in many)
     assert _seeds([3, 4], 6, 3) == [_derived(s, j) for s in (3, 4) for j in range(3)]
     assert EOS == 2
+
+
+@pytest.mark.parametrize("prompt", ["Draw", [[0, 5]], {"input_ids": [[0]]}])
+def test_a_prompt_that_is_no_tensor(prompt):
+    with pytest.raises(ValueError, match="it must be input_ids"):
+        fastdecode.generate(tiny_model(0), prompt, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("seed", [1.5, "a", [1.5]])
+def test_a_seed_that_is_no_integer(seed):
+    with pytest.raises(ValueError, match="it must be an integer, or one integer per prompt"):
+        fastdecode.generate(tiny_model(0), torch.tensor([[5, 6]]), max_new_tokens=2, seed=seed)

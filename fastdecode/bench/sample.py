@@ -168,6 +168,10 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
 
 def run_bench(quick: bool, json_file: Path | None, csv_file: Path | None, compiled: bool) -> None:
     """Measure all cases, print them as they come, and write the files that were asked for."""
+    for file in (json_file, csv_file):
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()  # raises now, not after everything was measured
     machine = describe()
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     rows: list[dict[str, Any]] = []
@@ -175,9 +179,6 @@ def run_bench(quick: bool, json_file: Path | None, csv_file: Path | None, compil
         rows.append(measure(case, compiled=compiled))
         lines = table(rows[-1:]).splitlines()
         print("\n".join(lines if len(rows) == 1 else lines[1:]), flush=True)
-    for file in (json_file, csv_file):
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
     if json_file is not None:
         json_file.write_text(json.dumps({"machine": machine, "sample": rows}, indent=2) + "\n")
     if csv_file is not None:

@@ -168,6 +168,24 @@ def test_the_cpu_backend_is_the_default():
     assert last_backend() == "cpu"
 
 
+def test_top_k_where_a_sample_misleads():
+    """Every sixteenth id is large: a sample at even distances sees nothing else, and finds a threshold too high."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 8192)
+    logits[:, ::16] += 100
+    got, expected = both(logits, top_k=2000, seed=3)
+    assert_same_bits(got, expected)
+    assert got.kept.tolist() == [2000, 2000]
+
+
+def test_top_p_counts_the_mass_of_the_many_unlikely():
+    logits = torch.full((1, 65536), -22.0)
+    logits[0, 7] = 0.0
+    got, expected = both(logits, top_p=0.99999, seed=3)
+    assert_same_bits(got, expected)
+    assert got.kept.item() > 1
+
+
 @pytest.mark.parametrize("k", [1, 3, 50, 1000, 2**40])
 @pytest.mark.parametrize("alpha", [0.0, 0.1, 0.9, 1.0])
 def test_contrast(alpha, k):

@@ -16,6 +16,7 @@ What is measured, on prompts drawn with a seed of their own
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import platform
 import random
@@ -159,6 +160,8 @@ def main() -> None:
     parser.add_argument("--others", type=int, default=200, help="goals, captions and edits")
     parser.add_argument("--seed", type=int, default=12345)
     args = parser.parse_args()
+    if importlib.util.find_spec("matplotlib") is None:
+        raise SystemExit('the plot needs matplotlib: pip install -e ".[train]"')
     start = time.time()
     examiner = Examiner(args.model, args.seed)
     match = {}
