@@ -1,13 +1,11 @@
 """The C++ step against the same step made of PyTorch's operations, and what keeps a model from it."""
 
-import os
 import re
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from isas import ISAS, assert_runs_with, run_with
 from models_for_tests import text_ids, tiny_model, whole_logits
 from torch import nn
 
@@ -15,7 +13,6 @@ from fastdecode.decoder import ChameleonDecoder
 from fastdecode.decoder.fused import why_not
 from fastdecode.ops.backends import core
 
-ISAS = ("portable", "avx2", "avx512")
 SHAPES = [
     {"hidden": 32, "inner": 48, "heads": 4, "kv_heads": 4},
     {"hidden": 40, "inner": 30, "heads": 2, "kv_heads": 1},  # heads of 20
@@ -126,34 +123,25 @@ def test_nothing_is_written_beside_the_new_ids():
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set(isa: str):
-    """FASTDECODE_CPU_ISA is read once, so each runs in a process of its own."""
-    if ISAS.index(isa) > ISAS.index(core().cpu_isa()):
-        pytest.skip(f"this processor has no {isa}")
-    code = (
-        "import sys; sys.path.insert(0, 'tests'); sys.path.insert(0, 'tests/decoder')\n"
+    assert_runs_with(
+        isa,
         "import test_fused as t\n"
-        f"assert t.core().cpu_isa() == {isa!r}\n"
         "for shape in t.SHAPES:\n"
         "    for lengths in ([9], [5, 70, 6, 20, 33], [8] * 13): t.test_equal_to_pytorch(shape, lengths)\n"
-        "    for count in (2, 3, 4, 5, 9): t.test_a_row_has_the_same_bits_alone_and_among_others(shape, count)\n"
-        "print('same')\n"
+        "    for count in (2, 3, 4, 5, 9): t.test_a_row_has_the_same_bits_alone_and_among_others(shape, count)\n",
     )
-    environment = {**os.environ, "FASTDECODE_CPU_ISA": isa}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.stdout == "same\n", done.stderr
 
 
 @pytest.mark.parametrize("name", ["avx9", "AVX2"])
 def test_an_instruction_set_that_is_not_to_be_had(name: str):
-    code = (
-        "import sys, torch; sys.path.insert(0, 'tests')\n"
+    done = run_with(
+        name,
+        "import torch\n"
         "from models_for_tests import tiny_model\n"
         "import fastdecode\n"
         "try: fastdecode.generate(tiny_model(0), torch.tensor([[5, 6]]), max_new_tokens=3)\n"
-        "except ValueError as error: print(error)\n"
+        "except ValueError as error: print(error)\n",
     )
-    environment = {**os.environ, "FASTDECODE_CPU_ISA": name}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
     expected = f"FASTDECODE_CPU_ISA = {name}: must be portable, avx2 or avx512, and this machine has up to "
     assert done.stdout.startswith(expected), done.stderr
 

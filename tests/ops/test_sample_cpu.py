@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 import torch
 from cases import DTYPES, SIZES, assert_same_bits, random_arguments
+from isas import ISAS, assert_runs_with
 
 from fastdecode.ops import TokenSets, last_backend, sample
-from fastdecode.ops.backends import core
-
-ISAS = ("portable", "avx2", "avx512")
 
 
 def both(logits, **arguments):
@@ -35,22 +33,14 @@ def test_same_bits_on_random_arguments(vocab, dtype):
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set(isa: str):
-    """FASTDECODE_CPU_ISA is read once, so each runs in a process of its own."""
-    if ISAS.index(isa) > ISAS.index(core().cpu_isa()):
-        pytest.skip(f"this processor has no {isa}")
-    code = (
-        "import sys; sys.path.insert(0, 'tests/ops')\n"
+    assert_runs_with(
+        isa,
         "import test_sample_cpu as t\n"
-        f"assert t.core().cpu_isa() == {isa!r}\n"
         "for dtype in t.DTYPES:\n"
         "    for vocab in t.SIZES: t.test_same_bits_on_random_arguments(vocab, dtype)\n"
         "for k in (1, 50, 2000): t.test_same_bits_on_a_full_vocabulary_with_ties(k)\n"
-        "for dtype in t.DTYPES[1:]: t.test_every_16_bit_value_is_read_right(dtype)\n"
-        "print('same')\n"
+        "for dtype in t.DTYPES[1:]: t.test_every_16_bit_value_is_read_right(dtype)\n",
     )
-    environment = {**os.environ, "FASTDECODE_CPU_ISA": isa}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.stdout == "same\n", done.stderr
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -1,0 +1,27 @@
+"""Programs under a chosen FASTDECODE_CPU_ISA, which is read once: each runs in a process of its own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fastdecode.ops.backends import core
+
+ISAS = ("portable", "avx2", "avx512")
+
+
+def run_with(isa: str, code: str) -> subprocess.CompletedProcess[str]:
+    """``code`` with ``tests`` and its folders on the path."""
+    code = f"import sys; sys.path[:0] = ['tests', 'tests/ops', 'tests/decoder']\n{code}"
+    environment = {**os.environ, "FASTDECODE_CPU_ISA": isa}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+
+
+def assert_runs_with(isa: str, code: str) -> None:
+    """``code`` must run to its end; skips where the processor lacks ``isa``."""
+    if ISAS.index(isa) > ISAS.index(core().cpu_isa()):
+        pytest.skip(f"this processor has no {isa}")
+    check = f"from fastdecode.ops.backends import core\nassert core().cpu_isa() == {isa!r}\n"
+    done = run_with(isa, f"{check}{code}print('same')\n")
+    assert done.stdout == "same\n", done.stderr
