@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fastdecode.models.chameleon import Vocabulary
-from fastdecode.ops import TokenSets
+from fastdecode.ops import GrammarTables, TokenSets
 
 MODES = ("text-only", "image-only", "interleaved-text-image", "unrestricted")
 
@@ -28,21 +28,31 @@ TEXT_SET, TEXT_WITHOUT_BEGIN_SET, IMAGE_SET, EVERYTHING_SET = 0, 1, 2, 3
 class Grammar:
     """Tables for one mode and vocabulary; build with `compile_grammar`.
 
-    ``sets`` are the token sets by index. ``set_of[state]`` is the set a state draws from, or -1 where the token is
-    forced or nothing comes; ``forced[state]`` that token, or -1; ``following[state]`` the state after it inside a
-    picture.
+    ``tables`` are its states as modes of `fastdecode.ops.GrammarTables`: what `advance` does here on the host,
+    `fastdecode.ops.advance` does on the device.
     """
 
     mode: str
     image_length: int
     begin_image: int
     end_image: int
-    eos: frozenset[int]
     image_ids: frozenset[int]
-    sets: TokenSets
-    set_of: tuple[int, ...]
-    forced: tuple[int, ...]
-    following: tuple[int, ...]
+    tables: GrammarTables
+
+    @property
+    def sets(self) -> TokenSets:
+        """The token sets by index."""
+        return self.tables.sets
+
+    @property
+    def set_of(self) -> tuple[int, ...]:
+        """By state: the set that it draws from where there is room, or -1: its token is forced, or nothing comes."""
+        return self.tables.host_set_of
+
+    @property
+    def forced(self) -> tuple[int, ...]:
+        """By state: the token that comes without a draw, or -1."""
+        return self.tables.host_forced
 
     @property
     def close(self) -> int:
@@ -86,23 +96,11 @@ class Grammar:
 
         ``length`` counts the ids of the sequence so far, prompt included. -1 in a forced state.
         """
-        index = self.set_of[state]
-        if index == TEXT_SET and length + self.block_length > limit:
-            return TEXT_WITHOUT_BEGIN_SET
-        return index
+        return self.tables.set_index(state, limit - length)
 
     def advance(self, state: int, token: int) -> int:
         """The state after ``token``. Inside a block the place counts, not the token."""
-        if state == DONE:
-            return DONE
-        free = self.mode == "unrestricted"
-        if BLOCK <= state < self.close and (not free or token in self.image_ids):
-            return state + 1
-        if token in self.eos:
-            return DONE
-        if state >= OPEN and not free:
-            return self.following[state]
-        return BLOCK if token == self.begin_image and self.draws else TEXT
+        return self.tables.follow(state, token)
 
     def tail(self, length: int, state: int) -> int:
         """Where the picture that ``state`` is in begins (its begin marker), after ``length`` ids; -1 outside one."""
@@ -147,27 +145,53 @@ def compile_grammar(mode: str, vocabulary: Vocabulary, eos: Iterable[int]) -> Gr
         [_all_but(banned, v.size), _all_but(without_begin, v.size), _runs(v.image_ids), [(0, v.size)]], v.size
     )
     free = mode == "unrestricted"
-    states = BLOCK + n + 1
-    set_of, forced, following = [-1] * states, [-1] * states, list(range(1, states + 1))
+    close = BLOCK + n
+    states = close + 1
+    set_of, forced, room = [-1] * states, [-1] * states, [0] * states
     set_of[TEXT] = EVERYTHING_SET if free else TEXT_SET
-    forced[OPEN], following[OPEN] = v.begin_image, BLOCK
-    for i in range(n):
-        set_of[BLOCK + i] = EVERYTHING_SET if free else IMAGE_SET
+    tight_set_of = [TEXT_WITHOUT_BEGIN_SET if s == TEXT_SET else s for s in set_of]
+    room[TEXT] = n + 2
+    forced[OPEN] = v.begin_image
+    for state in range(BLOCK, close):
+        set_of[state] = tight_set_of[state] = EVERYTHING_SET if free else IMAGE_SET
     if free:
-        set_of[BLOCK + n] = EVERYTHING_SET
+        set_of[close] = tight_set_of[close] = EVERYTHING_SET
     else:
-        forced[BLOCK + n] = v.end_image
-    following[TEXT], following[DONE] = TEXT, DONE
-    following[BLOCK + n] = DONE if mode == "image-only" else TEXT
+        forced[close] = v.end_image
+
+    def following(state: int, begins: bool, ends_sequence: bool, is_image: bool) -> int:
+        if state == DONE:
+            return DONE
+        if BLOCK <= state < close and (is_image or not free):
+            return state + 1
+        if ends_sequence:
+            return DONE
+        if state == OPEN and not free:
+            return BLOCK
+        if state == close and not free:
+            return DONE if mode == "image-only" else TEXT
+        return BLOCK if begins and mode != "text-only" else TEXT
+
+    kinds = {i: (i == v.begin_image, i in ends, i in v.image_ids) for i in {v.begin_image, *ends, *v.image_ids}}
+    classes = [(False, False, False), *sorted(set(kinds.values()))]
     return Grammar(
         mode=mode,
         image_length=n,
         begin_image=v.begin_image,
         end_image=v.end_image,
-        eos=ends,
         image_ids=v.image_ids,
-        sets=sets,
-        set_of=tuple(set_of),
-        forced=tuple(forced),
-        following=tuple(following),
+        tables=GrammarTables(
+            sets,
+            set_of,
+            forced,
+            [[following(state, *kind) for kind in classes] for state in range(states)],
+            [
+                (low, high, number)
+                for number, kind in enumerate(classes[1:], 1)
+                for low, high in _runs(i for i, k in kinds.items() if k == kind and i < v.size)
+            ],
+            vocab=v.size,
+            tight_set_of=tight_set_of,
+            room=room,
+        ),
     )

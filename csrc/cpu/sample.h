@@ -22,11 +22,12 @@ struct SampleScratch {
   int32_t* places;  // (capacity + a tile,)
 };
 
-// Samples one group: reads checked arguments, writes element `group` of the four outputs. The
-// scratch holds at least vocab ids. A large set is shared out to up to `threads` threads. One for
-// each instruction set.
-using SampleGroup = void(const fastdecode_sample_args& args, int64_t group, int threads,
-                         const SampleScratch& scratch);
+// Samples one group from one set (0 where there are no sets) as token `step` of its sequence: reads
+// checked arguments but set_index and step, writes element `group` of the four outputs. The scratch
+// holds at least vocab ids. A large set is shared out to up to `threads` threads. One for each
+// instruction set.
+using SampleGroup = void(const fastdecode_sample_args& args, int64_t group, int64_t set,
+                         int64_t step, int threads, const SampleScratch& scratch);
 SampleGroup sample_group_portable;
 #if defined(FASTDECODE_X86)
 SampleGroup sample_group_avx2, sample_group_avx512;

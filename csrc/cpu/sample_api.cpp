@@ -1,9 +1,11 @@
-// fastdecode_sample: copies the arguments over defaults, checks them, and runs the groups.
+// fastdecode_sample and fastdecode_sample_advance: check the arguments, and run the groups.
 
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <thread>
 
+#include "cpu/advance.h"
 #include "cpu/error.h"
 #include "cpu/isa.h"
 #include "cpu/sample.h"
@@ -33,18 +35,50 @@ SampleGroup* sample_group() {
 struct Call {
   SampleGroup* sample_group;
   const fastdecode_sample_args* args;
-  int threads;  // for each group
+  const fastdecode_advance_args* advance;  // null: only a draw is wanted
+  int threads;                             // for each group
   std::atomic<bool> out_of_memory;
 };
 
-void run_group(void* context, int64_t group) {
-  Call& call = *static_cast<Call*>(context);
+void write(const fastdecode_sample_args& args, int64_t group, int64_t token,
+           fastdecode_status status) {
+  args.token[group] = token;
+  args.logprob[group] = token < 0 ? -HUGE_VALF : 0.0f;
+  args.kept[group] = token < 0 ? 0 : 1;
+  args.status[group] = status;
+}
+
+void draw(Call& call, int64_t group, int64_t set, int64_t step) {
   const SampleScratch* scratch = thread_scratch(call.args->vocab);
   if (scratch == nullptr) {
     call.out_of_memory.store(true, std::memory_order_relaxed);
     return;
   }
-  call.sample_group(*call.args, group, call.threads, *scratch);
+  call.sample_group(*call.args, group, set, step, call.threads, *scratch);
+}
+
+// What the grammar wants of a group: a draw, or what there is to say without one.
+void run_advancing(Call& call, int64_t group) {
+  const fastdecode_sample_args& args = *call.args;
+  const fastdecode_advance_args& advance = *call.advance;
+  Coming next = {Next::kNothing, 0};
+  if (advance.finished[group] == FASTDECODE_RUNNING) next = coming(advance, group);
+  switch (next.next) {
+    case Next::kNothing:
+      return write(args, group, -1, FASTDECODE_STATUS_FINISHED);
+    case Next::kForced:
+      return write(args, group, next.value, FASTDECODE_STATUS_OK);
+    case Next::kDrawn:
+      return draw(call, group, next.value, advance.step[group]);
+  }
+}
+
+void run_group(void* context, int64_t group) {
+  Call& call = *static_cast<Call*>(context);
+  if (call.advance != nullptr) return run_advancing(call, group);
+  const fastdecode_sample_args& args = *call.args;
+  draw(call, group, args.set_index != nullptr ? args.set_index[group] : 0,
+       args.step != nullptr ? args.step[group] : args.step_value);
 }
 
 int threads_for(const fastdecode_sample_args& args) {
@@ -56,14 +90,18 @@ int threads_for(const fastdecode_sample_args& args) {
 }
 
 // Groups are shared out to the threads; where there are fewer groups than threads, each group is.
-void run(const fastdecode_sample_args& args, Call& call) {
+fastdecode_result run(Call& call) {
+  const fastdecode_sample_args& args = *call.args;
   const int threads = threads_for(args);
   if (args.groups >= threads) {
     parallel_for(args.groups, threads, run_group, &call);
-    return;
+  } else {
+    call.threads = threads;
+    for (int64_t group = 0; group < args.groups; ++group) run_group(&call, group);
   }
-  call.threads = threads;
-  for (int64_t group = 0; group < args.groups; ++group) run_group(&call, group);
+  if (!call.out_of_memory.load()) return FASTDECODE_OK;
+  return fail(FASTDECODE_OUT_OF_MEMORY, "no memory for the scratch of %lld ids",
+              static_cast<long long>(args.vocab));
 }
 
 }  // namespace
@@ -83,25 +121,42 @@ void fastdecode_sample_args_init(fastdecode_sample_args* args) {
 
 fastdecode_result fastdecode_sample(const fastdecode_sample_args* given) {
   using namespace fastdecode;
-  if (given == nullptr) {
-    return fail(FASTDECODE_INVALID_ARGUMENT, "args = NULL: must point to the arguments");
-  }
-  // This is the first layout. A later one is larger, and takes the defaults for what is missing.
-  if (given->size != sizeof(fastdecode_sample_args)) {
-    return fail(FASTDECODE_INVALID_ARGUMENT,
-                "args->size = %zu: this library expects %zu; call fastdecode_sample_args_init",
-                given->size, sizeof(fastdecode_sample_args));
-  }
-  if (check_isa() != FASTDECODE_OK) return FASTDECODE_INVALID_ARGUMENT;
-  const fastdecode_result checked = check_sample_args(*given);
+  const fastdecode_result checked = check_sample_args(given);
   if (checked != FASTDECODE_OK) return checked;
-  Call call = {sample_group(), given, 1, {false}};
-  run(*given, call);
-  if (call.out_of_memory.load()) {
-    return fail(FASTDECODE_OUT_OF_MEMORY, "no memory for the scratch of %lld ids",
-                static_cast<long long>(given->vocab));
+  Call call = {sample_group(), given, nullptr, 1, {false}};
+  return run(call);
+}
+
+fastdecode_result fastdecode_sample_advance(const fastdecode_sample_args* sample,
+                                            const fastdecode_advance_args* given) {
+  using namespace fastdecode;
+  fastdecode_result checked = check_sample_args(sample);
+  if (checked != FASTDECODE_OK) return checked;
+  if (sample->set_index != nullptr || sample->step != nullptr) {
+    return fail(FASTDECODE_INVALID_ARGUMENT,
+                "sample->set_index and sample->step must be NULL: the grammar and the steps of the "
+                "groups take their place");
   }
-  return FASTDECODE_OK;
+  checked = check_advance_size(given);
+  if (checked != FASTDECODE_OK) return checked;
+  fastdecode_advance_args advance = *given;
+  advance.groups = sample->groups;
+  advance.streams_per_group = sample->streams_per_group;
+  advance.streams = sample->streams;
+  advance.rows = sample->rows;
+  advance.vocab = sample->vocab;
+  advance.token = sample->token;
+  if (sample->seen != nullptr && sample->seen != advance.seen) {
+    return fail(FASTDECODE_INVALID_ARGUMENT, "sample->seen must be NULL or advance->seen");
+  }
+  checked = check_advance_args(advance, sample->sets > 0 ? sample->sets : 1);
+  if (checked != FASTDECODE_OK) return checked;
+  Call call = {sample_group(), sample, &advance, 1, {false}};
+  const fastdecode_result result = run(call);
+  for (int64_t group = 0; result == FASTDECODE_OK && group < advance.groups; ++group) {
+    advance_group(advance, group);
+  }
+  return result;
 }
 
 int32_t fastdecode_abi_version(void) {

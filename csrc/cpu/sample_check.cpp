@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "cpu/error.h"
+#include "cpu/isa.h"
 
 namespace fastdecode {
 namespace {
@@ -143,8 +144,19 @@ fastdecode_result check_parameters(const fastdecode_sample_args& a) {
 
 }  // namespace
 
-fastdecode_result check_sample_args(const fastdecode_sample_args& args) {
-  fastdecode_result result = check_shapes(args);
+fastdecode_result check_sample_args(const fastdecode_sample_args* given) {
+  if (given == nullptr) {
+    return fail(FASTDECODE_INVALID_ARGUMENT, "args = NULL: must point to the arguments");
+  }
+  // This is the first layout. A later one is larger, and takes the defaults for what is missing.
+  if (given->size != sizeof(fastdecode_sample_args)) {
+    return fail(FASTDECODE_INVALID_ARGUMENT,
+                "args->size = %zu: this library expects %zu; call fastdecode_sample_args_init",
+                given->size, sizeof(fastdecode_sample_args));
+  }
+  const fastdecode_sample_args& args = *given;
+  fastdecode_result result = check_isa();
+  if (result == FASTDECODE_OK) result = check_shapes(args);
   if (result == FASTDECODE_OK) result = check_streams(args);
   if (result == FASTDECODE_OK) result = check_sets(args);
   if (result == FASTDECODE_OK) result = check_parameters(args);

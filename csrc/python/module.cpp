@@ -22,59 +22,86 @@ void check(fastdecode_result result) {
   if (result != FASTDECODE_OK) throw std::runtime_error(fastdecode_last_error());
 }
 
-void sample(uintptr_t logits, int32_t dtype, int32_t threads, int64_t rows, int64_t vocab,
-            int64_t row_stride, int64_t groups, int64_t streams_per_group, uintptr_t streams,
-            uintptr_t weights, uintptr_t ranges, uintptr_t set_offsets, int64_t sets,
-            uintptr_t set_index, uintptr_t temperature, uintptr_t top_k, uintptr_t top_p,
-            uintptr_t min_p, uintptr_t penalty, uintptr_t seed, uintptr_t step,
-            float temperature_value, int32_t top_k_value, float top_p_value, float min_p_value,
-            float penalty_value, int64_t seed_value, int64_t step_value, float contrast_alpha,
-            int32_t contrast_k, uintptr_t seen, uintptr_t noise, int64_t noise_stride,
-            uintptr_t token, uintptr_t logprob, uintptr_t kept, uintptr_t status) {
-  fastdecode_sample_args args;
-  fastdecode_sample_args_init(&args);
-  args.logits = pointer<const void>(logits);
-  args.dtype = dtype;
-  args.threads = threads;
-  args.rows = rows;
-  args.vocab = vocab;
-  args.row_stride = row_stride;
-  args.groups = groups;
-  args.streams_per_group = streams_per_group;
-  args.streams = pointer<const int32_t>(streams);
-  args.weights = pointer<const float>(weights);
-  args.ranges = pointer<const int32_t>(ranges);
-  args.set_offsets = pointer<const int32_t>(set_offsets);
-  args.sets = sets;
-  args.set_index = pointer<const int32_t>(set_index);
-  args.temperature = pointer<const float>(temperature);
-  args.top_k = pointer<const int32_t>(top_k);
-  args.top_p = pointer<const float>(top_p);
-  args.min_p = pointer<const float>(min_p);
-  args.penalty = pointer<const float>(penalty);
-  args.seed = pointer<const int64_t>(seed);
-  args.step = pointer<const int64_t>(step);
-  args.temperature_value = temperature_value;
-  args.top_k_value = top_k_value;
-  args.top_p_value = top_p_value;
-  args.min_p_value = min_p_value;
-  args.penalty_value = penalty_value;
-  args.seed_value = seed_value;
-  args.step_value = step_value;
-  args.contrast_alpha = contrast_alpha;
-  args.contrast_k = contrast_k;
-  args.seen = pointer<const int32_t>(seen);
-  args.noise = pointer<const float>(noise);
-  args.noise_stride = noise_stride;
-  args.token = pointer<int64_t>(token);
-  args.logprob = pointer<float>(logprob);
-  args.kept = pointer<int32_t>(kept);
-  args.status = pointer<int32_t>(status);
+// Reads the fields of an argument struct off a tuple, in order.
+class Fields {
+ public:
+  explicit Fields(const py::tuple& fields) : fields_(fields) {}
 
+  template <typename T>
+  void operator()(T*& field) {
+    field = pointer<T>(next().cast<uintptr_t>());
+  }
+  template <typename T>
+  void operator()(T& field) {
+    field = next().cast<T>();
+  }
+  void end() const {
+    if (read_ != fields_.size()) throw py::type_error("too many fields");
+  }
+
+ private:
+  py::handle next() {
+    if (read_ == fields_.size()) throw py::type_error("too few fields");
+    return fields_[read_++];
+  }
+
+  const py::tuple& fields_;
+  size_t read_ = 0;
+};
+
+fastdecode_sample_args sample_args(const py::tuple& tuple) {
+  fastdecode_sample_args a;
+  fastdecode_sample_args_init(&a);
+  Fields read(tuple);
+  read(a.logits), read(a.dtype), read(a.threads), read(a.rows), read(a.vocab), read(a.row_stride);
+  read(a.groups), read(a.streams_per_group), read(a.streams), read(a.weights);
+  read(a.ranges), read(a.set_offsets), read(a.sets), read(a.set_index);
+  read(a.temperature), read(a.top_k), read(a.top_p), read(a.min_p), read(a.penalty);
+  read(a.seed), read(a.step);
+  read(a.temperature_value), read(a.top_k_value), read(a.top_p_value), read(a.min_p_value);
+  read(a.penalty_value), read(a.seed_value), read(a.step_value);
+  read(a.contrast_alpha), read(a.contrast_k), read(a.seen), read(a.noise), read(a.noise_stride);
+  read(a.token), read(a.logprob), read(a.kept), read(a.status);
+  read.end();
+  return a;
+}
+
+fastdecode_advance_args advance_args(const py::tuple& tuple) {
+  fastdecode_advance_args a;
+  fastdecode_advance_args_init(&a);
+  Fields read(tuple);
+  fastdecode_grammar& g = a.grammar;
+  read(g.modes), read(g.classes), read(g.set_of), read(g.tight_set_of), read(g.room);
+  read(g.forced), read(g.following), read(g.class_ranges), read(g.class_range_count);
+  read(a.groups), read(a.streams_per_group), read(a.streams), read(a.rows), read(a.vocab);
+  read(a.token), read(a.mode), read(a.step), read(a.limit), read(a.finished), read(a.inputs);
+  read(a.lengths), read(a.seen), read(a.sequences), read(a.capacity);
+  read.end();
+  return a;
+}
+
+void sample(const py::tuple& fields) {
+  const fastdecode_sample_args args = sample_args(fields);
   fastdecode_result result;
   {
     py::gil_scoped_release released;
     result = fastdecode_sample(&args);
+  }
+  check(result);
+}
+
+void advance(const py::tuple& fields) {
+  const fastdecode_advance_args args = advance_args(fields);
+  check(fastdecode_advance(&args));
+}
+
+void sample_advance(const py::tuple& sample_fields, const py::tuple& advance_fields) {
+  const fastdecode_sample_args sample = sample_args(sample_fields);
+  const fastdecode_advance_args advance = advance_args(advance_fields);
+  fastdecode_result result;
+  {
+    py::gil_scoped_release released;
+    result = fastdecode_sample_advance(&sample, &advance);
   }
   check(result);
 }
@@ -173,6 +200,8 @@ void gumbel_noise(int64_t seed, int64_t step, int64_t first_id, uintptr_t out, i
 PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
   module.doc() = "Pointers in, nothing out: the C interface of fastdecode.";
   module.def("sample", &sample);
+  module.def("advance", &advance);
+  module.def("sample_advance", &sample_advance);
   module.def("decode_step", &decode_step);
   module.def("linear", &linear);
   module.def("cpu_isa", &cpu_isa);

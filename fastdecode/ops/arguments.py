@@ -11,13 +11,15 @@ from fastdecode.ops.token_sets import TokenSets
 STATUS_OK = 0
 STATUS_INVALID_LOGITS = 1
 STATUS_EMPTY_SET = 2
+STATUS_FINISHED = 3
 
 
 class Sample(NamedTuple):
     """What was drawn, one element per group.
 
     status: 0 ok; 1 invalid logits (NaN or +inf read or computed, nothing but −inf, or no stream to
-    read); 2 empty set. A group whose status is not 0 has token −1, logprob −inf and kept 0.
+    read); 2 empty set; 3, of `sample_advance` alone, the group had finished before. A group whose
+    status is not 0 has token −1, logprob −inf and kept 0.
     """
 
     token: Tensor
@@ -27,7 +29,7 @@ class Sample(NamedTuple):
     kept: Tensor
     """(groups,) int32: number of ids that passed the filters."""
     status: Tensor
-    """(groups,) int32: 0, 1 or 2."""
+    """(groups,) int32: 0, 1, 2 or 3."""
 
 
 # A value per group, or one for all groups where the tensor is None. Plain tuples: they are made on

@@ -125,6 +125,60 @@ def check_contrast(contrast: tuple[float, int]) -> tuple[float, int]:
     return alpha, k
 
 
+def check_arguments(
+    logits: Tensor,
+    streams: Tensor | None,
+    weights: Tensor | None,
+    allowed: TokenSets | list[list[tuple[int, int]]] | None,
+    set_index: Tensor | None,
+    temperature: float | Tensor,
+    top_k: int | Tensor,
+    top_p: float | Tensor,
+    min_p: float | Tensor,
+    penalty: float | Tensor,
+    seen: Tensor | None,
+    contrast: tuple[float, int] | None,
+    seed: int | Tensor,
+    step: int | Tensor,
+    noise: Tensor | None,
+) -> SampleArguments:
+    """The arguments of `sample`, their shapes, dtypes and devices checked."""
+    rows, vocab = check_logits(logits)
+    device = logits.device
+    groups, width = rows, 1
+    if streams is not None:
+        streams = check_streams(streams, device)
+        groups, width = streams.shape
+    if weights is not None:
+        weights = check_tensor("weights", weights, (groups, width), torch.float32, device)
+    if set_index is not None:
+        set_index = check_tensor("set_index", set_index, (groups,), torch.int32, device)
+    if seen is not None:
+        words = (vocab + 31) // 32
+        seen = check_tensor("seen", seen, (groups, words), torch.int32, device)
+    elif isinstance(penalty, Tensor) or penalty != 1.0:
+        raise ValueError("seen = None: penalty needs the ids seen so far")
+    return SampleArguments(
+        logits,
+        groups,
+        width,
+        streams,
+        weights,
+        None if allowed is None else check_allowed(allowed, vocab, device),
+        set_index,
+        check_float("temperature", temperature, groups, device),
+        check_int("top_k", top_k, groups, torch.int32, device),
+        check_float("top_p", top_p, groups, device),
+        check_float("min_p", min_p, groups, device),
+        check_float("penalty", penalty, groups, device),
+        seen,
+        None if contrast is None else check_contrast(contrast),
+        check_int("seed", seed, groups, torch.int64, device),
+        check_int("step", step, groups, torch.int64, device),
+        None if noise is None else check_noise(noise, groups, vocab, device),
+    )
+
+
 def _check_each(name: str, parameter: FloatParameter, rule: str, valid: Callable[[float], bool]) -> None:
     per_group, number = parameter
     if per_group is None:
@@ -144,11 +198,14 @@ def _check_table(name: str, table: Tensor | None, rule: str, valid: Callable[[fl
                 raise ValueError(f"{name}[{g}, {k}] = {value:g}: must be {rule}")
 
 
+def check_rows(streams: Tensor | None, rows: int) -> None:
+    """Raises ValueError for a stream that is neither −1 nor one of so many rows."""
+    _check_table("streams", streams, f"a row in [0, {rows}), or -1", lambda row: -1 <= row < rows)
+
+
 def check_values(args: SampleArguments) -> None:
     """The checks of csrc/cpu/sample_check.cpp for the other backends."""
-    rows = args.logits.shape[0]
-    rule = f"a row in [0, {rows}), or -1"
-    _check_table("streams", args.streams, rule, lambda row: -1 <= row < rows)
+    check_rows(args.streams, args.logits.shape[0])
     _check_table("weights", args.weights, "finite", math.isfinite)
     sets = 1 if args.allowed is None else len(args.allowed)
     for g, number in enumerate([] if args.set_index is None else args.set_index.tolist()):

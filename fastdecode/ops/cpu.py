@@ -1,6 +1,11 @@
-"""`sample` through the C++ library: passes pointers; the library checks the values."""
+"""`sample`, `advance` and `sample_advance` through the C++ library: passes pointers.
+
+The library checks the values; the fields are in the order in which csrc/python/module.cpp reads them.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,28 +13,34 @@ from torch import Tensor
 from fastdecode.ops.arguments import Sample, SampleArguments
 from fastdecode.ops.backends import core
 from fastdecode.ops.checks import LOGITS_DTYPES, MAX_VOCAB
+from fastdecode.ops.decode_state import DecodeState
+from fastdecode.ops.grammar_tables import GrammarTables
 
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def sample_cpu(args: SampleArguments) -> Sample:
-    """Runs on up to torch.get_num_threads() threads. Raises ValueError for bad values."""
-    logits, groups, allowed, noise = args.logits, args.groups, args.allowed, args.noise
-    token = torch.empty(groups, dtype=torch.int64)
-    logprob = torch.empty(groups, dtype=torch.float32)
-    kept = torch.empty(groups, dtype=torch.int32)
-    status = torch.empty(groups, dtype=torch.int32)
+def _outputs(groups: int) -> Sample:
+    return Sample(
+        torch.empty(groups, dtype=torch.int64),
+        torch.empty(groups, dtype=torch.float32),
+        torch.empty(groups, dtype=torch.int32),
+        torch.empty(groups, dtype=torch.int32),
+    )
+
+
+def _sample_fields(args: SampleArguments, out: Sample) -> tuple[Any, ...]:
+    logits, allowed, noise = args.logits, args.allowed, args.noise
     rows, vocab = logits.shape
-    core().sample(
+    return (
         logits.data_ptr(),
         LOGITS_DTYPES[logits.dtype],
         torch.get_num_threads(),
         rows,
         vocab,
         logits.stride(0),
-        groups,
+        args.groups,
         args.width,
         _address(args.streams),
         _address(args.weights),
@@ -55,9 +66,60 @@ def sample_cpu(args: SampleArguments) -> Sample:
         _address(args.seen),
         _address(noise),
         0 if noise is None else noise.stride(0),
-        token.data_ptr(),
-        logprob.data_ptr(),
-        kept.data_ptr(),
-        status.data_ptr(),
+        out.token.data_ptr(),
+        out.logprob.data_ptr(),
+        out.kept.data_ptr(),
+        out.status.data_ptr(),
     )
-    return Sample(token, logprob, kept, status)
+
+
+def sample_cpu(args: SampleArguments) -> Sample:
+    """Runs on up to torch.get_num_threads() threads. Raises ValueError for bad values."""
+    out = _outputs(args.groups)
+    core().sample(_sample_fields(args, out))
+    return out
+
+
+def _advance_fields(
+    token: Tensor | None, tables: GrammarTables, state: DecodeState, streams: Tensor | None, rows: int
+) -> tuple[Any, ...]:
+    groups = len(state.mode)
+    return (
+        tables.modes,
+        tables.classes,
+        tables.set_of.data_ptr(),
+        tables.tight_set_of.data_ptr(),
+        tables.room.data_ptr(),
+        tables.forced.data_ptr(),
+        tables.following.data_ptr(),
+        tables.class_ranges.data_ptr(),
+        len(tables.class_ranges),
+        groups,
+        1 if streams is None else streams.shape[1],
+        _address(streams),
+        rows,
+        tables.vocab,
+        _address(token),
+        state.mode.data_ptr(),
+        state.step.data_ptr(),
+        _address(state.limit),
+        state.finished.data_ptr(),
+        _address(state.inputs),
+        _address(state.lengths),
+        _address(state.seen),
+        _address(state.sequences),
+        state.capacity,
+    )
+
+
+def advance_cpu(token: Tensor, tables: GrammarTables, state: DecodeState, streams: Tensor | None, rows: int) -> None:
+    """Raises ValueError for bad values, with nothing written."""
+    core().advance(_advance_fields(token, tables, state, streams, rows))
+
+
+def sample_advance_cpu(args: SampleArguments, tables: GrammarTables, state: DecodeState) -> Sample:
+    """`sample_cpu` from the sets of the grammar, then `advance_cpu`; both or, with ValueError, neither."""
+    out = _outputs(args.groups)
+    fields = _advance_fields(None, tables, state, args.streams, len(args.logits))
+    core().sample_advance(_sample_fields(args, out), fields)
+    return out

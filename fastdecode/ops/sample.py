@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fastdecode.ops import checks
-from fastdecode.ops.arguments import Sample, SampleArguments
+from fastdecode.ops.arguments import Sample
 from fastdecode.ops.backends import choose_backend, record_backend
 from fastdecode.ops.cpu import sample_cpu
 from fastdecode.ops.reference import sample_reference
@@ -66,41 +65,24 @@ def sample(
 
     Same arguments, same bits, on every backend and in every batch.
     """
-    rows, vocab = checks.check_logits(logits)
-    device = logits.device
-    groups, width = rows, 1
-    if streams is not None:
-        streams = checks.check_streams(streams, device)
-        groups, width = streams.shape
-    if weights is not None:
-        weights = checks.check_tensor("weights", weights, (groups, width), torch.float32, device)
-    if set_index is not None:
-        set_index = checks.check_tensor("set_index", set_index, (groups,), torch.int32, device)
-    if seen is not None:
-        words = (vocab + 31) // 32
-        seen = checks.check_tensor("seen", seen, (groups, words), torch.int32, device)
-    elif isinstance(penalty, Tensor) or penalty != 1.0:
-        raise ValueError("seen = None: penalty needs the ids seen so far")
-    args = SampleArguments(
+    args = checks.check_arguments(
         logits,
-        groups,
-        width,
         streams,
         weights,
-        None if allowed is None else checks.check_allowed(allowed, vocab, device),
+        allowed,
         set_index,
-        checks.check_float("temperature", temperature, groups, device),
-        checks.check_int("top_k", top_k, groups, torch.int32, device),
-        checks.check_float("top_p", top_p, groups, device),
-        checks.check_float("min_p", min_p, groups, device),
-        checks.check_float("penalty", penalty, groups, device),
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        penalty,
         seen,
-        None if contrast is None else checks.check_contrast(contrast),
-        checks.check_int("seed", seed, groups, torch.int64, device),
-        checks.check_int("step", step, groups, torch.int64, device),
-        None if noise is None else checks.check_noise(noise, groups, vocab, device),
+        contrast,
+        seed,
+        step,
+        noise,
     )
-    backend = choose_backend(backend, device.type)
+    backend = choose_backend(backend, logits.device.type)
     if backend == "cpu":
         drawn = sample_cpu(args)
     else:

@@ -71,12 +71,15 @@ def test_exports_only_the_interface():
     names = {line.split()[-1] for line in symbols.stdout.splitlines()}
     assert names == {
         "fastdecode_abi_version",
+        "fastdecode_advance",
+        "fastdecode_advance_args_init",
         "fastdecode_cpu_isa",
         "fastdecode_decode_args_init",
         "fastdecode_decode_step",
         "fastdecode_last_error",
         "fastdecode_linear",
         "fastdecode_sample",
+        "fastdecode_sample_advance",
         "fastdecode_sample_args_init",
     }
     assert ctypes.CDLL(library).fastdecode_abi_version() == 1

@@ -40,7 +40,8 @@ typedef enum fastdecode_dtype {
 typedef enum fastdecode_status {
   FASTDECODE_STATUS_OK = 0,
   FASTDECODE_STATUS_INVALID_LOGITS = 1, /* NaN or +inf read or computed, or nothing but -inf */
-  FASTDECODE_STATUS_EMPTY_SET = 2
+  FASTDECODE_STATUS_EMPTY_SET = 2,
+  FASTDECODE_STATUS_FINISHED = 3 /* of fastdecode_sample_advance: had ended before */
 } fastdecode_status;
 
 /* Arguments of fastdecode_sample. Set up with fastdecode_sample_args_init, then fill in.
@@ -102,6 +103,73 @@ FASTDECODE_API void fastdecode_sample_args_init(fastdecode_sample_args* args);
 
 /* Draws one token per group on the CPU. Arguments are checked before an output is written. */
 FASTDECODE_API fastdecode_result fastdecode_sample(const fastdecode_sample_args* args);
+
+/* Which token may come next, as tables over modes; all ids and sets are those of the sampler.
+ *
+ * In mode m a token is drawn from set set_of[m] or, where fewer than room[m] more tokens fit below
+ * the group's limit, from tight_set_of[m]; if that is -1 the token is forced[m]; if that is -1 too
+ * the group has ended. A token of class c leads to following[m * classes + c]. The class of a token
+ * is that of the range it lies in, else 0. */
+typedef struct fastdecode_grammar {
+  int64_t modes;
+  int64_t classes;
+  const int32_t* set_of;       /* (modes,) */
+  const int32_t* tight_set_of; /* (modes,); NULL: set_of */
+  const int32_t* room;         /* (modes,); NULL: 0 */
+  const int32_t* forced;       /* (modes,) */
+  const int32_t* following;    /* (modes, classes) */
+  const int32_t* class_ranges; /* (class_range_count, 3) lo, hi, class; sorted and disjoint */
+  int64_t class_range_count;
+} fastdecode_grammar;
+
+/* What became of a group. */
+typedef enum fastdecode_finished {
+  FASTDECODE_RUNNING = 0,
+  FASTDECODE_ENDED = 1, /* its grammar or its limit ended it */
+  FASTDECODE_FAILED = 2 /* it had no token */
+} fastdecode_finished;
+
+/* Arguments of fastdecode_advance. Set up with fastdecode_advance_args_init, then fill in. */
+typedef struct fastdecode_advance_args {
+  size_t size; /* sizeof(fastdecode_advance_args); set by init */
+  fastdecode_grammar grammar;
+
+  int64_t groups;
+  int64_t streams_per_group; /* S; default 1 */
+  const int32_t* streams; /* (groups, S) row of each stream, -1: absent. NULL: row = group, S = 1 */
+  int64_t rows;
+  int64_t vocab;
+  const int64_t* token; /* (groups,) what was drawn; -1: nothing, which fails the group */
+
+  int32_t* mode;        /* (groups,) in and out */
+  int64_t* step;        /* (groups,) in and out: ids in the sequence, which numbers the next one */
+  const int64_t* limit; /* (groups,) a sequence of so many ids ends. NULL: none does */
+  uint8_t* finished;    /* (groups,) in and out: fastdecode_finished; only 0 is advanced */
+  int64_t* inputs;      /* (rows,) out: the token, for each stream of its group. NULL: not wanted */
+  int64_t* lengths;     /* (rows,) in and out: one more for each stream of the group, or NULL */
+  int32_t* seen;      /* (groups, (vocab + 31) / 32) in and out: the token's bit is set, or NULL */
+  int64_t* sequences; /* (groups, capacity) out: the token at place `step`, or NULL */
+  int64_t capacity;
+} fastdecode_advance_args;
+
+/* Sets `size` and every default. */
+FASTDECODE_API void fastdecode_advance_args_init(fastdecode_advance_args* args);
+
+/* Appends one token to every running group on the CPU: to its sequence, to the inputs of all its
+ * streams and to what it has seen; moves its mode, adds one to step and lengths, and notes whether
+ * it has finished. Two streams must not share a row. Arguments are checked before any is written.
+ */
+FASTDECODE_API fastdecode_result fastdecode_advance(const fastdecode_advance_args* args);
+
+/* fastdecode_sample, then fastdecode_advance by what was drawn; forced tokens are appended without
+ * a draw, with logprob 0 and kept 1. Groups that have finished get token -1 and
+ * FASTDECODE_STATUS_FINISHED, and nothing of theirs is read.
+ *
+ * The grammar chooses the sets, and the steps number the tokens: sample->set_index and sample->step
+ * must be NULL. advance's groups, streams, rows, vocab and token are not read: the sample's are
+ * used. sample->seen must be NULL or advance->seen. */
+FASTDECODE_API fastdecode_result fastdecode_sample_advance(const fastdecode_sample_args* sample,
+                                                           const fastdecode_advance_args* advance);
 
 /* One layer of fastdecode_decode_step. Matrices are (out, in), dense; biases may be NULL. */
 typedef struct fastdecode_layer {

@@ -1,0 +1,132 @@
+"""`advance`: append one token to every group; `sample_advance`: draw it first, by the grammar."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastdecode.ops import checks
+from fastdecode.ops.advance_reference import advance_reference, sample_advance_reference
+from fastdecode.ops.arguments import Sample
+from fastdecode.ops.backends import choose_backend, record_backend
+from fastdecode.ops.cpu import advance_cpu, sample_advance_cpu
+from fastdecode.ops.decode_state import DecodeState
+from fastdecode.ops.grammar_tables import GrammarTables
+
+
+def _check_tables(tables: GrammarTables, device: torch.device) -> None:
+    if not isinstance(tables, GrammarTables):
+        raise ValueError(f"tables: must be GrammarTables, got {type(tables).__name__}")
+    if tables.device != device:
+        raise ValueError(f"tables.device = {tables.device}: must be {device}")
+
+
+def advance(
+    token: Tensor,
+    tables: GrammarTables,
+    state: DecodeState,
+    *,
+    streams: Tensor | None = None,
+    backend: str | None = None,
+) -> None:
+    """Appends one token to every running group, in place.
+
+        token    (groups,) int64: what was drawn; −1: nothing, which fails the group
+        tables   GrammarTables on the device of the tokens
+        state    DecodeState there; its tensors are written
+        streams  (groups, S) int32: row of each stream, −1 absent. None: row g is group g's only one
+        backend  as for `sample`
+
+    For each group with finished == 0: the token becomes the input of all its streams, whose lengths
+    grow by one; its bit is set in seen; it is written into the sequence at place `step`; step grows
+    by one; the mode becomes following[mode, class of the token]. finished becomes 1 if nothing can
+    follow (set_of and forced are −1 there, or step has reached the limit), 2 if the token is −1. A
+    group that was at its end already gets finished = 1 and no token. Two streams must not share a
+    row.
+
+    Raises ValueError naming the argument, value and index, with nothing written; on a GPU only what
+    can be seen without waiting for it.
+    """
+    if not isinstance(token, Tensor) or token.dim() != 1 or token.dtype != torch.int64:
+        what = f"{tuple(token.shape)} {token.dtype}" if isinstance(token, Tensor) else type(token).__name__
+        raise ValueError(f"token: must be (groups,) int64, got {what}")
+    groups, device = len(token), token.device
+    _check_tables(tables, device)
+    if streams is not None:
+        streams = checks.check_streams(streams, device)
+        checks.check_tensor("streams", streams, (groups, streams.shape[1]), torch.int32, device)
+    per_row = state.inputs if state.inputs is not None else state.lengths
+    if per_row is None:
+        streams = None  # nothing is wanted of them
+    rows = groups if per_row is None else len(per_row)
+    if streams is None and rows < groups:
+        raise ValueError(f"streams = None: needs a row for each of the {groups} groups, got {rows}")
+    state.check(groups, rows, tables.vocab, device)
+    backend = choose_backend(backend, device.type)
+    if backend == "cpu":
+        advance_cpu(token.contiguous(), tables, state, streams, rows)
+    else:
+        state.check_values(tables, token)
+        checks.check_rows(streams, rows)
+        advance_reference(token, tables, state, streams)
+    record_backend(backend)
+
+
+def sample_advance(
+    logits: Tensor,
+    tables: GrammarTables,
+    state: DecodeState,
+    *,
+    streams: Tensor | None = None,
+    weights: Tensor | None = None,
+    temperature: float | Tensor = 1.0,
+    top_k: int | Tensor = 0,
+    top_p: float | Tensor = 1.0,
+    min_p: float | Tensor = 0.0,
+    penalty: float | Tensor = 1.0,
+    contrast: tuple[float, int] | None = None,
+    seed: int | Tensor = 0,
+    noise: Tensor | None = None,
+    backend: str | None = None,
+) -> Sample:
+    """`sample` from the set that each group's mode allows, then `advance` by what was drawn.
+
+    Arguments as there; the sets are those of `tables`, the steps those of `state`, and the seen ids
+    `state.seen`. A forced token is not sampled: logprob 0, kept 1. A group that had finished, or was
+    at its end, gets token −1 and status 3. Where the draw has no answer (status 1 or 2) the group's
+    finished becomes 2 and nothing else of it changes.
+
+    Raises ValueError as they do, with nothing written.
+    """
+    args = checks.check_arguments(
+        logits,
+        streams,
+        weights,
+        None,
+        None,
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        penalty,
+        state.seen,
+        contrast,
+        seed,
+        0,
+        noise,
+    )
+    vocab, device = logits.shape[1], logits.device
+    _check_tables(tables, device)
+    if tables.vocab != vocab:
+        raise ValueError(f"tables.vocab = {tables.vocab}: must be {vocab}, as for logits")
+    state.check(args.groups, len(logits), vocab, device)
+    args = args._replace(allowed=tables.sets)
+    backend = choose_backend(backend, device.type)
+    if backend == "cpu":
+        drawn = sample_advance_cpu(args, tables, state)
+    else:
+        checks.check_values(args)
+        state.check_values(tables, None)
+        drawn = sample_advance_reference(args, tables, state)
+    record_backend(backend)
+    return drawn

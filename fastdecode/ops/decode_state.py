@@ -1,0 +1,86 @@
+"""What `advance` moves: the place of every group in its sequence and grammar, in device memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastdecode.ops.grammar_tables import GrammarTables
+
+RUNNING, ENDED, FAILED = 0, 1, 2
+"""Values of `DecodeState.finished`."""
+
+
+@dataclass(slots=True)
+class DecodeState:
+    """The groups' places; every tensor but `limit` is written by `advance`, in place.
+
+    mode       (groups,) int32: place in the grammar
+    step       (groups,) int64: ids in the sequence so far, which is the number of the next one
+    finished   (groups,) uint8: 0 running, 1 ended by its grammar or limit, 2 failed: no token
+    limit      (groups,) int64: a sequence of so many ids ends. None: none does
+    inputs     (rows,) int64: next input id of every stream. None: not wanted
+    lengths    (rows,) int64: ids in every stream, the next input among them, or None
+    seen       (groups, ceil(vocab / 32)) int32 bit set of ids in the sequence, or None
+    sequences  (groups, capacity) int64: the ids themselves, one written at place `step`, or None
+    """
+
+    mode: Tensor
+    step: Tensor
+    finished: Tensor
+    limit: Tensor | None = None
+    inputs: Tensor | None = None
+    lengths: Tensor | None = None
+    seen: Tensor | None = None
+    sequences: Tensor | None = None
+
+    @property
+    def capacity(self) -> int:
+        """Ids that there is room for in each of `sequences`."""
+        return 0 if self.sequences is None else self.sequences.shape[1]
+
+    def check(self, groups: int, rows: int, vocab: int, device: torch.device) -> None:
+        """Raises ValueError naming the tensor of the wrong type, shape, dtype, device or layout."""
+        words = (vocab + 31) // 32
+        for name, shape, dtype in (
+            ("mode", (groups,), torch.int32),
+            ("step", (groups,), torch.int64),
+            ("finished", (groups,), torch.uint8),
+            ("limit", (groups,), torch.int64),
+            ("inputs", (rows,), torch.int64),
+            ("lengths", (rows,), torch.int64),
+            ("seen", (groups, words), torch.int32),
+            ("sequences", (groups, self.capacity), torch.int64),
+        ):
+            tensor = getattr(self, name)
+            if tensor is None and name not in ("mode", "step", "finished"):
+                continue
+            if not isinstance(tensor, Tensor):
+                raise ValueError(f"state.{name}: must be a tensor, got {type(tensor).__name__}")
+            if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device:
+                raise ValueError(
+                    f"state.{name}: must be {shape} {dtype} on {device}, "
+                    f"got {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+                )
+            if not tensor.is_contiguous():
+                raise ValueError(f"state.{name}: must be contiguous, since it is written in place")
+
+    def check_values(self, tables: GrammarTables, token: Tensor | None) -> None:
+        """The checks of csrc/cpu/advance.cpp for the other backends; reads device memory."""
+        modes, steps = self.mode.tolist(), self.step.tolist()
+        tokens = [-1] * len(modes) if token is None else token.tolist()
+        for g, finished in enumerate(self.finished.tolist()):
+            if finished > FAILED:
+                raise ValueError(f"finished[{g}] = {finished}: must be 0, 1 or 2")
+            if finished != RUNNING:
+                continue
+            if not 0 <= modes[g] < tables.modes:
+                raise ValueError(f"mode[{g}] = {modes[g]}: must be in [0, {tables.modes})")
+            if steps[g] < 0:
+                raise ValueError(f"step[{g}] = {steps[g]}: must be >= 0")
+            if self.sequences is not None and steps[g] >= self.capacity:
+                raise ValueError(f"step[{g}] = {steps[g]}: sequences have room for {self.capacity} ids")
+            if not -1 <= tokens[g] < tables.vocab:
+                raise ValueError(f"token[{g}] = {tokens[g]}: must be an id below {tables.vocab}, or -1")
