@@ -62,6 +62,8 @@ def choose_backend(backend: str | None, device_type: str) -> str:
     source = "backend"
     if backend is None:
         backend, source = _default, ENVIRONMENT_VARIABLE
+    if backend is not None and not isinstance(backend, str):
+        raise ValueError(f"{source} = {backend!r}: must be one of {', '.join(BACKENDS)}, or None")
     if not backend:
         if device_type == "cpu" and _C is not None:
             return "cpu"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from contextlib import suppress
 from numbers import Real
 
 import torch
@@ -82,7 +83,8 @@ def check_float(name: str, value: float | Tensor, groups: int, device: torch.dev
     if isinstance(value, Tensor) and value.dim() > 0:
         return check_tensor(name, value, (groups,), torch.float32, device), 0.0
     if isinstance(value, Real | Tensor):
-        return None, float(value)
+        with suppress(OverflowError, RuntimeError):  # beyond float64; complex, or on the meta device
+            return None, float(value)
     raise ValueError(f"{name} = {value!r}: must be a number or a ({groups},) tensor")
 
 
@@ -92,7 +94,7 @@ def check_int(name: str, value: int | Tensor, groups: int, dtype: torch.dtype, d
         return check_tensor(name, value, (groups,), dtype, device), 0
     try:
         number = operator.index(value)
-    except TypeError:
+    except (TypeError, RuntimeError):  # the latter: of a tensor on the meta device
         raise ValueError(f"{name} = {value!r}: must be an integer or a ({groups},) tensor") from None
     low, high = _INT32 if dtype == torch.int32 else _INT64
     if not low <= number <= high:
@@ -116,7 +118,7 @@ def check_contrast(contrast: tuple[float, int]) -> tuple[float, int]:
         alpha, k = float(contrast[0]), int(contrast[1])
         if len(contrast) != 2 or k != contrast[1]:
             raise TypeError
-    except (TypeError, ValueError, IndexError):
+    except (TypeError, ValueError, LookupError, OverflowError, RuntimeError):
         raise ValueError(f"contrast = {contrast!r}: must be (alpha, k)") from None
     if not 0 <= alpha <= 1:
         raise ValueError(f"contrast[0] = {alpha:g}: must be in [0, 1]")
@@ -205,6 +207,8 @@ def check_rows(streams: Tensor | None, rows: int) -> None:
 
 def check_values(args: SampleArguments) -> None:
     """The checks of csrc/cpu/sample_check.cpp for the other backends."""
+    if args.logits.is_meta:
+        raise ValueError("logits.device = meta: must be a device that holds their values")
     check_rows(args.streams, args.logits.shape[0])
     _check_table("weights", args.weights, "finite", math.isfinite)
     sets = 1 if args.allowed is None else len(args.allowed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -14,10 +15,15 @@ def _merged(set_number: int, ranges: Iterable[Sequence[int]]) -> list[tuple[int,
     """Checks the ranges of one set and returns them sorted, disjoint and never touching."""
     merged: list[tuple[int, int]] = []
     checked = []
-    for number, pair in enumerate(ranges):
-        if len(pair) != 2:
-            raise ValueError(f"allowed[{set_number}][{number}] = {pair!r}: must be a pair (lo, hi)")
-        lo, hi = int(pair[0]), int(pair[1])
+    try:
+        pairs = list(ranges)
+    except TypeError:
+        raise ValueError(f"allowed[{set_number}] = {ranges!r}: must be pairs (lo, hi)") from None
+    for number, pair in enumerate(pairs):
+        try:
+            lo, hi = map(operator.index, pair)
+        except (TypeError, ValueError, RuntimeError):  # the last: of tensors on the meta device
+            raise ValueError(f"allowed[{set_number}][{number}] = {pair!r}: must be a pair (lo, hi)") from None
         if not 0 <= lo <= hi <= _MAX_ID:
             raise ValueError(f"allowed[{set_number}][{number}] = ({lo}, {hi}): must be 0 <= lo <= hi < 2**31")
         if lo < hi:
@@ -51,7 +57,11 @@ class TokenSets:
         vocab: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        merged = [_merged(number, ranges) for number, ranges in enumerate(sets)]
+        try:
+            listed = list(sets)
+        except TypeError:
+            raise ValueError(f"allowed = {sets!r}: must be a list of sets of pairs (lo, hi)") from None
+        merged = [_merged(number, ranges) for number, ranges in enumerate(listed)]
         if not merged:
             raise ValueError("allowed = []: must hold at least one set")
         counts = torch.tensor([0] + [len(ranges) for ranges in merged])
