@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 _INTEGER_POISON = 0x5A
+_EVERY_PROFILE = {"database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
 
 with torch.device("meta"):
     torch.empty(0)  # now: under the poison torch would remember our functions as those that make tensors
@@ -24,3 +26,8 @@ def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("empty", "empty_like", "empty_strided"):
         monkeypatch.setattr(torch, name, poisoning(getattr(torch, name)))
+
+
+settings.register_profile("short", derandomize=True, max_examples=500, **_EVERY_PROFILE)
+settings.register_profile("long", max_examples=20_000, **_EVERY_PROFILE)
+settings.load_profile("short")
