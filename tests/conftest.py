@@ -29,5 +29,5 @@ def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 settings.register_profile("short", derandomize=True, max_examples=500, **_EVERY_PROFILE)
-settings.register_profile("long", max_examples=20_000, **_EVERY_PROFILE)
+settings.register_profile("long", max_examples=40_000, **_EVERY_PROFILE)
 settings.load_profile("short")
