@@ -47,12 +47,12 @@ class Grammar:
     @property
     def set_of(self) -> tuple[int, ...]:
         """By state: the set that it draws from where there is room, or -1: its token is forced, or nothing comes."""
-        return self.tables.host_set_of
+        return self.tables.host.set_of
 
     @property
     def forced(self) -> tuple[int, ...]:
         """By state: the token that comes without a draw, or -1."""
-        return self.tables.host_forced
+        return self.tables.host.forced
 
     @property
     def close(self) -> int:

@@ -12,6 +12,7 @@ from fastdecode.ops.backends import choose_backend, record_backend
 from fastdecode.ops.cpu import advance_cpu, sample_advance_cpu
 from fastdecode.ops.decode_state import DecodeState
 from fastdecode.ops.grammar_tables import GrammarTables
+from fastdecode.ops.library import call_advance, call_sample_advance
 
 
 def _check_tables(tables: GrammarTables, device: torch.device) -> None:
@@ -47,6 +48,8 @@ def advance(
     Raises ValueError naming the argument, value and index, with nothing written; on a GPU only what
     can be seen without waiting for it.
     """
+    if torch.compiler.is_compiling():
+        return call_advance(token, tables, state, streams=streams, backend=backend)
     if not isinstance(token, Tensor) or token.dim() != 1 or token.dtype != torch.int64:
         what = f"{tuple(token.shape)} {token.dtype}" if isinstance(token, Tensor) else type(token).__name__
         raise ValueError(f"token: must be (groups,) int64, got {what}")
@@ -98,6 +101,23 @@ def sample_advance(
 
     Raises ValueError as they do, with nothing written.
     """
+    if torch.compiler.is_compiling():
+        return call_sample_advance(
+            logits,
+            tables,
+            state,
+            streams=streams,
+            weights=weights,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            penalty=penalty,
+            contrast=contrast,
+            seed=seed,
+            noise=noise,
+            backend=backend,
+        )
     args = checks.check_arguments(
         logits,
         streams,

@@ -106,7 +106,8 @@ def check_allowed(allowed: TokenSets | list[list[tuple[int, int]]], vocab: int, 
     """The sets compiled, inside the vocabulary and on the device."""
     if not isinstance(allowed, TokenSets):
         return TokenSets(allowed, vocab, device)
-    allowed.check_vocab(vocab)
+    if allowed.checked:
+        allowed.check_vocab(vocab)
     if allowed.device != device:
         raise ValueError(f"allowed.device = {allowed.device}: must be {device}, as for logits")
     return allowed
@@ -211,6 +212,8 @@ def check_values(args: SampleArguments) -> None:
         raise ValueError("logits.device = meta: must be a device that holds their values")
     check_rows(args.streams, args.logits.shape[0])
     _check_table("weights", args.weights, "finite", math.isfinite)
+    if args.allowed is not None:
+        args.allowed.check_vocab(args.logits.shape[1])
     sets = 1 if args.allowed is None else len(args.allowed)
     for g, number in enumerate([] if args.set_index is None else args.set_index.tolist()):
         if not 0 <= number < sets:

@@ -69,6 +69,7 @@ class DecodeState:
 
     def check_values(self, tables: GrammarTables, token: Tensor | None) -> None:
         """The checks of csrc/cpu/advance.cpp for the other backends; reads device memory."""
+        assert tables.host  # checks them
         modes, steps = self.mode.tolist(), self.step.tolist()
         tokens = [-1] * len(modes) if token is None else token.tolist()
         for g, finished in enumerate(self.finished.tolist()):

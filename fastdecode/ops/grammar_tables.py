@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,21 @@ def _int32(values: Sequence[int] | Sequence[Row], device: torch.device | str) ->
     return torch.tensor(values, dtype=torch.int32).to(device)
 
 
+class HostTables(NamedTuple):
+    """`GrammarTables` in the host's memory."""
+
+    set_of: tuple[int, ...]
+    tight_set_of: tuple[int, ...]
+    room: tuple[int, ...]
+    forced: tuple[int, ...]
+    following: tuple[tuple[int, ...], ...]
+    class_ranges: tuple[tuple[int, int, int], ...]
+
+
+def _low(class_range: tuple[int, int, int]) -> int:
+    return class_range[0]
+
+
 def _check_each(name: str, values: Row, modes: int, low: int, high: int) -> tuple[int, ...]:
     if len(values) != modes:
         raise ValueError(f"len({name}) = {len(values)}: must be {modes}, one for each mode")
@@ -26,7 +42,7 @@ def _check_each(name: str, values: Row, modes: int, low: int, high: int) -> tupl
     return tuple(int(value) for value in values)
 
 
-def _checked_classes(class_ranges: Iterable[Row], classes: int, vocab: int) -> list[tuple[int, int, int]]:
+def _checked_classes(class_ranges: Iterable[Row], classes: int, vocab: int) -> tuple[tuple[int, int, int], ...]:
     ranges = sorted((int(lo), int(hi), int(number)) for lo, hi, number in class_ranges)
     end = 0
     for lo, hi, number in ranges:
@@ -36,7 +52,33 @@ def _checked_classes(class_ranges: Iterable[Row], classes: int, vocab: int) -> l
                 f"and must not overlap another"
             )
         end = hi
-    return ranges
+    return tuple(ranges)
+
+
+def _check_host(
+    sets: TokenSets,
+    set_of: Row,
+    forced: Row,
+    following: Sequence[Row],
+    class_ranges: Iterable[Row],
+    tight_set_of: Row,
+    room: Row,
+    vocab: int,
+) -> HostTables:
+    modes, widths = len(set_of), {len(row) for row in following}
+    if modes == 0 or len(following) != modes or len(widths) != 1 or not following[0]:
+        shape = f"({len(following)}, {' or '.join(map(str, sorted(widths)))})"
+        raise ValueError(f"set_of, following: must be (modes,) and (modes, classes), got ({modes},) and {shape}")
+    sets.check_vocab(vocab)
+    [classes] = widths
+    return HostTables(
+        _check_each("set_of", set_of, modes, -1, len(sets)),
+        _check_each("tight_set_of", tight_set_of, modes, -1, len(sets)),
+        _check_each("room", room, modes, 0, 1 << 31),
+        _check_each("forced", forced, modes, -1, vocab),
+        tuple(_check_each(f"following[{mode}]", row, classes, 0, modes) for mode, row in enumerate(following)),
+        _checked_classes(class_ranges, classes, vocab),
+    )
 
 
 class GrammarTables:
@@ -56,6 +98,8 @@ class GrammarTables:
     on it too. Raises ValueError naming the table and entry that is wrong.
     """
 
+    _host: HostTables | None
+
     def __init__(
         self,
         sets: TokenSets,
@@ -69,63 +113,105 @@ class GrammarTables:
         room: Row | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        modes = len(set_of)
-        widths = {len(row) for row in following}
-        if modes == 0 or len(following) != modes or len(widths) != 1 or not following[0]:
-            shape = f"({len(following)}, {' or '.join(map(str, sorted(widths)))})"
-            raise ValueError(f"set_of, following: must be (modes,) and (modes, classes), got ({modes},) and {shape}")
-        sets.check_vocab(vocab)
-        self.vocab, self.modes, self.classes = vocab, modes, len(following[0])
-        self.host_set_of = _check_each("set_of", set_of, modes, -1, len(sets))
-        self.host_tight_set_of = self.host_set_of
-        if tight_set_of is not None:
-            self.host_tight_set_of = _check_each("tight_set_of", tight_set_of, modes, -1, len(sets))
-        self.host_room = _check_each("room", room if room is not None else [0] * modes, modes, 0, 1 << 31)
-        self.host_forced = _check_each("forced", forced, modes, -1, vocab)
-        for mode, row in enumerate(following):
-            _check_each(f"following[{mode}]", row, self.classes, 0, modes)
-        self.host_following = tuple(tuple(int(next_mode) for next_mode in row) for row in following)
-        self._ranges = _checked_classes(class_ranges, self.classes, vocab)
-        self._starts = [lo for lo, _, _ in self._ranges]
-        self.sets = sets.to(device)
-        self.set_of = _int32(self.host_set_of, device)
-        self.tight_set_of = _int32(self.host_tight_set_of, device)
-        self.room = _int32(self.host_room, device)
-        self.forced = _int32(self.host_forced, device)
-        self.following = _int32(self.host_following, device)
-        self.class_ranges = _int32(self._ranges, device).reshape(-1, 3)
+        host = _check_host(
+            sets, set_of, forced, following, class_ranges, tight_set_of or set_of, room or [0] * len(set_of), vocab
+        )
+        self._host = host
+        self.vocab, self.sets = vocab, sets.to(device)
+        self.set_of = _int32(host.set_of, device)
+        self.tight_set_of = _int32(host.tight_set_of, device)
+        self.room = _int32(host.room, device)
+        self.forced = _int32(host.forced, device)
+        self.following = _int32(host.following, device)
+        self.class_ranges = _int32(host.class_ranges, device).reshape(-1, 3)
+
+    @classmethod
+    def from_tensors(
+        cls,
+        sets: TokenSets,
+        set_of: Tensor,
+        tight_set_of: Tensor,
+        room: Tensor,
+        forced: Tensor,
+        following: Tensor,
+        class_ranges: Tensor,
+        vocab: int,
+    ) -> GrammarTables:
+        """Tables that are tensors already, on one device; their values are checked where they are used, or never on a
+        GPU. Raises ValueError naming the tensor whose shape, dtype or device is wrong.
+        """
+        tables = object.__new__(cls)
+        tables._host, tables.vocab, tables.sets = None, vocab, sets
+        if following.dim() != 2 or following.shape[1] < 1:
+            raise ValueError(f"following.shape = {tuple(following.shape)}: must be (modes, classes)")
+        modes = len(following)
+        for name, tensor, shape in (
+            ("set_of", set_of, (modes,)),
+            ("tight_set_of", tight_set_of, (modes,)),
+            ("room", room, (modes,)),
+            ("forced", forced, (modes,)),
+            ("following", following, tuple(following.shape)),
+            ("class_ranges", class_ranges, (len(class_ranges), 3)),
+        ):
+            if tensor.shape != shape or tensor.dtype != torch.int32 or tensor.device != following.device:
+                raise ValueError(
+                    f"{name}: must be {shape} int32 on {following.device}, "
+                    f"got {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+                )
+            setattr(tables, name, tensor.contiguous())
+        return tables
+
+    @property
+    def host(self) -> HostTables:
+        """The tables as tuples, checked; reads device memory once if they came as tensors."""
+        if self._host is None:
+            self._host: HostTables | None = _check_host(
+                self.sets,
+                self.set_of.tolist(),
+                self.forced.tolist(),
+                self.following.tolist(),
+                self.class_ranges.tolist(),
+                self.tight_set_of.tolist(),
+                self.room.tolist(),
+                self.vocab,
+            )
+        return self._host
 
     @property
     def device(self) -> torch.device:
         return self.set_of.device
 
+    @property
+    def modes(self) -> int:
+        return self.following.shape[0]
+
+    @property
+    def classes(self) -> int:
+        return self.following.shape[1]
+
     def to(self, device: torch.device | str) -> GrammarTables:
         """The same tables on `device`; self if they are there already."""
         if torch.device(device) == self.device:
             return self
-        return GrammarTables(
-            self.sets,
-            self.host_set_of,
-            self.host_forced,
-            self.host_following,
-            self._ranges,
-            vocab=self.vocab,
-            tight_set_of=self.host_tight_set_of,
-            room=self.host_room,
-            device=device,
-        )
+        moved = object.__new__(GrammarTables)
+        moved._host, moved.vocab, moved.sets = self._host, self.vocab, self.sets.to(device)
+        for name in ("set_of", "tight_set_of", "room", "forced", "following", "class_ranges"):
+            setattr(moved, name, getattr(self, name).to(device))
+        return moved
 
     def class_of(self, token: int) -> int:
         """The class of an id."""
-        found = bisect_right(self._starts, token) - 1
-        if found >= 0 and token < self._ranges[found][1]:
-            return self._ranges[found][2]
+        ranges = self.host.class_ranges
+        found = bisect_right(ranges, token, key=_low) - 1
+        if found >= 0 and token < ranges[found][1]:
+            return ranges[found][2]
         return 0
 
     def follow(self, mode: int, token: int) -> int:
         """The mode after `token` in `mode`."""
-        return self.host_following[mode][self.class_of(token)]
+        return self.host.following[mode][self.class_of(token)]
 
     def set_index(self, mode: int, room_left: int) -> int:
         """The set that `mode` draws from where so many more tokens fit; −1: none."""
-        return (self.host_tight_set_of if room_left < self.host_room[mode] else self.host_set_of)[mode]
+        host = self.host
+        return (host.tight_set_of if room_left < host.room[mode] else host.set_of)[mode]

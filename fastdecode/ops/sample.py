@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fastdecode.ops import checks
 from fastdecode.ops.arguments import Sample
 from fastdecode.ops.backends import choose_backend, record_backend
 from fastdecode.ops.cpu import sample_cpu
+from fastdecode.ops.library import call_sample
 from fastdecode.ops.reference import sample_reference
 from fastdecode.ops.token_sets import TokenSets
 
@@ -65,6 +67,27 @@ def sample(
 
     Same arguments, same bits, on every backend and in every batch.
     """
+    if torch.compiler.is_compiling():
+        if allowed is not None and not isinstance(allowed, TokenSets):
+            raise ValueError("allowed: must be TokenSets under torch.compile, made outside")
+        return call_sample(
+            logits,
+            streams=streams,
+            weights=weights,
+            allowed=allowed,
+            set_index=set_index,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            penalty=penalty,
+            seen=seen,
+            contrast=contrast,
+            seed=seed,
+            step=step,
+            noise=noise,
+            backend=backend,
+        )
     args = checks.check_arguments(
         logits,
         streams,

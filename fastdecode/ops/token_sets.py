@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -45,11 +46,11 @@ class TokenSets:
         device   where the tables live
 
     Attributes: `ranges` (n, 2) int32, sorted and disjoint within a set; `offsets` (sets + 1,)
-    int32, set s owning ranges offsets[s] to offsets[s + 1]; `stop`, one more than the largest id.
+    int32, set s owning ranges offsets[s] to offsets[s + 1].
     Raises ValueError naming the set and range for lo > hi, lo < 0 or hi > vocab.
     """
 
-    __slots__ = ("_sets", "offsets", "ranges", "stop")
+    __slots__ = ("_largest", "_sets", "_stop", "offsets", "ranges")
 
     def __init__(
         self,
@@ -57,17 +58,14 @@ class TokenSets:
         vocab: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        try:
-            listed = list(sets)
-        except TypeError:
-            raise ValueError(f"allowed = {sets!r}: must be a list of sets of pairs (lo, hi)") from None
-        merged = [_merged(number, ranges) for number, ranges in enumerate(listed)]
+        merged = [_merged(number, ranges) for number, ranges in enumerate(sets)]
         if not merged:
             raise ValueError("allowed = []: must hold at least one set")
         counts = torch.tensor([0] + [len(ranges) for ranges in merged])
         flat = [pair for ranges in merged for pair in ranges]
-        self._sets = tuple(tuple(ranges) for ranges in merged)
-        self.stop = max((hi for _, hi in flat), default=0)
+        self._sets: tuple[tuple[tuple[int, int], ...], ...] | None = tuple(tuple(ranges) for ranges in merged)
+        self._largest: int | None = None
+        self._stop: int | None = None
         self.ranges = torch.tensor(flat, dtype=torch.int32).reshape(-1, 2).to(device)
         self.offsets = counts.cumsum(0).to(torch.int32).to(device)
         if vocab is not None:
@@ -83,11 +81,70 @@ class TokenSets:
         """Sets given as plain ids, in any order."""
         return cls([[(int(t), int(t) + 1) for t in ids] for ids in sets], vocab, device)
 
+    @classmethod
+    def from_tensors(cls, ranges: Tensor, offsets: Tensor, largest: int | None = None) -> TokenSets:
+        """Sets whose tables are tensors already, on one device; their values are checked where they are used, or never
+        on a GPU. `largest`: no set has more ids (None: read the tables to find out).
+
+        Raises ValueError for tables that are not (n, 2) and (sets + 1,) int32.
+        """
+        for name, tensor, shape in (
+            ("ranges", ranges, (len(ranges), 2)),
+            ("set_offsets", offsets, (max(len(offsets), 2),)),
+        ):
+            if tensor.shape != shape or tensor.dtype != torch.int32 or tensor.device != ranges.device:
+                what = "(n, 2)" if name == "ranges" else "(sets + 1,)"
+                raise ValueError(
+                    f"{name}: must be {what} int32 on {ranges.device}, "
+                    f"got {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+                )
+        if offsets.device.type == "cpu" and int(offsets[-1]) > len(ranges):
+            raise ValueError(f"set_offsets[-1] = {int(offsets[-1])}: there are {len(ranges)} ranges")
+        sets = object.__new__(cls)
+        sets._sets, sets._stop, sets._largest = None, None, largest
+        sets.ranges, sets.offsets = ranges.contiguous(), offsets.contiguous()
+        return sets
+
+    @property
+    def host(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """The ranges of each set; reads device memory once, and checks, if the tables came as tensors."""
+        if self._sets is None:
+            bounds, pairs = self.offsets.tolist(), self.ranges.tolist()
+            if bounds[0] < 0 or bounds != sorted(bounds) or bounds[-1] > len(pairs):
+                raise ValueError(f"set_offsets = {bounds}: must ascend from 0 to at most {len(pairs)}")
+            spans = [pairs[begin:end] for begin, end in pairwise(bounds)]
+            for number, ranges in enumerate(spans):
+                ends = [0, *(hi for _, hi in ranges)]
+                for (lo, hi), end in zip(ranges, ends, strict=False):
+                    if not end <= lo <= hi:
+                        raise ValueError(f"ranges of set {number}: ({lo}, {hi}) must be lo <= hi, sorted and disjoint")
+            self._sets = tuple(tuple((lo, hi) for lo, hi in ranges) for ranges in spans)
+        return self._sets
+
+    @property
+    def checked(self) -> bool:
+        """Whether the ranges are known to be sorted, disjoint and not negative."""
+        return self._sets is not None
+
+    @property
+    def stop(self) -> int:
+        """One more than the largest id."""
+        if self._stop is None:
+            self._stop = max((hi for ranges in self.host for _, hi in ranges), default=0)
+        return self._stop
+
+    @property
+    def largest(self) -> int:
+        """A number of ids that no set exceeds."""
+        if self._largest is None:
+            self._largest = max(sum(hi - lo for lo, hi in ranges) for ranges in self.host)
+        return self._largest
+
     def check_vocab(self, vocab: int) -> None:
         """Raises ValueError naming the first range that leaves a vocabulary of `vocab` ids."""
         if self.stop <= vocab:
             return
-        for set_number, ranges in enumerate(self._sets):
+        for set_number, ranges in enumerate(self.host):
             for number, (lo, hi) in enumerate(ranges):
                 if hi > vocab:
                     raise ValueError(
@@ -103,37 +160,37 @@ class TokenSets:
         if torch.device(device) == self.device:
             return self
         moved = object.__new__(TokenSets)
-        moved._sets, moved.stop = self._sets, self.stop
+        moved._sets, moved._stop, moved._largest = self._sets, self._stop, self._largest
         moved.ranges, moved.offsets = self.ranges.to(device), self.offsets.to(device)
         return moved
 
     def count(self, set_number: int) -> int:
         """Number of ids in a set."""
-        return sum(hi - lo for lo, hi in self._sets[set_number])
+        return sum(hi - lo for lo, hi in self.host[set_number])
 
     def mask(self, vocab: int) -> Tensor:
         """(sets, vocab) bool on the sets' device: True where the id is in the set."""
         self.check_vocab(vocab)
-        mask = torch.zeros(len(self._sets), vocab, dtype=torch.bool)
-        for row, ranges in zip(mask, self._sets, strict=True):
+        mask = torch.zeros(len(self), vocab, dtype=torch.bool)
+        for row, ranges in zip(mask, self.host, strict=True):
             for lo, hi in ranges:
                 row[lo:hi] = True
         return mask.to(self.device)
 
     def __len__(self) -> int:
-        return len(self._sets)
+        return len(self.offsets) - 1
 
     def __iter__(self) -> Iterator[tuple[tuple[int, int], ...]]:
-        return iter(self._sets)
+        return iter(self.host)
 
     def __getitem__(self, set_number: int) -> tuple[tuple[int, int], ...]:
-        return self._sets[set_number]
+        return self.host[set_number]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, TokenSets) and self._sets == other._sets
+        return isinstance(other, TokenSets) and self.host == other.host
 
     def __hash__(self) -> int:
-        return hash(self._sets)
+        return hash(self.host)
 
     def __repr__(self) -> str:
-        return f"TokenSets({[list(ranges) for ranges in self._sets]}, device='{self.device}')"
+        return f"TokenSets({[list(ranges) for ranges in self.host]}, device='{self.device}')"

@@ -85,7 +85,7 @@ def random_streams(rng: np.random.Generator, groups: int) -> tuple[torch.Tensor 
 def at_end(tables: GrammarTables, state: DecodeState, g: int) -> bool:
     left = 10**9 if state.limit is None else int(state.limit[g] - state.step[g])
     mode = int(state.mode[g])
-    return left <= 0 or (tables.set_index(mode, left) < 0 and tables.host_forced[mode] < 0)
+    return left <= 0 or (tables.set_index(mode, left) < 0 and tables.host.forced[mode] < 0)
 
 
 def advance_by_hand(token, tables: GrammarTables, state: DecodeState, streams) -> None:
@@ -167,7 +167,7 @@ def test_sample_advance_is_sample_and_then_advance(backend: str):
             if before.finished[g] != 0 or at_end(tables, before, g):
                 values = (-1, -torch.inf, 0, STATUS_FINISHED)
             elif sets[g] < 0:
-                values = (tables.host_forced[modes[g]], 0.0, 1, 0)
+                values = (tables.host.forced[modes[g]], 0.0, 1, 0)
             else:
                 continue
             for tensor, value in zip(drawn, values, strict=True):
@@ -333,7 +333,7 @@ def test_tables_on_a_device_are_the_same_tables():
     assert tables.to("cpu") is tables
     moved = tables.to("meta")
     assert moved.following.device.type == "meta"
-    assert moved.host_following == tables.host_following
+    assert moved.host.following == tables.host.following
 
 
 def test_the_blocks_modes_fit_the_tables():
