@@ -138,7 +138,9 @@ int32_t class_of(const fastdecode_grammar& tables, int64_t token) {
 }
 
 int64_t room_left(const fastdecode_advance_args& args, int64_t group) {
-  return args.limit != nullptr ? args.limit[group] - args.step[group] : INT64_MAX;
+  if (args.limit == nullptr) return INT64_MAX;
+  const int64_t limit = args.limit[group], step = args.step[group];  // step >= 0, limit whatever
+  return limit > step ? limit - step : 0;
 }
 
 }  // namespace

@@ -83,6 +83,7 @@ fastdecode_result check_streams(const fastdecode_sample_args& a) {
 }
 
 fastdecode_result check_sets(const fastdecode_sample_args& a) {
+  if (a.groups == 0) return FASTDECODE_OK;
   const int64_t sets = a.sets > 0 ? a.sets : 1;
   for (int64_t g = 0; a.set_index != nullptr && g < a.groups; ++g) {
     if (a.set_index[g] < 0 || a.set_index[g] >= sets) {
@@ -94,11 +95,14 @@ fastdecode_result check_sets(const fastdecode_sample_args& a) {
   if (a.sets > 0 && a.set_offsets[0] < 0) {
     return fail(FASTDECODE_INVALID_ARGUMENT, "set_offsets[0] = %d: must be >= 0", a.set_offsets[0]);
   }
+  // All of them first: the last says how many ranges there are.
   for (int64_t s = 0; s < a.sets; ++s) {
     if (a.set_offsets[s + 1] < a.set_offsets[s]) {
       return fail(FASTDECODE_INVALID_ARGUMENT, "set_offsets[%" PRId64 "] = %d: must not decrease",
                   s + 1, a.set_offsets[s + 1]);
     }
+  }
+  for (int64_t s = 0; s < a.sets; ++s) {
     int32_t end = 0;
     for (int64_t r = a.set_offsets[s]; r < a.set_offsets[s + 1]; ++r) {
       const int32_t lo = a.ranges[2 * r], hi = a.ranges[2 * r + 1];
