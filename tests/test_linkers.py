@@ -1,24 +1,16 @@
 """Programs that link the library, from the installed package and from a plain CMake build: they draw Python's ids."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from linking import ROOT, build_example, config, moved_build, run
 
 from fastdecode import build_info, cli, ops
 
-ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "c"
 VOCAB, LENGTH = 65536, 16
-
-
-def run(*command: str | Path, **options) -> str:
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300, **options)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def model(step: int) -> torch.Tensor:
@@ -51,13 +43,8 @@ def expected() -> str:
     return " ".join(map(str, ids)) + f" \nmean logprob {total / LENGTH:.6f}\n"
 
 
-def config(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
-    assert cli.main(["config", *options]) == 0
-    return capsys.readouterr().out.split()
-
-
-def test_with_the_flags_of_the_installed_package(tmp_path, capsys, expected):
-    flags = config(capsys, "--cflags", "--libs")
+def test_with_the_flags_of_the_installed_package(tmp_path, expected):
+    flags = config("--cflags", "--libs")
     strict = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror")
     run("gcc", *strict, EXAMPLE / "draw.c", *flags, "-o", tmp_path / "draw")
     assert run(tmp_path / "draw") == expected
@@ -68,30 +55,15 @@ def test_config_says_what_it_needs(capsys):
     assert "--cflags, --libs or --cmake-prefix" in capsys.readouterr().err
 
 
-def cmake(*arguments: str | Path) -> None:
-    tool = shutil.which("cmake", path=f"{Path(sys.executable).parent}:/usr/bin:/usr/local/bin")
-    assert tool, "cmake is one of the test extra's packages"
-    run(tool, *arguments)
+def test_with_cmake_and_the_installed_package(tmp_path, expected):
+    [prefix] = config("--cmake-prefix")
+    build_example(EXAMPLE, tmp_path, prefix)
+    assert run(tmp_path / "draw") == expected
 
 
-def build_example(tmp_path: Path, prefix: str | Path) -> Path:
-    cmake("-S", EXAMPLE, "-B", tmp_path, f"-DCMAKE_PREFIX_PATH={prefix}")
-    cmake("--build", tmp_path)
-    return tmp_path / "draw"
-
-
-def test_with_cmake_and_the_installed_package(tmp_path, capsys, expected):
-    [prefix] = config(capsys, "--cmake-prefix")
-    assert run(build_example(tmp_path, prefix)) == expected
-
-
-def test_with_a_plain_cmake_build_that_was_moved(tmp_path, expected):
-    first, moved = tmp_path / "first", tmp_path / "moved"
-    cmake("-S", ROOT, "-B", tmp_path / "build", "-DFASTDECODE_PYTHON=OFF")
-    cmake("--build", tmp_path / "build", "-j2")
-    cmake("--install", tmp_path / "build", "--prefix", first)
-    first.rename(moved)
-    assert run(build_example(tmp_path / "example", moved)) == expected
+def test_with_a_plain_cmake_build_that_was_moved(tmp_path, tmp_path_factory, expected):
+    build_example(EXAMPLE, tmp_path, moved_build(tmp_path_factory))
+    assert run(tmp_path / "draw") == expected
 
 
 def test_pkg_config(tmp_path, expected):

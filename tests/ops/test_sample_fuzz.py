@@ -12,9 +12,9 @@ from contextlib import suppress
 import pytest
 import torch
 from cases import assert_same_bits
-from fuzz import arguments
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import arguments
 
 from fastdecode.ops import TokenSets, available_backends, last_backend, sample
 

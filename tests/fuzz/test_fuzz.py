@@ -1,0 +1,61 @@
+"""The C interface under sanitizers: a fuzzer of its arguments, and calls from several threads at once."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+SECONDS = 60
+"""Of fuzzing, over both seeds."""
+LEAST_RUNS = 1500
+"""In half of them, on a busy machine; a quiet one does twenty times as many."""
+
+
+def has_sanitizers(tmp_path: Path) -> bool:
+    source = tmp_path / "empty.cpp"
+    source.write_text("int main() { return 0; }\n")
+    for sanitizer in ("address,undefined", "thread"):
+        command = ["g++", f"-fsanitize={sanitizer}", str(source), "-o", str(tmp_path / "empty")]
+        if subprocess.run(command, capture_output=True).returncode != 0:
+            return False
+        if subprocess.run([str(tmp_path / "empty")], capture_output=True).returncode != 0:
+            return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fuzz")
+    if not has_sanitizers(folder):
+        pytest.skip("g++ cannot build or run programs with the address and thread sanitizers here")
+    cmake = shutil.which("cmake", path=str(Path(sys.executable).parent)) or "cmake"
+    configure = [cmake, "-S", str(HERE), "-B", str(folder), "-DCMAKE_CXX_COMPILER=g++"]
+    for command in (configure, [cmake, "--build", str(folder), "--parallel", "2"]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_arguments_of_all_kinds(build: Path, seed: int):
+    """No sanitizer speaks, refused calls write nothing, and accepted ones give the same on every instruction set."""
+    command = [str(build / "fuzz_abi"), "--seconds", str(SECONDS / 2), "--seed", str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=build, timeout=20 * SECONDS)
+    assert done.returncode == 0, done.stderr[-5000:]
+    said = re.match(r"runs (\d+), seconds [\d.]+, outcomes (\d+),", done.stdout)
+    assert said, done.stdout
+    assert int(said[1]) > LEAST_RUNS
+    assert int(said[2]) > 200
+
+
+def test_calls_from_several_threads(build: Path):
+    command = [str(build / "threads"), "5"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=build, timeout=300)
+    assert done.returncode == 0, done.stderr[-5000:]
+    said = re.match(r"calls (\d+), threads 4,", done.stdout)
+    assert said, done.stdout
+    assert int(said[1]) > 100

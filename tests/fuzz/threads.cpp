@@ -1,0 +1,111 @@
+// For the thread sanitizer: several threads draw at the same time, each call on several threads of
+// the one pool, and each must get what it gets alone.
+//
+//   threads [SECONDS]
+
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <thread>
+
+#include "fuzz.h"
+
+namespace {
+
+struct Job {
+  std::vector<float> logits;
+  fastdecode_sample_args args;
+  std::vector<int64_t> token;
+  std::vector<float> weight, x, product;
+  int64_t k, features;
+};
+
+Job make_job(int64_t vocab, int64_t groups, uint64_t seed) {
+  Job job;
+  fuzz::Random random(seed);
+  const auto fill = [&](std::vector<float>& values, int64_t n) {
+    values.resize(static_cast<size_t>(n));
+    for (float& x : values) x = static_cast<float>(random.below(8192)) / 1024.0f - 4.0f;
+  };
+  fill(job.logits, vocab * groups);
+  fastdecode_sample_args& a = job.args;
+  fastdecode_sample_args_init(&a);
+  a.logits = job.logits.data();
+  a.rows = a.groups = groups;
+  a.vocab = a.row_stride = vocab;
+  a.seed_value = static_cast<int64_t>(seed);
+  a.top_k_value = seed % 3 == 0 ? 40 : 0;
+  a.top_p_value = seed % 2 == 0 ? 0.8f : 1.0f;
+  job.k = 256 + static_cast<int64_t>(seed % 5);
+  job.features = 300;
+  fill(job.weight, job.k * job.features);
+  fill(job.x, job.k * 3);
+  return job;
+}
+
+std::vector<int64_t> draw(const Job& job, int32_t threads) {
+  const size_t groups = static_cast<size_t>(job.args.groups);
+  std::vector<int64_t> token(groups);
+  std::vector<float> logprob(groups);
+  std::vector<int32_t> kept(groups), status(groups);
+  fastdecode_sample_args a = job.args;
+  a.threads = threads;
+  a.token = token.data();
+  a.logprob = logprob.data();
+  a.kept = kept.data();
+  a.status = status.data();
+  CHECK(fastdecode_sample(&a) == FASTDECODE_OK);
+  return token;
+}
+
+std::vector<float> multiply(const Job& job, int32_t threads) {
+  std::vector<float> out(static_cast<size_t>(3 * job.features));
+  CHECK(fastdecode_linear(job.weight.data(), nullptr, job.x.data(), 3, job.k, job.features,
+                          out.data(), job.features, threads) == FASTDECODE_OK);
+  return out;
+}
+
+void refuse(int64_t number) {
+  fastdecode_sample_args a;
+  fastdecode_sample_args_init(&a);
+  a.vocab = -number;
+  CHECK(fastdecode_sample(&a) == FASTDECODE_INVALID_ARGUMENT);
+  // The message is this thread's own.
+  CHECK(strtoll(strchr(fastdecode_last_error(), '=') + 1, nullptr, 10) == -number);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const double seconds = argc > 1 ? strtod(argv[1], nullptr) : 5.0;
+  std::vector<Job> jobs;
+  uint64_t seed = 0;
+  for (const int64_t vocab : {100, 3000, 20000, 33, 8192, 40000}) {
+    ++seed;
+    jobs.push_back(make_job(vocab, seed % 2 == 0 ? 1 : 4, seed));
+    jobs.back().token = draw(jobs.back(), 1);
+    jobs.back().product = multiply(jobs.back(), 1);
+  }
+  std::atomic<int64_t> calls{0};
+  const auto begin = std::chrono::steady_clock::now();
+  const auto work = [&](size_t me) {
+    for (size_t i = me;; ++i) {
+      const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - begin;
+      if (passed.count() > seconds) return;
+      const Job& job = jobs[i % jobs.size()];
+      const int32_t threads = static_cast<int32_t>(1 + (i + me) % 4);
+      CHECK(draw(job, threads) == job.token);
+      CHECK(multiply(job, threads) == job.product);
+      refuse(static_cast<int64_t>(1 + me));
+      calls += 3;
+    }
+  };
+  std::vector<std::thread> workers;
+  for (size_t me = 0; me < 4; ++me) workers.emplace_back(work, me);
+  for (std::thread& worker : workers) worker.join();
+  printf("calls %lld, threads 4, seconds %.1f, %s\n", static_cast<long long>(calls.load()), seconds,
+         fastdecode_cpu_isa());
+  return 0;
+}
+
+uint64_t fuzz::outcome = 0;
