@@ -58,7 +58,11 @@ class TokenSets:
         vocab: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        merged = [_merged(number, ranges) for number, ranges in enumerate(sets)]
+        try:
+            listed = list(sets)
+        except TypeError:
+            raise ValueError(f"allowed = {sets!r}: must be a list of sets of pairs (lo, hi)") from None
+        merged = [_merged(number, ranges) for number, ranges in enumerate(listed)]
         if not merged:
             raise ValueError("allowed = []: must hold at least one set")
         counts = torch.tensor([0] + [len(ranges) for ranges in merged])
