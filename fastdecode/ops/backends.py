@@ -2,6 +2,7 @@
 
     reference   PyTorch, any device, the contract as code
     cpu         C++, tensors on the CPU
+    triton      Triton, tensors on a GPU; on the CPU in Triton's interpreter (TRITON_INTERPRET=1)
 
 The environment variable FASTDECODE_BACKEND, read at import, names the backend that `backend=None`
 means.
@@ -11,7 +12,11 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import cache
+from importlib.util import find_spec
 from types import ModuleType
+
+import torch
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 ENVIRONMENT_VARIABLE = "FASTDECODE_BACKEND"
@@ -37,12 +42,28 @@ def core() -> ModuleType:
     return _C
 
 
+def _interpreted() -> bool:
+    """Whether Triton, once imported, will interpret its kernels: it reads this variable then."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+
+@cache
+def _triton_unavailable(interpreted: bool) -> str | None:
+    if find_spec("triton") is None:
+        return "the package triton is not installed"
+    if not interpreted and not torch.cuda.is_available():
+        return "no GPU that torch can use, and TRITON_INTERPRET=1 is not set"
+    return None
+
+
 def unavailable(backend: str) -> str | None:
     """Why a backend cannot run on this machine, or None if it can."""
     if backend == "reference":
         return None
     if backend == "cpu":
         return None if _C is not None else f"fastdecode._C cannot be loaded: {_C_ERROR}"
+    if backend == "triton":
+        return _triton_unavailable(_interpreted())
     if backend in BACKENDS:
         return "not part of this version"
     return f"unknown; must be one of {', '.join(BACKENDS)}"
@@ -67,6 +88,8 @@ def choose_backend(backend: str | None, device_type: str) -> str:
     if not backend:
         if device_type == "cpu" and _C is not None:
             return "cpu"
+        if device_type == "cuda" and unavailable("triton") is None:
+            return "triton"
         return "reference"
     if backend not in BACKENDS:
         raise ValueError(f"{source} = {backend!r}: {unavailable(backend)}")
@@ -75,6 +98,8 @@ def choose_backend(backend: str | None, device_type: str) -> str:
         raise ValueError(f"{source} = {backend!r}: not available: {reason}")
     if backend == "cpu" and device_type != "cpu":
         raise ValueError(f"{source} = 'cpu': needs CPU tensors, logits are on {device_type}")
+    if backend == "triton" and device_type != "cuda" and not (device_type == "cpu" and _interpreted()):
+        raise ValueError(f"{source} = 'triton': needs tensors on a GPU, logits are on {device_type}")
     return backend
 
 

@@ -12,6 +12,7 @@ from fastdecode.ops.cpu import sample_cpu
 from fastdecode.ops.library import call_sample
 from fastdecode.ops.reference import sample_reference
 from fastdecode.ops.token_sets import TokenSets
+from fastdecode.ops.triton import sample_triton
 
 
 def sample(
@@ -49,10 +50,12 @@ def sample(
         contrast     (alpha, k): contrastive decoding
         seed, step   scalar or (groups,) int64: of the request, and of the token in its sequence
         noise        (groups, vocab) float32: Gumbel noise in place of drawn noise
-        backend      "reference" | "cpu"; None picks by device
+        backend      "reference" | "cpu" | "triton"; None picks by device
 
     Returns new tensors on the device of the logits. Raises ValueError naming the argument, value
-    and index for wrong shapes, dtypes, devices and values. Zero groups give empty tensors.
+    and index for wrong shapes, dtypes, devices and values; the triton backend does not wait for a GPU
+    to see what tensors there hold, but gives a group with a wrong value status 1. Zero groups give
+    empty tensors.
 
     In float32 and in this order: z = Σ wₖ·ℓₖ over the allowed ids (−inf in any weighted stream
     makes an id impossible); contrast keeps p_expert ≥ alpha · (k-th largest p_expert), the expert
@@ -108,6 +111,8 @@ def sample(
     backend = choose_backend(backend, logits.device.type)
     if backend == "cpu":
         drawn = sample_cpu(args)
+    elif backend == "triton":
+        drawn = sample_triton(args)
     else:
         checks.check_values(args)
         drawn = sample_reference(args)

@@ -1,0 +1,14 @@
+"""Lets these tests draw their arguments from tests/ops/cases.py, and leaves out what cannot run in this process."""
+
+import sys
+from pathlib import Path
+
+import torch
+from devices import INTERPRETED
+
+sys.path.append(str(Path(__file__).parents[1] / "ops"))
+
+# test_interpreter.py runs these in a process of their own.
+collect_ignore = (
+    [] if INTERPRETED or torch.cuda.is_available() else ["test_triton_numerics.py", "test_triton_sample.py"]
+)

@@ -1,0 +1,90 @@
+"""Compiles every kernel for the GPUs we aim at, on any machine, and reads what ptxas made of it.
+
+    python -m fastdecode.triton_kernels.compile [--arch 80 90]
+
+prints kernel, configuration, architecture, registers of a thread, bytes of shared memory and of
+spills, and fails if anything spills. A kernel file takes part by its COMPILE_CASES, a list of Case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fastdecode.triton_kernels.case import Case
+
+FILES = ("sample_small", "sample_large")
+ARCHITECTURES = (80, 90)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Registers of a thread; bytes of shared memory of a block and of stack, which spills use, of a thread."""
+
+    case: Case
+    arch: int
+    registers: int
+    shared: int
+    stack: int
+    ptx: str
+
+
+def cases() -> Iterator[Case]:
+    for name in FILES:
+        yield from importlib.import_module(f"fastdecode.triton_kernels.{name}").COMPILE_CASES
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """(registers, stack) of the only kernel of a cubin."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(cubin)
+        command = [str(tool), "--dump-resource-usage", str(file)]
+        usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if found is None:
+        raise RuntimeError(f"cuobjdump says nothing of registers: {usage}")
+    return int(found[1]), int(found[2])
+
+
+def compile_case(case: Case, arch: int) -> Compiled:
+    kernel = case.kernel
+    signature = {name: "constexpr" if name in case.constexprs else case.types[name] for name in kernel.arg_names}
+    aligned: dict[tuple[int, ...], Any] = {
+        (i,): [["tt.divisibility", 16]] for i, type in enumerate(signature.values()) if type.startswith("*")
+    }
+    source = ASTSource(kernel, signature, case.constexprs, aligned)
+    made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=case.options)
+    registers, stack = _resources(made.asm["cubin"])
+    return Compiled(case, arch, registers, made.metadata.shared, stack, made.asm["ptx"])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fastdecode.triton_kernels.compile", description=__doc__)
+    parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, help="compute capabilities, as 90")
+    chosen = parser.parse_args(arguments)
+    print(f"{'kernel':18} {'configuration':44} arch  registers  shared  spills")
+    spilled = False
+    for case in cases():
+        for arch in chosen.arch:
+            c = compile_case(case, arch)
+            spilled |= c.stack > 0
+            print(f"{case.name:18} {case.configuration:44} {arch:4}  {c.registers:9}  {c.shared:6}  {c.stack:6}")
+    return int(spilled)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""`sample` for sets of at most 8,192 ids: one program per group, one launch, everything in registers.
+
+    logits       (rows, vocab) float32 | bfloat16 | float16 at a row stride
+    ranges       (n, 2) int32; set s owns ranges offsets[s] to offsets[s + 1]
+    token, logprob, kept, status    (groups,) int64, float32, int32, int32: written
+
+Reads each weighted logit of the set once. Thresholds are bisected over order keys, at most 33 sums
+each. Arrays that are absent may be any pointer of their type; `given` tells them apart.
+"""
+
+import triton
+import triton.language as tl
+
+from fastdecode.triton_kernels.case import Case
+from fastdecode.triton_kernels.group import (
+    INTS,
+    MIN_P,
+    PENALTY,
+    SEED,
+    STEP,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+    TYPES,
+    bad_parameters,
+    bad_ranges,
+    ids_at,
+    mixed,
+    parameter,
+    scaled,
+    set_of,
+)
+from fastdecode.triton_kernels.numerics import (
+    INF,
+    MASS_ONE,
+    exp_f32,
+    float_of_key,
+    gumbel_noise,
+    log_f32,
+    mass_of,
+    order_key,
+    top_p_limit,
+)
+
+LARGEST = 8192
+"""Ids of a set that one program can hold."""
+
+
+def warps_of(block: int) -> int:
+    """8 ids a thread, 16 where that takes more than 16 warps: no more fit into registers."""
+    return min(max(block // 256, 1), 16)
+
+
+@triton.jit
+def _cut(z, weight, limit, top, COUNTS: tl.constexpr):
+    """The largest c such that the z ≥ c weigh at least `limit`, 1 ≤ limit ≤ the weight of all finite z.
+
+    For counts any c that chooses the same z will do.
+    """
+    lo = order_key(top * 0.0 - 3.4028234663852886e38)
+    hi = order_key(top) + 1
+    while hi - lo > 1:
+        middle = (lo + hi) >> 1
+        reached = tl.sum(tl.where(z >= float_of_key(middle), weight, 0), 0)
+        lo = tl.where(reached >= limit, middle, lo)
+        hi = tl.where(reached >= limit, hi, middle)
+        if COUNTS:
+            hi = tl.where(reached == limit, lo + 1, hi)
+    return float_of_key(lo)
+
+
+@triton.jit
+def _likely(expert, member, alpha, k):
+    """Step 2: ids whose expert probability is at least alpha times the k-th largest of the set."""
+    expert = tl.where(member & (expert > -INF) & (expert < INF), expert + 0.0, -INF)
+    possible = expert > -INF
+    count = tl.sum(possible.to(tl.int32), 0)
+    top = tl.max(expert, 0)
+    if count > 0:
+        cut = _cut(expert, possible.to(tl.int32), tl.minimum(k, count), top, True)
+        kth = tl.min(tl.where(expert >= cut, expert, INF), 0)
+        threshold = alpha * exp_f32(kth - top)
+        possible = possible & (exp_f32(expert - top) >= threshold)
+    return possible
+
+
+@triton.jit(do_not_specialize=INTS)
+def sample_small(
+    logits, rows, row_stride: tl.int64, vocab,
+    streams, weights, width,
+    ranges, range_count, offsets, sets, set_index,
+    temperatures, temperature_value, top_ks, top_k_value, top_ps, top_p_value, min_ps, min_p_value,
+    penalties, penalty_value, seen, words,
+    contrast_alpha, contrast_k,
+    seeds, seed_value: tl.int64, steps, step_value: tl.int64, noise, noise_stride: tl.int64,
+    token, logprob, kept, status,
+    given,
+    CONTRAST: tl.constexpr, NOISE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    group = tl.program_id(0).to(tl.int64)
+    temperature = parameter(temperatures, temperature_value, group, given, TEMPERATURE)
+    top_p = parameter(top_ps, top_p_value, group, given, TOP_P)
+    min_p = parameter(min_ps, min_p_value, group, given, MIN_P)
+    penalty = parameter(penalties, penalty_value, group, given, PENALTY)
+    top_k = parameter(top_ks, top_k_value, group, given, TOP_K)
+
+    first, last, no_set = set_of(ranges, range_count, offsets, sets, set_index, vocab, group, given)
+    ids, member, size = ids_at(ranges, first, last, vocab, given, tl.arange(0, BLOCK))
+    no_set = no_set | (size > BLOCK) | bad_ranges(ranges, first, last, vocab, given, 0, 1)
+    z, keep, invalid, expert = mixed(
+        logits, rows, row_stride, streams, weights, width, group, given, ids, member, CONTRAST
+    )
+    if CONTRAST:
+        keep = keep & _likely(expert, member, contrast_alpha, contrast_k)
+    z = scaled(z, seen, words, group, given, penalty, temperature, ids, member)
+    invalid = invalid | tl.max((keep & ~(z < INF)).to(tl.int32), 0) | no_set.to(tl.int32)
+    invalid = invalid | bad_parameters(temperature, top_p, min_p, penalty).to(tl.int32)
+    z = tl.where(keep & (z < INF), z, -INF)  # from here on -inf is what has been dropped
+    top = tl.max(z, 0)
+
+    drawn = tl.full((), -1, tl.int32)
+    result_logprob = tl.full((), -INF, tl.float32)
+    count = tl.full((), 0, tl.int32)
+    ok = (invalid == 0) & (top > -INF)
+    if ok:
+        if temperature == 0:
+            drawn = tl.min(tl.where(z == top, ids, 0x7FFFFFFF), 0)
+            result_logprob = tl.full((), 0.0, tl.float32)
+            count = tl.full((), 1, tl.int32)
+        else:
+            one = (z > -INF).to(tl.int32)
+            if (top_k > 0) & (top_k < tl.sum(one, 0)):
+                z = tl.where(z >= _cut(z, one, top_k, top, True), z, -INF)
+            if top_p < 1:
+                mass = mass_of(exp_f32(z - top))
+                limit = top_p_limit(top_p, tl.sum(mass, 0))
+                z = tl.where(z >= _cut(z, mass, limit, top, False), z, -INF)
+            z = tl.where(exp_f32(z - top) >= min_p, z, -INF)
+            keep = z > -INF
+            total = tl.sum(mass_of(exp_f32(z - top)), 0)
+            count = tl.sum(keep.to(tl.int32), 0)
+            # Found again rather than kept: registers are what limits the size of a set here.
+            ids, _, _ = ids_at(ranges, first, last, vocab, given, tl.arange(0, BLOCK))
+            if NOISE:
+                g = tl.load(noise + group * noise_stride + ids, mask=keep, other=0.0)
+            else:
+                seed = parameter(seeds, seed_value, group, given, SEED)
+                step = parameter(steps, step_value, group, given, STEP)
+                g = gumbel_noise(seed, step, ids)
+            value = z + g
+            value = tl.where(keep & (value == value), value, -INF)
+            drawn = tl.min(tl.where(keep & (value == tl.max(value, 0)), ids, 0x7FFFFFFF), 0)
+            z_drawn = tl.max(tl.where(ids == drawn, z, -INF), 0)
+            result_logprob = (z_drawn - top) - log_f32(total.to(tl.float32) * (1.0 / MASS_ONE))
+    tl.store(token + group, drawn.to(tl.int64))
+    tl.store(logprob + group, result_logprob)
+    tl.store(kept + group, count)
+    empty = (size == 0) & ~no_set
+    tl.store(status + group, tl.where(empty, 2, tl.where(ok, 0, 1)))
+
+
+def launch_small(arguments: dict, groups: int, largest: int) -> None:
+    """Samples groups whose sets have at most `largest` ≤ LARGEST ids; writes the four outputs."""
+    block = max(triton.next_power_of_2(largest), 32)
+    named = {name: arguments[name] for name in sample_small.arg_names if name in arguments}
+    sample_small[(groups,)](**named, BLOCK=block, num_warps=warps_of(block), enable_fp_fusion=False)
+
+
+def _case(dtype: str, block: int, contrast: bool = False, noise: bool = False) -> Case:
+    constants = {"CONTRAST": contrast, "NOISE": noise, "BLOCK": block}
+    options = {"num_warps": warps_of(block), "enable_fp_fusion": False}
+    return Case(sample_small, TYPES | {"logits": dtype}, constants, options)
+
+
+COMPILE_CASES = [
+    *(_case("*bf16", block) for block in (32, 256, 1024, 4096, LARGEST)),
+    _case("*fp32", LARGEST),
+    _case("*fp16", LARGEST),
+    _case("*fp32", LARGEST, contrast=True, noise=True),
+]
