@@ -27,9 +27,10 @@ def neighbours(value: float, count: int) -> list[float]:
     """The float32 number nearest to value, and the next ``count`` on either side."""
     up = down = np.float32(value)
     found = [float(up)]
-    for _ in range(count):
-        up, down = np.nextafter(up, np.float32(INF)), np.nextafter(down, np.float32(-INF))
-        found += [float(up), float(down)]
+    with np.errstate(over="ignore"):  # behind the largest lies infinity
+        for _ in range(count):
+            up, down = np.nextafter(up, np.float32(INF)), np.nextafter(down, np.float32(-INF))
+            found += [float(up), float(down)]
     return [x for x in found if math.isfinite(x)]
 
 
