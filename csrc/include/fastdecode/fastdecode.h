@@ -93,7 +93,8 @@ typedef struct fastdecode_sample_args {
   int64_t noise_stride; /* elements from one group's noise to the next */
 
   int64_t* token;  /* out (groups,): drawn id, -1 where status is not 0 */
-  float* logprob;  /* out (groups,): of the drawn id under the final distribution; else -inf */
+  float* logprob;  /* out (groups,): of the drawn id under the final distribution; -inf where status
+                    * is not 0 */
   int32_t* kept;   /* out (groups,): number of ids kept; else 0 */
   int32_t* status; /* out (groups,): fastdecode_status */
 } fastdecode_sample_args;
@@ -163,7 +164,8 @@ FASTDECODE_API fastdecode_result fastdecode_advance(const fastdecode_advance_arg
 
 /* fastdecode_sample, then fastdecode_advance by what was drawn; forced tokens are appended without
  * a draw, with logprob 0 and kept 1. Groups that have finished get token -1 and
- * FASTDECODE_STATUS_FINISHED, and nothing of theirs is read.
+ * FASTDECODE_STATUS_FINISHED, also those that failed: the reason is the status of the call in which
+ * they did. Their logits are not read; their parameters must be valid all the same.
  *
  * The grammar chooses the sets, and the steps number the tokens: sample->set_index and sample->step
  * must be NULL. advance's groups, streams, rows, vocab and token are not read: the sample's are
