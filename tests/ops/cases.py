@@ -43,9 +43,9 @@ def random_sets(rng: np.random.Generator, vocab: int) -> TokenSets:
     return TokenSets(sets, vocab)
 
 
-def random_arguments(rng: np.random.Generator, vocab: int, dtype: torch.dtype) -> dict:
+def random_arguments(rng: np.random.Generator, vocab: int, dtype: torch.dtype, most_groups: int = 5) -> dict:
     """Keyword arguments of `sample`, logits included, each parameter left out at times."""
-    groups, width = int(rng.integers(1, 6)), int(rng.integers(1, 6))
+    groups, width = int(rng.integers(1, most_groups + 1)), int(rng.integers(1, 6))
     rows = int(rng.integers(1, 2 * groups + 1))
     streams = rng.integers(0, rows, (groups, width))
     streams[rng.random((groups, width)) < 0.2] = -1

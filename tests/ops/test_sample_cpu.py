@@ -12,6 +12,7 @@ from cases import DTYPES, SIZES, assert_same_bits, random_arguments
 from isas import ISAS, assert_runs_with
 
 from fastdecode.ops import TokenSets, last_backend, sample
+from fastdecode.ops.backends import core
 
 
 def both(logits, **arguments):
@@ -202,3 +203,12 @@ def test_the_environment_can_choose_the_backend(name):
     command = [sys.executable, "-c", code]
     finished = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     assert finished.stdout.strip() == name
+
+
+def test_the_long_comparison_runs():
+    """A short run of ``compare_backends.py``, which compares millions by hand."""
+    program = os.path.join(os.path.dirname(__file__), "compare_backends.py")
+    done = subprocess.run([sys.executable, program, "--groups", "500"], check=True, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 1 + ISAS.index(core().cpu_isa())
+    assert all(line.endswith("the same bits") for line in lines)
