@@ -76,9 +76,10 @@ def test_row_02_noise_is_of_the_id_not_of_its_rank(sample):
     logits[0, ::3] = 1.0
     for step in range(20):
         open_to_all = sample(logits, seed=1, step=step).token.item()
-        narrowed = [[(0, 7), (9, 10), (max(open_to_all - 2, 10), min(open_to_all + 3, 500))]]
-        if any(lo <= open_to_all < hi for lo, hi in narrowed[0]):
-            assert sample(logits, seed=1, step=step, allowed=narrowed).token.item() == open_to_all
+        for lo in (0, max(open_to_all - 2, 0)):
+            narrowed = [[(lo, lo + 1), (max(open_to_all - 1, lo + 1), 500)]]
+            if lo < open_to_all:
+                assert sample(logits, seed=1, step=step, allowed=narrowed).token.item() == open_to_all
         if open_to_all % 3 == 0:
             assert sample(logits, seed=1, step=step, top_k=167).token.item() == open_to_all
 
@@ -177,6 +178,13 @@ def test_row_08_mass_of_many_equal_bfloat16_logits_does_not_saturate(sample):
     assert got.logprob[0].item() == pytest.approx(below.item() - math.log(vocab // 2), abs=1e-5)
     below = 0.0 if got.token[2] % 2 else -1.0
     assert got.logprob[2].item() == pytest.approx(below - math.log(vocab // 2 * (1 + math.exp(-1))), abs=1e-5)
+
+
+def test_row_08_mass_is_summed_to_the_last_id(sample):
+    """131,072 logits that fall evenly from 0 to -1: where half of the mass lies, to a few ids."""
+    vocab, half = 131_072, -math.log(1 - 0.5 * (1 - math.exp(-1)))
+    got = sample(torch.linspace(0, -1, vocab)[None], top_p=0.5)
+    assert got.kept.item() == pytest.approx(half * (vocab - 1), abs=4)
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_p": 0.99999}, {"top_k": 60}, {"temperature": 50.0}], ids=str)
