@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--quick", action="store_true", help="the corners of the grid only")
     bench.add_argument("--compile", action="store_true", help="also torch.compile of the torch chain (slow to start)")
     bench.add_argument("--json", type=Path, help="also write the figures and the machine there")
+    bench.add_argument("--plot", type=Path, help="also draw the figures there, as PNG, PDF or SVG (needs matplotlib)")
     bench.add_argument("--csv", type=Path, help="also write the figures there")
 
     config = commands.add_parser(
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif args.command == "bench":
             from fastdecode.bench.sample import run_bench
 
-            run_bench(args.quick, args.json, args.csv, args.compile)
+            run_bench(args.quick, args.json, args.csv, args.compile, args.plot)
         else:
             from fastdecode.write import write_document
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from fastdecode import ops
 from fastdecode.bench.machine import describe
+from fastdecode.bench.plot import plot
 from fastdecode.bench.sample_rivals import Torch, Transformers
 
 FILTERS: dict[str, dict[str, Any]] = {
@@ -166,9 +168,13 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def run_bench(quick: bool, json_file: Path | None, csv_file: Path | None, compiled: bool) -> None:
+def run_bench(
+    quick: bool, json_file: Path | None, csv_file: Path | None, compiled: bool, plot_file: Path | None = None
+) -> None:
     """Measure all cases, print them as they come, and write the files that were asked for."""
-    for file in (json_file, csv_file):
+    if plot_file is not None and find_spec("matplotlib") is None:
+        raise ValueError("--plot needs matplotlib: pip install matplotlib")
+    for file in (json_file, csv_file, plot_file):
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()  # raises now, not after everything was measured
@@ -186,3 +192,5 @@ def run_bench(quick: bool, json_file: Path | None, csv_file: Path | None, compil
             writer = csv.DictWriter(out, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
+    if plot_file is not None:
+        plot(rows, machine, plot_file)

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from fastdecode import cli, ops
 from fastdecode.bench import sample as bench
@@ -78,12 +79,23 @@ def test_the_grid():
 
 
 def test_the_command_writes_its_figures(monkeypatch: pytest.MonkeyPatch, tmp_path, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(bench, "cases", lambda quick: [bench.Case(1, vocab=64), bench.Case(2, vocab=64)])
-    files = tmp_path / "new" / "a.json", tmp_path / "b.csv"
-    assert cli.main(["bench", "sample", "--quick", "--json", str(files[0]), "--csv", str(files[1])]) == 0
+    monkeypatch.setattr(bench, "cases", lambda quick: [bench.Case(n, vocab=64) for n in (1, 2, 4)])
+    files = tmp_path / "new" / "a.json", tmp_path / "b.csv", tmp_path / "c.png"
+    options = [f for name, file in zip(("--json", "--csv", "--plot"), files, strict=True) for f in (name, str(file))]
+    assert cli.main(["bench", "sample", "--quick", *options]) == 0
+    assert Image.open(files[2]).size[0] > 400
     written = json.loads(files[0].read_text())
     assert written["machine"]["torch"]
-    assert [row["groups"] for row in written["sample"]] == [1, 2]
+    assert [row["groups"] for row in written["sample"]] == [1, 2, 4]
     with files[1].open() as lines:
-        assert [row["vocab"] for row in csv.DictReader(lines)] == ["64", "64"]
-    assert capsys.readouterr().out.count("top_p 0.9") == 2
+        assert [row["vocab"] for row in csv.DictReader(lines)] == ["64"] * 3
+    assert capsys.readouterr().out.count("top_p 0.9") == 3
+
+
+def test_a_plot_needs_points_and_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path, capsys):
+    monkeypatch.setattr(bench, "cases", lambda quick: [bench.Case(1, vocab=64)])
+    assert cli.main(["bench", "sample", "--plot", str(tmp_path / "c.png")]) == 2
+    assert "no case was measured at three numbers of groups" in capsys.readouterr().err
+    monkeypatch.setattr(bench, "find_spec", lambda name: None)
+    assert cli.main(["bench", "sample", "--plot", str(tmp_path / "c.png")]) == 2
+    assert "--plot needs matplotlib" in capsys.readouterr().err
