@@ -24,7 +24,7 @@ STEP = tl.constexpr(2048)
 
 _INT32 = (
     *("rows", "vocab", "width", "range_count", "sets", "words", "given"),
-    *("top_k_value", "contrast_k", "hull", "chunks"),
+    *("top_k_value", "contrast_k", "span", "chunks"),
 )
 _INT64 = ("row_stride", "noise_stride", "seed_value", "step_value")
 
@@ -122,34 +122,53 @@ def in_set(ranges, first, last, vocab, given, ids):
 
 
 @triton.jit
-def mixed(logits, rows, row_stride, streams, weights, width, group, given, ids, member, EXPERT: tl.constexpr):
-    """(z, possible, invalid, expert): step 1 of the contract; the expert's logits only if wanted.
+def stream_at(k, rows, streams, weights, width, group, given):
+    """(row, weight, read, bad): the group's k-th stream, whether it is read, and whether it is none at all.
 
-    invalid is 1 if a NaN or +inf was read, no stream was, or one names no row or has no finite weight.
+    Bad is a row outside [−1, rows) or a weight that is not finite; such a stream is not read.
+    """
+    at = group * width + k
+    row = tl.load(streams + at, mask=(given & STREAMS) != 0, other=group.to(tl.int32))
+    weight = tl.load(weights + at, mask=(given & WEIGHTS) != 0, other=1.0)
+    bad = (row < -1) | (row >= rows) | ~((weight > -INF) & (weight < INF))
+    return row.to(tl.int64), weight, (row >= 0) & (weight != 0) & ~bad, bad
+
+
+@triton.jit
+def mixed(logits, rows, row_stride, streams, weights, width, group, given, ids, member):
+    """(z, possible, invalid): step 1 of the contract.
+
+    invalid is 1 if a NaN or +inf was read, or a stream is bad, or none was read.
     """
     z = tl.zeros(ids.shape, tl.float32)
-    expert = z
     possible = member
     wrong = member & False
     reads = width * 0
-    bad = width * 0
+    invalid = width * 0
     for k in range(width):
-        at = group * width + k
-        row = tl.load(streams + at, mask=(given & STREAMS) != 0, other=group.to(tl.int32))
-        weight = tl.load(weights + at, mask=(given & WEIGHTS) != 0, other=1.0)
-        finite = (weight > -INF) & (weight < INF)
-        known = (row >= -1) & (row < rows)
-        bad = bad | (~(finite & known)).to(tl.int32)
-        if finite & known & (row >= 0) & (weight != 0):
-            stream = to_f32(tl.load(logits + row.to(tl.int64) * row_stride + ids, mask=member, other=0.0))
+        row, weight, read, bad = stream_at(k, rows, streams, weights, width, group, given)
+        invalid = invalid | bad.to(tl.int32)
+        if read:
+            stream = to_f32(tl.load(logits + row * row_stride + ids, mask=member, other=0.0))
             wrong = wrong | (member & ~(stream < INF))
             possible = possible & ~(stream == -INF)
             z = z + weight * stream
-            if EXPERT:
-                expert = tl.where(reads > 0, expert, stream)
             reads = reads + 1
-    invalid = bad | (reads == 0).to(tl.int32) | tl.max(wrong.to(tl.int32), 0)
-    return z, possible, invalid, expert
+    invalid = invalid | (reads == 0).to(tl.int32) | tl.max(wrong.to(tl.int32), 0)
+    return z, possible, invalid
+
+
+@triton.jit
+def expert_of(logits, rows, row_stride, streams, weights, width, group, given, ids, member):
+    """Logits of the first stream that is read, for contrast; −inf outside the set and for what is not finite."""
+    expert = tl.full(ids.shape, -INF, tl.float32)
+    reads = width * 0
+    for k in range(width):
+        row, _, read, _ = stream_at(k, rows, streams, weights, width, group, given)
+        if read & (reads == 0):
+            expert = to_f32(tl.load(logits + row * row_stride + ids, mask=member, other=-INF)) + 0.0
+            reads = reads + 1
+    return tl.where((expert > -INF) & (expert < INF), expert, -INF)
 
 
 @triton.jit

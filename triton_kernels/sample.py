@@ -105,7 +105,7 @@ def launch_sample(
         "given": given,
         "CONTRAST": args.contrast is not None,
         "NOISE": args.noise is not None,
-        "filtered": args.top_k[0] is not None or args.top_k[1] > 0 or args.top_p[0] is not None or args.top_p[1] < 1,
+        "FILTERED": args.top_k[0] is not None or args.top_k[1] > 0 or args.top_p[0] is not None or args.top_p[1] < 1,
     }
 
     largest = vocab if allowed is None else allowed.largest

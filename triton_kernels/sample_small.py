@@ -4,8 +4,9 @@
     ranges       (n, 2) int32; set s owns ranges offsets[s] to offsets[s + 1]
     token, logprob, kept, status    (groups,) int64, float32, int32, int32: written
 
-Reads each weighted logit of the set once. Thresholds are bisected over order keys, at most 33 sums
-each. Arrays that are absent may be any pointer of their type; `given` tells them apart.
+Reads each weighted logit of the set once; with contrast the first stream's twice. Thresholds are
+bisected over order keys, by at most 33 sums. An array that is absent may be any pointer of its type;
+`given` tells them apart.
 """
 
 import triton
@@ -24,6 +25,7 @@ from fastdecode.triton_kernels.group import (
     TYPES,
     bad_parameters,
     bad_ranges,
+    expert_of,
     ids_at,
     mixed,
     parameter,
@@ -47,8 +49,8 @@ LARGEST = 8192
 
 
 def warps_of(block: int) -> int:
-    """8 ids a thread, 16 where that takes more than 16 warps: no more fit into registers."""
-    return min(max(block // 256, 1), 16)
+    """4 ids a thread, up to 16 where that would take more than 16 warps: no more fit into registers."""
+    return min(max(block // 128, 1), 16)
 
 
 @triton.jit
@@ -70,17 +72,15 @@ def _cut(z, weight, limit, top, COUNTS: tl.constexpr):
 
 
 @triton.jit
-def _likely(expert, member, alpha, k):
+def _likely(expert, alpha, k):
     """Step 2: ids whose expert probability is at least alpha times the k-th largest of the set."""
-    expert = tl.where(member & (expert > -INF) & (expert < INF), expert + 0.0, -INF)
     possible = expert > -INF
     count = tl.sum(possible.to(tl.int32), 0)
-    top = tl.max(expert, 0)
     if count > 0:
+        top = tl.max(expert, 0)
         cut = _cut(expert, possible.to(tl.int32), tl.minimum(k, count), top, True)
         kth = tl.min(tl.where(expert >= cut, expert, INF), 0)
-        threshold = alpha * exp_f32(kth - top)
-        possible = possible & (exp_f32(expert - top) >= threshold)
+        possible = possible & (exp_f32(expert - top) >= alpha * exp_f32(kth - top))
     return possible
 
 
@@ -107,11 +107,13 @@ def sample_small(
     first, last, no_set = set_of(ranges, range_count, offsets, sets, set_index, vocab, group, given)
     ids, member, size = ids_at(ranges, first, last, vocab, given, tl.arange(0, BLOCK))
     no_set = no_set | (size > BLOCK) | bad_ranges(ranges, first, last, vocab, given, 0, 1)
-    z, keep, invalid, expert = mixed(
-        logits, rows, row_stride, streams, weights, width, group, given, ids, member, CONTRAST
-    )
+    likely = member
     if CONTRAST:
-        keep = keep & _likely(expert, member, contrast_alpha, contrast_k)
+        # Read apart from the mix: registers are what limits the size of a set here.
+        expert = expert_of(logits, rows, row_stride, streams, weights, width, group, given, ids, member)
+        likely = _likely(expert, contrast_alpha, contrast_k)
+    z, keep, invalid = mixed(logits, rows, row_stride, streams, weights, width, group, given, ids, member)
+    keep = keep & likely
     z = scaled(z, seen, words, group, given, penalty, temperature, ids, member)
     invalid = invalid | tl.max((keep & ~(z < INF)).to(tl.int32), 0) | no_set.to(tl.int32)
     invalid = invalid | bad_parameters(temperature, top_p, min_p, penalty).to(tl.int32)
@@ -139,7 +141,7 @@ def sample_small(
             keep = z > -INF
             total = tl.sum(mass_of(exp_f32(z - top)), 0)
             count = tl.sum(keep.to(tl.int32), 0)
-            # Found again rather than kept: registers are what limits the size of a set here.
+            # Found again rather than kept: registers are scarce.
             ids, _, _ = ids_at(ranges, first, last, vocab, given, tl.arange(0, BLOCK))
             if NOISE:
                 g = tl.load(noise + group * noise_stride + ids, mask=keep, other=0.0)
@@ -173,7 +175,7 @@ def _case(dtype: str, block: int, contrast: bool = False, noise: bool = False) -
 
 
 COMPILE_CASES = [
-    *(_case("*bf16", block) for block in (32, 256, 1024, 4096, LARGEST)),
+    *(_case("*bf16", block) for block in (32, 256, 1024, 2048, 4096, LARGEST)),
     _case("*fp32", LARGEST),
     _case("*fp16", LARGEST),
     _case("*fp32", LARGEST, contrast=True, noise=True),
