@@ -44,8 +44,10 @@ from fastdecode.triton_kernels.numerics import (
     top_p_limit,
 )
 
-LARGEST = 8192
-"""Ids of a set that one program can hold."""
+BLOCKS = (256, 1024, 4096, 8192)
+"""Ids that a program holds: the sizes that are compiled."""
+
+LARGEST = BLOCKS[-1]
 
 
 def warps_of(block: int) -> int:
@@ -163,7 +165,7 @@ def sample_small(
 
 def launch_small(arguments: dict, groups: int, largest: int) -> None:
     """Samples groups whose sets have at most `largest` ≤ LARGEST ids; writes the four outputs."""
-    block = max(triton.next_power_of_2(largest), 32)
+    block = next(block for block in BLOCKS if block >= largest)
     named = {name: arguments[name] for name in sample_small.arg_names if name in arguments}
     sample_small[(groups,)](**named, BLOCK=block, num_warps=warps_of(block), enable_fp_fusion=False)
 
@@ -175,7 +177,7 @@ def _case(dtype: str, block: int, contrast: bool = False, noise: bool = False) -
 
 
 COMPILE_CASES = [
-    *(_case("*bf16", block) for block in (32, 256, 1024, 2048, 4096, LARGEST)),
+    *(_case("*bf16", block) for block in BLOCKS),
     _case("*fp32", LARGEST),
     _case("*fp16", LARGEST),
     _case("*fp32", LARGEST, contrast=True, noise=True),

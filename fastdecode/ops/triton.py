@@ -10,8 +10,13 @@ def sample_triton(args: SampleArguments) -> Sample:
     """Raises ValueError for bad values that the host can see; see `launch_sample` for the others."""
     from fastdecode.triton_kernels.sample import launch_sample
 
-    check_values(args if args.logits.device.type == "cpu" else _numbers_of(args))
+    check_host_values(args)
     return Sample(*launch_sample(args))
+
+
+def check_host_values(args: SampleArguments) -> None:
+    """Raises ValueError for bad numbers, and on the CPU for bad values in tensors too."""
+    check_values(args if args.logits.device.type == "cpu" else _numbers_of(args))
 
 
 def _number(parameter: FloatParameter) -> FloatParameter:
