@@ -3,13 +3,20 @@
 import re
 
 import pytest
+import torch
 from devices import INTERPRETED
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 
 if not INTERPRETED:
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import make_backend
+
+    from fastdecode.ops.checks import check_arguments
     from fastdecode.triton_kernels import compile as compiling
+    from fastdecode.triton_kernels import sample_large, sample_small
+    from fastdecode.triton_kernels.sample import launch_sample
 
     CASES = [pytest.param(case, id=f"{case.name} {case.configuration}") for case in compiling.cases()]
 else:
@@ -39,3 +46,50 @@ def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
     assert heading.split() == ["kernel", "configuration", "arch", "registers", "shared", "spills"]
     assert row.split()[0] == "sample_small"
     assert row.split()[-4] == "90"
+
+
+class Launches:
+    """In place of a kernel: binds arguments as a launch on sm_90 would, and notes the types it would compile for."""
+
+    def __init__(self, kernel) -> None:
+        jit = pytest.importorskip("triton.runtime.jit")
+        if not hasattr(jit, "create_function_from_signature"):
+            pytest.skip("this Triton binds arguments in another way")
+        self.kernel, self.arg_names, self.types = kernel, kernel.arg_names, set()
+        backend = make_backend(GPUTarget("cuda", 90, 32))
+        self.bind = jit.create_function_from_signature(kernel.signature, kernel.params, backend)
+
+    def __getitem__(self, grid):
+        def launch(**arguments):
+            _, specialization, options = self.bind(**arguments)
+            assert options["enable_fp_fusion"] is False
+            types = {name: type for name, (type, _) in zip(self.arg_names, specialization, strict=True)}
+            self.types.add(tuple(item for item in types.items() if item[1] != "constexpr"))
+
+        return launch
+
+
+def test_launches_need_no_other_types_than_are_compiled(monkeypatch: pytest.MonkeyPatch):
+    """Whatever the values of numbers, and with tensors or without: one kernel for each dtype and set of constants."""
+    kernels = []
+    for module in (sample_small, sample_large):
+        for name in [name for name in vars(module) if name.startswith("sample_")]:
+            kernels.append(Launches(getattr(module, name)))
+            monkeypatch.setattr(module, name, kernels[-1])
+    absent = dict.fromkeys(("streams", "weights", "allowed", "set_index", "seen", "contrast", "noise"))
+    off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "penalty": 1.0, "seed": 0, "step": 0}
+    for rows, vocab in ((1, 1), (1, 8192), (16, 16), (2, 65536)):
+        for more in (
+            {"seed": -(2**63), "step": 2**63 - 1},
+            {"seed": 1, "top_k": 1},
+            {"top_k": 16, "temperature": torch.ones(rows), "seed": torch.ones(rows, dtype=torch.int64)},
+            {"contrast": (0.1, 1), "top_p": 0.5},
+            {"noise": torch.zeros(rows, vocab)},
+        ):
+            logits = torch.zeros(rows, vocab, dtype=torch.bfloat16)
+            launch_sample(check_arguments(logits, **(absent | off | more)))
+    for launches in kernels:
+        assert len(launches.types) == 1, launches.kernel
+        compiled = next(case.types for case in compiling.cases() if case.kernel is launches.kernel)
+        for name, type in next(iter(launches.types)):
+            assert type == compiled[name], name
