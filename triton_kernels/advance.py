@@ -197,8 +197,8 @@ def _launch(kernel: Any, groups: int, arguments: dict[str, Any]) -> None:
 def launch_advance(token: Tensor, tables: GrammarTables, state: DecodeState, streams: Tensor | None, rows: int) -> None:
     """`advance` for arguments of checked shapes, dtypes and devices."""
     arguments = _arguments(tables, state, streams, rows)
-    absent = {"logprob": state.step.view(torch.float32), "kept": state.mode, "status": state.mode}
     if len(token):
+        absent = {"logprob": state.step.view(torch.float32), "kept": state.mode, "status": state.mode}
         with torch.cuda.device_of(token):
             _launch(advance, len(token), {**arguments, **absent, "token": token})
 

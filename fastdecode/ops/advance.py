@@ -7,7 +7,8 @@ from torch import Tensor
 
 from fastdecode.ops import checks
 from fastdecode.ops.advance_reference import advance_reference, sample_advance_reference
-from fastdecode.ops.arguments import Sample
+from fastdecode.ops.advance_triton import advance_triton, sample_advance_triton
+from fastdecode.ops.arguments import Sample, SampleArguments
 from fastdecode.ops.backends import choose_backend, record_backend
 from fastdecode.ops.cpu import advance_cpu, sample_advance_cpu
 from fastdecode.ops.decode_state import DecodeState
@@ -66,12 +67,7 @@ def advance(
         raise ValueError(f"streams = None: needs a row for each of the {groups} groups, got {rows}")
     state.check(groups, rows, tables.vocab, device)
     backend = choose_backend(backend, device.type)
-    if backend == "cpu":
-        advance_cpu(token.contiguous(), tables, state, streams, rows)
-    else:
-        state.check_values(tables, token)
-        checks.check_rows(streams, rows)
-        advance_reference(token, tables, state, streams)
+    _ADVANCE[backend](token.contiguous(), tables, state, streams, rows)
     record_backend(backend)
 
 
@@ -142,11 +138,28 @@ def sample_advance(
     state.check(args.groups, len(logits), vocab, device)
     args = args._replace(allowed=tables.sets)
     backend = choose_backend(backend, device.type)
-    if backend == "cpu":
-        drawn = sample_advance_cpu(args, tables, state)
-    else:
-        checks.check_values(args)
-        state.check_values(tables, None)
-        drawn = sample_advance_reference(args, tables, state)
+    drawn = _SAMPLE_ADVANCE[backend](args, tables, state)
     record_backend(backend)
     return drawn
+
+
+def _advance_reference(
+    token: Tensor, tables: GrammarTables, state: DecodeState, streams: Tensor | None, rows: int
+) -> None:
+    state.check_values(tables, token)
+    checks.check_rows(streams, rows)
+    advance_reference(token, tables, state, streams)
+
+
+def _sample_advance_reference(args: SampleArguments, tables: GrammarTables, state: DecodeState) -> Sample:
+    checks.check_values(args)
+    state.check_values(tables, None)
+    return sample_advance_reference(args, tables, state)
+
+
+_ADVANCE = {"reference": _advance_reference, "cpu": advance_cpu, "triton": advance_triton}
+_SAMPLE_ADVANCE = {
+    "reference": _sample_advance_reference,
+    "cpu": sample_advance_cpu,
+    "triton": sample_advance_triton,
+}

@@ -18,7 +18,7 @@ def advance_triton(token: Tensor, tables: GrammarTables, state: DecodeState, str
     if token.device.type == "cpu":
         state.check_values(tables, token)
         check_rows(streams, rows)
-    launch_advance(token.contiguous(), tables, state, streams, rows)
+    launch_advance(token, tables, state, streams, rows)
 
 
 def sample_advance_triton(args: SampleArguments, tables: GrammarTables, state: DecodeState) -> Sample:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastdecode.ops import checks
-from fastdecode.ops.arguments import Sample
+from fastdecode.ops.arguments import Sample, SampleArguments
 from fastdecode.ops.backends import choose_backend, record_backend
 from fastdecode.ops.cpu import sample_cpu
 from fastdecode.ops.library import call_sample
@@ -109,12 +109,14 @@ def sample(
         noise,
     )
     backend = choose_backend(backend, logits.device.type)
-    if backend == "cpu":
-        drawn = sample_cpu(args)
-    elif backend == "triton":
-        drawn = sample_triton(args)
-    else:
-        checks.check_values(args)
-        drawn = sample_reference(args)
+    drawn = _RUN[backend](args)
     record_backend(backend)
     return drawn
+
+
+def _reference(args: SampleArguments) -> Sample:
+    checks.check_values(args)
+    return sample_reference(args)
+
+
+_RUN = {"reference": _reference, "cpu": sample_cpu, "triton": sample_triton}

@@ -20,9 +20,24 @@ from test_advance import (
 pytest.importorskip("triton")
 
 from fastdecode.ops import DecodeState, GrammarTables, Sample, TokenSets, advance, last_backend, sample_advance
+from fastdecode.triton_kernels import advance as kernels
 from fastdecode.triton_kernels.advance import launch_advance
 
 MORE = 1 if INTERPRETED else 20
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the kernels that were launched."""
+    names: list[str] = []
+    launch = kernels._launch
+
+    def noting(kernel, *arguments):
+        names.append(kernel.__name__)
+        launch(kernel, *arguments)
+
+    monkeypatch.setattr(kernels, "_launch", noting)
+    return names
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +62,7 @@ def back(value):
     return Sample(*(tensor.cpu() for tensor in value))
 
 
-def test_advances_as_by_hand():
+def test_advances_as_by_hand(launches: list[str]):
     for case in range(60 * MORE):
         rng = np.random.default_rng(case)
         vocab, groups = int(rng.integers(1, 200)), int(rng.integers(0, 6))
@@ -61,9 +76,11 @@ def test_advances_as_by_hand():
         advance(moved(token), moved(tables), state, streams=moved(streams), backend="triton")
         assert last_backend() == "triton"
         assert_same_state(back(state), expected)
+        assert launches == ["advance"] * (groups > 0)
+        launches.clear()
 
 
-def test_sample_advance_is_the_references():
+def test_sample_advance_is_the_references(launches: list[str]):
     statuses: set[int] = set()
     for case in range(60 * MORE):
         rng = np.random.default_rng(2000 + case)
@@ -84,6 +101,8 @@ def test_sample_advance_is_the_references():
         assert_same_bits(back(got), drawn)
         assert_same_state(back(state), expected)
         statuses.update(drawn.status.tolist())
+        assert launches == ["advance_choose", "advance"]
+        launches.clear()
     assert statuses == {0, 1, 2, 3}
 
 
