@@ -69,7 +69,7 @@ def _place(mode, step, finished, modes, capacity, group, has):
     running = tl.load(finished + group) == _RUNNING
     at = tl.load(mode + group)
     number = tl.load(step + group)
-    good = (at >= 0) & (at < modes) & (number >= 0)
+    good = (at >= 0) & (at < modes) & (number >= 0) & (number < (1 << 62))
     good = good & (((has & SEQUENCES) == 0) | (number < capacity))
     return tl.where(running & good, at, 0), number, running, good
 

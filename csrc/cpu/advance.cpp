@@ -11,6 +11,8 @@
 namespace fastdecode {
 namespace {
 
+constexpr int64_t kMaxStep = int64_t{1} << 62;
+
 fastdecode_result check_pointers(const fastdecode_advance_args& a) {
   const fastdecode_grammar& tables = a.grammar;
   if (a.groups < 0 || a.rows < 0 || a.streams_per_group < 0 || a.vocab < 0 || a.capacity < 0 ||
@@ -97,9 +99,9 @@ fastdecode_result check_group(const fastdecode_advance_args& a, int64_t g, int64
     return fail(FASTDECODE_INVALID_ARGUMENT, "mode[%" PRId64 "] = %d: must be in [0, %" PRId64 ")",
                 g, a.mode[g], a.grammar.modes);
   }
-  if (a.step[g] < 0) {
-    return fail(FASTDECODE_INVALID_ARGUMENT, "step[%" PRId64 "] = %" PRId64 ": must be >= 0", g,
-                a.step[g]);
+  if (a.step[g] < 0 || a.step[g] >= kMaxStep) {
+    return fail(FASTDECODE_INVALID_ARGUMENT,
+                "step[%" PRId64 "] = %" PRId64 ": must be in [0, 2^62)", g, a.step[g]);
   }
   if (a.sequences != nullptr && a.step[g] >= a.capacity) {
     return fail(FASTDECODE_INVALID_ARGUMENT,
@@ -197,7 +199,9 @@ void advance_group(const fastdecode_advance_args& args, int64_t group) {
         args.streams != nullptr ? args.streams[group * args.streams_per_group + k] : group;
     if (row < 0) continue;
     if (args.inputs != nullptr) args.inputs[row] = token;
-    if (args.lengths != nullptr) ++args.lengths[row];
+    if (args.lengths != nullptr) {
+      args.lengths[row] = static_cast<int64_t>(static_cast<uint64_t>(args.lengths[row]) + 1);
+    }
   }
   if (args.seen != nullptr) {
     uint32_t* words = reinterpret_cast<uint32_t*>(args.seen) + group * ((args.vocab + 31) / 32);

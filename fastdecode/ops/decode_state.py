@@ -12,6 +12,8 @@ from fastdecode.ops.grammar_tables import GrammarTables
 RUNNING, ENDED, FAILED = 0, 1, 2
 """Values of `DecodeState.finished`."""
 
+MAX_STEP = 1 << 62
+
 
 @dataclass(slots=True)
 class DecodeState:
@@ -79,8 +81,8 @@ class DecodeState:
                 continue
             if not 0 <= modes[g] < tables.modes:
                 raise ValueError(f"mode[{g}] = {modes[g]}: must be in [0, {tables.modes})")
-            if steps[g] < 0:
-                raise ValueError(f"step[{g}] = {steps[g]}: must be >= 0")
+            if not 0 <= steps[g] < MAX_STEP:
+                raise ValueError(f"step[{g}] = {steps[g]}: must be in [0, 2^62)")
             if self.sequences is not None and steps[g] >= self.capacity:
                 raise ValueError(f"step[{g}] = {steps[g]}: sequences have room for {self.capacity} ids")
             if not -1 <= tokens[g] < tables.vocab:
