@@ -49,6 +49,8 @@ BLOCKS = (256, 1024, 4096, 8192)
 
 LARGEST = BLOCKS[-1]
 
+_LEAST_KEY = tl.constexpr(-0x7F800000)  # of the least finite float32
+
 
 def warps_of(block: int) -> int:
     """4 ids a thread, up to 16 where that would take more than 16 warps: no more fit into registers."""
@@ -61,7 +63,7 @@ def _cut(z, weight, limit, top, COUNTS: tl.constexpr):
 
     For counts any c that chooses the same z will do.
     """
-    lo = order_key(top * 0.0 - 3.4028234663852886e38)
+    lo = tl.full((), _LEAST_KEY, tl.int64)
     hi = order_key(top) + 1
     while hi - lo > 1:
         middle = (lo + hi) >> 1
