@@ -25,7 +25,7 @@ from triton.compiler import ASTSource
 
 from fastdecode.triton_kernels.case import Case
 
-FILES = ("sample_small", "sample_search", "sample_large")
+FILES = ("sample_small", "sample_search", "sample_large", "advance")
 ARCHITECTURES = (80, 90)
 
 
