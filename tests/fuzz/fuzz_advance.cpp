@@ -89,7 +89,7 @@ void make_state(Bytes& bytes, Case& c) {
   for (int64_t g = 0; g < a.groups; ++g) {
     s.mode[g] = static_cast<int32_t>(bytes.in(0, a.grammar.modes - 1));
     s.step[g] = writes_sequences  ? bytes.in(0, a.capacity - 1)
-                : bytes.one_in(6) ? bytes.of<int64_t>({INT64_MAX - 1, 1ll << 40})
+                : bytes.one_in(6) ? bytes.of<int64_t>({(1ll << 62) - 1, 1ll << 40})
                                   : bytes.in(0, 20);
     s.finished[g] = bytes.one_in(4) ? static_cast<uint8_t>(bytes.in(1, 2)) : 0;
     c.limit[g] = bytes.one_in(6) ? bytes.any_int64() : bytes.in(-1, 25);
@@ -145,7 +145,7 @@ void break_one(Bytes& bytes, Case& c) {
       c.state.mode[g] = bad;
       return;
     case 1:
-      c.state.step[g] = bytes.of<int64_t>({-1, INT64_MIN});
+      c.state.step[g] = bytes.of<int64_t>({-1, INT64_MIN, 1ll << 62, INT64_MAX});
       return;
     case 2:
       c.state.finished[g] = static_cast<uint8_t>(bytes.in(3, 255));
