@@ -59,8 +59,7 @@ const DecodeKernels& decode_kernels() {
 }
 
 int useful_threads(int64_t bytes, int64_t work, int limit) {
-  const int64_t useful = std::max(bytes / kBytesPerThread, work / kWorkPerThread);
-  return static_cast<int>(std::min<int64_t>(limit, std::max<int64_t>(useful, 1)));
+  return std::max(bytes / kBytesPerThread, work / kWorkPerThread) > 1 ? limit : 1;
 }
 
 void run_linears(const Linear* linears, int count, const float* x, int64_t rows, int64_t k,

@@ -15,8 +15,11 @@
 namespace fastdecode {
 namespace {
 
-// Below this many logits per thread, waking it costs more than it saves.
-constexpr int64_t kLogitsPerThread = 16384;
+// Below this many logits a second thread costs more than it saves. Tests build with less.
+#if !defined(FASTDECODE_LOGITS_TO_SHARE)
+#define FASTDECODE_LOGITS_TO_SHARE (2 * 131072)
+#endif
+constexpr int64_t kLogitsToShare = FASTDECODE_LOGITS_TO_SHARE;
 
 SampleGroup* sample_group() {
 #if defined(FASTDECODE_X86)
@@ -82,11 +85,10 @@ void run_group(void* context, int64_t group) {
 }
 
 int threads_for(const fastdecode_sample_args& args) {
-  if (args.threads == 1) return 1;
-  const int64_t processors = std::thread::hardware_concurrency();
-  const int64_t limit = args.threads > 0 ? args.threads : (processors > 0 ? processors : 1);
-  const int64_t useful = args.groups * args.streams_per_group * args.vocab / kLogitsPerThread;
-  return static_cast<int>(useful < 1 ? 1 : useful < limit ? useful : limit);
+  const int64_t logits = args.groups * args.streams_per_group * args.vocab;
+  if (args.threads == 1 || logits < kLogitsToShare) return 1;
+  const unsigned processors = std::thread::hardware_concurrency();
+  return args.threads > 0 ? args.threads : (processors > 0 ? static_cast<int>(processors) : 1);
 }
 
 // Groups are shared out to the threads; where there are fewer groups than threads, each group is.

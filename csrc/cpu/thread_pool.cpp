@@ -1,6 +1,7 @@
 #include "cpu/thread_pool.h"
 
-#include <unistd.h>
+#include <dlfcn.h>
+#include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
@@ -24,17 +25,49 @@ inline void pause() {
 #endif
 }
 
+// Entry of the OpenMP runtime that the process has, if it has one: torch brings it. Its threads
+// wait, spinning, on the processors where others would work; threads of our own would have to share
+// those with them, and be late.
+using OpenMp = void (*)(void (*run)(void*), void* context, unsigned threads, unsigned flags);
+
+OpenMp openmp() {
+  static const OpenMp found = reinterpret_cast<OpenMp>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return found;
+}
+
+// Set in a forked child, which has no threads but the one that forked.
+std::atomic<bool> forked{false};
+
+__attribute__((constructor)) void notice_forks() {
+  pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
+}
+
 class Pool {
  public:
   // False, with nothing done, if another caller has the pool or this is a forked child.
   bool run(int64_t items, int threads, void (*task)(void*, int64_t), void* context) {
-    if (getpid() != owner_ || !busy_.try_lock()) return false;
-    grow(threads - 1);
+    if (forked.load() || !busy_.try_lock()) return false;
     task_ = task;
     context_ = context;
     items_ = items;
     next_.store(0, std::memory_order_relaxed);
-    gate_.store((threads - 1) * kSeat);
+    if (const OpenMp team = openmp()) {
+      team([](void* pool) { static_cast<Pool*>(pool)->work(); }, this,
+           static_cast<unsigned>(threads), 0);
+    } else {
+      run_on_own(threads);
+    }
+    busy_.unlock();
+    return true;
+  }
+
+ private:
+  static constexpr int64_t kSeat = int64_t{1} << 32;
+
+  void run_on_own(int threads) {
+    const int workers = static_cast<int>(std::min<int64_t>(threads, items_)) - 1;
+    grow(workers);
+    gate_.store(workers * kSeat);
     if (sleepers_.load() > 0) {
       std::lock_guard<std::mutex> lock(mutex_);
       wake_.notify_all();
@@ -49,12 +82,7 @@ class Pool {
         std::this_thread::yield();
       }
     }
-    busy_.unlock();
-    return true;
   }
-
- private:
-  static constexpr int64_t kSeat = int64_t{1} << 32;
 
   void grow(int workers) {
     try {
@@ -97,7 +125,6 @@ class Pool {
     }
   }
 
-  const pid_t owner_ = getpid();
   std::mutex busy_;  // held by the caller whose items are being worked on
   std::mutex mutex_;
   std::condition_variable wake_;
@@ -113,11 +140,10 @@ class Pool {
 }  // namespace
 
 void parallel_for(int64_t items, int threads, void (*run)(void*, int64_t), void* context) {
-  const int wanted = static_cast<int>(std::min<int64_t>(threads, items));
-  if (wanted > 1) {
+  if (threads > 1 && items > 1) {
     // Never destroyed: its workers are detached and live until the process ends.
     static Pool* const pool = new Pool;
-    if (pool->run(items, wanted, run, context)) return;
+    if (pool->run(items, threads, run, context)) return;
   }
   for (int64_t item = 0; item < items; ++item) run(context, item);
 }

@@ -74,7 +74,7 @@ def test_same_bits_on_a_full_vocabulary_with_ties(top_k):
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_threads_do_not_change_a_bit(threads):
     torch.manual_seed(0)
-    logits = torch.randn(12, 20000) * 4
+    logits = torch.randn(12, 24000) * 4  # enough to be shared out
     arguments = {"seed": 5, "top_p": torch.linspace(0.1, 1, 12), "step": torch.arange(12)}
     expected = sample(logits, backend="reference", **arguments)
     before = torch.get_num_threads()
@@ -90,7 +90,7 @@ def test_concurrent_calls():
     torch.manual_seed(1)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    jobs = [torch.randn(4, size) for size in (100, 3000, 20000, 33, 8192, 12345)]
+    jobs = [torch.randn(4, size) for size in (100, 3000, 70000, 33, 8192, 66666)]
     expected = [sample(logits, seed=7, top_k=40, top_p=0.8, backend="cpu") for logits in jobs]
     failures = []
 
@@ -112,10 +112,22 @@ def test_concurrent_calls():
     assert not failures
 
 
+def test_beside_torch_the_threads_are_torchs():
+    """Threads of our own would have to share the processors with those of OpenMP, which spin there."""
+    code = (
+        "import os, torch; from fastdecode.ops import sample; torch.set_num_threads(3)\n"
+        "torch.randn(4096, 4096).sum()\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "for _ in range(5): sample(torch.randn(8, 65536), seed=1)\n"
+        "assert before >= 3 and len(os.listdir('/proc/self/task')) == before, before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def test_a_forked_child_draws_without_the_worker_threads():
     code = (
         "import os, torch; from fastdecode.ops import sample; torch.set_num_threads(2);"
-        "logits = torch.randn(8, 20000); expected = sample(logits, seed=1).token.tolist();"
+        "logits = torch.randn(8, 65536); expected = sample(logits, seed=1).token.tolist();"
         "child = os.fork();\n"
         "if child == 0: os._exit(sample(logits, seed=1).token.tolist() != expected)\n"
         "assert os.waitpid(child, 0)[1] == 0"
