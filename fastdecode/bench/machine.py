@@ -26,5 +26,5 @@ def describe() -> dict[str, Any]:
         "torch": metadata.version("torch"),
         "transformers": metadata.version("transformers"),
         "date": date.today().isoformat(),
-        "commit": git("rev-parse", "--short", "HEAD") + (" with changes" if git("status", "--porcelain") else ""),
+        "commit": git("rev-parse", "--short", "HEAD") + (" with changes" if git("status", "--porcelain", "--untracked-files=no") else ""),
     }

@@ -54,6 +54,6 @@ def plot(rows: Sequence[dict[str, Any]], machine: dict[str, Any], file: Path) ->
         axis.grid(alpha=0.3)
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(f"One draw per group: {machine['processor']}, {machine['threads']} threads, {machine['date']}")
-    figure.tight_layout(rect=(0, 0.04 + 0.3 / size[1], 1, 1))
+    figure.tight_layout(rect=(0, 0.6 / size[1], 1, 1 - 0.1 / size[1]))
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
