@@ -20,11 +20,12 @@ def describe() -> dict[str, Any]:
         done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
+    changes = " with changes" if git("status", "--porcelain", "--untracked-files=no") else ""
     keys = ("processor", "cores", "threads", "gpu", "instruction set", "python", "fastdecode")
     return {
         **{key: facts[key] for key in keys},
         "torch": metadata.version("torch"),
         "transformers": metadata.version("transformers"),
         "date": date.today().isoformat(),
-        "commit": git("rev-parse", "--short", "HEAD") + (" with changes" if git("status", "--porcelain", "--untracked-files=no") else ""),
+        "commit": git("rev-parse", "--short", "HEAD") + changes,
     }
