@@ -189,7 +189,8 @@ void advance_group(const fastdecode_advance_args& args, int64_t group) {
     args.finished[group] = FASTDECODE_ENDED;
     return;
   }
-  const int64_t token = args.token[group];
+  const int32_t before = args.mode[group];
+  const int64_t token = args.token[group], step = args.step[group];
   if (token < 0) {
     args.finished[group] = FASTDECODE_FAILED;
     return;
@@ -207,12 +208,10 @@ void advance_group(const fastdecode_advance_args& args, int64_t group) {
     uint32_t* words = reinterpret_cast<uint32_t*>(args.seen) + group * ((args.vocab + 31) / 32);
     words[token >> 5] |= 1u << (token & 31);
   }
-  if (args.sequences != nullptr) args.sequences[group * args.capacity + args.step[group]] = token;
+  if (args.sequences != nullptr) args.sequences[group * args.capacity + step] = token;
   const fastdecode_grammar& tables = args.grammar;
-  const int32_t mode =
-      tables.following[args.mode[group] * tables.classes + class_of(tables, token)];
-  args.mode[group] = mode;
-  ++args.step[group];
+  args.mode[group] = tables.following[before * tables.classes + class_of(tables, token)];
+  args.step[group] = step + 1;
   if (coming(args, group).next == Next::kNothing) args.finished[group] = FASTDECODE_ENDED;
 }
 

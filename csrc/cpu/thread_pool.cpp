@@ -1,5 +1,6 @@
 #include "cpu/thread_pool.h"
 
+#include <dirent.h>
 #include <dlfcn.h>
 #include <pthread.h>
 
@@ -35,6 +36,22 @@ OpenMp openmp() {
   return found;
 }
 
+// Threads of this process; 0 if they cannot be counted.
+int threads_there() {
+  DIR* folder = opendir("/proc/self/task");
+  if (folder == nullptr) return 0;
+  int count = -2;  // . and ..
+  while (readdir(folder) != nullptr) ++count;
+  closedir(folder);
+  return count;
+}
+
+// OpenMP ends the process if it cannot have so many threads.
+unsigned at_most_useful(int threads) {
+  const int processors = static_cast<int>(std::thread::hardware_concurrency());
+  return static_cast<unsigned>(std::min(threads, 4 * std::max(processors, 1)));
+}
+
 // Set in a forked child, which has no threads but the one that forked.
 std::atomic<bool> forked{false};
 
@@ -51,9 +68,9 @@ class Pool {
     context_ = context;
     items_ = items;
     next_.store(0, std::memory_order_relaxed);
-    if (const OpenMp team = openmp()) {
-      team([](void* pool) { static_cast<Pool*>(pool)->work(); }, this,
-           static_cast<unsigned>(threads), 0);
+    if (has_team()) {
+      openmp()([](void* pool) { static_cast<Pool*>(pool)->work(); }, this, at_most_useful(threads),
+               0);
     } else {
       run_on_own(threads);
     }
@@ -63,6 +80,13 @@ class Pool {
 
  private:
   static constexpr int64_t kSeat = int64_t{1} << 32;
+
+  // Whether OpenMP's threads are seen to be there. Those that a process had before it forked are
+  // not, in the child, but the runtime would wait for them.
+  bool has_team() {
+    if (!team_ && openmp() != nullptr) team_ = threads_there() > 1 + workers_;
+    return team_;
+  }
 
   void run_on_own(int threads) {
     const int workers = static_cast<int>(std::min<int64_t>(threads, items_)) - 1;
@@ -134,7 +158,8 @@ class Pool {
   void* context_ = nullptr;
   int64_t items_ = 0;
   std::atomic<int64_t> next_{0};
-  int workers_ = 0;  // threads started
+  int workers_ = 0;    // threads started
+  bool team_ = false;  // OpenMP's are used
 };
 
 }  // namespace

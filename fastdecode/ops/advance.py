@@ -13,14 +13,22 @@ from fastdecode.ops.backends import choose_backend, record_backend
 from fastdecode.ops.cpu import advance_cpu, sample_advance_cpu
 from fastdecode.ops.decode_state import DecodeState
 from fastdecode.ops.grammar_tables import GrammarTables
-from fastdecode.ops.library import call_advance, call_sample_advance
+from fastdecode.ops.library import call_advance, call_sample_advance, is_traced
 
 
 def _check_tables(tables: GrammarTables, device: torch.device) -> None:
     if not isinstance(tables, GrammarTables):
         raise ValueError(f"tables: must be GrammarTables, got {type(tables).__name__}")
-    if tables.device != device:
-        raise ValueError(f"tables.device = {tables.device}: must be {device}")
+    for name, of in (("tables", tables.device), ("tables.sets", tables.sets.device)):
+        if of != device:
+            raise ValueError(f"{name}.device = {of}: must be {device}")
+    if device.type == "meta":
+        raise ValueError("tables.device = meta: must be a device that holds values")
+
+
+def _check_state(state: DecodeState) -> None:
+    if not isinstance(state, DecodeState):
+        raise ValueError(f"state: must be a DecodeState, got {type(state).__name__}")
 
 
 def advance(
@@ -49,20 +57,21 @@ def advance(
     Raises ValueError naming the argument, value and index, with nothing written; on a GPU only what
     can be seen without waiting for it.
     """
-    if torch.compiler.is_compiling():
+    if is_traced(token):
         return call_advance(token, tables, state, streams=streams, backend=backend)
     if not isinstance(token, Tensor) or token.dim() != 1 or token.dtype != torch.int64:
         what = f"{tuple(token.shape)} {token.dtype}" if isinstance(token, Tensor) else type(token).__name__
         raise ValueError(f"token: must be (groups,) int64, got {what}")
     groups, device = len(token), token.device
     _check_tables(tables, device)
+    _check_state(state)
     if streams is not None:
         streams = checks.check_streams(streams, device)
         checks.check_tensor("streams", streams, (groups, streams.shape[1]), torch.int32, device)
     per_row = state.inputs if state.inputs is not None else state.lengths
     if per_row is None:
         streams = None  # nothing is wanted of them
-    rows = groups if per_row is None else len(per_row)
+    rows = len(per_row) if isinstance(per_row, Tensor) and per_row.dim() == 1 else groups
     if streams is None and rows < groups:
         raise ValueError(f"streams = None: needs a row for each of the {groups} groups, got {rows}")
     state.check(groups, rows, tables.vocab, device)
@@ -97,7 +106,7 @@ def sample_advance(
 
     Raises ValueError as they do, with nothing written.
     """
-    if torch.compiler.is_compiling():
+    if is_traced(logits):
         return call_sample_advance(
             logits,
             tables,
@@ -114,6 +123,7 @@ def sample_advance(
             noise=noise,
             backend=backend,
         )
+    _check_state(state)
     args = checks.check_arguments(
         logits,
         streams,

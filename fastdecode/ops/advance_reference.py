@@ -18,7 +18,7 @@ def _coming(tables: GrammarTables, state: DecodeState) -> tuple[Tensor, Tensor, 
     set_index = tables.set_of[mode]
     goes_on = state.finished == RUNNING
     if state.limit is not None:
-        left = state.limit - state.step
+        left = torch.where(state.limit > state.step, state.limit - state.step, 0)
         set_index = torch.where(left < tables.room[mode], tables.tight_set_of[mode], set_index)
         goes_on = goes_on & (left > 0)
     draws = goes_on & (set_index >= 0)

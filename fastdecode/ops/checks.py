@@ -54,7 +54,7 @@ def check_tensor(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.
         raise ValueError(f"{name}.dtype = {value.dtype}: must be {dtype}")
     if value.device != device:
         raise ValueError(f"{name}.device = {value.device}: must be {device}, as for logits")
-    return value.contiguous()
+    return value.resolve_neg().contiguous()
 
 
 def check_streams(streams: Tensor, device: torch.device) -> Tensor:
@@ -72,7 +72,7 @@ def check_noise(noise: Tensor, groups: int, vocab: int, device: torch.device) ->
         raise ValueError(f"noise.stride(1) = {noise.stride(1)}: must be 1")
     if isinstance(noise, Tensor) and noise.dim() == 2 and noise.shape == (groups, vocab):
         check_tensor("noise", noise[:0], (0, vocab), torch.float32, device)
-        return noise
+        return noise.resolve_neg()
     return check_tensor("noise", noise, (groups, vocab), torch.float32, device)
 
 
@@ -147,6 +147,8 @@ def check_arguments(
 ) -> SampleArguments:
     """The arguments of `sample`, their shapes, dtypes and devices checked."""
     rows, vocab = check_logits(logits)
+    if logits.is_neg():
+        logits = logits.resolve_neg()
     device = logits.device
     groups, width = rows, 1
     if streams is not None:

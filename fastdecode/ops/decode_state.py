@@ -17,7 +17,7 @@ MAX_STEP = 1 << 62
 
 @dataclass(slots=True)
 class DecodeState:
-    """The groups' places; every tensor but `limit` is written by `advance`, in place.
+    """The groups' places; every tensor but `limit` is written by `advance`, in place. None may share memory.
 
     mode       (groups,) int32: place in the grammar
     step       (groups,) int64: ids in the sequence so far, which is the number of the next one
@@ -41,7 +41,7 @@ class DecodeState:
     @property
     def capacity(self) -> int:
         """Ids that there is room for in each of `sequences`."""
-        return 0 if self.sequences is None else self.sequences.shape[1]
+        return self.sequences.shape[1] if isinstance(self.sequences, Tensor) and self.sequences.dim() == 2 else 0
 
     def check(self, groups: int, rows: int, vocab: int, device: torch.device) -> None:
         """Raises ValueError naming the tensor of the wrong type, shape, dtype, device or layout."""
@@ -66,11 +66,13 @@ class DecodeState:
                     f"state.{name}: must be {shape} {dtype} on {device}, "
                     f"got {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
                 )
-            if not tensor.is_contiguous():
+            if not tensor.is_contiguous() or tensor.is_neg():
                 raise ValueError(f"state.{name}: must be contiguous, since it is written in place")
+        if self.sequences is not None and self.capacity == 0 and groups > 0:
+            raise ValueError("state.sequences: must have room for an id")
 
     def check_values(self, tables: GrammarTables, token: Tensor | None) -> None:
-        """The checks of csrc/cpu/advance.cpp for the other backends; reads device memory."""
+        """Checks what the tensors hold, as the cpu backend's library does for itself; reads device memory."""
         assert tables.host  # checks them
         modes, steps = self.mode.tolist(), self.step.tolist()
         tokens = [-1] * len(modes) if token is None else token.tolist()

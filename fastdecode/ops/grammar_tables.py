@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -33,26 +34,42 @@ def _low(class_range: tuple[int, int, int]) -> int:
     return class_range[0]
 
 
+def _integers(name: str, values: Row) -> tuple[int, ...]:
+    try:
+        return tuple(operator.index(value) for value in values)
+    except (TypeError, RuntimeError):  # the latter: of tensors on the meta device
+        raise ValueError(f"{name} = {values!r}: must be a sequence of integers") from None
+
+
+def _rows(name: str, table: Iterable[Row]) -> list[tuple[int, ...]]:
+    try:
+        rows = list(table)
+    except TypeError:
+        raise ValueError(f"{name} = {table!r}: must be a sequence of rows of integers") from None
+    return [_integers(f"{name}[{number}]", row) for number, row in enumerate(rows)]
+
+
 def _check_each(name: str, values: Row, modes: int, low: int, high: int) -> tuple[int, ...]:
-    if len(values) != modes:
-        raise ValueError(f"len({name}) = {len(values)}: must be {modes}, one for each mode")
-    for mode, value in enumerate(values):
+    checked = _integers(name, values)
+    if len(checked) != modes:
+        raise ValueError(f"len({name}) = {len(checked)}: must be {modes}, one for each mode")
+    for mode, value in enumerate(checked):
         if not low <= value < high:
             raise ValueError(f"{name}[{mode}] = {value}: must be in [{low}, {high})")
-    return tuple(int(value) for value in values)
+    return checked
 
 
 def _checked_classes(class_ranges: Iterable[Row], classes: int, vocab: int) -> tuple[tuple[int, int, int], ...]:
-    ranges = sorted((int(lo), int(hi), int(number)) for lo, hi, number in class_ranges)
-    end = 0
-    for lo, hi, number in ranges:
-        if not (end <= lo < hi <= vocab and 0 <= number < classes):
+    checked: list[tuple[int, int, int]] = []
+    for row in sorted(_rows("class_ranges", class_ranges)):
+        lo, hi, number = row if len(row) == 3 else (0, 0, -1)
+        if not ((checked[-1][1] if checked else 0) <= lo < hi <= vocab and 0 <= number < classes):
             raise ValueError(
-                f"class_ranges: ({lo}, {hi}, {number}) must be lo < hi <= {vocab} and a class below {classes}, "
+                f"class_ranges: {row} must be (lo, hi, class) with lo < hi <= {vocab} and a class below {classes}, "
                 f"and must not overlap another"
             )
-        end = hi
-    return tuple(ranges)
+        checked.append((lo, hi, number))
+    return tuple(checked)
 
 
 def _check_host(
@@ -65,9 +82,13 @@ def _check_host(
     room: Row,
     vocab: int,
 ) -> HostTables:
-    modes, widths = len(set_of), {len(row) for row in following}
-    if modes == 0 or len(following) != modes or len(widths) != 1 or not following[0]:
-        shape = f"({len(following)}, {' or '.join(map(str, sorted(widths)))})"
+    if not isinstance(sets, TokenSets):
+        raise ValueError(f"sets: must be TokenSets, got {type(sets).__name__}")
+    [vocab] = _integers("vocab", [vocab])
+    set_of, rows = _integers("set_of", set_of), _rows("following", following)
+    modes, widths = len(set_of), {len(row) for row in rows}
+    if modes == 0 or len(rows) != modes or len(widths) != 1 or not rows[0]:
+        shape = f"({len(rows)}, {' or '.join(map(str, sorted(widths)))})"
         raise ValueError(f"set_of, following: must be (modes,) and (modes, classes), got ({modes},) and {shape}")
     sets.check_vocab(vocab)
     [classes] = widths
@@ -76,7 +97,7 @@ def _check_host(
         _check_each("tight_set_of", tight_set_of, modes, -1, len(sets)),
         _check_each("room", room, modes, 0, 1 << 31),
         _check_each("forced", forced, modes, -1, vocab),
-        tuple(_check_each(f"following[{mode}]", row, classes, 0, modes) for mode, row in enumerate(following)),
+        tuple(_check_each(f"following[{mode}]", row, classes, 0, modes) for mode, row in enumerate(rows)),
         _checked_classes(class_ranges, classes, vocab),
     )
 
@@ -114,7 +135,14 @@ class GrammarTables:
         device: torch.device | str = "cpu",
     ) -> None:
         host = _check_host(
-            sets, set_of, forced, following, class_ranges, tight_set_of or set_of, room or [0] * len(set_of), vocab
+            sets,
+            set_of,
+            forced,
+            following,
+            class_ranges,
+            set_of if tight_set_of is None else tight_set_of,
+            [0] * len(_integers("set_of", set_of)) if room is None else room,
+            vocab,
         )
         self._host = host
         self.vocab, self.sets = vocab, sets.to(device)
@@ -140,8 +168,15 @@ class GrammarTables:
         """Tables that are tensors already, on one device; their values are checked where they are used, or never on a
         GPU. Raises ValueError naming the tensor whose shape, dtype or device is wrong.
         """
+        if not isinstance(sets, TokenSets):
+            raise ValueError(f"sets: must be TokenSets, got {type(sets).__name__}")
         tables = object.__new__(cls)
-        tables._host, tables.vocab, tables.sets = None, vocab, sets
+        tables._host, tables.sets = None, sets
+        [tables.vocab] = _integers("vocab", [vocab])
+        given = (set_of, tight_set_of, room, forced, following, class_ranges)
+        for tensor in given:
+            if not isinstance(tensor, Tensor) or tensor.dim() == 0:
+                raise ValueError(f"tables: must be tensors of one dimension or more, got {tensor!r}")
         if following.dim() != 2 or following.shape[1] < 1:
             raise ValueError(f"following.shape = {tuple(following.shape)}: must be (modes, classes)")
         modes = len(following)
@@ -175,6 +210,8 @@ class GrammarTables:
                 self.room.tolist(),
                 self.vocab,
             )
+            if self._host.class_ranges != tuple(map(tuple, self.class_ranges.tolist())):
+                raise ValueError(f"class_ranges = {self.class_ranges.tolist()}: must be sorted")
         return self._host
 
     @property

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _len_torch_dispatch_stack
 
 from fastdecode.ops.arguments import Sample
+from fastdecode.ops.checks import check_contrast
 from fastdecode.ops.decode_state import DecodeState
 from fastdecode.ops.grammar_tables import GrammarTables
 from fastdecode.ops.token_sets import TokenSets
@@ -64,7 +66,7 @@ def _numbers(options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 
 def _contrast(options: dict[str, Any]) -> tuple[float, int] | None:
     alpha, k = options.pop("contrast_alpha", 0.0), options.pop("contrast_k", 0)
-    return (alpha, k) if k > 0 else None
+    return (alpha, k) if k != 0 else None
 
 
 def _token_sets(ranges: Tensor, offsets: Tensor, largest: int) -> TokenSets:
@@ -118,6 +120,16 @@ def _sample_advance(logits: Tensor, *positional: Any, **options: Any) -> Sample:
     return sample_advance(logits, tables, state, contrast=_contrast(options), **_numbers(options, _NUMBERS), **options)
 
 
+def is_traced(tensor: Any) -> bool:
+    """Whether a call is to become an operation of a graph: under a tracer, or on tensors that stand for others."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or _len_torch_dispatch_stack() > 0
+        or (type(tensor) is not Tensor and isinstance(tensor, Tensor) and not isinstance(tensor, torch.nn.Parameter))
+    )
+
+
 def _flat(options: dict[str, Any]) -> dict[str, Any]:
     """What `_numbers` undoes; a number per group must be a tensor of one dimension."""
     flat = {}
@@ -125,7 +137,8 @@ def _flat(options: dict[str, Any]) -> dict[str, Any]:
         if name in (*_NUMBERS, "step") and not isinstance(value, Tensor):
             flat[f"{name}_value"] = value
         elif name == "contrast":
-            flat.update({} if value is None else {"contrast_alpha": value[0], "contrast_k": value[1]})
+            if value is not None:
+                flat["contrast_alpha"], flat["contrast_k"] = check_contrast(value)
         else:
             flat[name] = value
     return flat

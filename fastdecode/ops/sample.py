@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fastdecode.ops import checks
 from fastdecode.ops.arguments import Sample, SampleArguments
 from fastdecode.ops.backends import choose_backend, record_backend
 from fastdecode.ops.cpu import sample_cpu
-from fastdecode.ops.library import call_sample
+from fastdecode.ops.library import call_sample, is_traced
 from fastdecode.ops.reference import sample_reference
 from fastdecode.ops.token_sets import TokenSets
 from fastdecode.ops.triton import sample_triton
@@ -68,9 +67,10 @@ def sample(
     An id whose z overflows to −inf on the way is impossible; a NaN or +inf makes its group invalid.
     NaN in given noise counts as −inf, and ids with −inf are drawn only if every kept id has it.
 
-    Same arguments, same bits, on every backend and in every batch.
+    Same arguments, same bits, on every backend and in every batch; in the floating-point mode that
+    torch starts in, which does not flush denormals.
     """
-    if torch.compiler.is_compiling():
+    if is_traced(logits):
         if allowed is not None and not isinstance(allowed, TokenSets):
             raise ValueError("allowed: must be TokenSets under torch.compile, made outside")
         return call_sample(

@@ -83,7 +83,11 @@ class TokenSets:
         device: torch.device | str = "cpu",
     ) -> TokenSets:
         """Sets given as plain ids, in any order."""
-        return cls([[(int(t), int(t) + 1) for t in ids] for ids in sets], vocab, device)
+        try:
+            listed = [[operator.index(t) for t in ids] for ids in sets]
+        except TypeError:
+            raise ValueError(f"sets = {sets!r}: must be a list of lists of integers") from None
+        return cls([[(t, t + 1) for t in ids] for ids in listed], vocab, device)
 
     @classmethod
     def from_tensors(cls, ranges: Tensor, offsets: Tensor, largest: int | None = None) -> TokenSets:
@@ -92,6 +96,9 @@ class TokenSets:
 
         Raises ValueError for tables that are not (n, 2) and (sets + 1,) int32.
         """
+        for name, given in (("ranges", ranges), ("set_offsets", offsets)):
+            if not isinstance(given, Tensor) or given.dim() == 0 or given.is_meta:
+                raise ValueError(f"{name}: must be a tensor of one dimension or more that holds values, got {given!r}")
         for name, tensor, shape in (
             ("ranges", ranges, (len(ranges), 2)),
             ("set_offsets", offsets, (max(len(offsets), 2),)),
@@ -115,7 +122,7 @@ class TokenSets:
         if self._sets is None:
             bounds, pairs = self.offsets.tolist(), self.ranges.tolist()
             if bounds[0] < 0 or bounds != sorted(bounds) or bounds[-1] > len(pairs):
-                raise ValueError(f"set_offsets = {bounds}: must ascend from 0 to at most {len(pairs)}")
+                raise ValueError(f"set_offsets = {bounds}: must not decrease, and reach at most {len(pairs)}")
             spans = [pairs[begin:end] for begin, end in pairwise(bounds)]
             for number, ranges in enumerate(spans):
                 ends = [0, *(hi for _, hi in ranges)]

@@ -268,6 +268,15 @@ BAD = {
         "streams": None,
         "inputs": torch.zeros(1, dtype=torch.int64),
     },
+    "state: must be a DecodeState, got NoneType": {"whole state": None},
+    "state.sequences: must have room for an id": {"sequences": torch.zeros(2, 0, dtype=torch.int64)},
+    "state.sequences: must be (2, 0) torch.int64 on cpu, got (5,) torch.int64 on cpu": {
+        "sequences": torch.zeros(5, dtype=torch.int64)
+    },
+    "state.inputs: must be (2,) torch.int64 on cpu, got () torch.int64 on cpu": {
+        "inputs": torch.zeros((), dtype=torch.int64),
+        "streams": torch.tensor([[0], [1]], dtype=torch.int32),
+    },
     "state.sequences: must be contiguous, since it is written in place": {
         "sequences": torch.zeros(5, 2, dtype=torch.int64).T
     },
@@ -279,6 +288,12 @@ BAD = {
 def test_bad_input_raises_and_nothing_is_written(message: str, backend: str):
     arguments = good()
     for name, value in BAD[message].items():
+        if name == "whole state":
+            with pytest.raises(ValueError, match=message):
+                advance(arguments["token"], arguments["tables"], value, backend=backend)
+            with pytest.raises(ValueError, match=message):
+                sample_advance(torch.zeros(2, 9), arguments["tables"], value, backend=backend)
+            return
         if name in arguments:
             arguments[name] = value
         else:
@@ -289,7 +304,7 @@ def test_bad_input_raises_and_nothing_is_written(message: str, backend: str):
         advance(token, backend=backend, **arguments)
     assert_same_state(arguments["state"], before)
     del arguments["streams"]
-    if message.startswith(("token", "streams", "state.seen")):  # no such argument, or another message
+    if message.startswith(("token", "streams", "state.seen", "state.inputs")):  # no such argument, or another message
         return
     arguments["state"].inputs = None
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -311,8 +326,17 @@ def test_sample_advance_wants_one_vocabulary():
         ({"following": [[1], [2]]}, r"following\[1\]\[0\] = 2: must be in \[0, 2\)"),
         ({"following": [[1], [2, 3]]}, r"must be \(modes,\) and \(modes, classes\), got \(2,\) and \(2, 1 or 2\)"),
         ({"following": []}, r"must be \(modes,\) and \(modes, classes\)"),
-        ({"class_ranges": [(0, 5, 0), (4, 6, 0)]}, r"\(4, 6, 0\) must be lo < hi <= 9 and a class below 1"),
-        ({"class_ranges": [(0, 5, 1)]}, r"\(0, 5, 1\) must be lo < hi <= 9 and a class below 1"),
+        (
+            {"class_ranges": [(0, 5, 0), (4, 6, 0)]},
+            r"\(4, 6, 0\) must be .* must not overlap",
+        ),
+        ({"class_ranges": [(0, 5, 1)]}, r"\(0, 5, 1\) must be \(lo, hi, class\) with lo < hi <= 9 and a class below 1"),
+        ({"class_ranges": [(0, 5)]}, r"\(0, 5\) must be \(lo, hi, class\)"),
+        ({"class_ranges": [5]}, r"class_ranges\[0\] = 5: must be a sequence of integers"),
+        ({"set_of": [0.7, 1]}, r"set_of = \[0\.7, 1\]: must be a sequence of integers"),
+        ({"forced": None}, r"forced = None: must be a sequence of integers"),
+        ({"room": []}, r"len\(room\) = 0: must be 2"),
+        ({"sets": [[(0, 9)]]}, r"sets: must be TokenSets, got list"),
         ({"room": [0, -1]}, r"room\[1\] = -1: must be in"),
         ({"sets": TokenSets([[(0, 10)]])}, r"leaves the vocabulary of 9 ids"),
     ],
@@ -346,3 +370,33 @@ def test_the_blocks_modes_fit_the_tables():
     assert tables.follow(TEXT, 3) == BLOCK
     assert tables.follow(TEXT, 2) == DONE
     assert tables.classes == 4
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("limit", [-(2**63), -1, 0, 1])
+def test_a_sequence_beyond_its_limit_ends_without_a_token(limit: int, backend: str):
+    arguments = good()
+    state = arguments["state"]
+    state.step += 1
+    state.limit = torch.full((2,), limit)
+    advance(arguments["token"], arguments["tables"], state, streams=arguments["streams"], backend=backend)
+    assert state.finished.tolist() == [1, 1]
+    assert state.step.tolist() == [1, 1]
+
+
+def test_memory_that_is_shared_breaks_nothing_but_itself():
+    """mode and seen in one place is not allowed; it must not be read from where that leads, either."""
+    tables = GrammarTables(TokenSets([[(0, 32)]]), [0], [-1], [[0]], vocab=32)
+    mode = torch.zeros(1, dtype=torch.int32)
+    step, finished = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.uint8)
+    state = DecodeState(mode, step, finished, seen=mode.view(1, 1))
+    advance(torch.tensor([30]), tables, state, backend="cpu")
+    assert state.mode.tolist() == [0]
+
+
+def test_tables_and_their_sets_lie_on_one_device():
+    arguments = good()
+    tables = arguments["tables"]
+    tables.sets = tables.sets.to("meta")
+    with pytest.raises(ValueError, match=r"tables\.sets\.device = meta: must be cpu"):
+        sample_advance(torch.zeros(2, 9), tables, arguments["state"])

@@ -7,6 +7,8 @@ import pytest
 import torch
 from cases import assert_same_bits, random_arguments
 from test_advance import assert_same_state, copy, random_state, random_tables
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from fastdecode.ops import DecodeState, Sample, TokenSets, advance, last_backend, sample, sample_advance
 from fastdecode.ops.library import call_sample
@@ -171,3 +173,46 @@ def test_bad_grammars_raise(name, value, message, backend):
     options["inputs"] = options["lengths"] = None
     with pytest.raises(ValueError, match=message):
         OPS.sample_advance(torch.zeros(GROUPS, VOCAB), *flat(tables, state), **options)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_ranges_of_classes_that_come_as_tensors_must_be_sorted(backend):
+    tables = random_tables(np.random.default_rng(0), VOCAB)
+    tables.class_ranges = torch.tensor([[12, 16, 0], [0, 4, 0]], dtype=torch.int32)
+    state = random_state(np.random.default_rng(0), tables, GROUPS, GROUPS)
+    state.finished.zero_()
+    options = {**rest(state), "backend": backend} | {"inputs": None, "lengths": None}
+    with pytest.raises(ValueError, match=r"class_ranges.*sorted"):
+        OPS.advance(torch.zeros(GROUPS, dtype=torch.int64), *flat(tables, state), **options)
+
+
+@pytest.mark.parametrize("contrast", [(7.0, 1), (0.1, 0), (0.1, 2, 3)])
+def test_a_wrong_contrast_is_refused_in_a_graph_too(contrast):
+    with pytest.raises(Exception, match="contrast"):
+        compiled(lambda logits: sample(logits, contrast=contrast).token)(torch.zeros(1, 9))
+    with pytest.raises(ValueError, match="contrast"):
+        OPS.sample(torch.zeros(1, 9), contrast_alpha=0.5, contrast_k=-5)
+
+
+def test_tracers_record_the_operation():
+    """Not the empty tensors that it writes to."""
+    logits = torch.randn(3, 20)
+    expected = sample(logits, temperature=0.0).token
+    graph = make_fx(lambda x: sample(x, temperature=0.0).token)(logits)
+    assert "fastdecode.sample" in graph.code
+    assert torch.equal(graph(logits), expected)
+    traced = torch.jit.trace(lambda x: sample(x, temperature=0.0).token, logits)
+    assert torch.equal(traced(logits), expected)
+    with FakeTensorMode() as mode:
+        assert sample(mode.from_tensor(logits)).token.shape == (3,)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_what_is_negated_later_is_read_negated(backend: str):
+    logits = torch.randn(2, 20)
+    negated = torch._neg_view(logits)
+    assert_same_bits(sample(negated, backend=backend), sample(-logits, backend=backend))
+    weights = torch._neg_view(torch.tensor([[-1.0], [2.0]]))
+    assert_same_bits(
+        sample(logits, weights=weights, backend=backend), sample(logits, weights=weights.clone(), backend=backend)
+    )

@@ -135,6 +135,19 @@ def test_a_forked_child_draws_without_the_worker_threads():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+def test_a_child_that_imports_it_after_the_fork_draws():
+    """The threads that torch had in the parent are not there, though OpenMP believes that they are."""
+    code = (
+        "import os, torch; torch.set_num_threads(2); logits = torch.randn(8, 65536); (logits.exp() + 1).sum()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    from fastdecode.ops import sample\n"
+        "    os._exit(sample(logits, seed=1).status.tolist() != [0] * 8)\n"
+        "assert os.waitpid(child, 0)[1] == 0"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def test_rows_beyond_two_billion_elements():
     """Row 1 begins 2^31 + 10 elements in; the memory between is never touched."""
     stride, vocab = 2**31 + 10, 64

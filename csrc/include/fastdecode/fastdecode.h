@@ -1,9 +1,10 @@
 /* fastdecode: the C interface. C99 and C++; no torch, no Python.
  *
  * Conventions: functions return a fastdecode_result; on anything but FASTDECODE_OK
- * fastdecode_last_error() of the same thread says what was wrong, where, and what would be right,
- * and no output has been written. Arrays are dense and row-major unless a stride is named.
- * Pointers are borrowed for the call. Every function may be called from any thread.
+ * fastdecode_last_error() of the same thread says what was wrong, where, and what would be right.
+ * On FASTDECODE_INVALID_ARGUMENT no output has been written. Outputs must not overlap anything
+ * else. A forked child works on one thread. Arrays are dense and row-major unless a stride is
+ * named. Pointers are borrowed for the call. Every function may be called from any thread.
  */
 #ifndef FASTDECODE_FASTDECODE_H
 #define FASTDECODE_FASTDECODE_H
