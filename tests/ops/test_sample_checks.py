@@ -97,7 +97,7 @@ def test_scalars_of_other_kinds_are_taken():
 
 
 def test_backends_are_listed_with_reasons():
-    assert available_backends() == ["reference", "cpu"]
+    assert available_backends()[:2] == ["reference", "cpu"]  # and triton, where there is a GPU
     for name in BACKENDS:
         assert (unavailable(name) is None) == (name in available_backends())
     with pytest.raises(ValueError, match="backend = 'cuda': not available"):
