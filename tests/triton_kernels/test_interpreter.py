@@ -21,14 +21,20 @@ COMPILING = {"test_triton_backend.py", "test_triton_compile.py"}
 TOO_OLD = triton.__version__.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0"
 
 
+KERNELS = sorted(file for file in HERE.glob("test_triton_*.py") if file.name not in COMPILING)
+FUZZ = HERE.parent / "ops" / "test_sample_fuzz.py"
+
+
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter runs already")
 @pytest.mark.skipif(TOO_OLD, reason="Triton 3.6 interprets nothing with numpy 2.4")
 @pytest.mark.parametrize(
-    "file", sorted(file.name for file in HERE.glob("test_triton_*.py") if file.name not in COMPILING)
+    ("file", "options", "least"),
+    [*((file, [], 5) for file in KERNELS), (FUZZ, ["-k", "test_same_bits_in_tritons_interpreter"], 1)],
+    ids=lambda value: value.name if isinstance(value, Path) else "",
 )
-def test_in_the_interpreter(file: str):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / file)]
+def test_in_the_interpreter(file: Path, options: list[str], least: int):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file), *options]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, cwd=HERE.parents[1], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 5
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= least
