@@ -97,7 +97,7 @@ def _sample(logits: Tensor, **options: Any) -> Sample:
     if (ranges is None) != (offsets is None):
         raise ValueError("ranges, set_offsets: must be given together")
     return sample(
-        logits,
+        logits.as_subclass(Tensor),  # here the operation runs: it is not to become one again
         allowed=None if ranges is None or offsets is None else _token_sets(ranges, offsets, largest),
         contrast=_contrast(options),
         **_numbers(options, (*_NUMBERS, "step")),
@@ -109,7 +109,7 @@ def _advance(token: Tensor, *positional: Any, **options: Any) -> None:
     from fastdecode.ops.advance import advance
 
     options = _named(positional, options)
-    advance(token, _grammar(options), _state(options), **options)
+    advance(token.as_subclass(Tensor), _grammar(options), _state(options), **options)
 
 
 def _sample_advance(logits: Tensor, *positional: Any, **options: Any) -> Sample:
@@ -117,6 +117,7 @@ def _sample_advance(logits: Tensor, *positional: Any, **options: Any) -> Sample:
 
     options = _named(positional, options)
     tables, state = _grammar(options), _state(options)
+    logits = logits.as_subclass(Tensor)
     return sample_advance(logits, tables, state, contrast=_contrast(options), **_numbers(options, _NUMBERS), **options)
 
 

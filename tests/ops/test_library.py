@@ -216,3 +216,11 @@ def test_what_is_negated_later_is_read_negated(backend: str):
     assert_same_bits(
         sample(logits, weights=weights, backend=backend), sample(logits, weights=weights.clone(), backend=backend)
     )
+
+
+def test_a_subclass_without_a_mind_of_its_own_is_a_tensor():
+    class Named(torch.Tensor):
+        pass
+
+    logits = torch.randn(2, 20)
+    assert torch.equal(sample(logits.as_subclass(Named)).token.as_subclass(torch.Tensor), sample(logits).token)
