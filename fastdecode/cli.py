@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 
@@ -13,6 +14,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="fastdecode", description="Decode models that write text and draw images as one token stream."
     )
+    top.add_argument("--version", action="version", version=f"fastdecode {metadata.version('fastdecode')}")
     commands = top.add_subparsers(dest="command", required=True, metavar="demo | generate | bench | config | env")
 
     demo = commands.add_parser("demo", help="draw with the embedded model and write a page to look at")
@@ -27,7 +29,12 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--model", default="blocks", help="'blocks', a folder or a hub id (default: %(default)s)")
     generate.add_argument("--prompt", required=True, help="text; <image> marks where a picture goes")
     generate.add_argument("--image", type=Path, action="append", default=[], help="picture of the prompt; repeatable")
-    generate.add_argument("--mode", default="interleaved-text-image", help="as multimodal_generation_mode")
+    generate.add_argument(
+        "--mode",
+        default="interleaved-text-image",
+        metavar="MODE",
+        help="text-only, image-only, interleaved-text-image (default) or unrestricted",
+    )
     generate.add_argument(
         "--guidance",
         default=None,

@@ -55,7 +55,8 @@ def generate(
     text, image: sampling parameters of one modality (temperature, top_k, top_p, min_p, repetition_penalty,
     do_sample), over those of the call, which set both. transformers' default top_k of 50 is not applied to pictures.
 
-    seed: one for all requests, or one per request; the tokens of a request then do not depend on its neighbours.
+    seed: one for all requests, which then draw alike, or one per request; the tokens of a request then do not depend on
+    its neighbours.
     Drawn from torch's generator if not given. Further sequences of a request have seeds derived from it.
 
     progress: show a bar. streamer, stop_strings (with tokenizer) and all else: as in transformers.

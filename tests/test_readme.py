@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
+
+from fastdecode.demo import run_demo
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -20,12 +21,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-COMMANDS = [
-    line.split("#")[0].strip() if line.startswith("make") else line.strip()
-    for block in blocks("bash")
-    for line in block.splitlines()
-    if line.strip()
-]
+COMMANDS = [line.split("    #")[0].strip() for block in blocks("bash") for line in block.splitlines() if line.strip()]
 
 
 def test_there_is_something_to_run() -> None:
@@ -45,15 +41,18 @@ def test_commands(command: str, tmp_path: Path) -> None:
     words = shlex.split(command)
     if words[0] == "make":  # what make would do here is what this test run is part of; the target must exist
         done = subprocess.run(["make", "-n", words[1]], cwd=ROOT, capture_output=True, text=True, check=False)
-    elif words[0] in ("gcc", "g++", "cmake"):
+    elif words[0] in (".", "gcc", "g++", "cmake"):
         (tmp_path / "examples").symlink_to(ROOT / "examples")
+        (tmp_path / ".venv").symlink_to(sys.prefix)
+        command = f"{command}; fastdecode --version" if words[0] == "." else command
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         done = subprocess.run(
             ["bash", "-ec", command], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True
         )
     else:
         assert words[0] == "fastdecode", f"no way to test {command!r}"
-        Image.new("RGB", (64, 64), (214, 232, 244)).save(tmp_path / "picture.png")
+        if "demo/" in command:  # what an earlier command made
+            run_demo(tmp_path / "demo")
         done = subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

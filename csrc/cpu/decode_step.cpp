@@ -39,10 +39,6 @@ int64_t rounded(int64_t n) {
   return (n + 15) / 16 * 16;
 }
 
-int processors() {
-  return std::max(static_cast<int>(std::thread::hardware_concurrency()), 1);
-}
-
 class Runner {
  public:
   Runner(const fastdecode_decode_args& step, const DecodeKernels& kernels)

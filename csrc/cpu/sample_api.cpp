@@ -3,7 +3,6 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
-#include <thread>
 
 #include "cpu/advance.h"
 #include "cpu/error.h"
@@ -87,8 +86,7 @@ void run_group(void* context, int64_t group) {
 int threads_for(const fastdecode_sample_args& args) {
   const int64_t logits = args.groups * args.streams_per_group * args.vocab;
   if (args.threads == 1 || logits < kLogitsToShare) return 1;
-  const unsigned processors = std::thread::hardware_concurrency();
-  return args.threads > 0 ? args.threads : (processors > 0 ? static_cast<int>(processors) : 1);
+  return args.threads > 0 ? args.threads : processors();
 }
 
 // Groups are shared out to the threads; where there are fewer groups than threads, each group is.

@@ -48,8 +48,7 @@ int threads_there() {
 
 // OpenMP ends the process if it cannot have so many threads.
 unsigned at_most_useful(int threads) {
-  const int processors = static_cast<int>(std::thread::hardware_concurrency());
-  return static_cast<unsigned>(std::min(threads, 4 * std::max(processors, 1)));
+  return static_cast<unsigned>(std::min(threads, 4 * processors()));
 }
 
 // Set in a forked child, which has no threads but the one that forked.
@@ -163,6 +162,11 @@ class Pool {
 };
 
 }  // namespace
+
+int processors() {
+  static const int count = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  return count;
+}
 
 void parallel_for(int64_t items, int threads, void (*run)(void*, int64_t), void* context) {
   if (threads > 1 && items > 1) {

@@ -5,6 +5,9 @@
 
 namespace fastdecode {
 
+// How many this machine has; found out once, which takes longer than some kernels.
+int processors();
+
 // Calls run(context, item) once for each item in [0, items), on at most `threads` threads of which
 // the caller is one, and returns when all have finished. Where the process has threads of an
 // OpenMP runtime the others are those; ask for as many at every call, or for one, since a smaller

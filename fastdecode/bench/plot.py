@@ -21,7 +21,7 @@ def panels(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         ids = "image ids" if row["image"] else f"{row['vocab']:,} ids"
-        title = f"{row['filter']}, {ids}, {row['streams']} streams, {row['dtype']}"
+        title = f"{row['filter']}, {ids}, {row['streams']} stream{'s' * (row['streams'] > 1)}, {row['dtype']}"
         found.setdefault(title, []).append(row)
     return {title: part for title, part in found.items() if len(part) >= 3}
 

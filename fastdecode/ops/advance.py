@@ -52,7 +52,7 @@ def advance(
     by one; the mode becomes following[mode, class of the token]. finished becomes 1 if nothing can
     follow (set_of and forced are −1 there, or step has reached the limit), 2 if the token is −1. A
     group that was at its end already gets finished = 1 and no token. Two streams must not share a
-    row.
+    row, and the token is not held against the grammar; neither is checked.
 
     Raises ValueError naming the argument, value and index, with nothing written; on a GPU only what
     can be seen without waiting for it.

@@ -54,7 +54,10 @@ def check_tensor(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.
         raise ValueError(f"{name}.dtype = {value.dtype}: must be {dtype}")
     if value.device != device:
         raise ValueError(f"{name}.device = {value.device}: must be {device}, as for logits")
-    return value.resolve_neg().contiguous()
+    # Asking is cheaper than the calls that would do nothing.
+    if value.is_neg():
+        value = value.resolve_neg()
+    return value if value.is_contiguous() else value.contiguous()
 
 
 def check_streams(streams: Tensor, device: torch.device) -> Tensor:
@@ -63,7 +66,7 @@ def check_streams(streams: Tensor, device: torch.device) -> Tensor:
         raise ValueError(f"streams: must be a tensor, got {type(streams).__name__}")
     if streams.dim() != 2 or streams.shape[1] < 1:
         raise ValueError(f"streams.shape = {tuple(streams.shape)}: must be (groups, S), S >= 1")
-    return check_tensor("streams", streams, tuple(streams.shape), torch.int32, device)
+    return check_tensor("streams", streams, streams.shape, torch.int32, device)
 
 
 def check_noise(noise: Tensor, groups: int, vocab: int, device: torch.device) -> Tensor:
@@ -160,6 +163,10 @@ def check_arguments(
         set_index = check_tensor("set_index", set_index, (groups,), torch.int32, device)
     if seen is not None:
         words = (vocab + 31) // 32
+        if isinstance(seen, Tensor) and seen.dtype == torch.bool:
+            raise ValueError(
+                "seen.dtype = torch.bool: must be a bit set of int32 words; fastdecode.ops.seen_bits makes one"
+            )
         seen = check_tensor("seen", seen, (groups, words), torch.int32, device)
     elif isinstance(penalty, Tensor) or penalty != 1.0:
         raise ValueError("seen = None: penalty needs the ids seen so far")

@@ -31,7 +31,7 @@ def _outputs(groups: int) -> Sample:
 
 
 def _sample_fields(args: SampleArguments, out: Sample) -> tuple[Any, ...]:
-    logits, allowed, noise = args.logits, args.allowed, args.noise
+    logits, allowed, contrast, noise = args.logits, args.allowed, args.contrast, args.noise
     rows, vocab = logits.shape
     return (
         logits.data_ptr(),
@@ -62,7 +62,8 @@ def _sample_fields(args: SampleArguments, out: Sample) -> tuple[Any, ...]:
         args.penalty[1],
         args.seed[1],
         args.step[1],
-        *((0.0, 0) if args.contrast is None else (args.contrast[0], min(args.contrast[1], MAX_VOCAB))),
+        0.0 if contrast is None else contrast[0],
+        0 if contrast is None else min(contrast[1], MAX_VOCAB),
         _address(args.seen),
         _address(noise),
         0 if noise is None else noise.stride(0),

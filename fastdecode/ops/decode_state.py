@@ -17,7 +17,8 @@ MAX_STEP = 1 << 62
 
 @dataclass(slots=True)
 class DecodeState:
-    """The groups' places; every tensor but `limit` is written by `advance`, in place. None may share memory.
+    """The groups' places; every tensor but `limit` is written by `advance`, in place. None may share
+    memory, which is not checked.
 
     mode       (groups,) int32: place in the grammar
     step       (groups,) int64: ids in the sequence so far, which is the number of the next one

@@ -45,9 +45,10 @@ def sample(
         top_p        scalar or (groups,) float32 in [0, 1]; 1 = off
         min_p        scalar or (groups,) float32 in [0, 1]; 0 = off
         penalty      scalar or (groups,) float32 > 0: repetition penalty of ids in `seen`; 1 = off
-        seen         (groups, ceil(vocab / 32)) int32: bit t & 31 of word t >> 5 is id t
+        seen         (groups, ceil(vocab / 32)) int32: bit t & 31 of word t >> 5 is id t; see `seen_bits`
         contrast     (alpha, k): contrastive decoding
-        seed, step   scalar or (groups,) int64: of the request, and of the token in its sequence
+        seed, step   scalar or (groups,) int64: of the request, and of the token in its sequence. Groups of
+                     equal seed and step have equal noise: give each its own
         noise        (groups, vocab) float32: Gumbel noise in place of drawn noise
         backend      "reference" | "cpu" | "triton"; None picks by device
 
@@ -108,7 +109,7 @@ def sample(
         step,
         noise,
     )
-    backend = choose_backend(backend, logits.device.type)
+    backend = choose_backend(backend, "cpu" if logits.is_cpu else logits.device.type)
     drawn = _RUN[backend](args)
     record_backend(backend)
     return drawn

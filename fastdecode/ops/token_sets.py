@@ -189,7 +189,7 @@ class TokenSets:
         return mask.to(self.device)
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return self.offsets.shape[0] - 1
 
     def __iter__(self) -> Iterator[tuple[tuple[int, int], ...]]:
         return iter(self.host)

@@ -63,6 +63,7 @@ def test_figures():
     row = bench.measure(bench.Case(2, vocab=500), seconds=0.01)
     assert row["groups"] == 2
     assert row["rounds"] >= 5
+    assert 1 <= row["kept"] <= 500
     assert all(row[name] > 0 for name in ("fastdecode", "transformers", "torch", "softmax", "read"))
     head, line = bench.table([row]).splitlines()
     assert len(head) == len(line)
