@@ -1,0 +1,138 @@
+"""Chameleons with random weights in sizes worth timing, with Chameleon's own vocabulary, and prompts for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from transformers import ChameleonConfig, ChameleonForConditionalGeneration
+from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAEConfig
+from transformers.models.chameleon.modeling_chameleon import ChameleonRotaryEmbedding
+
+from fastdecode.loop import DecodeLoop
+from fastdecode.models.chameleon import attach_decoder
+from fastdecode.models.vq_decoder import VQDecoder
+from fastdecode.request import Prepared
+
+BOS, PAD, EOS, UNKNOWN = 0, 1, 2, 3
+IMAGE_IDS = range(4, 8196)
+END_IMAGE, BEGIN_IMAGE, SEPARATOR, PLACEHOLDER = 8196, 8197, 8710, 8711
+FIRST_WORD = 8712
+STD = 0.02
+
+
+@dataclass(frozen=True)
+class Size:
+    hidden: int
+    layers: int
+    mlp: int
+    heads: int
+    dtype: torch.dtype
+    vocab: int = 65536
+    resolution: int = 512
+    context: int = 4096
+
+
+SIZES = {
+    "37M": Size(256, 4, 704, 4, torch.float32),
+    "289M": Size(1024, 12, 2816, 8, torch.bfloat16),
+    "7B-2": Size(4096, 2, 11008, 32, torch.bfloat16),
+    "tiny": Size(32, 2, 48, 4, torch.float32, vocab=8800, resolution=64, context=1024),
+    "tiny bfloat16": Size(32, 2, 48, 4, torch.bfloat16, vocab=8800, resolution=64, context=1024),
+}
+"""``7B-2`` is two layers of Chameleon 7B; the tiny ones are for tests."""
+
+
+def vocabulary_map(vocab: int) -> dict[str, int]:
+    """Names to ids, the image ids and markers where Chameleon has them."""
+    marked = {"<s>": BOS, "<pad>": PAD, "</s>": EOS, "<unk>": UNKNOWN}
+    marked |= {"<eoss>": END_IMAGE, "<racm3:break>": BEGIN_IMAGE, "<reserved08706>": SEPARATOR, "<image>": PLACEHOLDER}
+    letters = str.maketrans("0123456789", "ABCDEFGHIJ")
+    pictures = {f"IMGIMG{str(code).translate(letters)}Z": i for code, i in enumerate(IMAGE_IDS)}
+    taken = {*marked.values(), *IMAGE_IDS}
+    return marked | pictures | {f"w{i}": i for i in range(vocab) if i not in taken}
+
+
+@torch.no_grad()
+def random_model(name: str, seed: int = 0) -> ChameleonForConditionalGeneration:
+    """The model of that size in eval mode: every matrix normal with standard deviation `STD`, norms as they begin.
+
+    Its VQ model has codes for pictures of (resolution / 16)² ids and is as small as it can be: nothing to look at.
+    """
+    size = SIZES[name]
+    torch.manual_seed(seed)
+    config = ChameleonConfig(
+        vocab_size=size.vocab,
+        hidden_size=size.hidden,
+        intermediate_size=size.mlp,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads,
+        max_position_embeddings=size.context,
+        bos_token_id=BOS,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+        vq_config=ChameleonVQVAEConfig(
+            resolution=size.resolution,
+            num_embeddings=len(IMAGE_IDS),
+            embed_dim=8,
+            latent_channels=8,
+            base_channels=32,  # its norms have 32 groups
+            channel_multiplier=[1, 1, 1, 1, 1],
+            num_res_blocks=1,
+        ),
+        vocabulary_map=vocabulary_map(size.vocab),
+    )
+    with torch.device("meta"):  # so that the weights are filled once, not twice more by torch and transformers
+        model = ChameleonForConditionalGeneration(config).to(size.dtype)
+        decoder = VQDecoder(config.vq_config)
+    model.to_empty(device="cpu")
+    for key, weights in model.named_parameters():
+        if weights.ndim > 1 and "_norm." not in key:
+            weights.normal_(0, STD)
+        else:
+            weights.fill_(1.0 if "norm" in key and key.endswith("weight") else 0.0)
+    model.model.rotary_emb = ChameleonRotaryEmbedding(config)
+    attach_decoder(model, {key: torch.zeros(value.shape) for key, value in decoder.state_dict().items()})
+    return model.eval().requires_grad_(False)
+
+
+def text_prompts(model: ChameleonForConditionalGeneration, count: int, length: int, seed: int = 0) -> torch.Tensor:
+    """(count, length) int64: begin of sequence, random words, separator."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(FIRST_WORD, model.config.vocab_size, (count, length), generator=generator)
+    ids[:, 0], ids[:, -1] = BOS, SEPARATOR
+    return ids
+
+
+def edit_prompts(
+    model: ChameleonForConditionalGeneration, count: int, words: int, picture: int, seed: int = 0
+) -> torch.Tensor:
+    """(count, words + picture + 4) int64: begin of sequence, ``picture`` image ids in their markers, words, separator.
+
+    The decode loop takes a picture of any length in a prompt, so few ids can stand for one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(FIRST_WORD, model.config.vocab_size, (count, words + picture + 4), generator=generator)
+    drawn = torch.randint(IMAGE_IDS.start, IMAGE_IDS.stop, (count, picture), generator=generator)
+    ids[:, 0], ids[:, 1], ids[:, 2 : picture + 2], ids[:, picture + 2] = BOS, BEGIN_IMAGE, drawn, END_IMAGE
+    ids[:, -1] = SEPARATOR
+    return ids
+
+
+@contextmanager
+def decode_loops() -> Iterator[list[DecodeLoop]]:
+    """The loops that `fastdecode.generate` makes inside the block, to look at while they run."""
+    made: list[DecodeLoop] = []
+    build = Prepared.loop
+
+    def loop(prepared: Prepared, *args: Any, **options: Any) -> DecodeLoop:
+        made.append(build(prepared, *args, **options))
+        return made[-1]
+
+    with patch.object(Prepared, "loop", loop):
+        yield made
