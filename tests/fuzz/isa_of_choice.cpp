@@ -17,11 +17,15 @@ void use_isa(fastdecode::Isa isa) {
 fastdecode::Isa best_isa() {
 #if defined(FASTDECODE_X86)
   __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
+      !__builtin_cpu_supports("f16c")) {
     return fastdecode::Isa::kPortable;
+  }
   const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  return wide ? fastdecode::Isa::kAvx512 : fastdecode::Isa::kAvx2;
+  if (!wide) return fastdecode::Isa::kAvx2;
+  return __builtin_cpu_supports("avx512bf16") ? fastdecode::Isa::kAvx512Bf16
+                                              : fastdecode::Isa::kAvx512;
 #else
   return fastdecode::Isa::kPortable;
 #endif
@@ -40,7 +44,8 @@ fastdecode_result check_isa() {
 }
 
 const char* isa_name(Isa isa) {
-  return isa == Isa::kPortable ? "portable" : isa == Isa::kAvx2 ? "avx2" : "avx512";
+  static const char* const names[] = {"portable", "avx2", "avx512", "avx512bf16"};
+  return names[static_cast<int>(isa)];
 }
 
 }  // namespace fastdecode

@@ -60,7 +60,7 @@ std::vector<int64_t> draw(const Job& job, int32_t threads) {
 
 std::vector<float> multiply(const Job& job, int32_t threads) {
   std::vector<float> out(static_cast<size_t>(3 * job.features));
-  CHECK(fastdecode_linear(job.weight.data(), nullptr, job.x.data(), 3, job.k, job.features,
+  CHECK(fastdecode_linear(job.weight.data(), FASTDECODE_FLOAT32, nullptr, job.x.data(), 3, job.k, job.features,
                           out.data(), job.features, threads) == FASTDECODE_OK);
   return out;
 }
