@@ -1,5 +1,6 @@
 """One function per operation: checks its arguments, chooses a backend, calls it."""
 
+import fastdecode.ops.step_library  # noqa: F401, registers the operations
 from fastdecode.ops.advance import advance, sample_advance
 from fastdecode.ops.arguments import (
     STATUS_EMPTY_SET,
@@ -8,11 +9,17 @@ from fastdecode.ops.arguments import (
     STATUS_OK,
     Sample,
 )
+from fastdecode.ops.attend import attend
 from fastdecode.ops.backends import available_backends, last_backend, unavailable
 from fastdecode.ops.decode_state import DecodeState
+from fastdecode.ops.embed import embed
 from fastdecode.ops.grammar_tables import GrammarTables
+from fastdecode.ops.linear import linear
+from fastdecode.ops.rms_norm import rms_norm
+from fastdecode.ops.rope_append import rope_append
 from fastdecode.ops.sample import sample
 from fastdecode.ops.seen import seen_bits, set_seen_
+from fastdecode.ops.swiglu import swiglu
 from fastdecode.ops.token_sets import TokenSets
 
 __all__ = [
@@ -25,11 +32,17 @@ __all__ = [
     "Sample",
     "TokenSets",
     "advance",
+    "attend",
     "available_backends",
+    "embed",
     "last_backend",
+    "linear",
+    "rms_norm",
+    "rope_append",
     "sample",
     "sample_advance",
     "seen_bits",
     "set_seen_",
+    "swiglu",
     "unavailable",
 ]

@@ -44,8 +44,10 @@ def check_logits(logits: Tensor) -> tuple[int, int]:
     return rows, vocab
 
 
-def check_tensor(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The tensor, made contiguous, if it has just this shape, dtype and device."""
+def check_tensor(
+    name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, like: str = "logits"
+) -> Tensor:
+    """The tensor, made contiguous, if it has just this shape, dtype and device, which is that of ``like``."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name}: must be a tensor, got {type(value).__name__}")
     if value.shape != shape:
@@ -53,7 +55,7 @@ def check_tensor(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.
     if value.dtype != dtype:
         raise ValueError(f"{name}.dtype = {value.dtype}: must be {dtype}")
     if value.device != device:
-        raise ValueError(f"{name}.device = {value.device}: must be {device}, as for logits")
+        raise ValueError(f"{name}.device = {value.device}: must be {device}, as for {like}")
     # Asking is cheaper than the calls that would do nothing.
     if value.is_neg():
         value = value.resolve_neg()

@@ -24,7 +24,7 @@ void check_refusal(fastdecode_result result) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   fuzz::outcome = 0;
   fuzz::Bytes bytes(data, size);
-  const int64_t target = bytes.in(0, 9);
+  const int64_t target = bytes.in(0, 11);
   fuzz::note(static_cast<uint64_t>(target < 6 ? 0 : target));
   if (target < 6) {
     fuzz::fuzz_sample(bytes);
@@ -32,8 +32,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     fuzz::fuzz_advance(bytes);
   } else if (target == 8) {
     fuzz::fuzz_linear(bytes);
-  } else {
+  } else if (target < 11) {
     fuzz::fuzz_decode_step(bytes);
+  } else {
+    fuzz::fuzz_operations(bytes);
   }
   return 0;
 }

@@ -164,5 +164,6 @@ void fuzz_sample(Bytes& bytes);
 void fuzz_advance(Bytes& bytes);
 void fuzz_linear(Bytes& bytes);
 void fuzz_decode_step(Bytes& bytes);
+void fuzz_operations(Bytes& bytes);
 
 }  // namespace fuzz

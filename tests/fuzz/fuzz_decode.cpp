@@ -119,7 +119,8 @@ void fill_storage(Model& m, Layout& l) {
         const int64_t page = l.of_row[row][static_cast<size_t>(id / l.page_slots)];
         for (int64_t head = 0; head < a.kv_heads; ++head) {
           uint8_t* at = bytes.get() + place_of(m, l, page, head, id % l.page_slots);
-          for (int64_t i = 0; i < a.head_dim; ++i) put(a.dtype, at, i, random_bits(a.dtype, random));
+          for (int64_t i = 0; i < a.head_dim; ++i)
+            put(a.dtype, at, i, random_bits(a.dtype, random));
         }
       }
     }

@@ -1,5 +1,5 @@
-// For the thread sanitizer: several threads draw at the same time, each call on several threads of
-// the one pool, and each must get what it gets alone.
+// For the thread sanitizer: several threads draw, multiply and attend at the same time, each call
+// on several threads of the one pool, and each must get what it gets alone.
 //
 //   threads [SECONDS]
 
@@ -12,11 +12,13 @@
 
 namespace {
 
+constexpr int64_t kPages = 40, kSlots = 16, kHeads = 2, kDim = 16;
+
 struct Job {
   std::vector<float> logits;
   fastdecode_sample_args args;
   std::vector<int64_t> token;
-  std::vector<float> weight, x, product;
+  std::vector<float> weight, x, product, keys, found;
   int64_t k, features;
 };
 
@@ -40,6 +42,7 @@ Job make_job(int64_t vocab, int64_t groups, uint64_t seed) {
   job.features = 300;
   fill(job.weight, job.k * job.features);
   fill(job.x, job.k * 3);
+  fill(job.keys, kPages * kHeads * kSlots * kDim);
   return job;
 }
 
@@ -60,8 +63,31 @@ std::vector<int64_t> draw(const Job& job, int32_t threads) {
 
 std::vector<float> multiply(const Job& job, int32_t threads) {
   std::vector<float> out(static_cast<size_t>(3 * job.features));
-  CHECK(fastdecode_linear(job.weight.data(), FASTDECODE_FLOAT32, nullptr, job.x.data(), 3, job.k, job.features,
-                          out.data(), job.features, threads) == FASTDECODE_OK);
+  CHECK(fastdecode_linear(job.weight.data(), FASTDECODE_FLOAT32, nullptr, job.x.data(), 3, job.k,
+                          job.features, out.data(), job.features, threads) == FASTDECODE_OK);
+  return out;
+}
+
+// Three rows, in several stretches, of the same pages.
+std::vector<float> attend(const Job& job, int32_t threads) {
+  int32_t table[3 * kPages];
+  for (int32_t i = 0; i < 3 * kPages; ++i) table[i] = i % static_cast<int32_t>(kPages);
+  const int64_t lengths[] = {640, 3, 600};
+  std::vector<float> out(3 * kHeads * kDim);
+  fastdecode_attend_args a;
+  fastdecode_attend_args_init(&a);
+  a.rows = 3;
+  a.heads = a.kv_heads = kHeads;
+  a.head_dim = kDim;
+  a.threads = threads;
+  a.queries = job.x.data();
+  a.keys = a.values = job.keys.data();
+  a.pages = a.table_stride = a.table_width = kPages;
+  a.page_slots = kSlots;
+  a.table = table;
+  a.lengths = lengths;
+  a.out = out.data();
+  CHECK(fastdecode_attend(&a) == FASTDECODE_OK);
   return out;
 }
 
@@ -85,6 +111,7 @@ int main(int argc, char** argv) {
     jobs.push_back(make_job(vocab, seed % 2 == 0 ? 1 : 4, seed));
     jobs.back().token = draw(jobs.back(), 1);
     jobs.back().product = multiply(jobs.back(), 1);
+    jobs.back().found = attend(jobs.back(), 1);
   }
   std::atomic<int64_t> calls{0};
   const auto begin = std::chrono::steady_clock::now();
@@ -96,8 +123,9 @@ int main(int argc, char** argv) {
       const int32_t threads = static_cast<int32_t>(1 + (i + me) % 4);
       CHECK(draw(job, threads) == job.token);
       CHECK(multiply(job, threads) == job.product);
+      CHECK(attend(job, threads) == job.found);
       refuse(static_cast<int64_t>(1 + me));
-      calls += 3;
+      calls += 4;
     }
   };
   std::vector<std::thread> workers;

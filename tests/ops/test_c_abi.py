@@ -73,30 +73,48 @@ def test_exports_only_the_interface():
         "fastdecode_abi_version",
         "fastdecode_advance",
         "fastdecode_advance_args_init",
+        "fastdecode_attend",
+        "fastdecode_attend_args_init",
         "fastdecode_cpu_isa",
         "fastdecode_decode_args_init",
         "fastdecode_decode_step",
+        "fastdecode_embed",
         "fastdecode_last_error",
         "fastdecode_linear",
+        "fastdecode_rms_norm",
+        "fastdecode_rope_append",
+        "fastdecode_rope_append_args_init",
         "fastdecode_sample",
         "fastdecode_sample_advance",
         "fastdecode_sample_args_init",
+        "fastdecode_swiglu",
     }
     assert ctypes.CDLL(library).fastdecode_abi_version() == 1
 
 
-def test_a_decode_step_needs_its_own_arguments():
+@pytest.mark.parametrize(
+    ("function", "init", "first"),
+    [
+        ("fastdecode_decode_step", "fastdecode_decode_args_init", "hidden"),
+        ("fastdecode_rope_append", "fastdecode_rope_append_args_init", "heads"),
+        ("fastdecode_attend", "fastdecode_attend_args_init", "heads"),
+    ],
+)
+def test_an_operation_needs_its_own_arguments(function: str, init: str, first: str):
     library = ctypes.CDLL(build_info.get_library())
     library.fastdecode_last_error.restype = ctypes.c_char_p
-    assert library.fastdecode_decode_step(None) == 1
+    call = getattr(library, function)
+    assert call(None) == 1
     assert library.fastdecode_last_error() == b"args = NULL: must point to the arguments"
     other = ctypes.create_string_buffer(512)
     ctypes.c_size_t.from_buffer(other).value = 8
-    assert library.fastdecode_decode_step(other) == 1
-    assert library.fastdecode_last_error().startswith(b"args->size = 8: this library expects ")
-    library.fastdecode_decode_args_init(other)
-    assert library.fastdecode_decode_step(other) == 1
-    assert library.fastdecode_last_error() == b"hidden = 0: must be at least 1"
+    assert call(other) == 1
+    said = library.fastdecode_last_error().decode()
+    assert said.startswith("args->size = 8: this library expects ")
+    assert said.endswith(f"; call {init}")
+    getattr(library, init)(other)
+    assert call(other) == 1
+    assert library.fastdecode_last_error().decode() == f"{first} = 0: must be at least 1"
 
 
 def test_needs_nothing_but_libc():

@@ -495,12 +495,13 @@ def test_row_30_half_precision_streams_are_mixed_in_float32(sample, dtype):
 # --- build and dispatch -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("unit", ["decode_avx2", "decode_avx512", "sample_avx2", "sample_avx512"])
+@pytest.mark.parametrize("unit", ["decode_avx2", "decode_avx512", "decode_avx512bf16", "sample_avx2", "sample_avx512"])
 def test_row_39_units_for_wide_instructions_share_no_code(tmp_path, unit):
     """A weak symbol is a copy that the linker may keep for everybody: there must be none, not even unoptimised."""
     if not (Path("/proc/cpuinfo").exists() and "avx2" in Path("/proc/cpuinfo").read_text()):
         pytest.skip("not an x86 processor")
-    wide = ["-mavx2"] if unit.endswith("avx2") else ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+    wide = ["-mavx2", "-mf16c"] if unit.endswith("avx2") else ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+    wide += ["-mavx512bf16"] if unit.endswith("bf16") else []
     target = tmp_path / "unit.o"
     flags = ["-std=c++17", "-O0", "-w", "-mfma", *wide, "-DFASTDECODE_X86", "-DFASTDECODE_BUILDING"]
     source = ROOT / "csrc" / "cpu" / f"{unit}.cpp"
