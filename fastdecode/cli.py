@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         help="time an operation beside what one would run otherwise",
         description="Time an operation beside what one would run otherwise; every case is checked before it is timed.",
     )
-    bench.add_argument("operation", choices=["sample"])
+    bench.add_argument("operation", choices=["sample", "step"], help="a draw, or each operation of a decode step")
     bench.add_argument("--quick", action="store_true", help="the corners of the grid only")
     bench.add_argument("--compile", action="store_true", help="also torch.compile of the torch chain (slow to start)")
     bench.add_argument("--json", type=Path, help="also write the figures and the machine there")
@@ -92,6 +92,20 @@ def show_config(args: argparse.Namespace) -> None:
     print(" ".join(found))
 
 
+def run_benchmark(args: argparse.Namespace) -> None:
+    """Time what was asked for."""
+    if args.operation == "sample":
+        from fastdecode.bench.sample import run_bench
+
+        run_bench(args.quick, args.json, args.csv, args.compile, args.plot)
+        return
+    from fastdecode.bench.step import run_step_bench
+
+    if args.compile or args.plot is not None:
+        raise ValueError("bench step: --compile and --plot are for bench sample")
+    run_step_bench(args.quick, args.json, args.csv)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it worked. Wrong input prints one sentence and gives 2."""
     args = parser().parse_args(arguments)
@@ -107,9 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif args.command == "config":
             show_config(args)
         elif args.command == "bench":
-            from fastdecode.bench.sample import run_bench
-
-            run_bench(args.quick, args.json, args.csv, args.compile, args.plot)
+            run_benchmark(args)
         else:
             from fastdecode.write import write_document
 

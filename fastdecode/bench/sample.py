@@ -8,10 +8,6 @@ over the logits that must be read, ``softmax`` torch's softmax of the same.
 
 from __future__ import annotations
 
-import csv
-import json
-import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,6 +22,7 @@ from fastdecode import ops
 from fastdecode.bench.machine import describe
 from fastdecode.bench.plot import plot
 from fastdecode.bench.sample_rivals import Torch, Transformers
+from fastdecode.bench.turns import make_files, show, take_turns, write_rows
 
 FILTERS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
@@ -143,29 +140,8 @@ def measure(case: Case, seconds: float = 0.5, compiled: bool = False) -> dict[st
     """Microseconds of everything that runs for ``case``, after `check`; about ``seconds`` for the slowest."""
     kept = check(case)
     run = runners(case, compiled)
-    once = {name: _timed(function) for name, function in run.items() for _ in range(2)}
-    rounds = int(min(100, max(5, seconds / max(once.values()))))
-    times: dict[str, list[float]] = {name: [] for name in run}
-    for _ in range(rounds):
-        for name, function in run.items():
-            times[name] += _turn(function)
-    medians = {name: statistics.median(t) * 1e6 for name, t in times.items()}
+    medians, rounds = take_turns(run, seconds)
     return {**asdict(case), "kept": kept, "rounds": rounds, **medians}
-
-
-def _turn(function: Callable[[], Any], seconds: float = 0.002) -> list[float]:
-    """Times of calls back to back for so long, of one at least, without the first."""
-    function()
-    times = [_timed(function)]
-    while sum(times) < seconds:
-        times.append(_timed(function))
-    return times
-
-
-def _timed(function: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
@@ -191,23 +167,14 @@ def run_bench(
     """Measure all cases, print them as they come, and write the files that were asked for."""
     if plot_file is not None and find_spec("matplotlib") is None:
         raise ValueError("--plot needs matplotlib: pip install matplotlib")
-    for file in (json_file, csv_file, plot_file):
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.touch()  # raises now, not after everything was measured
+    make_files((json_file, csv_file, plot_file))
     machine = describe()
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    show(machine)
     rows: list[dict[str, Any]] = []
     for case in cases(quick):
         rows.append(measure(case, compiled=compiled))
         lines = table(rows[-1:]).splitlines()
         print("\n".join(lines if len(rows) == 1 else lines[1:]), flush=True)
-    if json_file is not None:
-        json_file.write_text(json.dumps({"machine": machine, "sample": rows}, indent=2) + "\n")
-    if csv_file is not None:
-        with csv_file.open("w", newline="") as out:
-            writer = csv.DictWriter(out, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+    write_rows("sample", rows, machine, json_file, csv_file)
     if plot_file is not None:
         plot(rows, machine, plot_file)
