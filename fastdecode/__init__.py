@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from fastdecode import ops
     from fastdecode.build_info import get_include, get_library
     from fastdecode.documents import to_documents
-    from fastdecode.generation import custom_generate, disable, enable, explain, generate
+    from fastdecode.generation import custom_generate, disable, enable, explain, generate, new_pool
     from fastdecode.guidance import Guidance, Stream
     from fastdecode.loading import load
+    from fastdecode.page_pool import PagePool, PoolExhausted
+    from fastdecode.transformers_cache import PagedCache
 
 _HOMES = {
     "Guidance": "fastdecode.guidance",
@@ -30,11 +32,18 @@ _HOMES = {
     "get_include": "fastdecode.build_info",
     "get_library": "fastdecode.build_info",
     "load": "fastdecode.loading",
+    "new_pool": "fastdecode.generation",
+    "PagePool": "fastdecode.page_pool",
+    "PagedCache": "fastdecode.transformers_cache",
+    "PoolExhausted": "fastdecode.page_pool",
     "to_documents": "fastdecode.documents",
 }
 
 __all__ = [
     "Guidance",
+    "PagePool",
+    "PagedCache",
+    "PoolExhausted",
     "Stream",
     "__version__",
     "custom_generate",
@@ -45,6 +54,7 @@ __all__ = [
     "get_include",
     "get_library",
     "load",
+    "new_pool",
     "ops",
     "to_documents",
 ]

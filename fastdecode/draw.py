@@ -18,10 +18,15 @@ from transformers.generation import (
 
 from fastdecode import ops
 from fastdecode.decoder import ChameleonDecoder
-from fastdecode.grammar import IMAGE_SET, Grammar
+from fastdecode.grammar import Grammar
 from fastdecode.group import Group
 from fastdecode.models.chameleon import Vocabulary
 from fastdecode.sampling import Sampling
+
+SPAN_GAP = 64
+"""Rows of the head that are computed for nothing rather than begin another multiplication."""
+
+MOST_SPANS = 8
 
 
 @dataclass
@@ -45,7 +50,7 @@ class _Layout:
     set_index: Tensor
     parameters: dict[str, Any]
     seeds: Tensor
-    span: tuple[int, int] | None
+    spans: list[tuple[int, int]] | None
 
 
 class Drawer:
@@ -73,8 +78,7 @@ class Drawer:
         self.unfused: Any = unfused or LogitsProcessorList()
         self.recorder, self.normalise = recorder or Recorder(), normalise
         self.sets = grammar.sets.to(self.device)
-        low, high = min(vocabulary.image_ids), max(vocabulary.image_ids) + 1
-        self.image_span = (low, high) if high - low == len(vocabulary.image_ids) else None
+        self._known_spans: dict[frozenset[int], list[tuple[int, int]] | None] = {}
         self.seen: Tensor | None = None
         if text.repetition_penalty != 1.0 or image.repetition_penalty != 1.0:
             self.seen = ops.seen_bits([[*g.ids, *g.shown] for g in groups], vocabulary.size).to(self.device)
@@ -88,6 +92,20 @@ class Drawer:
 
     def _sampling(self, group: Group) -> Sampling:
         return self.image if self.grammar.in_picture(group.state) else self.text
+
+    def _spans(self, sets: frozenset[int]) -> list[tuple[int, int]] | None:
+        """The ids that some of ``sets`` allow, as few ranges; None if those are too many, or nearly all ids."""
+        if sets not in self._known_spans:
+            spans: list[tuple[int, int]] = []
+            for lo, hi in sorted(r for s in sets for r in self.grammar.sets[s]):
+                if spans and lo <= spans[-1][1] + SPAN_GAP:
+                    spans[-1] = (spans[-1][0], max(hi, spans[-1][1]))
+                else:
+                    spans.append((lo, hi))
+            size = self.grammar.tables.vocab
+            few = len(spans) <= MOST_SPANS and sum(hi - lo for lo, hi in spans) < 0.97 * size
+            self._known_spans[sets] = spans if few else None
+        return self._known_spans[sets]
 
     def _lay_out(self, drawing: list[Group]) -> _Layout:
         sets = [self.grammar.set_index(g.state, len(g.ids), g.limit) for g in drawing]
@@ -104,7 +122,7 @@ class Drawer:
                 set_index=torch.tensor(sets, dtype=torch.int32, device=self.device),
                 parameters=_parameters([self._sampling(g) for g in drawing], self.device),
                 seeds=torch.tensor([g.seed for g in drawing], device=self.device),
-                span=self.image_span if set(sets) == {IMAGE_SET} else None,
+                spans=self._spans(frozenset(sets)),
             )
         return self._layout
 
@@ -121,7 +139,7 @@ class Drawer:
         if self.seen is not None:
             seen = self.seen[[g.number for g in drawing]]
         sample = ops.sample(
-            self.decoder.logits(hidden, layout.span),
+            self.decoder.logits(hidden, layout.spans),
             streams=layout.streams,
             weights=layout.weights,
             allowed=self.sets,

@@ -29,6 +29,7 @@ class Explanation:
     sampling_backend: str
     why_not_faster: list[str]
     decoder: str
+    memory: str
     unfused_processors: list[str]
     stopping_criteria: list[str]
     can_draw: bool
@@ -49,6 +50,8 @@ class Explanation:
         slower = fused.why_not(model.model)
         if slower is None:
             steps = f"each step one call of the C++ library ({core().cpu_isa()})"
+            if prepared.decoder.deterministic:
+                steps += ", prompts too (deterministic)"
         else:
             steps = "steps of PyTorch operations"
             reasons.append(f"the layers cannot be run as one: {slower}")
@@ -73,6 +76,7 @@ class Explanation:
             why_not_faster=reasons,
             decoder=f"ragged batch over the model's own {len(model.model.layers)} layers, {device}, "
             f"{str(model.dtype).removeprefix('torch.')}, {steps}",
+            memory=_memory(prepared, [len(planned) for planned in streams]),
             unfused_processors=[type(p).__name__ for p in prepared.plan.unfused],
             stopping_criteria=[type(c).__name__ for c in prepared.stopping],
             can_draw=not missing_decoder_keys(model),
@@ -103,12 +107,21 @@ class Explanation:
         lines.append(f"sampling backend  {self.sampling_backend}")
         lines += [f"  not faster because {reason}" for reason in self.why_not_faster]
         lines.append(f"decoder           {self.decoder}")
+        lines.append(f"keys and values   {self.memory}")
         if self.unfused_processors:
             lines.append(f"also runs         {', '.join(self.unfused_processors)}")
         if self.stopping_criteria:
             lines.append(f"also stops on     {', '.join(self.stopping_criteria)}")
         lines.append(f"VQ decoder        {'present' if self.can_draw else 'missing: text only'}")
         return "\n".join(lines)
+
+
+def _memory(prepared: Prepared, streams: list[int]) -> str:
+    """The pages that ``streams`` of every sequence take at their longest, if none are shared."""
+    pool = prepared.pool if prepared.pool is not None else prepared.decoder.new_pool()
+    pages = sum(n * -(-g.limit // pool.page_slots) for n, g in zip(streams, prepared.groups, strict=True))
+    size = f"at most {pages} pages of {pool.page_slots} ids, {pages * pool.page_bytes / 1e6:.1f} MB"
+    return size if pool.limit is None else f"{size}; kv_pool has {pool.limit}, {pool.free} of them free"
 
 
 def _sampling(values: dict[str, Any]) -> str:

@@ -19,8 +19,10 @@ from transformers import (
 from transformers.generation import GenerateDecoderOnlyOutput, StopStringCriteria
 
 from fastdecode import refusals, request
+from fastdecode.decoder import ChameleonDecoder
 from fastdecode.guidance import Guidance
 from fastdecode.models.chameleon import Vocabulary, check_family, check_pixels
+from fastdecode.page_pool import PAGE_SLOTS, PagePool
 
 Output = Tensor | GenerateDecoderOnlyOutput
 
@@ -36,6 +38,8 @@ def generate(
     image: Mapping[str, Any] | None = None,
     seed: int | Sequence[int] | None = None,
     progress: bool = False,
+    deterministic: bool = False,
+    kv_pool: PagePool | None = None,
     streamer: Any = None,
     **kwargs: Any,
 ) -> Output:
@@ -56,15 +60,21 @@ def generate(
     do_sample), over those of the call, which set both. transformers' default top_k of 50 is not applied to pictures.
 
     seed: one for all requests, which then draw alike, or one per request; the tokens of a request then do not depend on
-    its neighbours.
-    Drawn from torch's generator if not given. Further sequences of a request have seeds derived from it.
+    its neighbours, but for the rounding of logits: see deterministic. Drawn from torch's generator if not given.
+    Further sequences of a request have seeds derived from it.
+
+    deterministic: a sequence's logits, and so its tokens, are the same bits whatever runs beside it. Needs a model
+    whose steps the C++ library can take; prompts take longer to read.
+
+    kv_pool: of `new_pool`, for a bound on the memory of keys and values, or to share it with other calls of this
+    thread. PoolExhausted (a RuntimeError) if it is too small; its pages are free again however the call ends.
 
     progress: show a bar. streamer, stop_strings (with tokenizer) and all else: as in transformers.
 
     Raises TypeError for another model, ValueError for an option that is wrong or not supported, naming it, before any
     work is done; RuntimeError if the model's logits are not numbers.
     """
-    extras = request.Extras(multimodal_generation_mode, guidance, text, image, seed, progress)
+    extras = request.Extras(multimodal_generation_mode, guidance, text, image, seed, progress, deterministic, kv_pool)
     options = {**kwargs, "generation_config": generation_config}
     if streamer is not None:
         options["streamer"] = streamer
@@ -125,6 +135,8 @@ def custom_generate(
     image: Mapping[str, Any] | None = None,
     seed: int | Sequence[int] | None = None,
     progress: bool = False,
+    deterministic: bool = False,
+    kv_pool: PagePool | None = None,
     **model_kwargs: Any,
 ) -> Output:
     """The plug for transformers: ``model.generate(**inputs, custom_generate=fastdecode.custom_generate, …)``.
@@ -138,7 +150,7 @@ def custom_generate(
     synced = synced_gpus or call.get("synced_gpus")
     refusals.check_options(model, {"generation_config": generation_config, **call, "synced_gpus": synced})
     chosen = refusals.chosen_options(model, call or generation_config.to_dict())
-    extras = request.Extras(multimodal_generation_mode, guidance, text, image, seed, progress)
+    extras = request.Extras(multimodal_generation_mode, guidance, text, image, seed, progress, deterministic, kv_pool)
     prepared_call = (input_ids, logits_processor, stopping_criteria, generation_config)
     return _decode(request.prepare(model, *prepared_call, extras, chosen, model_kwargs), call.get("streamer"), progress)
 
@@ -204,10 +216,21 @@ def explain(model: Any, inputs: Tensor | None = None, **options: Any) -> request
     parameters of both modalities, the decoder, and why a faster way is not taken. Raises what `generate` would raise.
     """
     own = {key: options.pop(key, None) for key in request.Extras.__dataclass_fields__}
-    extras = request.Extras(**{**own, "progress": False, "seed": own["seed"] or 0})
+    own |= {"progress": False, "seed": own["seed"] or 0, "deterministic": bool(own["deterministic"])}
+    extras = request.Extras(**own)
     options.pop("streamer", None)
     found: request.Explanation = _through_transformers(model, inputs, options, extras, request.Prepared.explain)
     return found
+
+
+def new_pool(model: Any, pages: int | None = None, page_slots: int = PAGE_SLOTS) -> PagePool:
+    """Memory for keys and values of ``model``, for `generate`'s ``kv_pool``: never more than ``pages`` pages of
+    ``page_slots`` ids each; None: as many as are needed.
+
+    Raises TypeError for another model, ValueError for sizes below 1.
+    """
+    check_family(model)
+    return ChameleonDecoder(model).new_pool(pages, page_slots)
 
 
 def enable(model: Any) -> Any:

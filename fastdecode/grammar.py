@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fastdecode.models.chameleon import Vocabulary
 from fastdecode.ops import GrammarTables, TokenSets
@@ -135,8 +136,12 @@ def compile_grammar(mode: str, vocabulary: Vocabulary, eos: Iterable[int]) -> Gr
     """
     if mode not in MODES:
         raise ValueError(f"multimodal_generation_mode={mode!r} is unknown; choose one of {', '.join(MODES)}")
+    return _compiled(mode, vocabulary, frozenset(eos))
+
+
+@lru_cache(maxsize=16)  # it takes longer than drawing ten tokens, and nothing changes it
+def _compiled(mode: str, vocabulary: Vocabulary, ends: frozenset[int]) -> Grammar:
     v, n = vocabulary, vocabulary.image_length
-    ends = frozenset(eos)
     banned = set(v.image_ids)
     if mode != "text-only":
         banned |= {v.end_image, v.placeholder} | ({i for i in (v.pad, v.bos) if i is not None} - ends)

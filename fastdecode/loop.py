@@ -17,13 +17,15 @@ from fastdecode.draw import Drawer
 from fastdecode.grammar import DONE
 from fastdecode.group import Group
 from fastdecode.models.chameleon import Vocabulary
+from fastdecode.page_pool import PagePool, PoolExhausted
 
 
 class DecodeLoop:
     """Decodes ``groups`` to their ends. Build, then `run` once.
 
     ``prompts`` is (batch, length) int64 as the caller gave it; the result has it in front, and ``pad`` behind what
-    ended early. ``after_step`` is called with the batch's newest column after every step.
+    ended early. ``after_step`` is called with the batch's newest column after every step. ``pool``: where keys and
+    values go; None: a pool of its own.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class DecodeLoop:
         pad: int,
         stopping: StoppingCriteriaList | None = None,
         after_step: Callable[[Tensor], None] | None = None,
+        pool: PagePool | None = None,
     ) -> None:
         self.drawer, self.decoder, self.grammar = drawer, drawer.decoder, drawer.grammar
         self.vocabulary = vocabulary
@@ -45,7 +48,7 @@ class DecodeLoop:
         longest = max((g.limit - g.prompt_length for g in groups), default=0)
         self.sequences = torch.full((len(groups), self.width + longest), pad, dtype=torch.long)
         self.sequences[:, : self.width] = prompts
-        self.cache = self.decoder.new_cache()
+        self.cache = self.decoder.new_cache(pool)
         self.owners: list[Group] = []
         self.inputs: list[int] = []
         self.steps = 0
@@ -93,11 +96,22 @@ class DecodeLoop:
 
     @torch.inference_mode()
     def run(self) -> Tensor:
-        """Decode until every group is done; returns (groups, prompt + longest) int64, padded behind."""
-        if self.live:
-            self._start()
-        while self.live:
-            self._step()
+        """Decode until every group is done; returns (groups, prompt + longest) int64, padded behind.
+
+        However it ends, its pages are free afterwards. ``PoolExhausted`` if the pool has too few.
+        """
+        try:
+            if self.live:
+                self._start()
+            while self.live:
+                self._step()
+        except PoolExhausted as error:
+            raise PoolExhausted(
+                f"{error}, at new token {self.steps} of {len(self.groups)} sequences ({self.cache.rows} streams): give "
+                "more pages, or fewer sequences at once"
+            ) from None
+        finally:
+            self.cache.clear()
         return self.sequences[:, : self.width + self.steps]
 
     def _step(self) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastdecode.decoder import ChameleonDecoder
+from fastdecode.decoder.fused import why_not
 from fastdecode.grammar import Grammar
 from fastdecode.group import Group
 from fastdecode.models.chameleon import Vocabulary, check_picture_count, check_pixels
+from fastdecode.page_pool import PagePool
 
 UNSUPPORTED: dict[str, tuple[Any, str]] = {
     "num_beams": (1, "beam search"),
@@ -162,3 +165,30 @@ def check_streams(group: Group, grammar: Grammar, vocabulary: Vocabulary) -> Non
                     f"checkpoint (0 to {vocabulary.size - 1})"
                 )
     group.first_plan(grammar, vocabulary)
+
+
+def check_memory(decoder: ChameleonDecoder, groups: Sequence[Group], grammar: Grammar, pool: PagePool | None) -> None:
+    """``ValueError`` for a pool of another model, one that a sequence can never fit in, and for a model that cannot be
+    deterministic.
+    """
+    if decoder.deterministic and not decoder.fused:
+        raise ValueError(
+            f"deterministic=True needs steps of the C++ library, and this model has none: "
+            f"{why_not(decoder.model.model)}"
+        )
+    if pool is None:
+        return
+    if not isinstance(pool, PagePool):
+        raise ValueError(f"kv_pool is a {type(pool).__name__}: it must be what fastdecode.new_pool(model) returns")
+    decoder.new_cache(pool)
+    if pool.limit is None:
+        return
+    for group in groups:
+        # All but the last id are stored: of a picture that is sure to come too.
+        stored = len(group.ids) + max(0, grammar.remaining(group.state) - 2)
+        pages = -(-stored // pool.page_slots)
+        if pages > pool.limit:
+            raise ValueError(
+                f"sequence {group.number} can never fit: its {stored} ids alone take {pages} pages of "
+                f"{pool.page_slots}, and kv_pool has {pool.limit}"
+            )

@@ -26,10 +26,12 @@ from fastdecode.models.chameleon import (
     encode_pictures,
     fill_placeholders,
 )
+from fastdecode.page_pool import PagePool
 from fastdecode.refusals import (
     DRAWING_MODES,
     LENGTHS,
     check_ids,
+    check_memory,
     check_options,
     check_positions,
     check_room,
@@ -50,6 +52,8 @@ class Extras:
     image: Mapping[str, Any] | None = None
     seed: int | Sequence[int] | None = None
     progress: bool = False
+    deterministic: bool = False
+    kv_pool: PagePool | None = None
 
 
 @dataclass
@@ -68,6 +72,8 @@ class Prepared:
     plan: Plan
     stopping: StoppingCriteriaList
     config: GenerationConfig
+    decoder: ChameleonDecoder
+    pool: PagePool | None
 
     @property
     def normalise(self) -> bool:
@@ -81,7 +87,7 @@ class Prepared:
     def loop(self, after_step: Callable[[Tensor], None] | None = None) -> DecodeLoop:
         recorder = Recorder(*([] if self.keeps(what) else None for what in ("scores", "logits")))
         drawer = Drawer(
-            ChameleonDecoder(self.model),
+            self.decoder,
             self.grammar,
             self.vocabulary,
             self.groups,
@@ -91,7 +97,8 @@ class Prepared:
             recorder,
             self.normalise,
         )
-        return DecodeLoop(drawer, self.vocabulary, self.groups, self.prompts, self.pad, self.stopping, after_step)
+        where = (self.prompts, self.pad, self.stopping, after_step, self.pool)
+        return DecodeLoop(drawer, self.vocabulary, self.groups, *where)
 
     def explain(self) -> Explanation:
         return Explanation.of(self)
@@ -144,6 +151,8 @@ def prepare(
         group.shown = (vocabulary.placeholder,) if shows else ()
         check_streams(group, grammar, vocabulary)
         groups.append(group)
+    decoder = ChameleonDecoder(model, bool(extras.deterministic))
+    check_memory(decoder, groups, grammar, extras.kv_pool)
     native = (MaxLengthCriteria, EosTokenCriteria)
     stopping = StoppingCriteriaList(c for c in stopping_criteria if type(c) not in native)
     pad = config._pad_token_tensor
@@ -160,6 +169,8 @@ def prepare(
         plan=plan,
         stopping=stopping,
         config=config,
+        decoder=decoder,
+        pool=extras.kv_pool,
     )
 
 

@@ -219,7 +219,11 @@ def test_with_a_plain_cmake_build_that_was_moved(tmp_path, tmp_path_factory, exp
         ("--threads -1", "", "--threads -1: must be a whole number from 0 to 256"),
         ("--requests", "", "--requests: must be followed by a whole number from 1 to 1000000"),
         ("--batch 3", "", "--batch: must be --requests, --workers, --slots or --threads"),
-        ("--workers 3", "none", "FASTDECODE_CPU_ISA = none: must be portable, avx2 or avx512"),  # of the library
+        (
+            "--workers 3",
+            "none",
+            "FASTDECODE_CPU_ISA = none: must be portable, avx2, avx512 or avx512bf16",
+        ),  # of the library
     ],
 )
 def test_errors_are_one_plain_line(server, options, isa, message):

@@ -38,12 +38,25 @@ def test_plain_text():
 
 def test_which_steps_are_taken():
     assert explain().decoder.endswith(f"cpu, float32, each step one call of the C++ library ({core().cpu_isa()})")
-    half = tiny_model(0).to(torch.bfloat16)
+    half, double = (tiny_model(0).to(dtype) for dtype in (torch.bfloat16, torch.float64))
     found = fastdecode.explain(half, torch.tensor([WORDS]), max_new_tokens=3)
-    assert found.decoder.endswith("cpu, bfloat16, steps of PyTorch operations")
+    assert found.decoder.endswith(f"cpu, bfloat16, each step one call of the C++ library ({core().cpu_isa()})")
+    found = fastdecode.explain(double, torch.tensor([WORDS]), max_new_tokens=3)
+    assert found.decoder.endswith("cpu, float64, steps of PyTorch operations")
     assert any(
-        reason.startswith("the layers cannot be run as one: norm.weight is bfloat16") for reason in found.why_not_faster
+        reason.startswith("the layers cannot be run as one: norm.weight is float64") for reason in found.why_not_faster
     )
+
+
+def test_memory_and_determinism():
+    model = tiny_model(0)
+    per_page = 2 * 2 * 4 * 8 * 4 * 32 / 1e6  # keys and values of 2 layers, 4 heads of 8 float32, 32 ids
+    assert explain(max_new_tokens=30).memory == f"at most 2 pages of 32 ids, {2 * per_page:.1f} MB"
+    pool = fastdecode.new_pool(model, pages=50, page_slots=4)
+    found = fastdecode.explain(model, torch.tensor([WORDS]), max_new_tokens=3, kv_pool=pool, deterministic=True)
+    assert found.memory.endswith("kv_pool has 50, 50 of them free")
+    assert "keys and values   at most 2 pages of 4 ids" in str(found)
+    assert found.decoder.endswith(", prompts too (deterministic)")
 
 
 def test_pictures_with_guidance():

@@ -8,16 +8,19 @@
 namespace fastdecode {
 namespace {
 
-constexpr const char* kNames[] = {"portable", "avx2", "avx512"};
+constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512bf16"};
 
 // The compiler's check asks CPUID and, by XGETBV, whether the system saves the wide registers.
 Isa best() {
 #if defined(FASTDECODE_X86)
   __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return Isa::kPortable;
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
+      !__builtin_cpu_supports("f16c")) {
+    return Isa::kPortable;
+  }
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return Isa::kAvx512;
+    return __builtin_cpu_supports("avx512bf16") ? Isa::kAvx512Bf16 : Isa::kAvx512;
   }
   return Isa::kAvx2;
 #else
@@ -60,8 +63,8 @@ fastdecode_result check_isa() {
   if (choice().had) return FASTDECODE_OK;
   return fail(
       FASTDECODE_INVALID_ARGUMENT,
-      "FASTDECODE_CPU_ISA = %s: must be portable, avx2 or avx512, and this machine has up to "
-      "%s",
+      "FASTDECODE_CPU_ISA = %s: must be portable, avx2, avx512 or avx512bf16, and this machine "
+      "has up to %s",
       wanted() != nullptr ? wanted() : "", isa_name(cpu_isa()));
 }
 

@@ -23,6 +23,7 @@ constexpr int64_t kLogitsToShare = FASTDECODE_LOGITS_TO_SHARE;
 SampleGroup* sample_group() {
 #if defined(FASTDECODE_X86)
   switch (cpu_isa()) {
+    case Isa::kAvx512Bf16:
     case Isa::kAvx512:
       return sample_group_avx512;
     case Isa::kAvx2:

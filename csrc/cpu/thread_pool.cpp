@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -63,22 +64,51 @@ class Pool {
   // False, with nothing done, if another caller has the pool or this is a forked child.
   bool run(int64_t items, int threads, void (*task)(void*, int64_t), void* context) {
     if (forked.load() || !busy_.try_lock()) return false;
-    task_ = task;
-    context_ = context;
-    items_ = items;
-    next_.store(0, std::memory_order_relaxed);
-    if (has_team()) {
-      openmp()([](void* pool) { static_cast<Pool*>(pool)->work(); }, this, at_most_useful(threads),
-               0);
-    } else {
-      run_on_own(threads);
+    const bool team = has_team();
+    const bool ran = !team || Clock::now() >= avoid_until_;
+    if (ran) {
+      task_ = task;
+      context_ = context;
+      items_ = items;
+      next_.store(0, std::memory_order_relaxed);
+      if (team) {
+        run_on_team(threads);
+      } else {
+        run_on_own(threads);
+      }
     }
     busy_.unlock();
-    return true;
+    return ran;
   }
 
  private:
+  using Clock = std::chrono::steady_clock;
   static constexpr int64_t kSeat = int64_t{1} << 32;
+  static constexpr std::chrono::microseconds kLate{500};
+  static constexpr std::chrono::milliseconds kAlone{50};
+
+  // A team's calls begin and end with all of its threads, also with one that has nothing to do but
+  // that another program keeps from its processor: for milliseconds, every time. Whoever meets that
+  // works alone for a while.
+  void run_on_team(int threads) {
+    caller_ = pthread_self();
+    const Clock::time_point asked = Clock::now();
+    openmp()([](void* pool) { static_cast<Pool*>(pool)->work_in_team(); }, this,
+             at_most_useful(threads), 0);
+    const Clock::time_point now = Clock::now();
+    const Clock::duration item = (left_ - joined_) / std::max<int64_t>(done_, 1);
+    if ((joined_ - asked) + (now - left_) > kLate + 2 * item) avoid_until_ = now + kAlone;
+  }
+
+  void work_in_team() {
+    if (pthread_equal(pthread_self(), caller_) == 0) {
+      work();
+      return;
+    }
+    joined_ = Clock::now();
+    done_ = work();
+    left_ = Clock::now();
+  }
 
   // Whether OpenMP's threads are seen to be there. Those that a process had before it forked are
   // not, in the child, but the runtime would wait for them.
@@ -140,10 +170,11 @@ class Pool {
     }
   }
 
-  void work() {
-    for (;;) {
+  // How many items this thread did.
+  int64_t work() {
+    for (int64_t done = 0;; ++done) {
       const int64_t item = next_.fetch_add(1, std::memory_order_relaxed);
-      if (item >= items_) return;
+      if (item >= items_) return done;
       task_(context_, item);
     }
   }
@@ -157,8 +188,11 @@ class Pool {
   void* context_ = nullptr;
   int64_t items_ = 0;
   std::atomic<int64_t> next_{0};
-  int workers_ = 0;    // threads started
-  bool team_ = false;  // OpenMP's are used
+  int workers_ = 0;     // threads started
+  bool team_ = false;   // OpenMP's are used
+  pthread_t caller_{};  // and what it saw of the last call of the team
+  int64_t done_ = 0;    // items
+  Clock::time_point joined_{}, left_{}, avoid_until_{};
 };
 
 }  // namespace

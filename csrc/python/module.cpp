@@ -123,49 +123,83 @@ void sample_advance(const py::tuple& sample_fields, const py::tuple& advance_fie
   check(result);
 }
 
-// `layers`: fastdecode_layer[layer_count], as an array of addresses.
-static_assert(sizeof(fastdecode_layer) == 20 * sizeof(int64_t), "an address takes 64 bits");
+// The first field: fastdecode_layer[layer_count], as an array of addresses.
+static_assert(sizeof(fastdecode_layer) == 22 * sizeof(int64_t), "an address takes 64 bits");
 
-void decode_step(uintptr_t layers, int64_t layer_count, int64_t hidden, int64_t inner,
-                 int64_t heads, int64_t kv_heads, int64_t head_dim, bool swin, float epsilon,
-                 float scale, uintptr_t norm, int64_t rows, int64_t slots, uintptr_t lengths,
-                 uintptr_t cos, uintptr_t sin, uintptr_t x, int threads) {
-  fastdecode_decode_args step;
-  fastdecode_decode_args_init(&step);
-  step.layers = pointer<const fastdecode_layer>(layers);
-  step.layer_count = layer_count;
-  step.hidden = hidden;
-  step.inner = inner;
-  step.heads = heads;
-  step.kv_heads = kv_heads;
-  step.head_dim = head_dim;
-  step.swin = swin;
-  step.epsilon = epsilon;
-  step.scale = scale;
-  step.norm = pointer<const float>(norm);
-  step.rows = rows;
-  step.slots = slots;
-  step.lengths = pointer<const int64_t>(lengths);
-  step.cos = pointer<const float>(cos);
-  step.sin = pointer<const float>(sin);
-  step.x = pointer<float>(x);
-  step.threads = threads;
+void decode_step(const py::tuple& fields) {
+  fastdecode_decode_args a;
+  fastdecode_decode_args_init(&a);
+  Fields read(fields);
+  read(a.layers), read(a.layer_count), read(a.hidden), read(a.inner), read(a.heads);
+  read(a.kv_heads), read(a.head_dim), read(a.dtype), read(a.swin), read(a.epsilon);
+  read(a.qk_epsilon), read(a.scale), read(a.norm), read(a.threads);
+  read(a.pages), read(a.page_slots), read(a.table), read(a.table_stride), read(a.table_width);
+  read(a.chained), read(a.rows), read(a.lengths), read(a.cos), read(a.sin), read(a.x);
+  read.end();
   fastdecode_result result;
   {
     py::gil_scoped_release released;
-    result = fastdecode_decode_step(&step);
+    result = fastdecode_decode_step(&a);
   }
   check(result);
 }
 
-void linear(uintptr_t weight, uintptr_t bias, uintptr_t x, int64_t rows, int64_t k,
+void linear(uintptr_t weight, int32_t dtype, uintptr_t bias, uintptr_t x, int64_t rows, int64_t k,
             int64_t features, uintptr_t out, int64_t out_stride, int threads) {
   fastdecode_result result;
   {
     py::gil_scoped_release released;
-    result = fastdecode_linear(pointer<const float>(weight), pointer<const float>(bias),
+    result = fastdecode_linear(pointer<const void>(weight), dtype, pointer<const float>(bias),
                                pointer<const float>(x), rows, k, features, pointer<float>(out),
                                out_stride, threads);
+  }
+  check(result);
+}
+
+void rms_norm(uintptr_t x, uintptr_t residual, uintptr_t weight, float epsilon, int64_t rows,
+              int64_t n, uintptr_t sum, uintptr_t out, int threads) {
+  check(fastdecode_rms_norm(pointer<const float>(x), pointer<const float>(residual),
+                            pointer<const float>(weight), epsilon, rows, n, pointer<float>(sum),
+                            pointer<float>(out), threads));
+}
+
+void swiglu(uintptr_t gate_up, int64_t rows, int64_t inner, uintptr_t out, int threads) {
+  check(
+      fastdecode_swiglu(pointer<const float>(gate_up), rows, inner, pointer<float>(out), threads));
+}
+
+void embed(uintptr_t tokens, int64_t rows, uintptr_t weight, int32_t dtype, int64_t vocab,
+           int64_t hidden, uintptr_t out, int threads) {
+  check(fastdecode_embed(pointer<const int64_t>(tokens), rows, pointer<const void>(weight), dtype,
+                         vocab, hidden, pointer<float>(out), threads));
+}
+
+void rope_append(const py::tuple& fields) {
+  fastdecode_rope_append_args a;
+  fastdecode_rope_append_args_init(&a);
+  Fields read(fields);
+  read(a.rows), read(a.heads), read(a.kv_heads), read(a.head_dim), read(a.dtype), read(a.threads);
+  read(a.qkv), read(a.q_norm), read(a.q_norm_bias), read(a.k_norm), read(a.k_norm_bias);
+  read(a.epsilon), read(a.cos), read(a.sin);
+  read(a.pages), read(a.page_slots), read(a.table), read(a.table_stride), read(a.table_width);
+  read(a.lengths), read(a.keys), read(a.values), read(a.queries);
+  read.end();
+  check(fastdecode_rope_append(&a));
+}
+
+void attend(const py::tuple& fields) {
+  fastdecode_attend_args a;
+  fastdecode_attend_args_init(&a);
+  Fields read(fields);
+  read(a.rows), read(a.heads), read(a.kv_heads), read(a.head_dim), read(a.dtype), read(a.threads);
+  read(a.scale), read(a.queries), read(a.keys), read(a.values);
+  read(a.pages), read(a.page_slots), read(a.table), read(a.table_stride), read(a.table_width);
+  read(a.lengths), read(a.out);
+  read.end();
+  fastdecode_result result;
+  {
+    py::gil_scoped_release released;
+    result = fastdecode_attend(&a);
   }
   check(result);
 }
@@ -221,6 +255,11 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
   module.def("sample_advance", &sample_advance);
   module.def("decode_step", &decode_step);
   module.def("linear", &linear);
+  module.def("rms_norm", &rms_norm);
+  module.def("swiglu", &swiglu);
+  module.def("embed", &embed);
+  module.def("rope_append", &rope_append);
+  module.def("attend", &attend);
   module.def("cpu_isa", &cpu_isa);
   module.def("abi_version", &fastdecode_abi_version);
   module.def("exp_f32", &exp_f32);

@@ -1,6 +1,6 @@
 """Chameleon's layers over a ragged batch of streams.
 
-A plain model in float32 on the CPU takes its steps in the C++ library (`fastdecode.decoder.fused`). Otherwise, and in
+A plain model on the CPU takes its steps in the C++ library (`fastdecode.decoder.fused`). Otherwise, and in
 prefill, the model's own modules multiply (so adapters and quantised layers keep working, and no weight is copied); what
 lies between the multiplications is written out here for one new id per row: no masks over the whole batch, no cache
 objects, no output wrappers. Covers both norm orders (before each block, or Swin's after it), grouped-query attention
@@ -20,6 +20,13 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonLayerNorm,
 from fastdecode.decoder.fused import FusedStep, why_not
 from fastdecode.decoder.plain import plain, plain_tensor
 from fastdecode.kv_cache import StreamCache
+from fastdecode.page_pool import PAGE_SLOTS, PagePool
+
+PREFILL_IDS = 4096
+"""Ids of all rows that go through the layers at a time in prefill, which bounds its memory."""
+
+PREFILL_STEP_IDS = 64
+"""The same for prefill in steps: as many as share a reading of the weights well."""
 
 FUSED_BYTES = 2**20
 """Most bytes of a layer's q, k and v weights that are copied side by side, to multiply once in place of three times."""
@@ -130,8 +137,8 @@ class ChameleonDecoder:
     Calls a layer's modules, not the layer nor its ``self_attn``: hooks on these two have no effect.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, deterministic: bool = False) -> None:
+        self.model, self.deterministic = model, deterministic
         inner = model.model
         attention = inner.layers[0].self_attn
         self.heads, self.kv_heads = attention.num_heads, attention.num_key_value_heads
@@ -144,7 +151,7 @@ class ChameleonDecoder:
         self._logits: Tensor | None = None
         self._fused: FusedStep | None = None
         if why_not(inner) is None:
-            self._fused = FusedStep(inner, [layer.qk_norms for layer in self.layers], self.swin)
+            self._fused = FusedStep(inner, self.swin)
         self._plain_head = plain(self.head, nn.Linear) and self.head.bias is None
         self._plain_embed = plain(self.embed, nn.Embedding)
 
@@ -153,24 +160,40 @@ class ChameleonDecoder:
         """Whether a step is one call of the C++ library."""
         return self._fused is not None
 
-    def new_cache(self) -> StreamCache:
-        return StreamCache(len(self.layers), self.kv_heads, self.head_dim, self.dtype, self.device)
+    def new_pool(self, pages: int | None = None, page_slots: int = PAGE_SLOTS) -> PagePool:
+        """Pages for this model's keys and values; never more than ``pages``."""
+        sizes = (len(self.layers), self.kv_heads, self.head_dim)
+        return PagePool(*sizes, self.dtype, self.device, pages=pages, page_slots=page_slots)
 
-    def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin for `rotate`, each ``(*positions.shape, 1, head_dim)``, by the model's own rotary embedding."""
+    def new_cache(self, pool: PagePool | None = None) -> StreamCache:
+        """Without rows yet, in pages of ``pool``, or of one of its own. ``ValueError`` for a pool of another model."""
+        if pool is None:
+            return StreamCache(self.new_pool())
+        layers, (kv_heads, head_dim) = len(pool.keys), (pool.keys[0].shape[1], pool.keys[0].shape[3])
+        have = (layers, kv_heads, head_dim, pool.keys[0].dtype, pool.keys[0].device)
+        need = (len(self.layers), self.kv_heads, self.head_dim, self.dtype, self.device)
+        if have != need:
+            what = "layers, heads of keys, head_dim, dtype and device"
+            raise ValueError(f"the KV pool has {what} {have}; this model needs {need}")
+        return StreamCache(pool)
+
+    def rope(self, positions: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+        """cos and sin for `rotate`, each ``(*positions.shape, 1, head_dim)``, by the model's own rotary embedding.
+        ``longest``: the greatest of ``positions``. In float32 for the C++ step, else in the model's dtype.
+        """
         rotary = self.model.model.rotary_emb
         if "dynamic" in rotary.rope_type or rotary.rope_type == "longrope":  # its table depends on the longest position
-            cos, sin = self._rope_table(positions.view(-1))
+            cos, sin = self._rope_table(positions.reshape(-1))
             shape = (*positions.shape, 1, self.head_dim)
             return cos.view(shape), sin.view(shape)
-        longest = int(positions.max())
         if self._rope is None or self._rope[0].shape[0] <= longest:
             self._rope = self._rope_table(torch.arange(max(512, 2 * longest), device=self.device))
         cos, sin = self._rope
         return cos[positions].unsqueeze(-2), sin[positions].unsqueeze(-2)
 
     def _rope_table(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        dtype = self.dtype if self._fused is None else torch.float32
+        like = torch.empty(0, dtype=dtype, device=self.device)
         cos, sin = self.model.model.rotary_emb(like, position_ids=positions.view(1, -1))
         half = self.head_dim // 2
         return cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), -1)
@@ -194,93 +217,156 @@ class ChameleonDecoder:
     def prefill(self, cache: StreamCache, prompts: Sequence[Sequence[int]]) -> slice:
         """Append one row per prompt and fill its keys and values. Prompts may be empty; returns the rows.
 
-        The prompts' last hidden states are not computed: the id that follows a prompt goes through `step`.
+        What rows have in common with live ones, or with each other, is not computed twice. Works through at most
+        `PREFILL_IDS` ids at a time. The prompts' last hidden states are not computed: the id that follows a prompt
+        goes through `step`. Gives the rows up again if it fails; ``PoolExhausted`` if they do not fit.
         """
-        lengths = torch.tensor([len(p) for p in prompts], dtype=torch.long, device=self.device)
-        rows = cache.add(lengths)
-        width = max(map(len, prompts), default=0)
-        if width == 0:
-            return rows
-        ids = torch.zeros((len(prompts), width), dtype=torch.long)
-        for i, prompt in enumerate(prompts):
-            ids[i, : len(prompt)] = torch.tensor(prompt, dtype=torch.long)
-        cos, sin = self.rope(torch.arange(width, device=self.device))
-        x = self.embed(ids.to(self.device))
-        for i, layer in enumerate(self.layers):
-            normed = x if self.swin else layer.norm_attention(x)
-            q, k, v = (t.transpose(1, 2) for t in self._project(layer, normed, cos, sin))
-            cache.keys[i][rows, :, :width], cache.values[i][rows, :, :width] = k, v
-            if i == len(self.layers) - 1:
-                break
-            attended = F.scaled_dot_product_attention(
-                q, k, v, is_causal=True, scale=layer.scaling, enable_gqa=self.grouped
-            )
-            x = self._finish(layer, x, attended.transpose(1, 2).reshape(*x.shape[:2], -1))
+        rows, known = cache.add(prompts)
+        try:
+            if self.deterministic:
+                self._prefill_in_steps(cache, rows, known, prompts)
+            else:
+                self._prefill_in_chunks(cache, rows, known, prompts)
+        except BaseException:
+            for row in reversed(range(rows.start, rows.stop)):
+                cache.remove(row)
+            raise
         return rows
 
-    @torch.inference_mode()
-    def step(self, cache: StreamCache, tokens: Tensor) -> Tensor:
-        """Feed one id to every live row: ``tokens`` (rows,) int64. Returns normed hidden states (rows, hidden)."""
-        cache.reserve(cache.rows, cache.longest + 1)
-        cos, sin = self.rope(cache.lengths)
-        if self._fused is not None:
-            x = self.embed(tokens)
-            x = self._fused(cache, x if self._plain_embed else x.clone(), cos, sin)
-            cache.grow()
-            return x
-        places, mask = cache.places(), self._mask(cache)
-        x = self.embed(tokens)
+    def _prefill_in_chunks(
+        self, cache: StreamCache, rows: slice, known: list[int], prompts: Sequence[Sequence[int]]
+    ) -> None:
+        """By the model's own modules: the ids of all rows from one place to another, side by side."""
+        widest = max(map(len, prompts), default=0)
+        ids = torch.zeros((len(prompts), widest), dtype=torch.long)
+        for i, prompt in enumerate(prompts):
+            ids[i, : len(prompt)] = torch.tensor(prompt, dtype=torch.long)
+        ids = ids.to(self.device)
+        begin = min((k for k, p in zip(known, prompts, strict=True) if k < len(p)), default=widest)
+        while begin < widest:
+            inside = [i for i, p in enumerate(prompts) if known[i] < len(p) and len(p) > begin]
+            end = min(widest, begin + max(1, PREFILL_IDS // max(1, len(inside))))
+            starts = [max(begin, known[i]) for i in inside]
+            counts = [min(end, len(prompts[i])) - start for i, start in zip(inside, starts, strict=True)]
+            parts = [(i, s, n) for i, s, n in zip(inside, starts, counts, strict=True) if n > 0]
+            if parts:
+                self._prefill_chunk(cache, rows.start, ids, *map(list, zip(*parts, strict=True)))
+            begin = end
+
+    def _prefill_chunk(
+        self, cache: StreamCache, first: int, ids: Tensor, prompts: list[int], starts: list[int], counts: list[int]
+    ) -> None:
+        """Ids [starts, starts + counts) of some of the prompts, of which ``ids`` are all, in rows from ``first`` on."""
+        width = max(counts)
+        chosen, begin, count = (torch.tensor(part, device=self.device) for part in (prompts, starts, counts))
+        offsets = torch.arange(width, device=self.device)
+        there = offsets < count[:, None]
+        positions = (begin[:, None] + offsets).where(there, begin[:, None])
+        longest = max(s + n for s, n in zip(starts, counts, strict=True))
+        cos, sin = (t.to(self.dtype) for t in self.rope(positions, longest))
+        x = self.embed(ids[chosen[:, None], positions])
+        slots = cache.pool.page_slots
+        pages = cache.table[first + chosen].long()[:, : -(-longest // slots)]
+        at = (positions // slots).expand_as(positions)
+        place, slot = pages.gather(1, at)[there], (positions % slots)[there]
+        fresh = not any(starts)
+        seen = torch.arange(pages.shape[1] * slots, device=self.device)
+        mask = None if fresh else (seen <= positions[..., None]).unsqueeze(1)
+        blank = None if fresh else (seen >= (begin + count)[:, None])[:, None, :, None]
         for i, layer in enumerate(self.layers):
             normed = x if self.swin else layer.norm_attention(x)
             q, k, v = self._project(layer, normed, cos, sin)
-            keys, values = cache.write(i, places, k, v)
-            x = self._finish(layer, x, self._attend(q, keys, values, mask, layer.scaling))
+            cache.keys[i][place, :, slot], cache.values[i][place, :, slot] = k[there], v[there]
+            if i == len(self.layers) - 1:
+                break
+            if blank is None:
+                k, v = k.transpose(1, 2), v.transpose(1, 2)
+            else:
+                k, v = self._stored(cache, i, pages, blank)
+            attended = F.scaled_dot_product_attention(
+                q.transpose(1, 2), k, v, attn_mask=mask, is_causal=fresh, scale=layer.scaling, enable_gqa=self.grouped
+            )
+            x = self._finish(layer, x, attended.transpose(1, 2).reshape(*x.shape[:2], -1))
+
+    def _stored(self, cache: StreamCache, layer: int, pages: Tensor, blank: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (rows, kv_heads, slots, head_dim) of ``pages`` (rows, n), zero where ``blank``: what is there
+        was never written, and nothing times NaN is NaN.
+        """
+        found = []
+        for stored in (cache.keys[layer], cache.values[layer]):
+            taken = stored[pages].transpose(1, 2).flatten(2, 3)
+            found.append(taken.masked_fill_(blank, 0.0))
+        return found[0], found[1]
+
+    def _prefill_in_steps(
+        self, cache: StreamCache, rows: slice, known: list[int], prompts: Sequence[Sequence[int]]
+    ) -> None:
+        """By the C++ step, whose sums depend on an id's own row alone; ids in the order of their places, so that what
+        one row stores for others is there in time.
+        """
+        if self._fused is None:
+            raise RuntimeError(f"there is no C++ step of this model: {why_not(self.model.model)}")
+        wanted = sorted((p, rows.start + i) for i, prompt in enumerate(prompts) for p in range(known[i], len(prompt)))
+        for begin in range(0, len(wanted), PREFILL_STEP_IDS):
+            part = wanted[begin : begin + PREFILL_STEP_IDS]
+            ids = torch.tensor([prompts[row - rows.start][p] for p, row in part], device=self.device)
+            positions, numbers = (torch.tensor(column, device=self.device) for column in zip(*part, strict=True))
+            cos, sin = self.rope(positions, part[-1][0])
+            self._fused.prefill(cache, numbers, positions, self.embed(ids).clone(), cos, sin)
+
+    @torch.inference_mode()
+    def step(self, cache: StreamCache, tokens: Tensor) -> Tensor:
+        """Feed one id to every live row: ``tokens`` (rows,) int64. Returns normed hidden states (rows, hidden), float32
+        where the step is `fused`. ``PoolExhausted``, with nothing changed, if pages are lacking.
+        """
+        cache.make_room()
+        cos, sin = self.rope(cache.lengths, cache.longest)
+        x = self.embed(tokens)
+        if self._fused is not None:
+            x = self._fused(cache, x if self._plain_embed else x.clone(), cos, sin)
+            cache.grow()
+            return x
+        slots = cache.pool.page_slots
+        pages = cache.table.long()
+        place = pages.gather(1, (cache.lengths // slots)[:, None])[:, 0]
+        slot = cache.lengths % slots
+        hidden = torch.arange(pages.shape[1] * slots, device=self.device) > cache.lengths[:, None]
+        mask, blank = ~hidden[:, None, None], hidden[:, None, :, None]
+        for i, layer in enumerate(self.layers):
+            normed = x if self.swin else layer.norm_attention(x)
+            q, k, v = self._project(layer, normed, cos, sin)
+            cache.keys[i][place, :, slot], cache.values[i][place, :, slot] = k, v
+            keys, values = self._stored(cache, i, pages, blank)
+            attended = F.scaled_dot_product_attention(
+                q.unsqueeze(2), keys, values, attn_mask=mask, scale=layer.scaling, enable_gqa=self.grouped
+            )
+            x = self._finish(layer, x, attended.reshape(len(x), -1))
         cache.grow()
         return self.norm(x)
 
-    def _mask(self, cache: StreamCache) -> Tensor | None:
-        """What `_attend` adds or selects by so that a row sees its own ids only; None for a single row."""
-        if cache.rows == 1:
-            return None
-        seen = torch.arange(cache.longest + 1, device=self.device) <= cache.lengths[:, None]
-        if self.dtype != torch.float32:
-            return seen[:, None, None]
-        hidden = torch.zeros(seen.shape, device=self.device).masked_fill_(~seen, -torch.inf)
-        return hidden.repeat_interleave(self.kv_heads, 0).unsqueeze(1)
-
-    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-        """Attention of one new id per row: ``q`` (rows, heads, head_dim), ``keys`` and ``values`` (rows, kv_heads,
-        window, head_dim), to (rows, hidden). In float32 by three plain products, which is quickest for few rows.
-        """
-        rows = len(q)
-        if self.dtype != torch.float32:
-            attended = F.scaled_dot_product_attention(
-                q.unsqueeze(2), keys, values, attn_mask=mask, scale=scale, enable_gqa=self.grouped
-            )
-            return attended.reshape(rows, -1)
-        queries = q.reshape(rows * self.kv_heads, -1, self.head_dim)
-        keys = keys.flatten(0, 1).transpose(1, 2)
-        scores = torch.bmm(queries * scale, keys) if mask is None else torch.baddbmm(mask, queries, keys, alpha=scale)
-        return torch.bmm(scores.softmax(-1), values.flatten(0, 1)).view(rows, -1)
-
     @torch.inference_mode()
-    def logits(self, hidden: Tensor, span: tuple[int, int] | None = None) -> Tensor:
-        """Logits (rows, vocab) in the model's dtype; with ``span`` only ids in [lo, hi) are computed, and the rest of
-        the result is old: read it through sets inside ``span`` only. The next call may overwrite the result.
+    def logits(self, hidden: Tensor, spans: Sequence[tuple[int, int]] | None = None) -> Tensor:
+        """Logits (rows, vocab), in float32 where the step is `fused`, else in the model's dtype; with ``spans`` only
+        ids in their [lo, hi) are computed, and the rest of the result is old: read it through sets inside them only.
+        The next call may overwrite the result.
         """
         if not self._plain_head:
-            whole: Tensor = self.head(hidden)
+            whole: Tensor = self.head(hidden.to(self.dtype))
             return whole
         weight = self.head.weight
         fused = self._fused if plain_tensor(weight) else None
-        if span is None and fused is None:
-            return F.linear(hidden, weight)
+        if fused is None:
+            hidden = hidden.to(weight.dtype)
+            if spans is None:
+                return F.linear(hidden, weight)
         vocab = weight.shape[0]
-        if self._logits is None or self._logits.shape[0] < len(hidden) or self._logits.dtype != hidden.dtype:
-            self._logits = torch.empty((len(hidden), vocab), dtype=hidden.dtype, device=hidden.device)
-        out, (lo, hi) = self._logits[: len(hidden)], span or (0, vocab)
-        if fused is not None:
-            fused.head(weight[lo:hi], hidden, out[:, lo:hi])
-        else:
-            out[:, lo:hi] = F.linear(hidden, weight[lo:hi])
+        dtype = torch.float32 if fused is not None else hidden.dtype
+        if self._logits is None or self._logits.shape[0] < len(hidden) or self._logits.dtype != dtype:
+            self._logits = torch.empty((len(hidden), vocab), dtype=dtype, device=hidden.device)
+        out = self._logits[: len(hidden)]
+        for lo, hi in spans or ((0, vocab),):
+            if fused is not None:
+                fused.head(weight[lo:hi], hidden, out[:, lo:hi])
+            else:
+                out[:, lo:hi] = F.linear(hidden, weight[lo:hi])
         return out

@@ -1,11 +1,12 @@
-"""A whole decode step in one call of the C++ library, where the model is plain enough: float32 on the CPU.
+"""A whole decode step in one call of the C++ library, where the model is plain enough, and on the CPU.
 
-The model's own weights are read where they lie; only the small norms of queries and keys are put side by side.
+The model's own matrices are read where they lie, in float32, bfloat16 or float16. What is small is copied to float32
+where it is not that: norms and biases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,11 +18,16 @@ from transformers.models.chameleon.modeling_chameleon import (
     ChameleonRMSNorm,
 )
 
-from fastdecode.decoder.plain import altered, plain, plain_tensor
+from fastdecode.decoder.plain import DTYPES, altered, plain, plain_tensor
 from fastdecode.kv_cache import StreamCache
 from fastdecode.ops.backends import core, unavailable
 
 Size = tuple[int, ...]
+
+QK_EPSILON = 1e-5
+"""Of Chameleon's layer norms of queries and keys, which do not say it."""
+
+READ = "dense float32, bfloat16 or float16 on the CPU"
 
 
 def _sizes(inner: Any) -> tuple[int, int, int, int, int, float]:
@@ -58,9 +64,12 @@ def _why_not_layer(layer: Any, inner: Any) -> str | None:
     if not plain(mlp.act_fn, nn.SiLU, SiLUActivation):
         return f"mlp.act_fn is {type(mlp.act_fn).__name__}, not SiLU, or has hooks"
     tensors: list[tuple[str, Any, Size]] = []
+    dtype = inner.layers[0].self_attn.q_proj.weight.dtype
     for name, module, size in _linears(layer, inner):
         if not plain(module, nn.Linear):
             return f"{name} is not a plain nn.Linear, or has hooks"
+        if plain_tensor(module.weight) and module.weight.dtype != dtype:
+            return f"{name}.weight is {_described(module.weight)}, not {str(dtype).removeprefix('torch.')} as the first"
         tensors.append((f"{name}.weight", module.weight, size))
         if module.bias is not None:
             tensors.append((f"{name}.bias", module.bias, size[:1]))
@@ -76,7 +85,7 @@ def _why_not_layer(layer: Any, inner: Any) -> str | None:
         tensors.append(("a norm's weight", norm.weight, (hidden,)))
     for name, tensor, size in tensors:
         if not plain_tensor(tensor):
-            return f"{name} is {_described(tensor)}, not dense float32 on the CPU"
+            return f"{name} is {_described(tensor)}, not {READ}"
         if tensor.shape != size:
             return f"{name} is {tuple(tensor.shape)}, not {size} as the first layer's"
     own = (attention.num_heads, attention.num_key_value_heads, attention.head_dim, attention.scaling)
@@ -100,7 +109,7 @@ def why_not(inner: Any) -> str | None:
     if not plain(inner.norm, ChameleonRMSNorm):
         return "norm is not Chameleon's RMS norm, or has hooks"
     if not plain_tensor(inner.norm.weight):
-        return f"norm.weight is {_described(inner.norm.weight)}, not dense float32 on the CPU"
+        return f"norm.weight is {_described(inner.norm.weight)}, not {READ}"
     for i, layer in enumerate(inner.layers):
         reason = _why_not_layer(layer, inner)
         if reason is not None:
@@ -111,35 +120,44 @@ def why_not(inner: Any) -> str | None:
 class FusedStep:
     """`ChameleonDecoder`'s step for a model of which `why_not` says nothing.
 
-    ``qk_norms``: of each layer, weight and bias (heads + kv_heads, head_dim) of its norms of queries and keys.
-    Weights that are changed in place are seen; weights that are replaced (``model.to``) are not, until another one is
-    made. ``ValueError`` if the environment variable FASTDECODE_CPU_ISA names no instruction set of this machine.
+    Matrices that are changed in place are seen; those that are replaced (``model.to``) are not, until another one is
+    made, nor are changes of norms and biases that are not float32. ``ValueError`` if the environment variable
+    FASTDECODE_CPU_ISA names no instruction set of this machine.
     """
 
-    def __init__(self, inner: Any, qk_norms: Sequence[Sequence[Tensor]], swin: bool) -> None:
+    def __init__(self, inner: Any, swin: bool) -> None:
         core().cpu_isa()  # raises if FASTDECODE_CPU_ISA cannot be had
         self._step, self._linear = core().decode_step, core().linear
         self._kept: list[Tensor] = []  # whose memory the addresses are
-        rows = []
-        for layer, (weight, bias) in zip(inner.layers, qk_norms, strict=True):
-            modules = [module for _, module, _ in _linears(layer, inner)]
-            row = [self._address(m.weight) for m in modules]
-            row += [self._address(m.bias) for m in modules]
-            row += [self._address(norm.weight) for norm in _norms(layer)]
-            row += [self._address(weight.contiguous()), self._address(bias.contiguous())]
-            rows.append([*row, 0, 0])
+        rows = [self._row(layer, inner) for layer in inner.layers]
         self._addresses = torch.tensor(rows, device="cpu")
         hidden, width, heads, kv_heads, head_dim, scaling = _sizes(inner)
-        sizes = (len(rows), hidden, width, heads, kv_heads, head_dim)
-        self._hidden = hidden
-        self._constants = (*sizes, swin, inner.norm.variance_epsilon, scaling, self._address(inner.norm.weight))
+        self._hidden, self.dtype = hidden, inner.layers[0].self_attn.q_proj.weight.dtype
+        self._constants = (
+            *(len(rows), hidden, width, heads, kv_heads, head_dim),
+            *(DTYPES[self.dtype], swin, inner.norm.variance_epsilon, QK_EPSILON, scaling),
+            self._float_address(inner.norm.weight),
+        )
 
-    def _address(self, tensor: Tensor | None) -> int:
+    def _row(self, layer: Any, inner: Any) -> list[int]:
+        """The addresses of ``fastdecode_layer``; those of keys and values are of each step."""
+        modules = [module for _, module, _ in _linears(layer, inner)]
+        _, _, heads, kv_heads, head_dim, _ = _sizes(inner)
+        row = [self._address(m.weight) for m in modules]
+        row += [self._float_address(m.bias) for m in modules]
+        row += [self._float_address(norm.weight) for norm in _norms(layer)]
+        for norm, count in ((layer.self_attn.q_norm, heads), (layer.self_attn.k_norm, kv_heads)):
+            row += [self._float_address(part.expand(count, head_dim)) for part in (norm.weight, norm.bias)]
+        return [*row, 0, 0]
+
+    def _address(self, tensor: Tensor) -> int:
         """Of the memory that ``tensor`` has now, which is kept even if the tensor is given another."""
-        if tensor is None:
-            return 0
         self._kept.append(tensor.detach())
         return self._kept[-1].data_ptr()
+
+    def _float_address(self, tensor: Tensor | None) -> int:
+        """Of the tensor, or of a dense float32 copy; 0 for none."""
+        return 0 if tensor is None else self._address(tensor.detach().float().contiguous())
 
     def __call__(self, cache: StreamCache, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Feed one id to every row of ``cache``, which has room for it but does not grow here.
@@ -147,22 +165,41 @@ class FusedStep:
         ``x`` (rows, hidden) are the ids' embeddings, which may be overwritten; ``cos`` and ``sin`` (rows, head_dim)
         as `ChameleonDecoder.rope` has them. Returns the normed hidden states (rows, hidden) float32.
         """
+        return self._run(cache, cache.table, cache.lengths, x, cos, sin, chained=False)
+
+    def prefill(self, cache: StreamCache, rows: Tensor, positions: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
+        """Store the keys and values of ids of rows that have pages for them: ``rows``, ``positions`` (n,) int64.
+
+        An id sees those before it in its row: stored ones, and others of this call. A row's ids must come in order.
+        """
+        self._run(cache, cache.table[rows], positions, x, cos, sin, chained=True)
+
+    def _run(
+        self, cache: StreamCache, table: Tensor, lengths: Tensor, x: Tensor, cos: Tensor, sin: Tensor, *, chained: bool
+    ) -> Tensor:
         x = x.to(torch.float32).contiguous()
-        if x.shape != (cache.rows, self._hidden):
-            raise ValueError(f"embeddings are {tuple(x.shape)}; they must be ({cache.rows}, {self._hidden})")
+        if x.shape != (len(lengths), self._hidden):
+            raise ValueError(f"embeddings are {tuple(x.shape)}; they must be ({len(lengths)}, {self._hidden})")
         addresses = self._addresses.clone()  # of this call: another thread may be in a step of its own
         stored = [[k.data_ptr(), v.data_ptr()] for k, v in zip(cache.keys, cache.values, strict=True)]
         addresses[:, -2:] = torch.tensor(stored, device="cpu")
         self._step(
-            addresses.data_ptr(),
-            *self._constants,
-            cache.rows,
-            cache.slots,
-            cache.lengths.data_ptr(),
-            cos.data_ptr(),
-            sin.data_ptr(),
-            x.data_ptr(),
-            torch.get_num_threads(),
+            (
+                addresses.data_ptr(),
+                *self._constants,
+                torch.get_num_threads(),
+                len(cache.keys[0]),
+                cache.keys[0].shape[2],
+                table.data_ptr(),
+                table.stride(0),
+                table.shape[1],
+                chained,
+                len(lengths),
+                lengths.data_ptr(),
+                cos.data_ptr(),
+                sin.data_ptr(),
+                x.data_ptr(),
+            )
         )
         return x
 
@@ -173,6 +210,7 @@ class FusedStep:
         hidden = hidden.to(torch.float32).contiguous()
         self._linear(
             weight.data_ptr(),
+            DTYPES[weight.dtype],
             0,
             hidden.data_ptr(),
             *hidden.shape,

@@ -18,12 +18,16 @@ def plain(module: Any, *classes: type[nn.Module]) -> bool:
     return type(module) in classes and not altered(module)
 
 
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""What the C++ library reads, with its numbers for them."""
+
+
 def plain_tensor(value: Any) -> bool:
-    """Whether the C++ library can read ``value`` where it lies: dense float32 on the CPU, and no subclass."""
+    """Whether the C++ library can read ``value`` where it lies: dense, of `DTYPES`, on the CPU, and no subclass."""
     return (
         type(value) in (Tensor, nn.Parameter)
         and value.layout is torch.strided
-        and value.dtype == torch.float32
+        and value.dtype in DTYPES
         and value.device.type == "cpu"
         and value.is_contiguous()
         and not value.is_neg()

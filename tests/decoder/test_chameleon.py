@@ -91,11 +91,11 @@ def test_span_computes_its_rows_of_the_head_only(rows: int):
     whole = decoder.logits(hidden).clone()
     low, high = 4, 28
     decoder = ChameleonDecoder(model)  # with nothing computed before
-    part = decoder.logits(hidden, (low, high))
+    part = decoder.logits(hidden, [(low, high)])
     assert relative_error(part[:, low:high], whole[:, low:high]) < 1e-6
     assert part[:, :low].isnan().all()  # never written: torch.empty is poisoned here
     assert part[:, high:].isnan().all()
-    fewer = decoder.logits(hidden[:1], (low, high))
+    fewer = decoder.logits(hidden[:1], [(low, high)])
     assert fewer.shape == (1, model.config.vocab_size)
 
 
@@ -104,7 +104,7 @@ def test_a_head_that_is_not_plain_is_called_whole():
     model.lm_head = torch.nn.Linear(32, model.config.vocab_size, bias=True)
     decoder = ChameleonDecoder(model)
     hidden = torch.randn(2, 32)
-    assert torch.equal(decoder.logits(hidden, (4, 28)), model.lm_head(hidden))
+    assert torch.equal(decoder.logits(hidden, [(4, 28)]), model.lm_head(hidden))
 
 
 def test_layers_are_called_so_that_adapters_work():
@@ -119,15 +119,19 @@ def test_layers_are_called_so_that_adapters_work():
     assert relative_error(logits[0], whole_logits(model, ids)[-1]) < 1e-5
 
 
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(dtype: torch.dtype):
+def test_half_precision(dtype: torch.dtype, fused: bool):
     model = tiny_model(6).to(dtype)
     decoder = ChameleonDecoder(model)
+    if not fused:
+        decoder._fused = None
     rows = [text_ids(model, i, n) for i, n in enumerate((4, 11))]
     cache = decoder.new_cache()
     decoder.prefill(cache, [r[:-1] for r in rows])
     hidden = decoder.step(cache, torch.tensor([r[-1] for r in rows]))
-    assert hidden.dtype == cache.keys[0].dtype == dtype
+    assert hidden.dtype == (torch.float32 if fused else dtype)
+    assert cache.keys[0].dtype == dtype
     for got, row in zip(decoder.logits(hidden).float(), rows, strict=True):
         assert relative_error(got, whole_logits(model, row)[-1]) < 0.05
 
@@ -142,3 +146,57 @@ def test_scaled_rotations(kind: str):
     decoder.prefill(cache, [ids[:-1]])
     logits = decoder.logits(decoder.step(cache, torch.tensor(ids[-1:])))
     assert relative_error(logits[0], whole_logits(model, ids)[-1]) < 1e-5
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("way", ["chunks of 8", "steps"])
+def test_prefill_in_parts_of_rows_that_share_beginnings(settings: dict, way: str, monkeypatch: pytest.MonkeyPatch):
+    model = tiny_model(8, layers=3, **settings)
+    decoder = ChameleonDecoder(model, deterministic=way == "steps")
+    monkeypatch.setattr("fastdecode.decoder.chameleon.PREFILL_IDS", 8)
+    monkeypatch.setattr("fastdecode.decoder.chameleon.PREFILL_STEP_IDS", 7)
+    first, other = text_ids(model, 0, 50), text_ids(model, 1, 23)
+    rows = [first, first[:20] + other, first[:33], first[:50], other, [], first[:1]]
+    cache = decoder.new_cache(decoder.new_pool(page_slots=4))
+    decoder.prefill(cache, rows[:1])
+    decoder.prefill(cache, rows[1:])
+    assert cache.pool.used < sum(-(-len(row) // 4) for row in rows)
+    tokens = text_ids(model, 2, len(rows))
+    logits = decoder.logits(decoder.step(cache, torch.tensor(tokens)))
+    for got, row, token in zip(logits, rows, tokens, strict=True):
+        assert relative_error(got, whole_logits(model, [*row, token])[-1]) < 1e-5
+
+
+@pytest.mark.parametrize("swin", [False, True])
+def test_bfloat16_is_no_further_from_float64_than_the_model_itself(swin: bool):
+    def error(got: torch.Tensor, expected: torch.Tensor) -> float:
+        return float((got.double() - expected).square().mean().sqrt())
+
+    ours, theirs = [], []
+    for seed in range(4):
+        sizes = {"hidden_size": 128, "intermediate_size": 352, "num_attention_heads": 4}
+        model = tiny_model(seed, layers=6, sizes=sizes, swin_norm=swin, draws=False).to(torch.bfloat16)
+        rows = [text_ids(model, 10 * seed + i, n) for i, n in enumerate((6, 21, 40))]
+        decoder = ChameleonDecoder(model)
+        assert decoder.fused
+        cache = decoder.new_cache()
+        decoder.prefill(cache, [row[:-4] for row in rows])
+        for i in range(4):
+            logits = decoder.logits(decoder.step(cache, torch.tensor([row[i - 4] for row in rows])))
+        model.requires_grad_(False)
+        stated = [model.lm_head(model.model(torch.tensor([row])).last_hidden_state)[0, -1] for row in rows]
+        model.double()
+        exact = [model.lm_head(model.model(torch.tensor([row])).last_hidden_state)[0, -1] for row in rows]
+        ours += [error(a, b) for a, b in zip(logits, exact, strict=True)]
+        theirs += [error(a, b) for a, b in zip(stated, exact, strict=True)]
+    assert sum(ours) <= sum(theirs)
+
+
+def test_several_spans():
+    model = tiny_model(3)
+    hidden = torch.randn(2, 32)
+    whole = ChameleonDecoder(model).logits(hidden).clone()
+    part = ChameleonDecoder(model).logits(hidden, [(2, 9), (20, 30)])
+    inside = torch.tensor([2 <= i < 9 or 20 <= i < 30 for i in range(part.shape[1])])
+    assert relative_error(part[:, inside], whole[:, inside]) < 1e-6
+    assert part[:, ~inside].isnan().all()  # never written

@@ -174,18 +174,20 @@ FASTDECODE_API fastdecode_result fastdecode_advance(const fastdecode_advance_arg
 FASTDECODE_API fastdecode_result fastdecode_sample_advance(const fastdecode_sample_args* sample,
                                                            const fastdecode_advance_args* advance);
 
-/* One layer of fastdecode_decode_step. Matrices are (out, in), dense; biases may be NULL. */
+/* One layer of fastdecode_decode_step. Matrices are (out, in), dense, of the step's dtype; biases
+ * may be NULL. */
 typedef struct fastdecode_layer {
-  const float *q, *k, *v, *o, *gate, *up, *down;
+  const void *q, *k, *v, *o, *gate, *up, *down;
   const float *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias;
   const float *norm_attention, *norm_mlp; /* (hidden,) weights of the RMS norms */
-  const float *qk_weight, *qk_bias; /* (heads + kv_heads, head_dim) layer norms of q and k heads,
-                                     of epsilon 1e-5 */
-  float *keys, *values; /* (rows or more, kv_heads, slots, head_dim); the new id's are stored */
+  /* (heads, head_dim) and (kv_heads, head_dim): of the norms of each head of q and k. Biases NULL:
+   * RMS norms, else layer norms; weights NULL: none. */
+  const float *q_norm, *q_norm_bias, *k_norm, *k_norm_bias;
+  void *keys,
+      *values; /* (pages, kv_heads, page_slots, head_dim) of dtype; the new ids' are stored */
 } fastdecode_layer;
 
-/* Arguments of fastdecode_decode_step. Set up with fastdecode_decode_args_init, then fill in.
- * All float32. The layout of keys and values may still change before version 1. */
+/* Arguments of fastdecode_decode_step. Set up with fastdecode_decode_args_init, then fill in. */
 typedef struct fastdecode_decode_args {
   size_t size; /* sizeof(fastdecode_decode_args); set by init */
 
@@ -196,15 +198,26 @@ typedef struct fastdecode_decode_args {
   int64_t heads;
   int64_t kv_heads;  /* divides heads */
   int64_t head_dim;  /* even */
+  int32_t dtype;     /* fastdecode_dtype of matrices, keys and values; the rest is float32 */
   int32_t swin;      /* not 0: RMS norms stand behind attention and MLP, before they are added */
   int32_t threads;   /* at most this many threads; 0: one per processor; default 1 */
   float epsilon;     /* of the RMS norms; default 1e-5 */
+  float qk_epsilon;  /* of the heads' norms; default 1e-5 */
   float scale;       /* of the products of queries and keys */
   const float* norm; /* (hidden,) weights of the last RMS norm */
 
+  /* Row r's id i has its keys and values in slot i % page_slots of page table[r * table_stride +
+   * i / page_slots]. Rows may share pages: with `chained` also the one that is written, of another
+   * slot (the ids of one sequence as rows of one call: each sees those before it). */
+  int64_t pages;
+  int64_t page_slots;
+  const int32_t* table;
+  int64_t table_stride;
+  int64_t table_width; /* entries of a row that may be read */
+  int32_t chained;     /* default 0 */
+
   int64_t rows;
-  int64_t slots;          /* ids that there is room for in a row of keys */
-  const int64_t* lengths; /* (rows,) ids stored so far, < slots; the new one goes behind them */
+  const int64_t* lengths; /* (rows,) ids stored so far; the new one goes behind them */
   const float* cos;       /* (rows, head_dim) rotation of the new id's position */
   const float* sin;       /* (rows, head_dim) the same; the first half negated */
   float* x; /* (rows, hidden) in: embeddings of the new ids; out: normed last hidden states */
@@ -213,17 +226,112 @@ typedef struct fastdecode_decode_args {
 /* Sets `size` and every default. */
 FASTDECODE_API void fastdecode_decode_args_init(fastdecode_decode_args* args);
 
-/* Feeds one id to every row of a Chameleon's layers on the CPU. A row's result is the same bits
- * whatever the other rows and the number of threads. */
+/* Feeds one id to every row of a model's layers (Chameleon's, or others of Llama's shape) on the
+ * CPU. A row's result is the same bits whatever the other rows, the pages and the number of
+ * threads.
+ */
 FASTDECODE_API fastdecode_result fastdecode_decode_step(const fastdecode_decode_args* args);
 
-/* out[r * out_stride + f] = x[r] . weight[f] + bias[f] for few rows on the CPU, all float32: x
- * (rows, k), weight (features, k), bias (features,) or NULL; threads: at most, 0: one per
- * processor. A row's result is the same bits whatever the other rows and the number of threads. */
-FASTDECODE_API fastdecode_result fastdecode_linear(const float* weight, const float* bias,
-                                                   const float* x, int64_t rows, int64_t k,
-                                                   int64_t features, float* out, int64_t out_stride,
-                                                   int32_t threads);
+/* out[r * out_stride + f] = x[r] . weight[f] + bias[f] for few rows on the CPU: x (rows, k)
+ * float32, weight (features, k) of a fastdecode_dtype, bias (features,) float32 or NULL, out
+ * float32; threads: at most, 0: one per processor. Sums are float32; where the processor multiplies
+ * bfloat16 x is rounded to that for such weights. A row's result is the same bits whatever the
+ * other rows and the number of threads. */
+FASTDECODE_API fastdecode_result fastdecode_linear(const void* weight, int32_t dtype,
+                                                   const float* bias, const float* x, int64_t rows,
+                                                   int64_t k, int64_t features, float* out,
+                                                   int64_t out_stride, int32_t threads);
+
+/* The other operations of a decode step, each on its own, on the CPU: the same arithmetic.
+ * `threads`: at most, 0: one per processor. Numbers are float32 unless they are said to be of
+ * `dtype`, a fastdecode_dtype. A row's result is the same bits whatever the other rows, the pages
+ * and the number of threads. */
+
+/* out (rows, n) = x / sqrt(mean of x^2 in its row + epsilon) * weight, with x (rows, n), weight
+ * (n,). With a residual (rows, n) the same of sum (rows, n) = x + residual, which is stored too;
+ * residual and sum are both NULL or neither is. */
+FASTDECODE_API fastdecode_result fastdecode_rms_norm(const float* x, const float* residual,
+                                                     const float* weight, float epsilon,
+                                                     int64_t rows, int64_t n, float* sum,
+                                                     float* out, int32_t threads);
+
+/* out (rows, inner) = gate / (1 + exp(-gate)) * up, where gate_up (rows, 2 * inner) has a row's
+ * gate and then its up. */
+FASTDECODE_API fastdecode_result fastdecode_swiglu(const float* gate_up, int64_t rows,
+                                                   int64_t inner, float* out, int32_t threads);
+
+/* out (rows, hidden) = weight[tokens[row]], of weight (vocab, hidden) of dtype. */
+FASTDECODE_API fastdecode_result fastdecode_embed(const int64_t* tokens, int64_t rows,
+                                                  const void* weight, int32_t dtype, int64_t vocab,
+                                                  int64_t hidden, float* out, int32_t threads);
+
+/* Arguments of fastdecode_rope_append. Set up with fastdecode_rope_append_args_init, then fill in.
+ */
+typedef struct fastdecode_rope_append_args {
+  size_t size; /* sizeof(fastdecode_rope_append_args); set by init */
+
+  int64_t rows;
+  int64_t heads;
+  int64_t kv_heads; /* divides heads */
+  int64_t head_dim; /* even */
+  int32_t dtype;    /* of keys and values */
+  int32_t threads;  /* default 1 */
+  const float* qkv; /* (rows, heads + 2 * kv_heads, head_dim): queries, then keys, then values */
+  /* (heads, head_dim) and (kv_heads, head_dim): norms as in fastdecode_layer */
+  const float *q_norm, *q_norm_bias, *k_norm, *k_norm_bias;
+  float epsilon;    /* of the norms; default 1e-5 */
+  const float* cos; /* (rows, head_dim) */
+  const float* sin; /* (rows, head_dim), the first half negated */
+
+  int64_t pages; /* these as in fastdecode_decode_args */
+  int64_t page_slots;
+  const int32_t* table;
+  int64_t table_stride;
+  int64_t table_width;
+  const int64_t* lengths; /* (rows,) ids stored so far; the new one goes behind them */
+
+  void *keys, *values; /* (pages, kv_heads, page_slots, head_dim) out: the new ids' slots */
+  float* queries;      /* (rows, heads, head_dim) out */
+} fastdecode_rope_append_args;
+
+/* Sets `size` and every default. */
+FASTDECODE_API void fastdecode_rope_append_args_init(fastdecode_rope_append_args* args);
+
+/* Norms each head of the queries and keys of new ids, rotates them (head * cos + head with its
+ * halves exchanged * sin), and stores keys and values into the rows' pages. Two rows must not share
+ * a slot that is written. */
+FASTDECODE_API fastdecode_result fastdecode_rope_append(const fastdecode_rope_append_args* args);
+
+/* Arguments of fastdecode_attend. Set up with fastdecode_attend_args_init, then fill in. */
+typedef struct fastdecode_attend_args {
+  size_t size; /* sizeof(fastdecode_attend_args); set by init */
+
+  int64_t rows;
+  int64_t heads;
+  int64_t kv_heads; /* divides heads: query head h sees head h / (heads / kv_heads) of keys */
+  int64_t head_dim;
+  int32_t dtype;   /* of keys and values */
+  int32_t threads; /* default 1 */
+  float scale;     /* of the products of queries and keys; default 1 */
+
+  const float* queries;      /* (rows, heads, head_dim) */
+  const void *keys, *values; /* (pages, kv_heads, page_slots, head_dim) */
+  int64_t pages;             /* these as in fastdecode_decode_args */
+  int64_t page_slots;
+  const int32_t* table;
+  int64_t table_stride;
+  int64_t table_width;
+  const int64_t* lengths; /* (rows,) at least 1: a row's query sees its ids [0, length) */
+
+  float* out; /* (rows, heads, head_dim) */
+} fastdecode_attend_args;
+
+/* Sets `size` and every default. */
+FASTDECODE_API void fastdecode_attend_args_init(fastdecode_attend_args* args);
+
+/* out = sum over a row's ids of softmax(scale * query . key) * value. Slots that hold none of the
+ * row's ids are not read. */
+FASTDECODE_API fastdecode_result fastdecode_attend(const fastdecode_attend_args* args);
 
 /* Message of this thread's last failed call; "" before the first. Valid until the next failure. */
 FASTDECODE_API const char* fastdecode_last_error(void);
@@ -231,9 +339,9 @@ FASTDECODE_API const char* fastdecode_last_error(void);
 /* FASTDECODE_ABI_VERSION of the library that is loaded. */
 FASTDECODE_API int32_t fastdecode_abi_version(void);
 
-/* Instruction set that the library runs with: "portable", "avx2" or "avx512", the best that there
- * is or what the environment variable FASTDECODE_CPU_ISA lowers it to. NULL, with an error, if that
- * names another: every function that computes fails then. */
+/* Instruction set that the library runs with: "portable", "avx2", "avx512" or "avx512bf16", the
+ * best that there is or what the environment variable FASTDECODE_CPU_ISA lowers it to. NULL, with
+ * an error, if that names another: every function that computes fails then. */
 FASTDECODE_API const char* fastdecode_cpu_isa(void);
 
 #ifdef __cplusplus

@@ -1,0 +1,153 @@
+#include "cpu/decode_attention.h"
+
+#include <algorithm>
+
+#include "cpu/decode_linear.h"
+#include "cpu/thread_pool.h"
+
+namespace fastdecode {
+namespace {
+
+// Ids of a row that are attended to in one stretch; what the stretches find is joined. Always of
+// this length, so that a row's sums do not depend on how many threads share them.
+constexpr int64_t kStretch = 512;
+
+const float* of_head(const float* weights, int64_t head, int64_t head_dim) {
+  return weights != nullptr ? weights + head * head_dim : nullptr;
+}
+
+HeadNorm of_head(const HeadNorm& norm, int64_t head, int64_t head_dim) {
+  return {of_head(norm.weight, head, head_dim), of_head(norm.bias, head, head_dim), norm.epsilon};
+}
+
+}  // namespace
+
+Attention::Attention(const Rows& rows, const DecodeKernels& kernels, int threads)
+    : rows_(rows), kernels_(kernels), group_(rows.heads / rows.kv_heads), limit_(threads) {
+  const int64_t kv = rows.kv_heads * rows.head_dim, heads = rows.rows * rows.kv_heads;
+  int64_t stored = 0;
+  for (int64_t r = 0; r < rows.rows; ++r) {
+    longest_ = std::max(longest_, seen(r));
+    stored += 2 * seen(r) * kv;
+  }
+  parts_ = std::max<int64_t>(longest_ + kStretch - 1, kStretch) / kStretch;
+  scratch_stride_ = rounded_up(rows.head_dim + std::min(longest_, kStretch));
+  attend_threads_ = useful_threads(stored * size_of(rows.dtype), stored * group_, limit_);
+  place_threads_ = useful_threads(0, heads * group_ * rows.head_dim * 16, limit_);
+}
+
+int64_t Attention::floats() const {
+  const int64_t heads = rows_.rows * rows_.heads * parts_;
+  return rounded_up(heads * rows_.head_dim) + 2 * rounded_up(heads) +
+         rows_.rows * rows_.kv_heads * parts_ * scratch_stride_;
+}
+
+void Attention::use(float* memory) {
+  const int64_t heads = rows_.rows * rows_.heads * parts_;
+  part_ = memory;
+  largest_ = part_ + rounded_up(heads * rows_.head_dim);
+  sum_ = largest_ + rounded_up(heads);
+  scratch_ = sum_ + rounded_up(heads);
+}
+
+template <void (Attention::*part)(int64_t)>
+void Attention::share(int64_t items, int threads) {
+  parallel_for(
+      items, threads,
+      [](void* self, int64_t item) { (static_cast<Attention*>(self)->*part)(item); }, this);
+}
+
+void Attention::place(const Heads& heads) {
+  heads_ = &heads;
+  share<&Attention::place_one>(rows_.rows * rows_.kv_heads, place_threads_);
+}
+
+void Attention::attend(const Heads& heads) {
+  heads_ = &heads;
+  attend_and_join();
+}
+
+void Attention::place_and_attend(const Heads& heads, bool chained) {
+  heads_ = &heads;
+  const int64_t items = rows_.rows * rows_.kv_heads;
+  if (parts_ == 1 && !chained) {
+    share<&Attention::all_of_one>(items, attend_threads_);
+    return;
+  }
+  // Rows may see what others place, and a head's stretches what the head places.
+  share<&Attention::place_one>(items, std::min(place_threads_, attend_threads_));
+  attend_and_join();
+}
+
+void Attention::attend_and_join() {
+  share<&Attention::attend_one>(rows_.rows * rows_.kv_heads * parts_, attend_threads_);
+  share<&Attention::join_one>(rows_.rows * rows_.heads, attend_threads_);
+}
+
+char* Attention::at(void* storage, int64_t page, int64_t head, int64_t slot) const {
+  const int64_t element =
+      ((page * rows_.kv_heads + head) * rows_.page_slots + slot) * rows_.head_dim;
+  return static_cast<char*>(storage) + element * size_of(rows_.dtype);
+}
+
+void Attention::place_one(int64_t item) {
+  const int64_t row = item / rows_.kv_heads, head = item % rows_.kv_heads, d = rows_.head_dim;
+  const int64_t first = head * group_;  // of its query heads
+  const int64_t id = seen(row) - 1;
+  const int64_t page = table_of(row)[id / rows_.page_slots], slot = id % rows_.page_slots;
+  PlaceArgs args;
+  args.head_dim = d;
+  args.group = group_;
+  args.q = heads_->q + row * heads_->q_stride + first * d;
+  args.k = heads_->k + row * heads_->kv_stride + head * d;
+  args.v = heads_->v + row * heads_->kv_stride + head * d;
+  args.q_norm = of_head(heads_->q_norm, first, d);
+  args.k_norm = of_head(heads_->k_norm, head, d);
+  args.cos = heads_->cos + row * d;
+  args.sin = heads_->sin + row * d;
+  args.key = at(heads_->keys, page, head, slot);
+  args.value = at(heads_->values, page, head, slot);
+  args.scratch = scratch_ + item * parts_ * scratch_stride_;
+  kernels_.place[rows_.dtype](args);
+}
+
+void Attention::attend_one(int64_t item) {
+  const int64_t part = item % parts_, row = item / parts_ / rows_.kv_heads;
+  const int64_t head = item / parts_ % rows_.kv_heads, d = rows_.head_dim;
+  AttendArgs args;
+  args.begin = part * kStretch;
+  args.end = std::min(args.begin + kStretch, seen(row));
+  if (args.begin >= args.end) return;
+  args.head_dim = d;
+  args.group = group_;
+  args.q = heads_->q + row * heads_->q_stride + head * group_ * d;
+  args.keys = at(heads_->keys, 0, head, 0);
+  args.values = at(heads_->values, 0, head, 0);
+  args.table = table_of(row);
+  args.page_slots = rows_.page_slots;
+  args.page_stride = rows_.kv_heads * rows_.page_slots * d;
+  args.scale = heads_->scale;
+  args.scratch = scratch_ + item * scratch_stride_;
+  // By part, row, head: the heads of a group lie side by side, and so do all of a part.
+  const int64_t place = (part * rows_.rows + row) * rows_.heads + head * group_;
+  args.out = part_ + place * d;
+  args.largest = largest_ + place;
+  args.sum = sum_ + place;
+  kernels_.attend[rows_.dtype](args);
+}
+
+// Of one query head of one row.
+void Attention::join_one(int64_t item) {
+  const int64_t stride = rows_.rows * rows_.heads, d = rows_.head_dim;
+  const int64_t parts = (seen(item / rows_.heads) - 1) / kStretch + 1;
+  kernels_.join(part_ + item * d, stride * d, largest_ + item, sum_ + item, stride, parts, d,
+                heads_->out + item * d);
+}
+
+void Attention::all_of_one(int64_t item) {
+  place_one(item);
+  attend_one(item);
+  for (int64_t g = 0; g < group_; ++g) join_one(item * group_ + g);
+}
+
+}  // namespace fastdecode

@@ -1,0 +1,189 @@
+// The operations of a decode step, each on its own.
+
+#include <cstring>
+
+#include "cpu/decode_attention.h"
+#include "cpu/decode_check.h"
+#include "cpu/decode_linear.h"
+#include "cpu/decode_rows.h"
+#include "cpu/error.h"
+#include "cpu/isa.h"
+#include "cpu/thread_pool.h"
+#include "fastdecode/fastdecode.h"
+
+namespace fastdecode {
+namespace {
+
+int limit_of(int32_t threads) {
+  return threads > 0 ? threads : processors();
+}
+
+template <typename Args>
+Rows rows_of(const Args& a, int64_t fresh) {
+  return {a.rows,       a.heads, a.kv_heads,     a.head_dim, a.dtype,
+          a.page_slots, a.table, a.table_stride, a.lengths,  fresh};
+}
+
+// The memory that `attention` works in; false if there is none.
+bool give_memory(Attention& attention) {
+  static thread_local Memory memory;
+  void* found = memory.reserve(attention.floats() * int64_t{sizeof(float)});
+  attention.use(static_cast<float*>(found));
+  return found != nullptr;
+}
+
+fastdecode_result no_memory(int64_t rows) {
+  return fail(FASTDECODE_OUT_OF_MEMORY, "no memory for %lld rows", static_cast<long long>(rows));
+}
+
+template <typename Args>
+void clear(Args* args) {
+  std::memset(args, 0, sizeof *args);
+  args->size = sizeof *args;
+  args->threads = 1;
+}
+
+fastdecode_result no_args() {
+  return fail(FASTDECODE_INVALID_ARGUMENT, "args = NULL: must point to the arguments");
+}
+
+}  // namespace
+}  // namespace fastdecode
+
+extern "C" {
+
+fastdecode_result fastdecode_linear(const void* weight, int32_t dtype, const float* bias,
+                                    const float* x, int64_t rows, int64_t k, int64_t features,
+                                    float* out, int64_t out_stride, int32_t threads) {
+  using namespace fastdecode;
+  if (rows < 0 || k < 1 || features < 0 || threads < 0 || out_stride < features) {
+    return fail(FASTDECODE_INVALID_ARGUMENT,
+                "rows = %lld, k = %lld, features = %lld, out_stride = %lld, threads = %d: none may "
+                "be negative, k must be at least 1 and out_stride at least features",
+                static_cast<long long>(rows), static_cast<long long>(k),
+                static_cast<long long>(features), static_cast<long long>(out_stride), threads);
+  }
+  CHECKED(check_dtype(dtype));
+  if (rows == 0 || features == 0) return FASTDECODE_OK;
+  if (weight == nullptr || x == nullptr || out == nullptr) {
+    return fail(FASTDECODE_INVALID_ARGUMENT, "weight, x and out must not be NULL");
+  }
+  CHECKED(check_isa());
+  const Linear linear = {weight, bias, features};
+  if (!run_linears(&linear, 1, dtype, x, rows, k, out, out_stride, false, limit_of(threads))) {
+    return fail(FASTDECODE_OUT_OF_MEMORY, "no memory for %lld rows", static_cast<long long>(rows));
+  }
+  return FASTDECODE_OK;
+}
+
+fastdecode_result fastdecode_rms_norm(const float* x, const float* residual, const float* weight,
+                                      float epsilon, int64_t rows, int64_t n, float* sum,
+                                      float* out, int32_t threads) {
+  using namespace fastdecode;
+  CHECKED(check_numbers({{"rows", rows, 0}, {"n", n, 1}, {"threads", threads, 0}}));
+  const bool any = rows > 0;
+  CHECKED(check_pointers({{"x", x, any}, {"weight", weight, any}, {"out", out, any}}));
+  if ((residual == nullptr) != (sum == nullptr) && any) {
+    return fail(FASTDECODE_INVALID_ARGUMENT, "%s = NULL: must not be where there is a %s",
+                residual == nullptr ? "residual" : "sum", residual == nullptr ? "sum" : "residual");
+  }
+  CHECKED(check_isa());
+  norm_rows({decode_kernels(), x, residual, weight, epsilon, n, sum, out}, rows, limit_of(threads));
+  return FASTDECODE_OK;
+}
+
+fastdecode_result fastdecode_swiglu(const float* gate_up, int64_t rows, int64_t inner, float* out,
+                                    int32_t threads) {
+  using namespace fastdecode;
+  CHECKED(check_numbers({{"rows", rows, 0}, {"inner", inner, 1}, {"threads", threads, 0}}));
+  CHECKED(check_pointers({{"gate_up", gate_up, rows > 0}, {"out", out, rows > 0}}));
+  CHECKED(check_isa());
+  gate_rows({decode_kernels(), gate_up, inner, out}, rows, limit_of(threads));
+  return FASTDECODE_OK;
+}
+
+fastdecode_result fastdecode_embed(const int64_t* tokens, int64_t rows, const void* weight,
+                                   int32_t dtype, int64_t vocab, int64_t hidden, float* out,
+                                   int32_t threads) {
+  using namespace fastdecode;
+  CHECKED(check_numbers(
+      {{"rows", rows, 0}, {"vocab", vocab, 0}, {"hidden", hidden, 1}, {"threads", threads, 0}}));
+  CHECKED(check_dtype(dtype));
+  const bool any = rows > 0;
+  CHECKED(check_pointers(
+      {{"tokens", tokens, any}, {"weight", weight, any && vocab > 0}, {"out", out, any}}));
+  for (int64_t r = 0; r < rows; ++r) {
+    if (tokens[r] < 0 || tokens[r] >= vocab) {
+      return fail(FASTDECODE_INVALID_ARGUMENT, "tokens[%lld] = %lld: must be an id in [0, %lld)",
+                  static_cast<long long>(r), static_cast<long long>(tokens[r]),
+                  static_cast<long long>(vocab));
+    }
+  }
+  CHECKED(check_isa());
+  embed_rows({decode_kernels(), tokens, weight, dtype, hidden, out}, rows, limit_of(threads));
+  return FASTDECODE_OK;
+}
+
+void fastdecode_rope_append_args_init(fastdecode_rope_append_args* args) {
+  fastdecode::clear(args);
+  args->epsilon = 1e-5f;
+}
+
+fastdecode_result fastdecode_rope_append(const fastdecode_rope_append_args* given) {
+  using namespace fastdecode;
+  if (given == nullptr) return no_args();
+  const fastdecode_rope_append_args& a = *given;
+  CHECKED(check_size(a.size, sizeof a, "fastdecode_rope_append_args_init"));
+  CHECKED(check_rope_append_args(a));
+  CHECKED(check_isa());
+  if (a.rows == 0) return FASTDECODE_OK;
+  Attention attention(rows_of(a, 1), decode_kernels(), limit_of(a.threads));
+  if (!give_memory(attention)) return no_memory(a.rows);
+  const int64_t queries = a.heads * a.head_dim, kv = a.kv_heads * a.head_dim;
+  Heads heads = {};
+  heads.keys = a.keys;
+  heads.values = a.values;
+  heads.q = a.queries;
+  heads.q_stride = queries;
+  heads.k = a.qkv + queries;
+  heads.v = a.qkv + queries + kv;
+  heads.kv_stride = queries + 2 * kv;
+  heads.q_norm = {a.q_norm, a.q_norm_bias, a.epsilon};
+  heads.k_norm = {a.k_norm, a.k_norm_bias, a.epsilon};
+  heads.cos = a.cos;
+  heads.sin = a.sin;
+  for (int64_t r = 0; r < a.rows; ++r) {
+    std::memcpy(a.queries + r * queries, a.qkv + r * heads.kv_stride,
+                static_cast<size_t>(queries) * sizeof(float));
+  }
+  attention.place(heads);
+  return FASTDECODE_OK;
+}
+
+void fastdecode_attend_args_init(fastdecode_attend_args* args) {
+  fastdecode::clear(args);
+  args->scale = 1.0f;
+}
+
+fastdecode_result fastdecode_attend(const fastdecode_attend_args* given) {
+  using namespace fastdecode;
+  if (given == nullptr) return no_args();
+  const fastdecode_attend_args& a = *given;
+  CHECKED(check_size(a.size, sizeof a, "fastdecode_attend_args_init"));
+  CHECKED(check_attend_args(a));
+  CHECKED(check_isa());
+  if (a.rows == 0) return FASTDECODE_OK;
+  Attention attention(rows_of(a, 0), decode_kernels(), limit_of(a.threads));
+  if (!give_memory(attention)) return no_memory(a.rows);
+  Heads heads = {};
+  heads.keys = const_cast<void*>(a.keys);  // read alone
+  heads.values = const_cast<void*>(a.values);
+  heads.q = const_cast<float*>(a.queries);
+  heads.q_stride = a.heads * a.head_dim;
+  heads.scale = a.scale;
+  heads.out = a.out;
+  attention.attend(heads);
+  return FASTDECODE_OK;
+}
+
+}  // extern "C"

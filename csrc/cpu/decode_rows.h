@@ -1,0 +1,41 @@
+// What a decode step does to rows one by one, the rows shared out to threads.
+#pragma once
+
+#include <stdint.h>
+
+#include "cpu/decode_kernels.h"
+
+namespace fastdecode {
+
+// RMS norms of (rows, n): out may be x. With `residual` (rows, n) it is sum = x + residual that is
+// normed; sum may be either, and out may be sum.
+struct NormRows {
+  const DecodeKernels& kernels;
+  const float *x, *residual, *weight;
+  float epsilon;
+  int64_t n;
+  float *sum, *out;
+};
+void norm_rows(const NormRows& args, int64_t rows, int threads);
+
+// gate_up (rows, 2 * inner): out (rows, inner) = silu(first half) * second half.
+struct GateRows {
+  const DecodeKernels& kernels;
+  const float* gate_up;
+  int64_t inner;
+  float* out;
+};
+void gate_rows(const GateRows& args, int64_t rows, int threads);
+
+// out (rows, n) = the rows `tokens` of weight (vocab, n), of dtype.
+struct EmbedRows {
+  const DecodeKernels& kernels;
+  const int64_t* tokens;
+  const void* weight;
+  int dtype;
+  int64_t n;
+  float* out;
+};
+void embed_rows(const EmbedRows& args, int64_t rows, int threads);
+
+}  // namespace fastdecode
