@@ -10,7 +10,6 @@ import torch
 from benchmarks import bench_decode, bench_kv_memory
 from benchmarks.models import BEGIN_IMAGE, IMAGE_IDS, SIZES, edit_prompts, random_model, text_prompts
 from fastdecode import Guidance
-from fastdecode.decoder import ChameleonDecoder
 from fastdecode.models.chameleon import Vocabulary
 
 TWO_WAY = Guidance.two_way(bench_decode.SCALE)
@@ -144,16 +143,9 @@ def test_a_static_cache_is_as_long_as_it_is_told(model):
     assert bench_kv_memory.static_bytes(model, 3, 50) == 3 * 50 * bench_kv_memory.bytes_per_id(model)
 
 
-@pytest.fixture
-def paged(model):
-    if not hasattr(ChameleonDecoder(model).new_cache(), "pool"):
-        pytest.skip("the decoder's cache has no pool of pages")
-    return model
-
-
-def test_a_guided_batch_shares_its_prompt(paged):
-    found = bench_kv_memory.guided_batch(paged, 4, words=60, points=2)
-    prompt = edit_prompts(paged, 1, 60, 16).shape[1]
+def test_a_guided_batch_shares_its_prompt(model):
+    found = bench_kv_memory.guided_batch(model, 4, words=60, points=2)
+    prompt = edit_prompts(model, 1, 60, 16).shape[1]
     assert found["stream lengths"] == [prompt + 18, 37, 19]
     for point in found["points"]:
         assert point["rows"] == 12
@@ -164,8 +156,8 @@ def test_a_guided_batch_shares_its_prompt(paged):
     assert bench_kv_memory.table(found).count("\n") == len(found["points"]) + 1
 
 
-def test_pages_come_back(paged):
-    found = bench_kv_memory.steady(paged, 200)
+def test_pages_come_back(model):
+    found = bench_kv_memory.steady(model, 200)
     assert found["pages used at the end"] == 0
     assert found["sequences"] > 20
     assert 0 < found["pages at peak"] <= found["pages held"]
