@@ -18,31 +18,34 @@ namespace {
 constexpr int64_t kBytesPerThread = FASTDECODE_BYTES_TO_SHARE;
 constexpr int64_t kWorkPerThread = FASTDECODE_WORK_TO_SHARE;
 
-constexpr int64_t kFeaturesPerItem = 32;
+// Features of an item are those of so many bytes of weights, in multiples of a kernel's tile.
+constexpr int64_t kBytesPerItem = 1 << 15;
+constexpr int64_t kTile = 4;
 
 struct Job {
   const DecodeKernels& kernels;
   const Linear* linears;
   int dtype;
-  LinearArgs args;  // but for what is a linear layer's own
+  int64_t per_item;  // features
+  LinearArgs args;   // but for what is a linear layer's own
 };
 
-int64_t items_of(const Linear& linear) {
-  return (linear.features + kFeaturesPerItem - 1) / kFeaturesPerItem;
+int64_t items_of(const Linear& linear, int64_t per_item) {
+  return (linear.features + per_item - 1) / per_item;
 }
 
 void run_item(void* context, int64_t item) {
   const Job& job = *static_cast<Job*>(context);
   const Linear* linear = job.linears;
   LinearArgs args = job.args;
-  for (; item >= items_of(*linear); ++linear) {
-    item -= items_of(*linear);
+  for (; item >= items_of(*linear, job.per_item); ++linear) {
+    item -= items_of(*linear, job.per_item);
     args.out += linear->features;
   }
   args.weight = linear->weight;
   args.bias = linear->bias;
-  args.lo = item * kFeaturesPerItem;
-  args.hi = std::min(args.lo + kFeaturesPerItem, linear->features);
+  args.lo = item * job.per_item;
+  args.hi = std::min(args.lo + job.per_item, linear->features);
   job.kernels.linear[job.dtype](args);
 }
 
@@ -89,13 +92,19 @@ int useful_threads(int64_t bytes, int64_t work, int limit) {
 
 bool run_linears(const Linear* linears, int count, int dtype, const float* x, int64_t rows,
                  int64_t k, float* out, int64_t out_stride, bool add, int threads) {
+  const int64_t tile_bytes = std::max<int64_t>(kTile * k * size_of(dtype), 1);
+  const int64_t per_item = kTile * std::max<int64_t>(kBytesPerItem / tile_bytes, 1);
   int64_t items = 0, features = 0;
   for (int i = 0; i < count; ++i) {
-    items += items_of(linears[i]);
+    items += items_of(linears[i], per_item);
     features += linears[i].features;
   }
   const DecodeKernels& kernels = decode_kernels();
-  Job job = {kernels, linears, dtype, {nullptr, nullptr, x, rows, k, 0, 0, out, out_stride, add}};
+  Job job = {kernels,
+             linears,
+             dtype,
+             per_item,
+             {nullptr, nullptr, x, rows, k, 0, 0, out, out_stride, add}};
   if (dtype == FASTDECODE_BFLOAT16 && kernels.round != nullptr) {
     static thread_local Memory memory;
     uint16_t* rounded = static_cast<uint16_t*>(memory.reserve(rows * k * 2));

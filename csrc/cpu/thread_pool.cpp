@@ -59,6 +59,53 @@ __attribute__((constructor)) void notice_forks() {
   pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
 }
 
+// Items shared out to threads: each takes those of its own range one after another, so that it
+// reads memory as one stream, and then helps with what is left of the others'.
+class Shares {
+ public:
+  void set(int64_t items, int threads) {
+    ranges_ = static_cast<int>(std::min<int64_t>({items, threads, kMost}));
+    for (int i = 0; i < ranges_; ++i) {
+      range_[i].next.store(items * i / ranges_, std::memory_order_relaxed);
+      range_[i].end = items * (i + 1) / ranges_;
+    }
+    threads_.store(1, std::memory_order_relaxed);
+  }
+
+  // Number of a thread that comes to help the caller, whose number is 0.
+  int number() { return threads_.fetch_add(1, std::memory_order_relaxed); }
+
+  // Does items until none is left, as the thread of this number. How many it did.
+  int64_t work(int number, void (*task)(void*, int64_t), void* context) {
+    int64_t done = 0;
+    for (int i = 0; i < ranges_; ++i) {
+      Range& range = range_[(number + i) % ranges_];
+      for (;;) {
+        const int64_t left = range.end - range.next.load(std::memory_order_relaxed);
+        if (left <= 0) break;
+        const int64_t few = std::max<int64_t>(left / kPart, 1);
+        const int64_t first = range.next.fetch_add(few, std::memory_order_relaxed);
+        const int64_t end = std::min(first + few, range.end);
+        for (int64_t item = first; item < end; ++item, ++done) task(context, item);
+      }
+    }
+    return done;
+  }
+
+ private:
+  static constexpr int kMost = 64;
+  // Of what is left of a range, a thread takes one in so many items at a time: with every taking,
+  // reads of memory wait for those before it.
+  static constexpr int64_t kPart = 4;
+  struct alignas(64) Range {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  Range range_[kMost];
+  int ranges_ = 0;
+  std::atomic<int> threads_{0};
+};
+
 class Pool {
  public:
   // False, with nothing done, if another caller has the pool or this is a forked child.
@@ -69,12 +116,11 @@ class Pool {
     if (ran) {
       task_ = task;
       context_ = context;
-      items_ = items;
-      next_.store(0, std::memory_order_relaxed);
+      shares_.set(items, threads);
       if (team) {
         run_on_team(threads);
       } else {
-        run_on_own(threads);
+        run_on_own(static_cast<int>(std::min<int64_t>(threads, items)) - 1);
       }
     }
     busy_.unlock();
@@ -102,11 +148,11 @@ class Pool {
 
   void work_in_team() {
     if (pthread_equal(pthread_self(), caller_) == 0) {
-      work();
+      help();
       return;
     }
     joined_ = Clock::now();
-    done_ = work();
+    done_ = shares_.work(0, task_, context_);
     left_ = Clock::now();
   }
 
@@ -117,15 +163,14 @@ class Pool {
     return team_;
   }
 
-  void run_on_own(int threads) {
-    const int workers = static_cast<int>(std::min<int64_t>(threads, items_)) - 1;
+  void run_on_own(int workers) {
     grow(workers);
     gate_.store(workers * kSeat);
     if (sleepers_.load() > 0) {
       std::lock_guard<std::mutex> lock(mutex_);
       wake_.notify_all();
     }
-    work();
+    shares_.work(0, task_, context_);
     // Nobody joins from here on; wait for those who did.
     gate_.fetch_and(kSeat - 1);
     for (int64_t looks = 0; gate_.load() != 0; ++looks) {
@@ -157,7 +202,7 @@ class Pool {
     for (;;) {
       for (int looks = 0; looks < kLooks; ++looks) {
         if (join()) {
-          work();
+          help();
           gate_.fetch_sub(1);
           looks = 0;
         }
@@ -170,14 +215,7 @@ class Pool {
     }
   }
 
-  // How many items this thread did.
-  int64_t work() {
-    for (int64_t done = 0;; ++done) {
-      const int64_t item = next_.fetch_add(1, std::memory_order_relaxed);
-      if (item >= items_) return done;
-      task_(context_, item);
-    }
-  }
+  void help() { shares_.work(shares_.number(), task_, context_); }
 
   std::mutex busy_;  // held by the caller whose items are being worked on
   std::mutex mutex_;
@@ -186,8 +224,7 @@ class Pool {
   std::atomic<int> sleepers_{0};
   void (*task_)(void*, int64_t) = nullptr;
   void* context_ = nullptr;
-  int64_t items_ = 0;
-  std::atomic<int64_t> next_{0};
+  Shares shares_;
   int workers_ = 0;     // threads started
   bool team_ = false;   // OpenMP's are used
   pthread_t caller_{};  // and what it saw of the last call of the team
