@@ -226,6 +226,28 @@ def stream_rows(model: Any, tokens: int, repeats: int, memory: Memory) -> list[d
     return found
 
 
+def batch_gain(model: Any, sequences: int, tokens: int, repeats: int) -> dict[str, Any]:
+    """Tokens per second of so many guided sequences at once over those of one, in turns with it: medians."""
+    guided = Guidance.two_way(SCALE)
+    sides = [text_prompts(model, count, 32) for count in (1, sequences)]
+    runs = [ours(model, prompts, guided) for prompts in sides]
+    speeds: list[list[float]] = [[], []]
+    for repeat in range(repeats + 1):
+        for run, prompts, found in zip(runs, sides, speeds, strict=True):
+            clock = timed(run, prompts, tokens, 1000 * repeat, "fastdecode", **SAMPLED)
+            if repeat > 0:  # the first pass touches memory for the first time
+                found.append(len(prompts) / clock.per_token)
+    one, many = map(statistics.median, speeds)
+    ratios = sorted(round(b / a, 2) for a, b in zip(*speeds, strict=True))
+    return {
+        "sequences": sequences,
+        "tokens/s of one": one,
+        "tokens/s": many,
+        "gain": many / one,
+        "gains of the repeats": ratios,
+    }
+
+
 @torch.inference_mode()
 def context_growth(
     model: Any, contexts: Sequence[int], repeats: int, memory: Memory, rows: int = 2, steps: int = 4
@@ -357,6 +379,11 @@ def main() -> None:
         if name == args.detail:
             result["streams"] = show(name, stream_rows(model, *usual))
             result["batches"] = show(name, [measure(model, text_prompts(model, 8, 32), guided, *usual)])
+            gain = result["batch gain"] = {"model": name, **batch_gain(model, 8, args.tokens, args.repeats)}
+            print(
+                f"{gain['sequences']} sequences at once: {gain['tokens/s']:.1f} tokens/s, in turns with one: "
+                f"{gain['tokens/s of one']:.1f}; {gain['gain']:.2f} times"
+            )
             longest = min(1024 if args.quick else max(CONTEXTS), model.config.max_position_embeddings * 3 // 4)
             contexts = [context for context in CONTEXTS if context <= longest]
             result["contexts"] = {"model": name, **context_growth(model, contexts, args.repeats, memory)}

@@ -63,11 +63,22 @@ class DecodeLoop:
         streams = [(group, stream) for group, list_of in wanted for stream in list_of]
         if not streams:
             return
+        self.cache.pool.expect(self._pages_to_come(wanted))
         rows = self.decoder.prefill(self.cache, [stream if self.whole else stream[:-1] for _, stream in streams])
         for row, (group, stream) in zip(range(rows.start, rows.stop), streams, strict=True):
             group.rows.append(row)
             self.owners.append(group)
             self.inputs.append(stream[-1])
+
+    def _pages_to_come(self, wanted: list[tuple[Group, list[tuple[int, ...]]]]) -> int:
+        """At most so many pages will be taken until the pictures that these groups are in are closed."""
+        slots = self.cache.pool.page_slots
+        pages = 0
+        for group, streams in wanted:
+            left = min(self.grammar.remaining(group.state), group.limit - len(group.ids))
+            pages += sum(-(-(len(stream) + left) // slots) for stream in streams)
+            pages += len(group.rows) * (-(-left // slots))
+        return pages
 
     def _release(self, group: Group, keep: int) -> None:
         """Give up all but the first ``keep`` rows of ``group``."""

@@ -42,6 +42,23 @@ def test_a_pool_is_empty_afterwards_and_changes_no_token():
         assert 122 / 4 <= pool.peak <= 60
 
 
+def test_a_picture_gets_its_memory_as_it_begins(monkeypatch: pytest.MonkeyPatch):
+    model = drawing_model(1)
+    pool = fastdecode.new_pool(model, page_slots=2)
+    grown, grow = [], type(pool)._grow
+
+    def note(self, needed):
+        grow(self, needed)
+        grown.append(self.capacity)
+
+    monkeypatch.setattr(type(pool), "_grow", note)
+    length = Vocabulary.of(model).image_length + 2
+    options = {"multimodal_generation_mode": "image-only", "guidance": 2.0, "max_new_tokens": length, "kv_pool": pool}
+    fastdecode.generate(model, **padded(prompts_of(model)), **options, **SAMPLED)
+    assert len(grown) <= 2  # the full streams, then the others
+    assert pool.peak <= pool.capacity <= max(pool.peak + 2 * len(prompts_of(model)), -(-grown[0] * 3 // 2))
+
+
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, ValueError])
 def test_what_interrupts_decoding_frees_the_pages(kind: type[BaseException]):
     model = tiny_model(1)

@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 
+from fastdecode import page_pool
 from fastdecode.page_pool import PAGE_SLOTS, PagePool, PoolExhausted
 
 LAYERS, HEADS, DIM = 2, 3, 4
@@ -146,19 +147,57 @@ def test_storage_grows_by_half_at_least_and_to_the_limit_at_most():
     assert pool.take(0) == []
 
 
+def test_expected_pages_get_their_memory_at_once_and_within_the_limit():
+    pool = new_pool(30)
+    pool.take(2)
+    fill(pool, 0, 7.0)
+    pool.expect(20)
+    assert pool.capacity == 2
+    pool.take(1)
+    assert pool.capacity == 22
+    stored = list(pool.keys)
+    pool.take(19)
+    assert all(now is then for now, then in zip(pool.keys, stored, strict=True))
+    assert_filled(pool, 0, 7.0)
+    pool.expect(100)
+    assert len(pool.take(1)) == 1
+    assert pool.capacity == 30
+
+
+def test_expecting_nothing_changes_nothing():
+    pool = new_pool()
+    pool.take(4)
+    pool.expect(0)
+    pool.take(1)
+    assert pool.capacity == 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_storage_begins_at_a_page_of_the_system(dtype: torch.dtype):
+    for pages in (1, 3, 5000):
+        pool = PagePool(2, 2, 8, dtype, torch.device("cpu"))
+        pool.take(pages)
+        for stored in (*pool.keys, *pool.values):
+            assert stored.data_ptr() % 4096 == 0
+            assert stored.shape == (pages, 2, 32, 8)
+            assert stored.dtype == dtype
+            assert stored.is_contiguous()
+            assert stored.is_inference()
+
+
 def test_memory_that_runs_out_while_storage_grows_costs_no_page(monkeypatch: pytest.MonkeyPatch):
-    pool, empty, calls = new_pool(), torch.empty, []
+    pool, memory, calls = new_pool(), page_pool._memory, []
     fill(pool, *pool.take(1), 7.0)
     before = everything(pool)[1:]
 
     def failing(*args, **kwargs):
         calls.append(args)
         if len(calls) == 3:
-            raise torch.OutOfMemoryError("no memory")
-        return empty(*args, **kwargs)
+            raise MemoryError("no memory")
+        return memory(*args, **kwargs)
 
-    monkeypatch.setattr(torch, "empty", failing)
-    with pytest.raises(torch.OutOfMemoryError):
+    monkeypatch.setattr(page_pool, "_memory", failing)
+    with pytest.raises(MemoryError):
         pool.take(4)
     assert everything(pool)[1:] == before
     assert (pool.capacity, pool.used) == (1, 1)
