@@ -226,25 +226,24 @@ def stream_rows(model: Any, tokens: int, repeats: int, memory: Memory) -> list[d
     return found
 
 
-def batch_gain(model: Any, sequences: int, tokens: int, repeats: int) -> dict[str, Any]:
-    """Tokens per second of so many guided sequences at once over those of one, in turns with it: medians."""
-    guided = Guidance.two_way(SCALE)
-    sides = [text_prompts(model, count, 32) for count in (1, sequences)]
-    runs = [ours(model, prompts, guided) for prompts in sides]
+def in_turns(
+    model: Any, one: tuple[Tensor, Guidance], other: tuple[Tensor, Guidance], tokens: int, repeats: int
+) -> dict[str, Any]:
+    """Two ways to draw, prompts and guidance each, in turns: tokens per second of all sequences, medians, and the
+    median of the repeats' ratios. The machine's speed may change between repeats, hardly between two turns.
+    """
     speeds: list[list[float]] = [[], []]
     for repeat in range(repeats + 1):
-        for run, prompts, found in zip(runs, sides, speeds, strict=True):
-            clock = timed(run, prompts, tokens, 1000 * repeat, "fastdecode", **SAMPLED)
+        for (prompts, guidance), found in zip((one, other), speeds, strict=True):
+            clock = timed(ours(model, prompts, guidance), prompts, tokens, 1000 * repeat, "fastdecode", **SAMPLED)
             if repeat > 0:  # the first pass touches memory for the first time
                 found.append(len(prompts) / clock.per_token)
-    one, many = map(statistics.median, speeds)
-    ratios = sorted(round(b / a, 2) for a, b in zip(*speeds, strict=True))
+    ratios = sorted(round(b / a, 3) for a, b in zip(*speeds, strict=True))
     return {
-        "sequences": sequences,
-        "tokens/s of one": one,
-        "tokens/s": many,
-        "gain": many / one,
-        "gains of the repeats": ratios,
+        "tokens/s of one": statistics.median(speeds[0]),
+        "tokens/s of the other": statistics.median(speeds[1]),
+        "ratio": statistics.median(ratios),
+        "ratios of the repeats": ratios,
     }
 
 
@@ -379,11 +378,14 @@ def main() -> None:
         if name == args.detail:
             result["streams"] = show(name, stream_rows(model, *usual))
             result["batches"] = show(name, [measure(model, text_prompts(model, 8, 32), guided, *usual)])
-            gain = result["batch gain"] = {"model": name, **batch_gain(model, 8, args.tokens, args.repeats)}
-            print(
-                f"{gain['sequences']} sequences at once: {gain['tokens/s']:.1f} tokens/s, in turns with one: "
-                f"{gain['tokens/s of one']:.1f}; {gain['gain']:.2f} times"
-            )
+            edits = edit_prompts(model, 1, words=20, picture=8)
+            two, three = (edits, guided), (edits, Guidance.instruct(SCALE, 1.2))
+            found = result["third stream"] = {"model": name, **in_turns(model, two, three, *usual[:2])}
+            print(f"a third stream, in turns with two: {1 / found['ratio'] - 1:+.1%} time", flush=True)
+            one, eight = ((text_prompts(model, count, 32), guided) for count in (1, 8))
+            found = result["eight sequences"] = {"model": name, **in_turns(model, one, eight, *usual[:2])}
+            speed, alone = found["tokens/s of the other"], found["tokens/s of one"]
+            print(f"eight sequences, in turns with one: {speed:.1f} tokens/s, {alone:.1f}; {found['ratio']:.2f} times")
             longest = min(1024 if args.quick else max(CONTEXTS), model.config.max_position_embeddings * 3 // 4)
             contexts = [context for context in CONTEXTS if context <= longest]
             result["contexts"] = {"model": name, **context_growth(model, contexts, args.repeats, memory)}

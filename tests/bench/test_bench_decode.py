@@ -161,3 +161,12 @@ def test_pages_come_back(model):
     assert found["pages used at the end"] == 0
     assert found["sequences"] > 20
     assert 0 < found["pages at peak"] <= found["pages held"]
+
+
+def test_in_turns_compares_turns_of_the_same_repeat(model):
+    one, two = text_prompts(model, 1, 12), text_prompts(model, 2, 12)
+    found = bench_decode.in_turns(model, (one, TWO_WAY), (two, TWO_WAY), bench_decode.SKIPPED + 3, 3)
+    assert found["tokens/s of one"] > 0
+    assert found["tokens/s of the other"] > 0
+    assert len(found["ratios of the repeats"]) == 3
+    assert found["ratios of the repeats"][1] == found["ratio"] > 0
