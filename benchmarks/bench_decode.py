@@ -37,7 +37,7 @@ from benchmarks.models import BEGIN_IMAGE, FIRST_WORD, IMAGE_IDS, decode_loops, 
 from benchmarks.rivals import draw_with_transformers, unmasked
 from fastdecode import Guidance
 from fastdecode.bench.machine import describe
-from fastdecode.decoder import ChameleonDecoder
+from fastdecode.decoder import Decoder
 
 SCALE = 3.0
 SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0}
@@ -197,7 +197,7 @@ def measure(
         "prompt": prompts.shape[1],
         "tokens": tokens,
         "greedy ids until they part": agreement,
-        "one call per step": ChameleonDecoder(model).fused,
+        "one call per step": Decoder(model).fused,
         "weight bytes": weight_bytes(model),
         "read bandwidth GB/s": bandwidth / 1e9,
         "floor ms": 1000 * floor,
@@ -229,11 +229,12 @@ def stream_rows(model: Any, tokens: int, repeats: int, memory: Memory) -> list[d
 def in_turns(
     model: Any, one: tuple[Tensor, Guidance], other: tuple[Tensor, Guidance], tokens: int, repeats: int
 ) -> dict[str, Any]:
-    """Two ways to draw, prompts and guidance each, in turns: tokens per second of all sequences, medians, and the
-    median of the repeats' ratios. The machine's speed may change between repeats, hardly between two turns.
+    """Two ways to draw, prompts and guidance each, in turns, twice ``repeats`` times: tokens per second of all
+    sequences, medians, and the median of the repeats' ratios. The machine's speed may change between repeats, hardly
+    between two turns.
     """
     speeds: list[list[float]] = [[], []]
-    for repeat in range(repeats + 1):
+    for repeat in range(2 * repeats + 1):
         for (prompts, guidance), found in zip((one, other), speeds, strict=True):
             clock = timed(ours(model, prompts, guidance), prompts, tokens, 1000 * repeat, "fastdecode", **SAMPLED)
             if repeat > 0:  # the first pass touches memory for the first time
@@ -258,7 +259,7 @@ def context_growth(
     all points) over the measured one; None if the line does not rise, as noise makes it where KV is next to nothing.
     """
     generator = torch.Generator().manual_seed(0)
-    decoder = ChameleonDecoder(model)
+    decoder = Decoder(model)
     config = model.config
     per_id = 2 * config.num_hidden_layers * decoder.kv_heads * decoder.head_dim * model.lm_head.weight.itemsize
 

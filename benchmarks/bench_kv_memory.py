@@ -35,7 +35,7 @@ import fastdecode
 from benchmarks.models import BOS, FIRST_WORD, decode_loops, edit_prompts, random_model
 from fastdecode import Guidance
 from fastdecode.bench.machine import describe
-from fastdecode.decoder import ChameleonDecoder
+from fastdecode.decoder import Decoder
 from fastdecode.loop import DecodeLoop
 from fastdecode.models.chameleon import Vocabulary
 
@@ -181,7 +181,7 @@ def steady(model: Any, steps: int, rows: int = 6, longest: int = 120, seed: int 
     generator = random.Random(seed)
     words = range(FIRST_WORD, model.config.vocab_size)
     beginnings = [[BOS, *generator.choices(words, k=80)] for _ in range(3)]
-    decoder = ChameleonDecoder(model)
+    decoder = Decoder(model)
     cache = decoder.new_cache()
     left: list[int] = []  # steps, by row
 

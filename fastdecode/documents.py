@@ -76,6 +76,7 @@ def to_documents(model: Any, processor: Any, sequences: Any, start: int = 0) -> 
     pictures = iter(
         decode_pictures(model, [ids for row in parts for kind, ids in row if kind == "picture"], vocabulary)
     )
+    tokenizer = getattr(processor, "tokenizer", processor)
     documents = []
     for number, row in enumerate(parts):
         document: Document = []
@@ -88,7 +89,7 @@ def to_documents(model: Any, processor: Any, sequences: Any, start: int = 0) -> 
                     f"{vocabulary.image_length}: left out"
                 )
             else:
-                words = processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+                words = tokenizer.decode(ids, skip_special_tokens=True).strip()
                 if words:
                     document.append(words)
         documents.append(document)

@@ -17,7 +17,7 @@ from transformers.generation import (
 )
 
 from fastdecode import ops
-from fastdecode.decoder import ChameleonDecoder
+from fastdecode.decoder import Decoder
 from fastdecode.grammar import Grammar
 from fastdecode.group import Group
 from fastdecode.models.chameleon import Vocabulary
@@ -63,7 +63,7 @@ class Drawer:
 
     def __init__(
         self,
-        decoder: ChameleonDecoder,
+        decoder: Decoder,
         grammar: Grammar,
         vocabulary: Vocabulary,
         groups: Sequence[Group],

@@ -33,6 +33,7 @@ class Explanation:
     unfused_processors: list[str]
     stopping_criteria: list[str]
     can_draw: bool
+    vq_decoder: str
     limits: list[int]
 
     @classmethod
@@ -47,7 +48,7 @@ class Explanation:
             reasons.append("logits are mixed in PyTorch, because they are to be returned")
         elif prepared.normalise and prepared.text.repetition_penalty != 1:
             reasons.append("logits are mixed in PyTorch, because transformers penalises mixed log-probabilities")
-        slower = fused.why_not(model.model)
+        slower = fused.why_not(model)
         if slower is None:
             steps = f"each step one call of the C++ library ({core().cpu_isa()})"
             if prepared.decoder.deterministic:
@@ -59,6 +60,7 @@ class Explanation:
         for group in prepared.groups:
             planned = zip(*group.first_plan(grammar, vocabulary), strict=True)
             streams.append([f"{weight:+g} x stream of {len(ids)} ids" for ids, weight in planned])
+        can_draw, none = vocabulary.has_pictures and not missing_decoder_keys(model), "none: a model of text"
         mixes = any(len(g.guidance.streams) > 1 for g in prepared.groups)
         everywhere = any(g.guidance.everywhere for g in prepared.groups)
         return cls(
@@ -79,7 +81,8 @@ class Explanation:
             memory=_memory(prepared, [len(planned) for planned in streams]),
             unfused_processors=[type(p).__name__ for p in prepared.plan.unfused],
             stopping_criteria=[type(c).__name__ for c in prepared.stopping],
-            can_draw=not missing_decoder_keys(model),
+            can_draw=can_draw,
+            vq_decoder=none if not vocabulary.has_pictures else "present" if can_draw else "missing: text only",
             limits=[g.limit for g in prepared.groups],
         )
 
@@ -112,7 +115,7 @@ class Explanation:
             lines.append(f"also runs         {', '.join(self.unfused_processors)}")
         if self.stopping_criteria:
             lines.append(f"also stops on     {', '.join(self.stopping_criteria)}")
-        lines.append(f"VQ decoder        {'present' if self.can_draw else 'missing: text only'}")
+        lines.append(f"VQ decoder        {self.vq_decoder}")
         return "\n".join(lines)
 
 

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.generation import GenerateDecoderOnlyOutput, StopStringCriteria
 
 from fastdecode import refusals, request
-from fastdecode.decoder import ChameleonDecoder
+from fastdecode.decoder import Decoder
 from fastdecode.guidance import Guidance
 from fastdecode.models.chameleon import Vocabulary, check_family, check_pixels
 from fastdecode.page_pool import PAGE_SLOTS, PagePool
@@ -230,7 +230,7 @@ def new_pool(model: Any, pages: int | None = None, page_slots: int = PAGE_SLOTS)
     Raises TypeError for another model, ValueError for sizes below 1.
     """
     check_family(model)
-    return ChameleonDecoder(model).new_pool(pages, page_slots)
+    return Decoder(model).new_pool(pages, page_slots)
 
 
 def enable(model: Any) -> Any:

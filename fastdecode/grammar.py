@@ -132,10 +132,14 @@ def compile_grammar(mode: str, vocabulary: Vocabulary, eos: Iterable[int]) -> Gr
     ``text-only`` bans image ids and nothing else, as transformers' own Chameleon does. ``interleaved-text-image``
     also bans what would not parse: end of image outside a block, the placeholder, padding and begin of sequence.
     ``image-only`` draws one picture and ends. ``unrestricted`` bans nothing and only keeps track.
-    ``ValueError`` for another mode.
+    ``ValueError`` for another mode, and for one that draws with a vocabulary of text only.
     """
     if mode not in MODES:
         raise ValueError(f"multimodal_generation_mode={mode!r} is unknown; choose one of {', '.join(MODES)}")
+    if mode != "text-only" and not vocabulary.has_pictures:
+        raise ValueError(
+            f"multimodal_generation_mode={mode!r}: this model writes text only; leave it out, or choose 'text-only'"
+        )
     return _compiled(mode, vocabulary, frozenset(eos))
 
 
@@ -177,7 +181,8 @@ def _compiled(mode: str, vocabulary: Vocabulary, ends: frozenset[int]) -> Gramma
             return DONE if mode == "image-only" else TEXT
         return BLOCK if begins and mode != "text-only" else TEXT
 
-    kinds = {i: (i == v.begin_image, i in ends, i in v.image_ids) for i in {v.begin_image, *ends, *v.image_ids}}
+    special = {i for i in {v.begin_image, *ends, *v.image_ids} if i >= 0}
+    kinds = {i: (i == v.begin_image, i in ends, i in v.image_ids) for i in special}
     classes = [(False, False, False), *sorted(set(kinds.values()))]
     return Grammar(
         mode=mode,

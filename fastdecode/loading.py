@@ -49,7 +49,7 @@ def load(
     if kind != "chameleon":
         raise ValueError(
             f"{name} is a model of type {kind!r}; fastdecode.load reads Chameleon checkpoints "
-            "(config.json with model_type 'chameleon')"
+            "(config.json with model_type 'chameleon'); models of text are loaded with transformers itself"
         )
     try:
         with _quiet():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdecode.decoder import ChameleonDecoder
+from fastdecode.decoder import Decoder
 from fastdecode.decoder.fused import why_not
 from fastdecode.grammar import Grammar
 from fastdecode.group import Group
@@ -167,14 +167,13 @@ def check_streams(group: Group, grammar: Grammar, vocabulary: Vocabulary) -> Non
     group.first_plan(grammar, vocabulary)
 
 
-def check_memory(decoder: ChameleonDecoder, groups: Sequence[Group], grammar: Grammar, pool: PagePool | None) -> None:
+def check_memory(decoder: Decoder, groups: Sequence[Group], grammar: Grammar, pool: PagePool | None) -> None:
     """``ValueError`` for a pool of another model, one that a sequence can never fit in, and for a model that cannot be
     deterministic.
     """
     if decoder.deterministic and not decoder.fused:
         raise ValueError(
-            f"deterministic=True needs steps of the C++ library, and this model has none: "
-            f"{why_not(decoder.model.model)}"
+            f"deterministic=True needs steps of the C++ library, and this model has none: {why_not(decoder.model)}"
         )
     if pool is None:
         return

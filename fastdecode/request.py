@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation import EosTokenCriteria, MaxLengthCriteria
 from transformers.utils import logging
 
-from fastdecode.decoder import ChameleonDecoder
+from fastdecode.decoder import Decoder
 from fastdecode.draw import Drawer, Recorder
 from fastdecode.explanation import Explanation
 from fastdecode.grammar import Grammar, compile_grammar
@@ -72,7 +72,7 @@ class Prepared:
     plan: Plan
     stopping: StoppingCriteriaList
     config: GenerationConfig
-    decoder: ChameleonDecoder
+    decoder: Decoder
     pool: PagePool | None
 
     @property
@@ -151,7 +151,7 @@ def prepare(
         group.shown = (vocabulary.placeholder,) if shows else ()
         check_streams(group, grammar, vocabulary)
         groups.append(group)
-    decoder = ChameleonDecoder(model, bool(extras.deterministic))
+    decoder = Decoder(model, bool(extras.deterministic))
     check_memory(decoder, groups, grammar, extras.kv_pool)
     native = (MaxLengthCriteria, EosTokenCriteria)
     stopping = StoppingCriteriaList(c for c in stopping_criteria if type(c) not in native)

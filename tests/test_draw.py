@@ -5,7 +5,7 @@ import torch
 
 import fastdecode
 from benchmarks.models import IMAGE_IDS, random_model, text_prompts
-from fastdecode.decoder import ChameleonDecoder
+from fastdecode.decoder import Decoder
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +24,13 @@ def model():
 )
 def test_only_rows_that_may_be_drawn(model, mode: str, expected: set, monkeypatch: pytest.MonkeyPatch):
     found = set()
-    right = ChameleonDecoder.logits
+    right = Decoder.logits
 
     def spied(self, hidden, spans=None):
         found.add(None if spans is None else tuple(spans))
         return right(self, hidden, spans)
 
-    monkeypatch.setattr(ChameleonDecoder, "logits", spied)
+    monkeypatch.setattr(Decoder, "logits", spied)
     prompt = text_prompts(model, 1, 12)
     if mode == "interleaved-text-image":  # a picture has begun
         prompt = torch.cat([prompt, torch.tensor([[8197]])], 1)

@@ -8,7 +8,7 @@ from models_for_tests import BOS, padded, pixels, placeholder_block, text_ids, t
 
 import fastdecode
 from fastdecode import Guidance
-from fastdecode.decoder import ChameleonDecoder
+from fastdecode.decoder import Decoder
 from fastdecode.models.chameleon import Vocabulary
 from fastdecode.ops.backends import core
 
@@ -129,7 +129,7 @@ def test_nothing_is_decoded_and_no_number_is_drawn(monkeypatch):
     def never(self, *args):
         raise AssertionError("decoding began")
 
-    monkeypatch.setattr(ChameleonDecoder, "step", never)
+    monkeypatch.setattr(Decoder, "step", never)
     torch.manual_seed(0)
     before = torch.get_rng_state()
     explain(**INTERLEAVED, do_sample=True, streamer=object(), progress=True)

@@ -7,7 +7,7 @@ import torch
 from models_for_tests import BOS, padded, pixels, placeholder_block, text_ids, tiny_model
 
 import fastdecode
-from fastdecode.decoder import ChameleonDecoder
+from fastdecode.decoder import Decoder
 from fastdecode.models.chameleon import Vocabulary
 
 TOKENS = 200
@@ -24,7 +24,7 @@ def test_greedy_tokens_of_long_runs(seed: int):
         layers=rng.randint(1, 3),
         context=300,
     )
-    assert ChameleonDecoder(model).fused
+    assert Decoder(model).fused
     v, pictures, prompts = Vocabulary.of(model), 0, []
     for row in range(rng.randint(1, 8)):
         prompts.append([BOS, *text_ids(model, 10 * seed + row, rng.randint(1, 40))])

@@ -170,8 +170,8 @@ def test_deterministic_needs_the_cpp_step():
     model = tiny_model(1)
     model.model.layers[1].mlp.register_forward_hook(lambda module, inputs, output: output)
     message = (
-        "deterministic=True needs steps of the C++ library, and this model has none: layers.1: mlp is not Chameleon's "
-        "own, or has hooks"
+        "deterministic=True needs steps of the C++ library, and this model has none: layers.1: mlp is not a "
+        "plain ChameleonMLP, or has hooks"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         fastdecode.generate(model, torch.tensor([[5, 6]]), max_new_tokens=2, deterministic=True)

@@ -22,7 +22,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 import fastdecode
 from fastdecode import Guidance, ops
-from fastdecode.decoder import ChameleonDecoder
+from fastdecode.decoder import Decoder
 from fastdecode.models.chameleon import Vocabulary, encode_pictures
 
 INTERLEAVED = "interleaved-text-image"
@@ -309,9 +309,9 @@ def test_guidance_streams_are_given_up_after_a_picture(monkeypatch):
     model = drawing_model(11)
     prompts = [[BOS, *text_ids(model, i, n)] for i, n in enumerate((3, 5, 2))]
     rows = []
-    step = ChameleonDecoder.step
+    step = Decoder.step
     monkeypatch.setattr(
-        ChameleonDecoder, "step", lambda self, cache, tokens: rows.append(len(tokens)) or step(self, cache, tokens)
+        Decoder, "step", lambda self, cache, tokens: rows.append(len(tokens)) or step(self, cache, tokens)
     )
     found = fastdecode.generate(
         model,

@@ -10,7 +10,7 @@ from models_for_tests import BOS, PAD, drawing_model, padded, text_ids, tiny_mod
 
 import fastdecode
 from fastdecode import Guidance
-from fastdecode.decoder import ChameleonDecoder
+from fastdecode.decoder import Decoder
 from fastdecode.models.chameleon import Vocabulary
 
 TESTS = Path(__file__).parent
@@ -72,10 +72,8 @@ def test_every_test_of_a_row_is_in_its_row():
 def test_row_28_the_streams_of_a_sequence_get_one_id_and_finished_rows_get_none(monkeypatch):
     model = tiny_model(5)
     fed: list[list[int]] = []
-    step = ChameleonDecoder.step
-    monkeypatch.setattr(
-        ChameleonDecoder, "step", lambda self, cache, ids: fed.append(ids.tolist()) or step(self, cache, ids)
-    )
+    step = Decoder.step
+    monkeypatch.setattr(Decoder, "step", lambda self, cache, ids: fed.append(ids.tolist()) or step(self, cache, ids))
     v = Vocabulary.of(model)
     prompts = [[BOS, *text_ids(model, 0, 3)], [BOS, *text_ids(model, 1, 2), v.begin_image, *v.code_ids[:2]]]
     guidance = Guidance.five_way((BOS, 40), (BOS, 41), full=2.0, image=1.2, against=0.5, toward=3.0)

@@ -8,15 +8,15 @@ from models_for_tests import BOS, EOS, padded, pixels, placeholder_block, text_i
 from transformers import (
     DynamicCache,
     GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     LogitsProcessorList,
     StoppingCriteriaList,
 )
 
 import fastdecode
 from fastdecode import Guidance, Stream
-from fastdecode.decoder import ChameleonDecoder
+from fastdecode.decoder import Decoder
 from fastdecode.models.chameleon import Vocabulary
 from fastdecode.request import _derived, _seeds
 
@@ -59,8 +59,8 @@ def no_decoding(monkeypatch, request):
         def never(self, *args):
             raise AssertionError("decoding began")
 
-        monkeypatch.setattr(ChameleonDecoder, "step", never)
-        monkeypatch.setattr(ChameleonDecoder, "prefill", never)
+        monkeypatch.setattr(Decoder, "step", never)
+        monkeypatch.setattr(Decoder, "prefill", never)
 
 
 def with_pictures(count: int, placeholders: int) -> dict:
@@ -235,9 +235,8 @@ def test_a_scale_without_any_unconditional_prompt(way):
 
 
 def test_another_model():
-    config = LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
-    other = LlamaForCausalLM(config)
-    message = "fastdecode decodes ChameleonForConditionalGeneration and its fine-tunes .* got LlamaForCausalLM"
+    other = GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=1))
+    message = "fastdecode decodes ChameleonForConditionalGeneration and its fine-tunes .* got GPT2LMHeadModel"
     for call in (generate, plug, enabled, explain):
         with pytest.raises(TypeError, match=message):
             call(other, input_ids=torch.tensor([[1, 2]]), max_new_tokens=2)

@@ -1,5 +1,5 @@
 """One decode step of a model: embed, layers, and the rows of the output head that the step can use."""
 
-from fastdecode.decoder.chameleon import ChameleonDecoder
+from fastdecode.decoder.decoder import Decoder
 
-__all__ = ["ChameleonDecoder"]
+__all__ = ["Decoder"]

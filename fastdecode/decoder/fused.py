@@ -12,60 +12,49 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
-from transformers.models.chameleon.modeling_chameleon import (
-    ChameleonLayerNorm,
-    ChameleonMLP,
-    ChameleonRMSNorm,
-)
 
 from fastdecode.decoder.plain import DTYPES, altered, plain, plain_tensor
+from fastdecode.decoder.plan import Family, Sizes, epsilon_of, family_of, head_norms
 from fastdecode.kv_cache import StreamCache
 from fastdecode.ops.backends import core, unavailable
 
 Size = tuple[int, ...]
 
-QK_EPSILON = 1e-5
-"""Of Chameleon's layer norms of queries and keys, which do not say it."""
-
 READ = "dense float32, bfloat16 or float16 on the CPU"
 
 
-def _sizes(inner: Any) -> tuple[int, int, int, int, int, float]:
-    """hidden, inner, heads, kv_heads, head_dim and scaling, as the first layer has them."""
-    attention, mlp = inner.layers[0].self_attn, inner.layers[0].mlp
-    heads = (attention.num_heads, attention.num_key_value_heads, attention.head_dim)
-    return attention.q_proj.in_features, mlp.gate_proj.out_features, *heads, attention.scaling
-
-
-def _linears(layer: Any, inner: Any) -> Iterator[tuple[str, Any, Size]]:
+def _linears(layer: Any, sizes: Sizes) -> Iterator[tuple[str, Any, Size]]:
     """Name, module and shape of weight of a layer's linear modules, in the order of ``fastdecode_layer``."""
-    hidden, width, heads, kv_heads, head_dim, _ = _sizes(inner)
-    queries, keys = heads * head_dim, kv_heads * head_dim
+    hidden, inner = sizes.hidden, sizes.inner
+    queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
     yield "self_attn.q_proj", layer.self_attn.q_proj, (queries, hidden)
     yield "self_attn.k_proj", layer.self_attn.k_proj, (keys, hidden)
     yield "self_attn.v_proj", layer.self_attn.v_proj, (keys, hidden)
     yield "self_attn.o_proj", layer.self_attn.o_proj, (hidden, queries)
-    yield "mlp.gate_proj", layer.mlp.gate_proj, (width, hidden)
-    yield "mlp.up_proj", layer.mlp.up_proj, (width, hidden)
-    yield "mlp.down_proj", layer.mlp.down_proj, (hidden, width)
+    yield "mlp.gate_proj", layer.mlp.gate_proj, (inner, hidden)
+    yield "mlp.up_proj", layer.mlp.up_proj, (inner, hidden)
+    yield "mlp.down_proj", layer.mlp.down_proj, (hidden, inner)
 
 
 def _norms(layer: Any) -> tuple[Any, Any]:
     return layer.input_layernorm, layer.post_attention_layernorm
 
 
-def _why_not_layer(layer: Any, inner: Any) -> str | None:
-    hidden, _, heads, kv_heads, head_dim, scaling = _sizes(inner)
+def _why_not_layer(layer: Any, inner: Any, family: Family) -> str | None:
+    first = inner.layers[0]
+    sizes = Sizes.of(first)
     attention, mlp = layer.self_attn, layer.mlp
     if altered(attention):
         return "self_attn has hooks, or a forward of its own"
-    if not plain(mlp, ChameleonMLP):
-        return "mlp is not Chameleon's own, or has hooks"
+    if not plain(attention, family.attention):
+        return f"self_attn is {type(attention).__name__}, not {family.attention.__name__}"
+    if not plain(mlp, family.mlp):
+        return f"mlp is not a plain {family.mlp.__name__}, or has hooks"
     if not plain(mlp.act_fn, nn.SiLU, SiLUActivation):
         return f"mlp.act_fn is {type(mlp.act_fn).__name__}, not SiLU, or has hooks"
     tensors: list[tuple[str, Any, Size]] = []
-    dtype = inner.layers[0].self_attn.q_proj.weight.dtype
-    for name, module, size in _linears(layer, inner):
+    dtype = first.self_attn.q_proj.weight.dtype
+    for name, module, size in _linears(layer, sizes):
         if not plain(module, nn.Linear):
             return f"{name} is not a plain nn.Linear, or has hooks"
         if plain_tensor(module.weight) and module.weight.dtype != dtype:
@@ -73,24 +62,39 @@ def _why_not_layer(layer: Any, inner: Any) -> str | None:
         tensors.append((f"{name}.weight", module.weight, size))
         if module.bias is not None:
             tensors.append((f"{name}.bias", module.bias, size[:1]))
-    for name, count in (("q_norm", heads), ("k_norm", kv_heads)):
-        norm = getattr(attention, name)
-        if not plain(norm, ChameleonLayerNorm):
-            return f"self_attn.{name} is not Chameleon's layer norm, or has hooks"
-        if norm.weight.shape[-1] != head_dim or norm.weight.numel() not in (head_dim, count * head_dim):
-            return f"self_attn.{name} has weights of {tuple(norm.weight.shape)}"
+    reason = _why_not_head_norms(attention, first.self_attn, sizes, family)
+    if reason is not None:
+        return reason
     for norm in _norms(layer):
-        if not plain(norm, ChameleonRMSNorm) or norm.variance_epsilon != inner.norm.variance_epsilon:
-            return "its norms are not Chameleon's RMS norm with the epsilon of the last one, or have hooks"
-        tensors.append(("a norm's weight", norm.weight, (hidden,)))
+        if not plain(norm, family.norm) or norm.variance_epsilon != inner.norm.variance_epsilon:
+            return f"its norms are not plain {family.norm.__name__}s with the epsilon of the last one, or have hooks"
+        tensors.append(("a norm's weight", norm.weight, (sizes.hidden,)))
     for name, tensor, size in tensors:
         if not plain_tensor(tensor):
             return f"{name} is {_described(tensor)}, not {READ}"
         if tensor.shape != size:
             return f"{name} is {tuple(tensor.shape)}, not {size} as the first layer's"
-    own = (attention.num_heads, attention.num_key_value_heads, attention.head_dim, attention.scaling)
-    if own != (heads, kv_heads, head_dim, scaling):
+    if Sizes.of(layer) != sizes:
         return "its heads or their scaling are not those of the first layer"
+    return None
+
+
+def _why_not_head_norms(attention: Any, first: Any, sizes: Sizes, family: Family) -> str | None:
+    norms, class_name = head_norms(attention), family.attention.__name__
+    if family.heads is None:
+        return None if norms is None else f"self_attn has norms of queries and keys that a {class_name} has not"
+    if norms is None:
+        return f"self_attn lacks the norms of queries and keys that a {class_name} has"
+    for name, norm, count in zip(("q_norm", "k_norm"), norms, (sizes.heads, sizes.kv_heads), strict=True):
+        if not plain(norm, family.heads):
+            return f"self_attn.{name} is not a plain {family.heads.__name__}, or has hooks"
+        if norm.weight.shape[-1] != sizes.head_dim or norm.weight.numel() not in (
+            sizes.head_dim,
+            count * sizes.head_dim,
+        ):
+            return f"self_attn.{name} has weights of {tuple(norm.weight.shape)}"
+        if epsilon_of(norm) != epsilon_of(first.q_norm):
+            return f"self_attn.{name} has another epsilon than the first"
     return None
 
 
@@ -101,24 +105,25 @@ def _described(value: Any) -> str:
     return f"{layout}{str(value.dtype).removeprefix('torch.')} on {value.device}"
 
 
-def why_not(inner: Any) -> str | None:
-    """Why a Chameleon's layers (``model.model``) cannot be run as one; None if they can."""
+def why_not(model: Any) -> str | None:
+    """Why a model's layers cannot be run as one; None if they can. For models that `family_of` knows."""
     reason = unavailable("cpu")
     if reason is not None:
         return reason
-    if not plain(inner.norm, ChameleonRMSNorm):
-        return "norm is not Chameleon's RMS norm, or has hooks"
+    family, inner = family_of(model), model.model
+    if not plain(inner.norm, family.norm):
+        return f"norm is not a plain {family.norm.__name__}, or has hooks"
     if not plain_tensor(inner.norm.weight):
         return f"norm.weight is {_described(inner.norm.weight)}, not {READ}"
     for i, layer in enumerate(inner.layers):
-        reason = _why_not_layer(layer, inner)
+        reason = _why_not_layer(layer, inner, family)
         if reason is not None:
             return f"layers.{i}: {reason}"
     return None
 
 
 class FusedStep:
-    """`ChameleonDecoder`'s step for a model of which `why_not` says nothing.
+    """`Decoder`'s step for a model of which `why_not` says nothing.
 
     Matrices that are changed in place are seen; those that are replaced (``model.to``) are not, until another one is
     made, nor are changes of norms and biases that are not float32. ``ValueError`` if the environment variable
@@ -129,25 +134,27 @@ class FusedStep:
         core().cpu_isa()  # raises if FASTDECODE_CPU_ISA cannot be had
         self._step, self._linear = core().decode_step, core().linear
         self._kept: list[Tensor] = []  # whose memory the addresses are
-        rows = [self._row(layer, inner) for layer in inner.layers]
+        first = inner.layers[0]
+        sizes, norms = Sizes.of(first), head_norms(first.self_attn)
+        rows = [self._row(layer, sizes) for layer in inner.layers]
         self._addresses = torch.tensor(rows, device="cpu")
-        hidden, width, heads, kv_heads, head_dim, scaling = _sizes(inner)
-        self._hidden, self.dtype = hidden, inner.layers[0].self_attn.q_proj.weight.dtype
+        self._hidden, self.dtype = sizes.hidden, first.self_attn.q_proj.weight.dtype
         self._constants = (
-            *(len(rows), hidden, width, heads, kv_heads, head_dim),
-            *(DTYPES[self.dtype], swin, inner.norm.variance_epsilon, QK_EPSILON, scaling),
+            *(len(rows), sizes.hidden, sizes.inner, sizes.heads, sizes.kv_heads, sizes.head_dim),
+            *(DTYPES[self.dtype], swin, inner.norm.variance_epsilon),
+            *(1.0 if norms is None else epsilon_of(norms[0]), sizes.scaling),
             self._float_address(inner.norm.weight),
         )
 
-    def _row(self, layer: Any, inner: Any) -> list[int]:
+    def _row(self, layer: Any, sizes: Sizes) -> list[int]:
         """The addresses of ``fastdecode_layer``; those of keys and values are of each step."""
-        modules = [module for _, module, _ in _linears(layer, inner)]
-        _, _, heads, kv_heads, head_dim, _ = _sizes(inner)
+        modules = [module for _, module, _ in _linears(layer, sizes)]
         row = [self._address(m.weight) for m in modules]
         row += [self._float_address(m.bias) for m in modules]
         row += [self._float_address(norm.weight) for norm in _norms(layer)]
-        for norm, count in ((layer.self_attn.q_norm, heads), (layer.self_attn.k_norm, kv_heads)):
-            row += [self._float_address(part.expand(count, head_dim)) for part in (norm.weight, norm.bias)]
+        for norm, count in zip(head_norms(layer.self_attn) or (None, None), (sizes.heads, sizes.kv_heads), strict=True):
+            for part in (getattr(norm, "weight", None), getattr(norm, "bias", None)):
+                row.append(0 if part is None else self._float_address(part.expand(count, sizes.head_dim)))
         return [*row, 0, 0]
 
     def _address(self, tensor: Tensor) -> int:
@@ -163,7 +170,7 @@ class FusedStep:
         """Feed one id to every row of ``cache``, which has room for it but does not grow here.
 
         ``x`` (rows, hidden) are the ids' embeddings, which may be overwritten; ``cos`` and ``sin`` (rows, head_dim)
-        as `ChameleonDecoder.rope` has them. Returns the normed hidden states (rows, hidden) float32.
+        as `Decoder.rope` has them. Returns the normed hidden states (rows, hidden) float32.
         """
         return self._run(cache, cache.table, cache.lengths, x, cos, sin, chained=False)
 

@@ -11,20 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from fastdecode.decoder.plan import CHAMELEON, family_of
 from fastdecode.models.vq_decoder import VQDecoder, decode_codes, latent_side
 
 BEGIN_IMAGE, END_IMAGE, PLACEHOLDER = "<racm3:break>", "<eoss>", "<image>"
 
 
 def check_family(model: Any) -> None:
-    """Raise ``TypeError`` unless ``model`` is a Chameleon that transformers loaded with its head."""
-    from transformers import ChameleonForConditionalGeneration
-
-    if not isinstance(model, ChameleonForConditionalGeneration):
-        raise TypeError(
-            f"fastdecode decodes ChameleonForConditionalGeneration and its fine-tunes (Anole, AA-Chameleon, "
-            f"Lumina-mGPT in that class); got {type(model).__name__}"
-        )
+    """Raise ``TypeError`` unless ``model`` is one that transformers loaded with its head and that can be decoded."""
+    family_of(model)
 
 
 @dataclass(frozen=True)
@@ -32,7 +27,8 @@ class Vocabulary:
     """Ids of one checkpoint, read from its ``vocabulary_map`` and shapes, never assumed.
 
     ``code_ids[c]`` is the id of codebook entry ``c``; ``image_length`` the ids of one picture, without its markers;
-    ``context`` the most ids of a sequence. ``bos`` is ``None`` where the map has no ``<s>``.
+    ``context`` the most ids of a sequence. ``bos`` is ``None`` where the map has no ``<s>``. A model of text has no
+    ``code_ids``, and -1 for the three markers.
     """
 
     size: int
@@ -48,8 +44,19 @@ class Vocabulary:
     @classmethod
     def of(cls, model: Any) -> Vocabulary:
         """Read ``model.config``. ``ValueError`` names what is missing from it."""
-        check_family(model)
-        config = model.config
+        family, config = family_of(model), model.config
+        if family is not CHAMELEON:
+            return cls(
+                size=config.vocab_size,
+                code_ids=(),
+                begin_image=-1,
+                end_image=-1,
+                placeholder=-1,
+                image_length=0,
+                context=config.max_position_embeddings,
+                bos=config.bos_token_id,
+                pad=config.pad_token_id,
+            )
         ids: dict[str, int] = config.vocabulary_map or {}
         absent = [name for name in (BEGIN_IMAGE, END_IMAGE, PLACEHOLDER) if name not in ids]
         if absent:
@@ -76,6 +83,10 @@ class Vocabulary:
             pad=ids.get("<pad>"),
         )
 
+    @property
+    def has_pictures(self) -> bool:
+        return bool(self.code_ids)
+
     @cached_property
     def image_ids(self) -> frozenset[int]:
         return frozenset(self.code_ids)
@@ -88,6 +99,8 @@ class Vocabulary:
 
 def check_pixels(model: Any, pixel_values: Tensor) -> Tensor:
     """Pixels ``(n, 3, H, W)`` float in the VQ encoder's dtype and on its device. ``ValueError`` for another shape."""
+    if family_of(model) is not CHAMELEON:
+        raise ValueError(f"pixel_values were given, but {type(model).__name__} reads and writes text only")
     vision, config = model.model.vqmodel, model.config.vq_config
     shape = (config.in_channels, config.resolution, config.resolution)
     if pixel_values.ndim != 4 or pixel_values.shape[1:] != shape:
@@ -118,6 +131,10 @@ def fill_placeholders(input_ids: Tensor, image_ids: Tensor | None, vocabulary: V
 
 def check_picture_count(input_ids: Tensor, pictures: int, vocabulary: Vocabulary) -> None:
     """``ValueError`` unless ``input_ids`` holds ``image_length`` placeholders for each of ``pictures``."""
+    if not vocabulary.has_pictures:
+        if pictures:
+            raise ValueError(f"{pictures} pictures were given, but this model reads and writes text only")
+        return
     wanted = int((input_ids == vocabulary.placeholder).sum())
     if wanted != pictures * vocabulary.image_length:
         raise ValueError(
@@ -132,6 +149,8 @@ def check_picture_count(input_ids: Tensor, pictures: int, vocabulary: Vocabulary
 
 def missing_decoder_keys(model: Any) -> list[str]:
     """Names of the weights that drawing needs and ``model`` lacks; empty if it can draw."""
+    if family_of(model) is not CHAMELEON:
+        raise ValueError(f"{type(model).__name__} writes text only")
     if isinstance(getattr(model.model.vqmodel, "decoder", None), nn.Module):
         return []
     with torch.device("meta"):

@@ -168,5 +168,5 @@ def test_in_turns_compares_turns_of_the_same_repeat(model):
     found = bench_decode.in_turns(model, (one, TWO_WAY), (two, TWO_WAY), bench_decode.SKIPPED + 3, 3)
     assert found["tokens/s of one"] > 0
     assert found["tokens/s of the other"] > 0
-    assert len(found["ratios of the repeats"]) == 3
-    assert found["ratios of the repeats"][1] == found["ratio"] > 0
+    assert len(found["ratios of the repeats"]) == 6
+    assert found["ratios of the repeats"][2] <= found["ratio"] <= found["ratios of the repeats"][3]

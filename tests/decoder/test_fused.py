@@ -9,7 +9,7 @@ from isas import DECODE_ISAS, assert_runs_with, run_with
 from models_for_tests import text_ids, tiny_model, whole_logits
 from torch import nn
 
-from fastdecode.decoder import ChameleonDecoder
+from fastdecode.decoder import Decoder
 from fastdecode.decoder.fused import READ, why_not
 from fastdecode.ops.backends import core
 
@@ -29,16 +29,16 @@ def shaped_model(seed: int, shape: dict):
     return tiny_model(seed, draws=False, sizes=sizes, **given)
 
 
-def decoders(model) -> tuple[ChameleonDecoder, ChameleonDecoder]:
+def decoders(model) -> tuple[Decoder, Decoder]:
     """One with the C++ step, one without."""
-    with_it, without = ChameleonDecoder(model), ChameleonDecoder(model)
+    with_it, without = Decoder(model), Decoder(model)
     without._fused = None
     assert with_it.fused
     assert not without.fused
     return with_it, without
 
 
-def run(decoder: ChameleonDecoder, rows: list[list[int]], steps: int) -> torch.Tensor:
+def run(decoder: Decoder, rows: list[list[int]], steps: int) -> torch.Tensor:
     """Hidden states (steps, rows, hidden) after feeding every row's last ``steps`` ids one by one."""
     cache = decoder.new_cache()
     for row in rows:  # one by one, so that prefill computes the same in any company
@@ -63,7 +63,7 @@ def test_no_worse_than_pytorch_against_float64():
     model = shaped_model(2, {"hidden": 192, "inner": 512, "heads": 6, "kv_heads": 6, "layers": 6})
     rows = [text_ids(model, i, 20) for i in range(4)]
     fast, plain = (run(d, rows, 8) for d in decoders(model))
-    exact = run(ChameleonDecoder(model.double()), rows, 8)
+    exact = run(Decoder(model.double()), rows, 8)
 
     def error(states: torch.Tensor) -> float:
         return float((states - exact).square().mean().sqrt())
@@ -71,12 +71,13 @@ def test_no_worse_than_pytorch_against_float64():
     assert error(fast) <= 1.5 * error(plain)
 
 
-@pytest.mark.parametrize("count", [2, 3, 4, 5, 9])  # tiles of every number of rows
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 7, 9, 13, 17])  # one to five passes, of every number of rows
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_row_has_the_same_bits_alone_and_among_others(shape: dict, count: int):
     model = shaped_model(3, shape)
-    rows = [text_ids(model, i, n) for i, n in enumerate((7, 30, 12, 12, 9, 41, 7, 8, 9))]
-    decoder = ChameleonDecoder(model)
+    lengths = (7, 30, 12, 12, 9, 41, 7, 8, 9, 10, 15, 33, 16, 7, 8, 14, 9)[:count]
+    rows = [[i + 1, *text_ids(model, i, n)] for i, n in enumerate(lengths)]  # whose beginnings differ
+    decoder = Decoder(model)
     together = run(decoder, rows, 4)
     heads = decoder.logits(together[-1]).clone()
     for i, row in enumerate(rows):
@@ -89,7 +90,7 @@ def test_a_row_has_the_same_bits_alone_and_among_others(shape: dict, count: int)
 def test_the_number_of_threads_changes_no_bit():
     model = shaped_model(4, {"hidden": 192, "inner": 512, "heads": 6, "kv_heads": 6})
     rows = [text_ids(model, i, 40 + i) for i in range(24)]
-    decoder = ChameleonDecoder(model)
+    decoder = Decoder(model)
     cache = decoder.new_cache()
     decoder.prefill(cache, [row[:-20] for row in rows])
     lengths, before, found = [len(row) - 20 for row in rows], torch.get_num_threads(), []
@@ -108,7 +109,7 @@ def test_the_number_of_threads_changes_no_bit():
 
 def test_nothing_is_written_beside_the_new_ids():
     model = shaped_model(5, SHAPES[0])
-    decoder = ChameleonDecoder(model)
+    decoder = Decoder(model)
     rows = [text_ids(model, i, n) for i, n in enumerate((3, 9))]
     cache = decoder.new_cache()
     decoder.prefill(cache, rows)
@@ -231,7 +232,7 @@ def another_epsilon(model):
 
 
 PLAIN = "is not a plain nn.Linear, or has hooks"
-NORMS = "its norms are not Chameleon's RMS norm with the epsilon of the last one, or have hooks"
+NORMS = "its norms are not plain ChameleonRMSNorms with the epsilon of the last one, or have hooks"
 
 
 @pytest.mark.parametrize(
@@ -243,9 +244,9 @@ NORMS = "its norms are not Chameleon's RMS norm with the epsilon of the last one
         (own_forward, f"layers.1: mlp.up_proj {PLAIN}"),
         (
             lambda m: attention(m).q_norm.register_forward_hook(add_one),
-            "layers.1: self_attn.q_norm is not Chameleon's layer norm, or has hooks",
+            "layers.1: self_attn.q_norm is not a plain ChameleonLayerNorm, or has hooks",
         ),
-        (lambda m: mlp(m).register_forward_hook(add_one), "layers.1: mlp is not Chameleon's own, or has hooks"),
+        (lambda m: mlp(m).register_forward_hook(add_one), "layers.1: mlp is not a plain ChameleonMLP, or has hooks"),
         (
             lambda m: setattr(mlp(m, 0), "act_fn", nn.GELU()),
             "layers.0: mlp.act_fn is GELU, not SiLU, or has hooks",
@@ -254,10 +255,10 @@ NORMS = "its norms are not Chameleon's RMS norm with the epsilon of the last one
             lambda m: mlp(m).act_fn.register_forward_hook(add_one),
             "layers.1: mlp.act_fn is SiLUActivation, not SiLU, or has hooks",
         ),
-        (another_norm, "norm is not Chameleon's RMS norm, or has hooks"),
+        (another_norm, "norm is not a plain ChameleonRMSNorm, or has hooks"),
         (
             lambda m: m.model.norm.register_forward_hook(add_one),
-            "norm is not Chameleon's RMS norm, or has hooks",
+            "norm is not a plain ChameleonRMSNorm, or has hooks",
         ),
         (lambda m: m.model.layers[1].input_layernorm.register_forward_hook(add_one), f"layers.1: {NORMS}"),
         (another_epsilon, f"layers.0: {NORMS}"),
@@ -279,11 +280,11 @@ def test_what_is_not_plain_takes_pytorchs_operations(change, reason: str):
     model = tiny_model(6)
     ids = text_ids(model, 0, 7)
     before = whole_logits(model, ids)[-1]
-    assert why_not(model.model) is None
+    assert why_not(model) is None
     change(model)
-    assert why_not(model.model) == reason
+    assert why_not(model) == reason
     expected = whole_logits(model, ids)[-1]
-    decoder = ChameleonDecoder(model)
+    decoder = Decoder(model)
     assert not decoder.fused
     cache = decoder.new_cache()
     decoder.prefill(cache, [ids[:-1]])
@@ -296,7 +297,7 @@ def test_what_is_not_plain_takes_pytorchs_operations(change, reason: str):
 def test_matrices_of_several_dtypes():
     model = tiny_model(6)
     mlp(model).up_proj.bfloat16()
-    assert why_not(model.model) == "layers.1: mlp.up_proj.weight is bfloat16 on cpu, not float32 as the first"
+    assert why_not(model) == "layers.1: mlp.up_proj.weight is bfloat16 on cpu, not float32 as the first"
 
 
 @pytest.mark.parametrize("change", ["hook", "expanded", "kept"])
@@ -322,7 +323,7 @@ def test_an_embedding_that_is_not_plain(change: str):
         model.model.embed_tokens = Kept()
     ids = [5, 9, 5]
     expected = whole_logits(model, ids)[-1]
-    decoder = ChameleonDecoder(model)
+    decoder = Decoder(model)
     assert decoder.fused
     cache = decoder.new_cache()
     decoder.prefill(cache, [ids[:-1]])
@@ -334,7 +335,7 @@ def test_an_embedding_that_is_not_plain(change: str):
 def test_weights_are_read_where_they_lie():
     model = tiny_model(8)
     ids = text_ids(model, 0, 5)
-    decoder = ChameleonDecoder(model)
+    decoder = Decoder(model)
     cache = decoder.new_cache()
     decoder.prefill(cache, [ids[:-1]])
     with torch.no_grad():
@@ -351,7 +352,7 @@ def test_a_model_that_is_moved_in_between_is_still_read_safely():
     model = tiny_model(9)
     ids = text_ids(model, 0, 6)
     expected = whole_logits(model, ids)[-1]
-    decoder = ChameleonDecoder(model)
+    decoder = Decoder(model)
     cache = decoder.new_cache()
     decoder.prefill(cache, [ids[:-1]])
     model.double()
@@ -363,7 +364,7 @@ def test_a_model_that_is_moved_in_between_is_still_read_safely():
 
 def test_two_threads_in_steps_of_their_own():
     model = shaped_model(10, {"hidden": 192, "inner": 512, "heads": 6, "kv_heads": 6, "layers": 4})
-    decoder = ChameleonDecoder(model)
+    decoder = Decoder(model)
     rows = [text_ids(model, i, 60) for i in range(2)]
     expected = [run(decoder, [row], 50) for row in rows]
     with ThreadPoolExecutor(2) as pool:
@@ -374,7 +375,7 @@ def test_two_threads_in_steps_of_their_own():
 
 def test_hidden_states_that_are_not_dense():
     model = tiny_model(11)
-    decoder = ChameleonDecoder(model)
+    decoder = Decoder(model)
     hidden = torch.randn(4, 32)
     for given in (hidden[::2], hidden[:1].expand(3, 32), hidden.t().contiguous().t()):
         expected = model.lm_head(given)

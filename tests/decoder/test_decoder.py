@@ -6,7 +6,7 @@ import pytest
 import torch
 from models_for_tests import text_ids, tiny_model, whole_logits
 
-from fastdecode.decoder import ChameleonDecoder
+from fastdecode.decoder import Decoder
 
 
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
@@ -25,7 +25,7 @@ SETTINGS = [
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_logits_of_ragged_rows(settings: dict, seed: int, fused: bool):
     model = tiny_model(seed, layers=3, **settings)
-    decoder = ChameleonDecoder(model)
+    decoder = Decoder(model)
     if not fused:
         decoder._fused = None
     assert decoder.fused == fused
@@ -52,7 +52,7 @@ def test_logits_of_ragged_rows(settings: dict, seed: int, fused: bool):
 
 def test_a_row_alone_needs_no_mask():
     model = tiny_model(1)
-    decoder = ChameleonDecoder(model)
+    decoder = Decoder(model)
     ids = text_ids(model, 0, 9)
     cache = decoder.new_cache()
     decoder.prefill(cache, [[]])
@@ -62,7 +62,7 @@ def test_a_row_alone_needs_no_mask():
 
 
 def test_prefill_of_nothing():
-    decoder = ChameleonDecoder(tiny_model(1))
+    decoder = Decoder(tiny_model(1))
     cache = decoder.new_cache()
     assert decoder.prefill(cache, []) == slice(0, 0)
     assert decoder.prefill(cache, [[], []]) == slice(0, 2)
@@ -71,7 +71,7 @@ def test_prefill_of_nothing():
 
 def test_positions_beyond_the_first_table_of_rotations():
     model = tiny_model(2, context=2000, layers=1)
-    decoder = ChameleonDecoder(model)
+    decoder = Decoder(model)
     ids = text_ids(model, 0, 1200)
     cache = decoder.new_cache()
     decoder.prefill(cache, [ids[:500]])
@@ -86,11 +86,11 @@ def test_positions_beyond_the_first_table_of_rotations():
 @pytest.mark.parametrize("rows", [1, 3])
 def test_span_computes_its_rows_of_the_head_only(rows: int):
     model = tiny_model(3)
-    decoder = ChameleonDecoder(model)
+    decoder = Decoder(model)
     hidden = torch.randn(rows, 32)
     whole = decoder.logits(hidden).clone()
     low, high = 4, 28
-    decoder = ChameleonDecoder(model)  # with nothing computed before
+    decoder = Decoder(model)  # with nothing computed before
     part = decoder.logits(hidden, [(low, high)])
     assert relative_error(part[:, low:high], whole[:, low:high]) < 1e-6
     assert part[:, :low].isnan().all()  # never written: torch.empty is poisoned here
@@ -102,7 +102,7 @@ def test_span_computes_its_rows_of_the_head_only(rows: int):
 def test_a_head_that_is_not_plain_is_called_whole():
     model = tiny_model(3)
     model.lm_head = torch.nn.Linear(32, model.config.vocab_size, bias=True)
-    decoder = ChameleonDecoder(model)
+    decoder = Decoder(model)
     hidden = torch.randn(2, 32)
     assert torch.equal(decoder.logits(hidden, [(4, 28)]), model.lm_head(hidden))
 
@@ -111,7 +111,7 @@ def test_layers_are_called_so_that_adapters_work():
     model = tiny_model(4)
     plain = model.model.layers[1].self_attn.v_proj
     model.model.layers[1].self_attn.v_proj = torch.nn.Sequential(plain, torch.nn.Linear(32, 32))
-    decoder = ChameleonDecoder(model)
+    decoder = Decoder(model)
     ids = text_ids(model, 0, 6)
     cache = decoder.new_cache()
     decoder.prefill(cache, [ids[:-1]])
@@ -123,7 +123,7 @@ def test_layers_are_called_so_that_adapters_work():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype: torch.dtype, fused: bool):
     model = tiny_model(6).to(dtype)
-    decoder = ChameleonDecoder(model)
+    decoder = Decoder(model)
     if not fused:
         decoder._fused = None
     rows = [text_ids(model, i, n) for i, n in enumerate((4, 11))]
@@ -140,7 +140,7 @@ def test_half_precision(dtype: torch.dtype, fused: bool):
 def test_scaled_rotations(kind: str):
     parameters = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0}
     model = tiny_model(7, rope_parameters=parameters)
-    decoder = ChameleonDecoder(model)
+    decoder = Decoder(model)
     ids = text_ids(model, 0, 20)
     cache = decoder.new_cache()
     decoder.prefill(cache, [ids[:-1]])
@@ -152,9 +152,9 @@ def test_scaled_rotations(kind: str):
 @pytest.mark.parametrize("way", ["chunks of 8", "steps"])
 def test_prefill_in_parts_of_rows_that_share_beginnings(settings: dict, way: str, monkeypatch: pytest.MonkeyPatch):
     model = tiny_model(8, layers=3, **settings)
-    decoder = ChameleonDecoder(model, deterministic=way == "steps")
-    monkeypatch.setattr("fastdecode.decoder.chameleon.PREFILL_IDS", 8)
-    monkeypatch.setattr("fastdecode.decoder.chameleon.PREFILL_STEP_IDS", 7)
+    decoder = Decoder(model, deterministic=way == "steps")
+    monkeypatch.setattr("fastdecode.decoder.decoder.PREFILL_IDS", 8)
+    monkeypatch.setattr("fastdecode.decoder.decoder.PREFILL_STEP_IDS", 7)
     first, other = text_ids(model, 0, 50), text_ids(model, 1, 23)
     rows = [first, first[:20] + other, first[:33], first[:50], other, [], first[:1]]
     cache = decoder.new_cache(decoder.new_pool(page_slots=4))
@@ -177,7 +177,7 @@ def test_bfloat16_is_no_further_from_float64_than_the_model_itself(swin: bool):
         sizes = {"hidden_size": 128, "intermediate_size": 352, "num_attention_heads": 4}
         model = tiny_model(seed, layers=6, sizes=sizes, swin_norm=swin, draws=False).to(torch.bfloat16)
         rows = [text_ids(model, 10 * seed + i, n) for i, n in enumerate((6, 21, 40))]
-        decoder = ChameleonDecoder(model)
+        decoder = Decoder(model)
         assert decoder.fused
         cache = decoder.new_cache()
         decoder.prefill(cache, [row[:-4] for row in rows])
@@ -195,8 +195,8 @@ def test_bfloat16_is_no_further_from_float64_than_the_model_itself(swin: bool):
 def test_several_spans():
     model = tiny_model(3)
     hidden = torch.randn(2, 32)
-    whole = ChameleonDecoder(model).logits(hidden).clone()
-    part = ChameleonDecoder(model).logits(hidden, [(2, 9), (20, 30)])
+    whole = Decoder(model).logits(hidden).clone()
+    part = Decoder(model).logits(hidden, [(2, 9), (20, 30)])
     inside = torch.tensor([2 <= i < 9 or 20 <= i < 30 for i in range(part.shape[1])])
     assert relative_error(part[:, inside], whole[:, inside]) < 1e-6
     assert part[:, ~inside].isnan().all()  # never written

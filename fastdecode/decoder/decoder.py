@@ -1,4 +1,4 @@
-"""Chameleon's layers over a ragged batch of streams.
+"""A model's layers over a ragged batch of streams.
 
 A plain model on the CPU takes its steps in the C++ library (`fastdecode.decoder.fused`). Otherwise, and in
 prefill, the model's own modules multiply (so adapters and quantised layers keep working, and no weight is copied); what
@@ -15,10 +15,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.chameleon.modeling_chameleon import ChameleonLayerNorm, ChameleonMLP, ChameleonRMSNorm
+from transformers.models.chameleon.modeling_chameleon import ChameleonLayerNorm
 
 from fastdecode.decoder.fused import FusedStep, why_not
 from fastdecode.decoder.plain import plain, plain_tensor
+from fastdecode.decoder.plan import FAMILIES, QK_EPSILON, Sizes, family_of, head_norms
 from fastdecode.kv_cache import StreamCache
 from fastdecode.page_pool import PAGE_SLOTS, PagePool
 
@@ -27,6 +28,8 @@ PREFILL_IDS = 4096
 
 PREFILL_STEP_IDS = 64
 """The same for prefill in steps: as many as share a reading of the weights well."""
+
+RMS_NORMS, MLPS = tuple(f.norm for f in FAMILIES), tuple(f.mlp for f in FAMILIES)
 
 FUSED_BYTES = 2**20
 """Most bytes of a layer's q, k and v weights that are copied side by side, to multiply once in place of three times."""
@@ -47,7 +50,7 @@ class RMSNorm:
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        self.plain = plain(module, ChameleonRMSNorm) and module.weight.dtype == torch.float32
+        self.plain = plain(module, *RMS_NORMS) and module.weight.dtype == torch.float32
         self.epsilon = torch.tensor(getattr(module, "variance_epsilon", 0.0), device=module.weight.device)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -86,11 +89,11 @@ class Linear:
 
 
 class MLP:
-    """Chameleon's gated MLP; another module in its place is called as it is."""
+    """A gated MLP; another module in its place is called as it is."""
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        self.plain = plain(module, ChameleonMLP)
+        self.plain = plain(module, *MLPS)
         if self.plain:
             self.act = module.act_fn
             self.gate, self.up, self.down = map(Linear, (module.gate_proj, module.up_proj, module.down_proj))
@@ -106,51 +109,55 @@ class Layer:
     """One layer of the model: its own modules, and its norms of queries and keys side by side.
 
     Chameleon norms each head of q and k over head_dim, with weight and bias per head; ``qk_norms`` are the two, each
-    (heads + kv_heads, head_dim), small copies. It is empty where the norms are not plain: they are called as they are.
+    (heads + kv_heads, head_dim), small copies. It is empty for other norms, which are called as they are, or none.
     """
 
-    def __init__(self, module: Any, heads: int, kv_heads: int, head_dim: int) -> None:
+    def __init__(self, module: Any, sizes: Sizes) -> None:
         attention = module.self_attn
         self.qkv = Linear(attention.q_proj, attention.k_proj, attention.v_proj)
         self.out, self.mlp, self.scaling = Linear(attention.o_proj), MLP(module.mlp), attention.scaling
         self.norm_attention, self.norm_mlp = RMSNorm(module.input_layernorm), RMSNorm(module.post_attention_layernorm)
-        self.q_norm, self.k_norm, self.heads = attention.q_norm, attention.k_norm, (heads, kv_heads)
+        self.heads, self.norms = (sizes.heads, sizes.kv_heads), head_norms(attention)
         self.qk_norms: list[Tensor] = []
-        if all(plain(norm, ChameleonLayerNorm) for norm in (self.q_norm, self.k_norm)):
-            pairs = ((self.q_norm, heads), (self.k_norm, kv_heads))
+        if self.norms is not None and all(plain(norm, ChameleonLayerNorm) for norm in self.norms):
             for name in ("weight", "bias"):
-                parts = [getattr(norm, name).detach().expand(n, head_dim) for norm, n in pairs]
+                pairs = zip(self.norms, self.heads, strict=True)
+                parts = [getattr(norm, name).detach().expand(n, sizes.head_dim) for norm, n in pairs]
                 self.qk_norms.append(torch.cat(parts))
 
     def norm_heads(self, both: Tensor) -> Tensor:
         """Queries and keys (..., heads + kv_heads, head_dim), each head normed."""
-        if not self.qk_norms:
-            q, k = both.split(self.heads, -2)
-            return torch.cat((self.q_norm(q), self.k_norm(k)), -2)
-        weight, bias = self.qk_norms
-        return torch.addcmul(bias, F.layer_norm(both, both.shape[-1:], eps=1e-5), weight)
+        if self.qk_norms:
+            weight, bias = self.qk_norms
+            return torch.addcmul(bias, F.layer_norm(both, both.shape[-1:], eps=QK_EPSILON), weight)
+        if self.norms is None:
+            return both
+        parts = zip(self.norms, both.split(self.heads, -2), strict=True)
+        return torch.cat([norm(part) for norm, part in parts], -2)
 
 
-class ChameleonDecoder:
+class Decoder:
     """Prefill and decode steps of one model; holds no state of any sequence. For one thread at a time.
 
-    Calls a layer's modules, not the layer nor its ``self_attn``: hooks on these two have no effect.
+    Calls a layer's modules, not the layer nor its ``self_attn``: hooks on these two have no effect. TypeError or
+    ValueError for a model that `family_of` refuses.
     """
 
     def __init__(self, model: Any, deterministic: bool = False) -> None:
+        family_of(model)
         self.model, self.deterministic = model, deterministic
         inner = model.model
-        attention = inner.layers[0].self_attn
-        self.heads, self.kv_heads = attention.num_heads, attention.num_key_value_heads
-        self.head_dim, self.grouped = attention.head_dim, self.heads != self.kv_heads
+        sizes = Sizes.of(inner.layers[0])
+        self.heads, self.kv_heads, self.head_dim = sizes.heads, sizes.kv_heads, sizes.head_dim
+        self.grouped = self.heads != self.kv_heads
         self.embed, self.norm, self.head = inner.embed_tokens, RMSNorm(inner.norm), model.lm_head
-        self.layers = [Layer(layer, self.heads, self.kv_heads, self.head_dim) for layer in inner.layers]
-        self.swin = bool(model.config.swin_norm)
+        self.layers = [Layer(layer, sizes) for layer in inner.layers]
+        self.swin = bool(getattr(model.config, "swin_norm", False))
         self.device, self.dtype = inner.embed_tokens.weight.device, inner.embed_tokens.weight.dtype
         self._rope: tuple[Tensor, Tensor] | None = None
         self._logits: Tensor | None = None
         self._fused: FusedStep | None = None
-        if why_not(inner) is None:
+        if why_not(model) is None:
             self._fused = FusedStep(inner, self.swin)
         self._plain_head = plain(self.head, nn.Linear) and self.head.bias is None
         self._plain_embed = plain(self.embed, nn.Embedding)
@@ -305,7 +312,7 @@ class ChameleonDecoder:
         one row stores for others is there in time.
         """
         if self._fused is None:
-            raise RuntimeError(f"there is no C++ step of this model: {why_not(self.model.model)}")
+            raise RuntimeError(f"there is no C++ step of this model: {why_not(self.model)}")
         wanted = sorted((p, rows.start + i) for i, prompt in enumerate(prompts) for p in range(known[i], len(prompt)))
         for begin in range(0, len(wanted), PREFILL_STEP_IDS):
             part = wanted[begin : begin + PREFILL_STEP_IDS]
