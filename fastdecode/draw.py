@@ -20,6 +20,7 @@ from fastdecode import ops
 from fastdecode.decoder import Decoder
 from fastdecode.grammar import Grammar
 from fastdecode.group import Group
+from fastdecode.kv_cache import StreamCache
 from fastdecode.models.chameleon import Vocabulary
 from fastdecode.sampling import Sampling
 
@@ -77,7 +78,8 @@ class Drawer:
         self.text, self.image = text, image
         self.unfused: Any = unfused or LogitsProcessorList()
         self.recorder, self.normalise = recorder or Recorder(), normalise
-        self.sets = grammar.sets.to(self.device)
+        self.tables = grammar.tables.to(self.device)
+        self.sets = self.tables.sets
         self._known_spans: dict[frozenset[int], list[tuple[int, int]] | None] = {}
         self.seen: Tensor | None = None
         if text.repetition_penalty != 1.0 or image.repetition_penalty != 1.0:
@@ -126,13 +128,55 @@ class Drawer:
             )
         return self._layout
 
+    @property
+    def plain(self) -> bool:
+        """Whether a draw is one call of a kernel, with nothing of the caller's in between."""
+        return not (self.unfused or self.recorder.wanted or (self.normalise and self.seen is not None))
+
+    def draw_unseen(self, cache: StreamCache, drawing: list[Group], inputs: list[int], steps: int) -> list[list[int]]:
+        """Steps of the decoder, and their draws, that need nothing of the host: it looks at the ids when all are there.
+
+        For a `plain` drawer, and ``drawing`` all the groups that ``cache`` has rows of, which draw in each of these
+        steps. ``inputs``: the next id of every row. Returns the ids of each step. ``RuntimeError`` as from `draw`.
+        """
+        layout, numbers = self._lay_out(drawing), [g.number for g in drawing]
+        state = ops.DecodeState(
+            mode=torch.tensor([g.state for g in drawing], dtype=torch.int32, device=self.device),
+            step=torch.tensor([len(g.ids) for g in drawing], device=self.device),
+            finished=torch.zeros(len(drawing), dtype=torch.uint8, device=self.device),
+            inputs=torch.tensor(inputs, device=self.device),
+            seen=None if self.seen is None else self.seen[numbers],
+        )
+        samples = []
+        for _ in range(steps):
+            assert state.inputs is not None
+            samples.append(
+                ops.sample_advance(
+                    self.decoder.logits(self.decoder.step(cache, state.inputs), layout.spans),
+                    self.tables,
+                    state,
+                    streams=layout.streams,
+                    weights=layout.weights,
+                    seed=layout.seeds,
+                    **layout.parameters,
+                )
+            )
+        if self.seen is not None:
+            assert state.seen is not None
+            self.seen[numbers] = state.seen
+        tokens: list[list[int]] = torch.stack([s.token for s in samples]).tolist()
+        statuses: list[list[int]] = torch.stack([s.status for s in samples]).tolist()
+        for ahead, (row, status) in enumerate(zip(tokens, statuses, strict=True)):
+            _check_drawn(row, status, drawing, ahead)
+        return tokens
+
     def draw(self, hidden: Tensor, drawing: list[Group], so_far: Tensor) -> list[int]:
         """One token for each of ``drawing``, from the hidden states (rows, hidden) of all rows.
 
         ``so_far`` is (groups, length) int64, all ids as the caller sees them. ``RuntimeError`` if a group's logits are
         not numbers.
         """
-        if self.unfused or self.recorder.wanted or (self.normalise and self.seen is not None):
+        if not self.plain:
             return self._draw_unfused(hidden, drawing, so_far)
         layout = self._lay_out(drawing)
         seen = None
@@ -200,14 +244,19 @@ class Drawer:
 
 def _tokens(sample: ops.Sample, drawing: list[Group]) -> list[int]:
     tokens: list[int] = sample.token.tolist()
-    for g, token, status in zip(drawing, tokens, sample.status.tolist(), strict=True):
+    _check_drawn(tokens, sample.status.tolist(), drawing)
+    return tokens
+
+
+def _check_drawn(tokens: list[int], statuses: list[int], drawing: list[Group], ahead: int = 0) -> None:
+    """``RuntimeError`` if there is no token for a group, which has ``ahead`` more ids than it knows."""
+    for g, token, status in zip(drawing, tokens, statuses, strict=True):
         if token < 0:
             what = "NaN, +inf or nothing but -inf" if status == 1 else "no allowed id"
             raise RuntimeError(
-                f"sequence {g.number} has {what} among the logits of its token {len(g.ids)} "
+                f"sequence {g.number} has {what} among the logits of its token {len(g.ids) + ahead} "
                 f"(prompt included): the model, or a logits processor, produced no distribution to draw from"
             )
-    return tokens
 
 
 def _parameters(by_group: Sequence[Sampling], device: torch.device) -> dict[str, Any]:

@@ -19,6 +19,9 @@ from fastdecode.group import Group
 from fastdecode.models.chameleon import Vocabulary
 from fastdecode.page_pool import PagePool, PoolExhausted
 
+MOST_UNSEEN = 64
+"""Steps at a time that are decoded without a look at them: so that streamers and progress bars move."""
+
 
 class DecodeLoop:
     """Decodes ``groups`` to their ends. Build, then `run` once.
@@ -115,7 +118,11 @@ class DecodeLoop:
             if self.live:
                 self._start()
             while self.live:
-                self._step()
+                unseen = self._steps_unseen()
+                if unseen > 1:
+                    self._draw_unseen(unseen)
+                else:
+                    self._step()
         except PoolExhausted as error:
             raise PoolExhausted(
                 f"{error}, at new token {self.steps} of {len(self.groups)} sequences ({self.cache.rows} streams): give "
@@ -152,6 +159,40 @@ class DecodeLoop:
         self._admit([(g, others) for g, others in begun if not g.done])
         if self.after_step is not None:
             self.after_step(newest)
+
+    def _steps_unseen(self) -> int:
+        """How many steps nobody needs to look at: all live sequences are inside a picture, and no one asks."""
+        if self.stopping or self.whole or not self.drawer.plain or self.grammar.mode == "unrestricted":
+            return 0
+        steps = MOST_UNSEEN
+        for g in self.live:
+            if not self.grammar.in_picture(g.state) or self.grammar.forced[g.state] >= 0:
+                return 0
+            steps = min(steps, self.grammar.close - g.state, g.limit - len(g.ids))
+        return steps
+
+    def _draw_unseen(self, steps: int) -> None:
+        """So many ids for every live group, whose places are known before: image ids, one after another."""
+        before = self.cache.length(0)
+        try:
+            drawn = self.drawer.draw_unseen(self.cache, self.live, self.inputs, steps)
+        except PoolExhausted:
+            self.steps += self.cache.length(0) - before
+            raise
+        columns = torch.full((steps, len(self.groups)), self.pad)
+        columns[:, [g.number for g in self.live]] = torch.tensor(drawn)
+        begin = self.width + self.steps
+        self.sequences[:, begin : begin + steps] = columns.T
+        self.steps += steps
+        for group, tokens in zip(self.live, zip(*drawn, strict=True), strict=True):
+            group.ids.extend(tokens)
+            group.state = DONE if len(group.ids) >= group.limit else group.state + steps
+            for row in group.rows:
+                self.inputs[row] = tokens[-1]
+        self._stop(begin + steps)
+        if self.after_step is not None:
+            for newest in columns:
+                self.after_step(newest)
 
     def _all_end(self, tokens: dict[int, int]) -> bool:
         """Whether every live group ends with the token that is forced on it, so that its rows are of no more use."""
