@@ -59,6 +59,7 @@ def _from(ids: Sequence[int], start: int, vocabulary: Vocabulary) -> Sequence[in
 def to_documents(model: Any, processor: Any, sequences: Any, start: int = 0) -> list[Document]:
     """Sequences of ids to documents.
 
+        processor   the model's, or its tokenizer
         sequences   (batch, length) integers, a list of lists, or what ``generate`` returned
         start       first column to read: ``inputs["input_ids"].shape[1]`` leaves the prompt out (but for the beginning
                     of a picture that goes on behind it)
@@ -67,6 +68,9 @@ def to_documents(model: Any, processor: Any, sequences: Any, start: int = 0) -> 
     All pictures go through the VQ decoder in one pass. A picture that was cut short is left out, with a warning.
     ``ValueError`` if there are pictures and the checkpoint has no VQ decoder, or for another shape of ``sequences``.
     """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if not hasattr(tokenizer, "decode"):
+        raise TypeError(f"processor is a {type(processor).__name__}; give the model's processor, or its tokenizer")
     vocabulary = Vocabulary.of(model)
     rows = getattr(sequences, "sequences", sequences)
     rows = [row.tolist() if isinstance(row, Tensor) else row for row in rows]
@@ -76,7 +80,6 @@ def to_documents(model: Any, processor: Any, sequences: Any, start: int = 0) -> 
     pictures = iter(
         decode_pictures(model, [ids for row in parts for kind, ids in row if kind == "picture"], vocabulary)
     )
-    tokenizer = getattr(processor, "tokenizer", processor)
     documents = []
     for number, row in enumerate(parts):
         document: Document = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,8 @@ def load(
     ``decoder`` if its weights were found. ``ValueError`` or ``FileNotFoundError`` say what is wrong with the
     checkpoint.
     """
+    if not isinstance(name, (str, os.PathLike)):
+        raise TypeError(f"load takes a name, a folder or a hub id, not a {type(name).__name__}: {name!r}")
     source: str | Path = EMBEDDED.get(str(name), name)
     if str(source).startswith("~"):
         source = Path(source).expanduser()

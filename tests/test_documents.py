@@ -104,3 +104,11 @@ def test_what_generate_returns():
         assert [[type(p) for p in d] for d in documents] == [[Image.Image]] * 2
         whole = fastdecode.to_documents(MODEL, tiny_processor(), found)
         assert set(whole[0][0].split()) <= set(WORDS)
+
+
+def test_a_tokenizer_will_do_and_nothing_else():
+    processor = tiny_processor()
+    expected = fastdecode.to_documents(MODEL, processor, [row(T, U)])
+    assert fastdecode.to_documents(MODEL, processor.tokenizer, [row(T, U)]) == expected
+    with pytest.raises(TypeError, match=r"^processor is a NoneType; give the model's processor, or its tokenizer$"):
+        fastdecode.to_documents(MODEL, None, [row(T, U)])

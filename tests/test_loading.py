@@ -214,3 +214,9 @@ def test_broken_vqgan_checkpoints(folder: Path, tmp_path: Path):
     torch.save([torch.zeros(1)], path)
     with pytest.raises(ValueError, match=r"has no decoder\.\* weights"):
         fastdecode.load(folder, vqgan=path)
+
+
+@pytest.mark.parametrize("name", [None, 3, b"blocks"])
+def test_a_name_that_is_none(name):
+    with pytest.raises(TypeError, match=r"^load takes a name, a folder or a hub id, not a (NoneType|int|bytes): "):
+        fastdecode.load(name)

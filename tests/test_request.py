@@ -4,7 +4,17 @@ import math
 
 import pytest
 import torch
-from models_for_tests import BOS, EOS, padded, pixels, placeholder_block, text_ids, tiny_model, vocabulary_map
+from models_for_tests import (
+    BOS,
+    EOS,
+    padded,
+    pixels,
+    placeholder_block,
+    text_ids,
+    tiny_model,
+    tiny_tokenizer,
+    vocabulary_map,
+)
 from transformers import (
     DynamicCache,
     GenerationConfig,
@@ -241,7 +251,7 @@ def test_another_model():
         with pytest.raises(TypeError, match=message):
             call(other, input_ids=torch.tensor([[1, 2]]), max_new_tokens=2)
     with pytest.raises(TypeError, match=message):
-        fastdecode.to_documents(other, None, [[1]])
+        fastdecode.to_documents(other, tiny_tokenizer(), [[1]])
 
 
 @pytest.mark.parametrize("value", [[0.5], "hot", 3])

@@ -61,6 +61,8 @@ def family_of(model: Any) -> Family:
     """
     family = next((f for f in FAMILIES if isinstance(model, f.model)), None)
     if family is None:
+        if hasattr(model, "_orig_mod"):
+            raise TypeError("the model went through torch.compile; give the one that it was made of: model._orig_mod")
         raise TypeError(
             "fastdecode decodes ChameleonForConditionalGeneration and its fine-tunes (Anole, AA-Chameleon, Lumina-mGPT "
             f"in that class), and the text of {', '.join(f.model.__name__ for f in TEXT_FAMILIES)}; got "

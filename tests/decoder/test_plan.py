@@ -210,6 +210,12 @@ def test_layers_that_see_a_window_are_refused():
     assert torch.equal(fastdecode.generate(wide, ids, **options), wide.generate(ids, **options))
 
 
+def test_a_compiled_model_is_refused_with_what_to_give():
+    model = torch.compile(text_model("llama"))
+    with pytest.raises(TypeError, match=r"^the model went through torch.compile; give the one .*: model._orig_mod$"):
+        fastdecode.generate(model, torch.tensor([[4, 5]]), max_new_tokens=3)
+
+
 def test_other_models_are_refused_by_name():
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=9))
     with pytest.raises(TypeError, match=r"the text of LlamaForCausalLM, MistralForCausalLM.*; got GPT2LMHeadModel$"):
