@@ -48,11 +48,13 @@ class Explanation:
             reasons.append("logits are mixed in PyTorch, because they are to be returned")
         elif prepared.normalise and prepared.text.repetition_penalty != 1:
             reasons.append("logits are mixed in PyTorch, because transformers penalises mixed log-probabilities")
-        slower = fused.why_not(model)
-        if slower is None:
+        slower = fused.why_not(model) if device == "cpu" else fused.why_no_operations(model)
+        if prepared.decoder.fused:
             steps = f"each step one call of the C++ library ({core().cpu_isa()})"
             if prepared.decoder.deterministic:
                 steps += ", prompts too (deterministic)"
+        elif prepared.decoder.of_operations:
+            steps = "each step made of Triton kernels"
         else:
             steps = "steps of PyTorch operations"
             reasons.append(f"the layers cannot be run as one: {slower}")

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.chameleon.modeling_chameleon import ChameleonLayerNorm
 
-from fastdecode.decoder.fused import FusedStep, why_not
+from fastdecode.decoder.fused import FusedStep, why_no_operations, why_not
+from fastdecode.decoder.operations import OperationStep
 from fastdecode.decoder.plain import plain, plain_tensor
 from fastdecode.decoder.plan import FAMILIES, QK_EPSILON, Sizes, family_of, head_norms
 from fastdecode.kv_cache import StreamCache
@@ -156,16 +157,23 @@ class Decoder:
         self.device, self.dtype = inner.embed_tokens.weight.device, inner.embed_tokens.weight.dtype
         self._rope: tuple[Tensor, Tensor] | None = None
         self._logits: Tensor | None = None
-        self._fused: FusedStep | None = None
+        self._fused: FusedStep | OperationStep | None = None
         if why_not(model) is None:
             self._fused = FusedStep(inner, self.swin)
+        elif self.device.type == "cuda" and why_no_operations(model) is None:
+            self._fused = OperationStep(inner, self.swin)
         self._plain_head = plain(self.head, nn.Linear) and self.head.bias is None
         self._plain_embed = plain(self.embed, nn.Embedding)
 
     @property
     def fused(self) -> bool:
         """Whether a step is one call of the C++ library."""
-        return self._fused is not None
+        return isinstance(self._fused, FusedStep)
+
+    @property
+    def of_operations(self) -> bool:
+        """Whether a step is made of kernels of `fastdecode.ops`."""
+        return isinstance(self._fused, OperationStep)
 
     def new_pool(self, pages: int | None = None, page_slots: int = PAGE_SLOTS) -> PagePool:
         """Pages for this model's keys and values; never more than ``pages``."""
@@ -311,7 +319,7 @@ class Decoder:
         """By the C++ step, whose sums depend on an id's own row alone; ids in the order of their places, so that what
         one row stores for others is there in time.
         """
-        if self._fused is None:
+        if not isinstance(self._fused, FusedStep):
             raise RuntimeError(f"there is no C++ step of this model: {why_not(self.model)}")
         wanted = sorted((p, rows.start + i) for i, prompt in enumerate(prompts) for p in range(known[i], len(prompt)))
         for begin in range(0, len(wanted), PREFILL_STEP_IDS):
@@ -361,7 +369,7 @@ class Decoder:
             whole: Tensor = self.head(hidden.to(self.dtype))
             return whole
         weight = self.head.weight
-        fused = self._fused if plain_tensor(weight) else None
+        fused = self._fused if plain_tensor(weight, self.device.type) else None
         if fused is None:
             hidden = hidden.to(weight.dtype)
             if spans is None:

@@ -40,7 +40,7 @@ def _norms(layer: Any) -> tuple[Any, Any]:
     return layer.input_layernorm, layer.post_attention_layernorm
 
 
-def _why_not_layer(layer: Any, inner: Any, family: Family) -> str | None:
+def _why_not_layer(layer: Any, inner: Any, family: Family, device: str) -> str | None:
     first = inner.layers[0]
     sizes = Sizes.of(first)
     attention, mlp = layer.self_attn, layer.mlp
@@ -57,7 +57,7 @@ def _why_not_layer(layer: Any, inner: Any, family: Family) -> str | None:
     for name, module, size in _linears(layer, sizes):
         if not plain(module, nn.Linear):
             return f"{name} is not a plain nn.Linear, or has hooks"
-        if plain_tensor(module.weight) and module.weight.dtype != dtype:
+        if plain_tensor(module.weight, device) and module.weight.dtype != dtype:
             return f"{name}.weight is {_described(module.weight)}, not {str(dtype).removeprefix('torch.')} as the first"
         tensors.append((f"{name}.weight", module.weight, size))
         if module.bias is not None:
@@ -70,8 +70,8 @@ def _why_not_layer(layer: Any, inner: Any, family: Family) -> str | None:
             return f"its norms are not plain {family.norm.__name__}s with the epsilon of the last one, or have hooks"
         tensors.append(("a norm's weight", norm.weight, (sizes.hidden,)))
     for name, tensor, size in tensors:
-        if not plain_tensor(tensor):
-            return f"{name} is {_described(tensor)}, not {READ}"
+        if not plain_tensor(tensor, device):
+            return f"{name} is {_described(tensor)}, not {_read(device)}"
         if tensor.shape != size:
             return f"{name} is {tuple(tensor.shape)}, not {size} as the first layer's"
     if Sizes.of(layer) != sizes:
@@ -105,18 +105,28 @@ def _described(value: Any) -> str:
     return f"{layout}{str(value.dtype).removeprefix('torch.')} on {value.device}"
 
 
+def _read(device: str) -> str:
+    return READ if device == "cpu" else READ.replace("the CPU", device)
+
+
 def why_not(model: Any) -> str | None:
     """Why a model's layers cannot be run as one; None if they can. For models that `family_of` knows."""
-    reason = unavailable("cpu")
-    if reason is not None:
-        return reason
+    return unavailable("cpu") or _why_not_plain(model, "cpu")
+
+
+def why_no_operations(model: Any) -> str | None:
+    """Why a model that is not on the CPU cannot take its steps in kernels of ours; None if it can."""
+    return unavailable("triton") or _why_not_plain(model, model.model.norm.weight.device.type)
+
+
+def _why_not_plain(model: Any, device: str) -> str | None:
     family, inner = family_of(model), model.model
     if not plain(inner.norm, family.norm):
         return f"norm is not a plain {family.norm.__name__}, or has hooks"
-    if not plain_tensor(inner.norm.weight):
-        return f"norm.weight is {_described(inner.norm.weight)}, not {READ}"
+    if not plain_tensor(inner.norm.weight, device):
+        return f"norm.weight is {_described(inner.norm.weight)}, not {_read(device)}"
     for i, layer in enumerate(inner.layers):
-        reason = _why_not_layer(layer, inner, family)
+        reason = _why_not_layer(layer, inner, family, device)
         if reason is not None:
             return f"layers.{i}: {reason}"
     return None

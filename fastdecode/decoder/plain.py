@@ -22,13 +22,13 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """What the C++ library reads, with its numbers for them."""
 
 
-def plain_tensor(value: Any) -> bool:
-    """Whether the C++ library can read ``value`` where it lies: dense, of `DTYPES`, on the CPU, and no subclass."""
+def plain_tensor(value: Any, device: str = "cpu") -> bool:
+    """Whether a kernel can read ``value`` where it lies: dense, of `DTYPES`, on that kind of device, no subclass."""
     return (
         type(value) in (Tensor, nn.Parameter)
         and value.layout is torch.strided
         and value.dtype in DTYPES
-        and value.device.type == "cpu"
+        and value.device.type == device
         and value.is_contiguous()
         and not value.is_neg()
     )

@@ -1,0 +1,141 @@
+"""A decode step made of the operations of `fastdecode.ops`, one after another: on a GPU, where each is a kernel.
+
+The model's own matrices are read where they lie. Norms and biases are copied to float32 where they are not that.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastdecode import ops
+from fastdecode.decoder.plan import Sizes, epsilon_of, head_norms
+from fastdecode.kv_cache import StreamCache
+
+
+class Matrix(NamedTuple):
+    """A linear layer: weight (features, k), bias (features,) float32 or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, module: Any) -> Matrix:
+        return cls(module.weight.detach(), _float(module.bias))
+
+
+class StepLayer(NamedTuple):
+    """What a step needs of a layer; ``head_norms``: arguments of `fastdecode.ops.rope_append`."""
+
+    qkv: list[Matrix]
+    out: Matrix
+    gate_up: list[Matrix]
+    down: Matrix
+    norm_attention: Tensor
+    norm_mlp: Tensor
+    head_norms: dict[str, Tensor]
+
+
+def _float(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().float().contiguous()
+
+
+class OperationStep:
+    """A step of a model whose modules are plain. ``backend``: of `fastdecode.ops`; None: the device's.
+
+    Takes and returns what `FusedStep` does. Matrices that are changed in place are seen; those that are replaced
+    (``model.to``) are not, until another one is made.
+    """
+
+    def __init__(self, inner: Any, swin: bool, backend: str | None = None) -> None:
+        first = inner.layers[0]
+        self.swin, self.backend, self.sizes = swin, backend, Sizes.of(first)
+        self.epsilon, self.norm = inner.norm.variance_epsilon, inner.norm.weight.detach().float()
+        norms = head_norms(first.self_attn)
+        self.head_epsilon = 1.0 if norms is None else epsilon_of(norms[0])
+        self.layers = [self._layer(layer) for layer in inner.layers]
+
+    def _layer(self, layer: Any) -> StepLayer:
+        attention, mlp = layer.self_attn, layer.mlp
+        norms: dict[str, Tensor] = {}
+        counts = {"q_norm": self.sizes.heads, "k_norm": self.sizes.kv_heads}
+        for (name, heads), norm in zip(counts.items(), head_norms(attention) or (None, None), strict=True):
+            for part, key in (("weight", name), ("bias", f"{name}_bias")):
+                value = _float(getattr(norm, part, None))
+                if value is not None:
+                    norms[key] = value.expand(heads, self.sizes.head_dim).contiguous()
+        return StepLayer(
+            qkv=[Matrix.of(m) for m in (attention.q_proj, attention.k_proj, attention.v_proj)],
+            out=Matrix.of(attention.o_proj),
+            gate_up=[Matrix.of(m) for m in (mlp.gate_proj, mlp.up_proj)],
+            down=Matrix.of(mlp.down_proj),
+            norm_attention=layer.input_layernorm.weight.detach().float(),
+            norm_mlp=layer.post_attention_layernorm.weight.detach().float(),
+            head_norms=norms,
+        )
+
+    def _multiply(self, x: Tensor, *matrices: Matrix) -> Tensor:
+        """``x`` (rows, k) by each of the matrices: (rows, all their features)."""
+        parts = [ops.linear(x, m.weight, m.bias, backend=self.backend) for m in matrices]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return ops.rms_norm(x, weight, self.epsilon, backend=self.backend)
+
+    def _norm_of_sum(self, x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.rms_norm(x, weight, self.epsilon, residual=residual, backend=self.backend)
+
+    @torch.inference_mode()
+    def __call__(self, cache: StreamCache, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Feed one id to every row of ``cache``, which has room for it but does not grow here.
+
+        ``x`` (rows, hidden) are the ids' embeddings; ``cos`` and ``sin`` (rows, …, head_dim) as `Decoder.rope` has
+        them. Returns the normed hidden states (rows, hidden) float32.
+        """
+        x, rows = x.float(), len(x)
+        cos, sin = cos.view(rows, -1), sin.view(rows, -1)
+        after = cache.lengths + 1
+        normed = x if self.swin else self._norm(x, self.layers[0].norm_attention)
+        for number, layer in enumerate(self.layers):
+            attended = self._attend(cache, number, normed, cos, sin, after)
+            last = number + 1 == len(self.layers)
+            following = self.norm if last else self.layers[number + 1].norm_attention
+            if self.swin:
+                x = x + self._norm(self._multiply(attended, layer.out), layer.norm_attention)
+                normed = x = x + self._norm(self._mlp(layer, x), layer.norm_mlp)
+            else:
+                normed, x = self._norm_of_sum(self._multiply(attended, layer.out), x, layer.norm_mlp)
+                normed, x = self._norm_of_sum(self._mlp(layer, normed), x, following)
+        return self._norm(x, self.norm) if self.swin else normed
+
+    def _attend(
+        self, cache: StreamCache, number: int, normed: Tensor, cos: Tensor, sin: Tensor, after: Tensor
+    ) -> Tensor:
+        """Attention's sum of values (rows, heads * head_dim), the new ids' keys and values stored before."""
+        layer, keys, values = self.layers[number], cache.keys[number], cache.values[number]
+        queries = ops.rope_append(
+            self._multiply(normed, *layer.qkv),
+            cos,
+            sin,
+            keys,
+            values,
+            cache.table,
+            cache.lengths,
+            **layer.head_norms,
+            epsilon=self.head_epsilon,
+            backend=self.backend,
+        )
+        found = ops.attend(queries, keys, values, cache.table, after, self.sizes.scaling, backend=self.backend)
+        return found.flatten(1)
+
+    def _mlp(self, layer: StepLayer, x: Tensor) -> Tensor:
+        gated = ops.swiglu(self._multiply(x, *layer.gate_up), backend=self.backend)
+        return self._multiply(gated, layer.down)
+
+    def head(self, weight: Tensor, hidden: Tensor, out: Tensor) -> None:
+        """``out`` (rows, n) = ``hidden`` (rows, hidden) times ``weight`` (n, hidden); ``out`` may be part of wider
+        rows.
+        """
+        out.copy_(ops.linear(hidden, weight, backend=self.backend))

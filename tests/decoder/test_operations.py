@@ -1,0 +1,108 @@
+"""The step made of single operations: the same bits as the C++ step, whose arithmetic it is."""
+
+import pytest
+import torch
+from models_for_tests import drawing_model, text_ids
+from test_fused import SHAPES, run, shaped_model
+from test_plan import FAMILIES, text_model
+
+import fastdecode
+from fastdecode import Guidance
+from fastdecode.decoder import Decoder
+from fastdecode.decoder.fused import READ, why_no_operations
+from fastdecode.decoder.operations import OperationStep
+from fastdecode.ops import last_backend
+
+LENGTHS = (9, 70, 5, 33)
+
+
+def both(model, backend: str | None = None) -> tuple[Decoder, Decoder]:
+    """One with the C++ step, one of operations."""
+    one, other = Decoder(model), Decoder(model)
+    other._fused = OperationStep(model.model, other.swin, backend)
+    assert one.fused
+    assert other.of_operations
+    assert not other.fused
+    return one, other
+
+
+@torch.inference_mode()
+def assert_same_bits(model) -> None:
+    rows = [[i + 1, *text_ids(model, i, n)] if hasattr(model.config, "vq_config") else numbers(i, n)
+            for i, n in enumerate(LENGTHS)]  # fmt: skip
+    one, other = both(model)
+    expected, found = run(one, rows, 4), run(other, rows, 4)
+    assert last_backend() == "cpu"
+    assert torch.equal(found, expected)
+    assert torch.equal(other.logits(found[-1]), one.logits(expected[-1]))
+    spans = [(3, 9), (20, 27)]
+    for lo, hi in spans:
+        wanted = one.logits(expected[-1], spans)[:, lo:hi].clone()
+        assert torch.equal(other.logits(found[-1], spans)[:, lo:hi], wanted)
+
+
+def numbers(seed: int, count: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, 300, (count,), generator=generator).tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_chameleons(shape: dict, dtype: torch.dtype):
+    assert_same_bits(shaped_model(1, shape).to(dtype))
+
+
+@pytest.mark.parametrize("more", [{}, {"attention_bias": True, "head_dim": 24}], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_models_of_text(family: str, more: dict):
+    assert_same_bits(text_model(family, 2, **more).bfloat16())
+
+
+@pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
+def test_with_the_reference_operations(shape: dict):
+    model = shaped_model(2, shape)
+    one, other = both(model, "reference")
+    rows = [[i + 1, *text_ids(model, i, n)] for i, n in enumerate(LENGTHS)]
+    expected, found = run(one, rows, 4), run(other, rows, 4)
+    assert last_backend() == "reference"
+    assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()
+
+
+def test_pictures_are_the_same(monkeypatch: pytest.MonkeyPatch):
+    model = drawing_model(5, resolution=16)
+    ids = torch.tensor([text_ids(model, 0, 9)])
+    options = {"multimodal_generation_mode": "image-only", "guidance": Guidance.instruct(), "seed": 3}
+    expected = fastdecode.generate(model, ids, do_sample=True, **options)
+    made, init = [], Decoder.__init__
+
+    def of_operations(self, model, deterministic=False):
+        init(self, model, deterministic)
+        self._fused = OperationStep(model.model, self.swin)
+        made.append(self)
+
+    monkeypatch.setattr(Decoder, "__init__", of_operations)
+    assert torch.equal(fastdecode.generate(model, ids, do_sample=True, **options), expected)
+    assert made
+    assert "each step made of Triton kernels" in str(fastdecode.explain(model, ids, do_sample=True, **options))
+
+
+def test_what_is_in_place_is_seen():
+    model = shaped_model(3, SHAPES[0])
+    one, other = both(model)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight *= 0.5
+    rows = [[i + 1, *text_ids(model, i, n)] for i, n in enumerate(LENGTHS)]
+    assert torch.equal(run(other, rows, 2), run(one, rows, 2))
+
+
+def test_why_not(monkeypatch: pytest.MonkeyPatch):
+    model = shaped_model(3, SHAPES[0])
+    monkeypatch.setattr("fastdecode.decoder.fused.unavailable", lambda backend: f"no {backend}")
+    assert why_no_operations(model) == "no triton"
+    monkeypatch.setattr("fastdecode.decoder.fused.unavailable", lambda backend: None)
+    assert why_no_operations(model) is None
+    assert why_no_operations(model.to("meta")) is None
+    model = shaped_model(3, SHAPES[0]).to("meta")
+    model.model.layers[1].mlp.up_proj.to(torch.float64)
+    expected = f"layers.1: mlp.up_proj.weight is float64 on meta, not {READ.replace('the CPU', 'meta')}"
+    assert why_no_operations(model) == expected
