@@ -1,6 +1,7 @@
 // exp and log of the sampling contract: float32 polynomials with a fixed order of separate
-// multiplications and additions. Compile with -ffp-contract=off; every backend mirrors these lines,
-// and a change of one bit here is a change of the contract. fastdecode/ops/numerics.py is the twin.
+// multiplications and additions. Compile with -ffp-contract=off (nvcc: -fmad=false); every backend
+// mirrors these lines, and a change of one bit here is a change of the contract.
+// fastdecode/ops/numerics.py is the twin.
 //
 // Everything is static and in an unnamed namespace: units built for different instruction sets
 // must never share a compiled copy.
@@ -9,28 +10,35 @@
 #include <stdint.h>
 #include <string.h>
 
+// Compiled by nvcc too, where the same lines are the GPU's arithmetic.
+#if defined(__CUDACC__)
+#define FASTDECODE_HD __host__ __device__
+#else
+#define FASTDECODE_HD
+#endif
+
 namespace fastdecode {
 namespace {
 
-inline uint32_t float_bits(float x) {
+FASTDECODE_HD inline uint32_t float_bits(float x) {
   uint32_t bits;
   memcpy(&bits, &x, sizeof bits);
   return bits;
 }
 
-inline float bits_float(uint32_t bits) {
+FASTDECODE_HD inline float bits_float(uint32_t bits) {
   float x;
   memcpy(&x, &bits, sizeof x);
   return x;
 }
 
 // Nearest integer, ties to even, for |x| < 2^22.
-inline float round_even_small(float x) {
+FASTDECODE_HD inline float round_even_small(float x) {
   return (x + 0x1.8p+23f) - 0x1.8p+23f;
 }
 
 // e^x for x <= 0, within 1 ulp; exactly 1 at 0; 0 below -86 (so no result is subnormal).
-inline float exp_f32(float x) {
+FASTDECODE_HD inline float exp_f32(float x) {
   const float c = x < -86.0f ? -86.0f : x;
   const float n = round_even_small(c * 0x1.715476p+0f);
   float r = c - n * 0x1.63p-1f;
@@ -50,7 +58,7 @@ inline float exp_f32(float x) {
 }
 
 // log((1 + f) * 2^e) for 1 + f in [sqrt(1/2), sqrt(2)], e integral.
-inline float log_reduced(float f, float e) {
+FASTDECODE_HD inline float log_reduced(float f, float e) {
   const float s = f * f;
   float p = 0x1.204376p-4f;
   p = p * f + -0x1.d7a37p-4f;
@@ -73,7 +81,7 @@ struct LogArgument {
 };
 
 // x = (1 + f) * 2^e with 1 + f in [sqrt(1/2), sqrt(2)), for positive normal x.
-inline LogArgument reduce_log(float x) {
+FASTDECODE_HD inline LogArgument reduce_log(float x) {
   constexpr uint32_t kSqrtHalf = 0x3f3504f3u;
   const uint32_t shifted = float_bits(x) - kSqrtHalf;
   const float m = bits_float((shifted & 0x007fffffu) + kSqrtHalf);
@@ -81,14 +89,14 @@ inline LogArgument reduce_log(float x) {
 }
 
 // Natural logarithm of a positive normal x, within 2 ulp.
-inline float log_f32(float x) {
+FASTDECODE_HD inline float log_f32(float x) {
   const LogArgument reduced = reduce_log(x);
   return log_reduced(reduced.f, reduced.e);
 }
 
 // round(p * 2^40), ties to even, for 0 <= p <= 1: a probability mass that sums exactly in any
 // order.
-inline int64_t mass_of(float p) {
+FASTDECODE_HD inline int64_t mass_of(float p) {
   const float m = p * 0x1p+40f;
   // Above 2^23 a float32 is an integer already.
   const float rounded = m < 0x1p+23f ? (m + 0x1p+23f) - 0x1p+23f : m;
@@ -96,13 +104,13 @@ inline int64_t mass_of(float p) {
 }
 
 // Order-preserving image: a < b as floats exactly when key(a) < key(b); -0 must have been made +0.
-inline uint32_t order_key(float x) {
+FASTDECODE_HD inline uint32_t order_key(float x) {
   const uint32_t bits = float_bits(x);
   return bits ^ ((bits >> 31) != 0 ? 0xffffffffu : 0x80000000u);
 }
 
 // The float whose order key this is.
-inline float float_of_key(uint32_t key) {
+FASTDECODE_HD inline float float_of_key(uint32_t key) {
   return bits_float(key ^ ((key >> 31) != 0 ? 0x80000000u : 0xffffffffu));
 }
 

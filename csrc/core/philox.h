@@ -21,7 +21,7 @@ struct PhiloxBlock {
   uint32_t word[4];
 };
 
-inline PhiloxBlock philox4x32_10(PhiloxBlock counter, uint32_t key0, uint32_t key1) {
+FASTDECODE_HD inline PhiloxBlock philox4x32_10(PhiloxBlock counter, uint32_t key0, uint32_t key1) {
   uint32_t c0 = counter.word[0], c1 = counter.word[1], c2 = counter.word[2], c3 = counter.word[3];
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = static_cast<uint64_t>(0xD2511F53u) * c0;
@@ -37,7 +37,7 @@ inline PhiloxBlock philox4x32_10(PhiloxBlock counter, uint32_t key0, uint32_t ke
 }
 
 // Gumbel noise from the first two words of a Philox block.
-inline float gumbel_of(uint32_t word0, uint32_t word1) {
+FASTDECODE_HD inline float gumbel_of(uint32_t word0, uint32_t word1) {
   const float hi = static_cast<float>(static_cast<int32_t>(word0 & 0x7fffffffu));
   const float lo = static_cast<float>(static_cast<int32_t>(word1 >> 1 | 1u));
   const float v = hi * 0x1p-32f + lo * 0x1p-63f;
@@ -52,13 +52,13 @@ inline float gumbel_of(uint32_t word0, uint32_t word1) {
   return -log_f32(-log_u);
 }
 
-inline PhiloxBlock philox_noise(uint64_t seed, uint64_t step, uint32_t id) {
+FASTDECODE_HD inline PhiloxBlock philox_noise(uint64_t seed, uint64_t step, uint32_t id) {
   const PhiloxBlock counter = {
       {id, 0, static_cast<uint32_t>(step), static_cast<uint32_t>(step >> 32)}};
   return philox4x32_10(counter, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
 }
 
-inline float gumbel_noise(uint64_t seed, uint64_t step, uint32_t id) {
+FASTDECODE_HD inline float gumbel_noise(uint64_t seed, uint64_t step, uint32_t id) {
   const PhiloxBlock block = philox_noise(seed, step, id);
   return gumbel_of(block.word[0], block.word[1]);
 }

@@ -1,0 +1,87 @@
+// Thresholds of top-k and top-p, by a block: the digits of an order key, 11 bits at a time, from
+// histograms. Sums are of integers, so that the order of the additions does not matter.
+#pragma once
+
+#include "core/numerics.h"
+#include "cuda/block.h"
+
+namespace fastdecode {
+namespace {
+
+constexpr uint32_t kLeastKey = 0x00800000u;  // of the least finite float32
+constexpr float kNoMass = -29.0f;            // this far below the top, masses round to 0
+
+// ceil(top_p * total), the product rounded once in float64, and at least 1.
+FASTDECODE_DEVICE inline uint64_t top_p_limit(float top_p, uint64_t total) {
+  const double product = static_cast<double>(top_p) * static_cast<double>(total);
+  const uint64_t floor = static_cast<uint64_t>(product);
+  const uint64_t ceiling = floor + (static_cast<double>(floor) < product ? 1 : 0);
+  return ceiling > 1 ? ceiling : 1;
+}
+
+struct Found {
+  int32_t at;
+  uint64_t before;  // weight of those before
+};
+
+// The first of n weights at which their running sum reaches the limit, if all together do.
+template <class Block, typename Weight>
+FASTDECODE_DEVICE Found first_reaching(Block& block, int n, uint64_t limit, Weight weight) {
+  uint64_t* found = block.shared().found;
+  block.once([&] { found[0] = n; });
+  block.prefix(n, weight, [&](int i, uint64_t before) {
+    if (before < limit && limit - before <= weight(i)) {
+      found[0] = i;
+      found[1] = before;
+    }
+  });
+  return {static_cast<int32_t>(found[0]), found[1]};
+}
+
+// The largest key c of [lo, hi] such that the z whose keys are in [c, hi] weigh at least
+// limit_of(the weight of all with keys in [lo, hi]), which is no more than that; lo where it is 0.
+template <class Block, typename Weight, typename Limit>
+FASTDECODE_DEVICE uint32_t weighted_cut(Block& block, const float* z, int n, uint32_t lo,
+                                        uint32_t hi, Weight weight, Limit limit_of) {
+  Shared& s = block.shared();
+  const auto bin = [&](int b) { return static_cast<uint64_t>(s.high[b]) << 32 | s.low[b]; };
+  uint64_t limit = 0;
+  for (int shift = 32;;) {
+    const int before = shift;
+    for (shift = 0; (hi - lo) >> shift >= kBins;) ++shift;
+    block.each(kBins, [&](int b) { s.low[b] = s.high[b] = 0; });
+    block.each(n, [&](int i) {
+      const float x = z[i];
+      const uint32_t key = order_key(x);
+      if (key < lo || key > hi) return;
+      const uint64_t w = weight(x);
+      if (w == 0) return;
+      const uint32_t b = (hi - key) >> shift, part = static_cast<uint32_t>(w);
+      const uint32_t carry = block.add(&s.low[b], part) > 0xffffffffu - part ? 1 : 0;
+      const uint32_t rest = static_cast<uint32_t>(w >> 32) + carry;
+      if (rest != 0) block.add(&s.high[b], rest);
+    });
+    if (before == 32) limit = limit_of(block.sum(kBins, bin));
+    if (limit == 0) return lo;
+    const Found found = first_reaching(block, kBins, limit, bin);
+    limit -= found.before;
+    hi -= static_cast<uint32_t>(found.at) << shift;
+    const uint32_t width = (1u << shift) - 1u;
+    lo = hi - lo > width ? hi - width : lo;
+    if (shift == 0) return hi;
+  }
+}
+
+struct CountOf {
+  FASTDECODE_DEVICE uint64_t operator()(float) const { return 1; }
+};
+
+struct MassOf {
+  float top;
+  FASTDECODE_DEVICE uint64_t operator()(float z) const {
+    return static_cast<uint64_t>(mass_of(exp_f32(z - top)));
+  }
+};
+
+}  // namespace
+}  // namespace fastdecode

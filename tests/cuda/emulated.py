@@ -1,0 +1,126 @@
+"""The CUDA library's kernels on the CPU, thread by thread (emulate.cpp), behind the functions of `fastdecode.ops`."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastdecode.ops import DecodeState, GrammarTables, Sample, checks, cpu
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = (
+    ROOT / "tests/cuda/emulate.cpp",
+    ROOT / "csrc/cuda/check.cpp",
+    ROOT / "csrc/cpu/error.cpp",
+)
+EXACT = ("-std=c++17", "-O2", "-ffp-contract=off", "-fno-fast-math", "-Wall", "-Wextra", "-Werror")
+
+_P, _I32, _I64, _F32 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
+
+
+def _struct(name: str, fields: str, kinds: dict[str, str]) -> type[ctypes.Structure]:
+    """Fields that no kind names are pointers."""
+    kind_of = {field: kind for kind, names in kinds.items() for field in names.split()}
+    types = {"i32": _I32, "i64": _I64, "f32": _F32}
+    layout = [(f, types[kind_of[f]] if f in kind_of else _P) for f in fields.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": [("size", ctypes.c_size_t), *layout]})
+
+
+SampleArgs = _struct(
+    "SampleArgs",
+    """logits dtype threads rows vocab row_stride groups streams_per_group streams weights ranges set_offsets sets
+    set_index temperature top_k top_p min_p penalty seed step temperature_value top_k_value top_p_value min_p_value
+    penalty_value seed_value step_value contrast_alpha contrast_k seen noise noise_stride token logprob kept status""",
+    {
+        "i32": "dtype threads top_k_value contrast_k",
+        "i64": "rows vocab row_stride groups streams_per_group sets seed_value step_value noise_stride",
+        "f32": "temperature_value top_p_value min_p_value penalty_value contrast_alpha",
+    },
+)
+AdvanceArgs = _struct(
+    "AdvanceArgs",
+    """modes classes set_of tight_set_of room forced following class_ranges class_range_count groups streams_per_group
+    streams rows vocab token mode step limit finished inputs lengths seen sequences capacity""",
+    {"i64": "modes classes class_range_count groups streams_per_group rows vocab capacity"},
+)
+
+
+def filled(struct: type[ctypes.Structure], fields: tuple) -> ctypes.Structure:
+    """The fields in the order of the struct; a pointer that is 0 is NULL."""
+    return struct(ctypes.sizeof(struct), *fields)
+
+
+class Emulated:
+    """The library that g++ makes of the kernels."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        target = folder / "libemulated.so"
+        include = (f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/include'}")
+        command = ["g++", *EXACT, *options, "-fPIC", "-shared", *include, *map(str, SOURCES), "-o", str(target)]
+        subprocess.run(command, check=True, timeout=300)
+        self.library = ctypes.CDLL(str(target))
+        self.library.fastdecode_cuda_last_error.restype = ctypes.c_char_p
+
+    def seed(self, seed: int) -> None:
+        """Chooses the order in which blocks, and threads between barriers, run."""
+        self.library.emulate_seed(ctypes.c_uint64(seed))
+
+    def launches(self) -> int:
+        """Since it was last asked for."""
+        return int(self.library.emulate_launches())
+
+    def check(self, result: int) -> None:
+        if result != 0:
+            raise ValueError(self.library.fastdecode_cuda_last_error().decode())
+
+    def workspace(self, args: ctypes.Structure, largest: int) -> tuple[Tensor, int, int]:
+        """(memory, address, bytes): just as much as is needed, full of garbage."""
+        bytes_needed = ctypes.c_size_t(0)
+        self.check(
+            self.library.fastdecode_cuda_workspace(ctypes.byref(args), _I64(largest), ctypes.byref(bytes_needed))
+        )
+        memory = torch.full((bytes_needed.value + 512,), 0xA5, dtype=torch.uint8)
+        return memory, (memory.data_ptr() + 255) & ~255, bytes_needed.value
+
+    def sample_raw(self, args: ctypes.Structure, largest: int = 0) -> None:
+        memory, address, size = self.workspace(args, largest)
+        begin = address - memory.data_ptr()
+        call = self.library.fastdecode_cuda_sample
+        self.check(call(ctypes.byref(args), _I64(largest), _P(address), ctypes.c_size_t(size), None))
+        assert bool((memory[begin + size :] == 0xA5).all()), "written behind the workspace"
+
+    def sample(self, logits: Tensor, largest: int = 0, **given) -> Sample:
+        """`fastdecode.ops.sample`, whose arguments these are."""
+        args, out = self.arguments(logits, **given)
+        self.sample_raw(filled(SampleArgs, cpu._sample_fields(args, out)), largest)
+        return out
+
+    def arguments(self, logits: Tensor, **given):
+        order = "streams weights allowed set_index temperature top_k top_p min_p penalty seen contrast seed step noise"
+        default = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "penalty": 1.0, "seed": 0, "step": 0}
+        args = checks.check_arguments(logits, *(given.get(name, default.get(name)) for name in order.split()))
+        return args, cpu._outputs(args.groups)
+
+    def advance(
+        self, token: Tensor, tables: GrammarTables, state: DecodeState, streams: Tensor | None, rows: int
+    ) -> None:
+        args = filled(AdvanceArgs, cpu._advance_fields(token, tables, state, streams, rows))
+        self.check(self.library.fastdecode_cuda_advance(ctypes.byref(args), None))
+
+    def sample_advance(
+        self, logits: Tensor, tables: GrammarTables, state: DecodeState, largest: int = 0, **given
+    ) -> Sample:
+        args, out = self.arguments(logits, seen=state.seen, **given)
+        args = args._replace(allowed=tables.sets)
+        sampled = filled(SampleArgs, cpu._sample_fields(args, out))
+        advanced = filled(AdvanceArgs, cpu._advance_fields(None, tables, state, args.streams, len(logits)))
+        memory, address, size = self.workspace(sampled, largest)
+        call = self.library.fastdecode_cuda_sample_advance
+        both = (ctypes.byref(sampled), ctypes.byref(advanced))
+        self.check(call(*both, _I64(largest), _P(address), ctypes.c_size_t(size), None))
+        del memory
+        return out
