@@ -25,7 +25,10 @@ from triton.compiler import ASTSource
 
 from fastdecode.triton_kernels.case import Case
 
-FILES = ("sample_small", "sample_search", "sample_large", "advance")
+FILES = (
+    *("sample_small", "sample_search", "sample_large", "advance"),
+    *("linear", "rms_norm", "swiglu", "embed", "rope_append", "attend"),
+)
 ARCHITECTURES = (80, 90)
 
 

@@ -15,6 +15,7 @@ from fastdecode.ops.step_checks import (
     check_pages,
     choose_step_backend,
 )
+from fastdecode.ops.step_triton import attend_triton
 
 
 def attend(
@@ -35,11 +36,12 @@ def attend(
                       i // page_slots. Entries behind a row's last page are not read
         lengths       (rows,) int64, at least 1: a row's ids are [0, length)
         scale         of the products of queries and keys. None: 1 / √head_dim
-        backend       "reference" | "cpu"; None picks by device
+        backend       "reference" | "cpu" | "triton"; None picks by device
 
     Query head h sees head h // (heads // kv_heads) of the keys. Slots that hold none of a row's ids are not read. A
     row's result is the same bits whatever the other rows, its pages' numbers and sizes, and the number of threads.
-    Raises ValueError naming the argument, value and index.
+    Raises ValueError naming the argument, value and index. On a GPU triton does not wait to look at table and
+    lengths: a row with a bad one is NaN, and nothing outside of the pages is read.
     """
     if is_traced(queries):
         traced: Tensor = torch.ops.fastdecode.attend(queries, keys, values, table, lengths, scale, backend=backend)
@@ -58,6 +60,8 @@ def attend(
     if backend == "reference":
         check_page_values(pages, -1)
         return attend_reference(queries, pages, scale)
+    if backend == "triton":
+        return attend_triton(queries, pages, scale)
     out = torch.empty(queries.shape)
     sizes = (rows, heads, kv_heads, head_dim, STORED_DTYPES[keys.dtype], torch.get_num_threads(), scale)
     stored = (keys.data_ptr(), values.data_ptr(), *pages.fields)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from fastdecode.ops.backends import core, record_backend
 from fastdecode.ops.library import is_traced
-from fastdecode.ops.step_checks import STORED_DTYPES, check_stored, choose_step_backend
+from fastdecode.ops.step_checks import STORED_DTYPES, check_stored, check_tokens, choose_step_backend
+from fastdecode.ops.step_triton import embed_triton
 
 
 def embed(tokens: Tensor, weight: Tensor, *, backend: str | None = None) -> Tensor:
@@ -15,9 +16,10 @@ def embed(tokens: Tensor, weight: Tensor, *, backend: str | None = None) -> Tens
 
         tokens   (rows,) int64, each in [0, vocab)
         weight   (vocab, hidden) float32 | bfloat16 | float16, dense
-        backend  "reference" | "cpu"; None picks by device
+        backend  "reference" | "cpu" | "triton"; None picks by device
 
-    Raises ValueError naming the argument; of a token outside of the vocabulary, its place.
+    Raises ValueError naming the argument; of a token outside of the vocabulary, its place. On a GPU triton does not
+    wait to look: the row of such a token is NaN.
     """
     if is_traced(tokens):
         traced: Tensor = torch.ops.fastdecode.embed(tokens, weight, backend=backend)
@@ -33,7 +35,10 @@ def embed(tokens: Tensor, weight: Tensor, *, backend: str | None = None) -> Tens
     backend = choose_step_backend(backend, tokens.device)
     record_backend(backend)
     if backend == "reference":
+        check_tokens(tokens, vocab)
         return embed_reference(tokens, weight)
+    if backend == "triton":
+        return embed_triton(tokens, weight)
     out = torch.empty(len(tokens), hidden)
     core().embed(
         tokens.data_ptr(),
@@ -51,7 +56,4 @@ def embed(tokens: Tensor, weight: Tensor, *, backend: str | None = None) -> Tens
 @torch.no_grad()
 def embed_reference(tokens: Tensor, weight: Tensor) -> Tensor:
     """out[r] = weight[tokens[r]]."""
-    for r, token in enumerate(tokens.tolist()):
-        if not 0 <= token < len(weight):
-            raise ValueError(f"tokens[{r}] = {token}: must be an id in [0, {len(weight)})")
     return weight[tokens].float()

@@ -9,6 +9,7 @@ from fastdecode.ops.backends import core, record_backend
 from fastdecode.ops.checks import check_tensor
 from fastdecode.ops.library import is_traced
 from fastdecode.ops.step_checks import STORED_DTYPES, check_float_tensor, check_stored, choose_step_backend
+from fastdecode.ops.step_triton import linear_triton
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
@@ -17,10 +18,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
         x        (rows, k) float32
         weight   (features, k) float32 | bfloat16 | float16, dense
         bias     (features,) float32. None: 0
-        backend  "reference" | "cpu"; None picks by device
+        backend  "reference" | "cpu" | "triton"; None picks by device
 
-    Sums are float32; where the processor multiplies bfloat16, x is rounded to that for such weights. A row's result is
-    the same bits whatever the other rows and the number of threads. Raises ValueError naming the argument.
+    Sums are float32; where the processor multiplies bfloat16, cpu rounds x to that for such weights. A row's result
+    is the same bits whatever the other rows and the number of threads. triton reads the weights once for every 16 rows:
+    many are better left to torch. Raises ValueError naming the argument.
     """
     if is_traced(x):
         traced: Tensor = torch.ops.fastdecode.linear(x, weight, bias, backend=backend)
@@ -36,6 +38,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
     record_backend(backend)
     if backend == "reference":
         return linear_reference(x, weight, bias)
+    if backend == "triton":
+        return linear_triton(x, weight, bias)
     out = torch.empty(len(x), features)
     core().linear(
         weight.data_ptr(),

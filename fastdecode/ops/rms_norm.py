@@ -11,6 +11,7 @@ from fastdecode.ops.backends import core, record_backend
 from fastdecode.ops.checks import check_tensor
 from fastdecode.ops.library import is_traced
 from fastdecode.ops.step_checks import check_float_tensor, choose_step_backend
+from fastdecode.ops.step_triton import rms_norm_triton
 
 
 @overload
@@ -35,7 +36,7 @@ def rms_norm(
         weight    (n,) float32
         epsilon   added to the mean of squares
         residual  (rows, n) float32, or None
-        backend   "reference" | "cpu"; None picks by device
+        backend   "reference" | "cpu" | "triton"; None picks by device
 
     A row's result is the same bits whatever the other rows and the number of threads. Raises ValueError naming the
     argument.
@@ -50,6 +51,8 @@ def rms_norm(
     record_backend(backend)
     if backend == "reference":
         return rms_norm_reference(x, weight, epsilon, residual)
+    if backend == "triton":
+        return rms_norm_triton(x, weight, epsilon, residual)
     out = torch.empty(x.shape)
     total = None if residual is None else torch.empty(x.shape)
     core().rms_norm(

@@ -18,6 +18,7 @@ from fastdecode.ops.step_checks import (
     check_pages,
     choose_step_backend,
 )
+from fastdecode.ops.step_triton import rope_append_triton
 
 
 class HeadNorm(NamedTuple):
@@ -54,10 +55,11 @@ def rope_append(
         q_norm, …     (head_dim,) or (heads, head_dim), for k (kv_heads, head_dim), float32: weights and biases of norms
                       of each head. No weight: no norm; no bias: an RMS norm; else a layer norm
         epsilon       of these norms
-        backend       "reference" | "cpu"; None picks by device
+        backend       "reference" | "cpu" | "triton"; None picks by device
 
     Returns the queries (rows, heads, head_dim) float32; no gradients. Two rows must not share a slot that is written,
-    which is not checked. Raises ValueError naming the argument, value and index, with nothing written.
+    which is not checked. Raises ValueError naming the argument, value and index, with nothing written. On a GPU triton
+    does not wait to look at table and lengths: a row with a bad one stores nothing, and its queries are NaN.
     """
     if is_traced(qkv):
         traced: Tensor = torch.ops.fastdecode.rope_append(
@@ -99,6 +101,8 @@ def rope_append(
     if backend == "reference":
         check_page_values(pages, 0)
         return rope_append_reference(qkv, cos, sin, pages, *norms, epsilon)
+    if backend == "triton":
+        return rope_append_triton(qkv, cos, sin, pages, *norms, epsilon)
     queries = torch.empty(rows, heads, head_dim)
     weights = [0 if t is None else t.data_ptr() for norm in norms for t in norm]
     core().rope_append(

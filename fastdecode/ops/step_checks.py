@@ -1,6 +1,6 @@
 """Checks of the arguments of a decode step's operations. Each raises ValueError naming the argument and the value.
 
-As in `checks`: values are checked here for the reference alone; the C library checks them itself, in the same words.
+As in `checks`: values are checked here for all but the C library, which checks them itself, in the same words.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ STORED_DTYPES = LOGITS_DTYPES
 
 
 def choose_step_backend(backend: str | None, device: torch.device) -> str:
-    """ "cpu" or "reference": there are no other kernels of these operations. ValueError if another one is named."""
+    """The backend to run; ValueError if one is named that has no kernels of these operations."""
     chosen = choose_backend(backend, device.type)
-    if chosen in ("cpu", "reference"):
+    if chosen in ("cpu", "reference", "triton"):
         return chosen
     if backend is None:
         return "reference"
-    raise ValueError(f"backend = {backend!r}: has no such operation; must be cpu or reference")
+    raise ValueError(f"backend = {backend!r}: has no such operation; must be cpu, triton or reference")
 
 
 def check_float_tensor(name: str, value: Tensor, layout: str) -> Tensor:
@@ -49,6 +49,12 @@ def check_stored(name: str, value: Tensor, layout: str, device: torch.device, li
     if value.layout != torch.strided or not value.is_contiguous() or value.is_neg():
         raise ValueError(f"{name}: must be dense, as .contiguous() makes it")
     return value
+
+
+def check_tokens(tokens: Tensor, vocab: int) -> None:
+    for r, token in enumerate(tokens.tolist()):
+        if not 0 <= token < vocab:
+            raise ValueError(f"tokens[{r}] = {token}: must be an id in [0, {vocab})")
 
 
 class Pages(NamedTuple):

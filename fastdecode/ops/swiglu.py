@@ -8,13 +8,14 @@ from torch import Tensor
 from fastdecode.ops.backends import core, record_backend
 from fastdecode.ops.library import is_traced
 from fastdecode.ops.step_checks import check_float_tensor, choose_step_backend
+from fastdecode.ops.step_triton import swiglu_triton
 
 
 def swiglu(gate_up: Tensor, *, backend: str | None = None) -> Tensor:
     """silu(gate) · up: (rows, inner) float32; no gradients.
 
         gate_up  (rows, 2 · inner) float32: a row's gate, then its up
-        backend  "reference" | "cpu"; None picks by device
+        backend  "reference" | "cpu" | "triton"; None picks by device
 
     Raises ValueError naming the argument.
     """
@@ -29,6 +30,8 @@ def swiglu(gate_up: Tensor, *, backend: str | None = None) -> Tensor:
     record_backend(backend)
     if backend == "reference":
         return swiglu_reference(gate_up)
+    if backend == "triton":
+        return swiglu_triton(gate_up)
     out = torch.empty(rows, width // 2)
     core().swiglu(gate_up.data_ptr(), rows, width // 2, out.data_ptr(), torch.get_num_threads())
     return out

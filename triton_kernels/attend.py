@@ -1,0 +1,171 @@
+"""`attend`: a row's ids in stretches of 128, a program for each, joined by a second kernel in their order.
+
+    queries       (rows, heads, HEAD_DIM) float32
+    keys, values  (pages, kv_heads, SLOTS, HEAD_DIM) float32 | bfloat16 | float16
+    table         (rows, width) int32 at a row stride
+    lengths       (rows,) int64
+    found         (rows, heads, stretches, HEAD_DIM) float32, scratch: Σᵢ e^(scoreᵢ − top) · valueᵢ
+    tops, sums    (rows, heads, stretches) float32, scratch: the largest score, Σᵢ e^(scoreᵢ − top)
+    out           (rows, heads, HEAD_DIM) float32: written
+
+A program of `attend_stretch` reads keys and values once for all GROUP query heads that see them. A row whose length is
+out of range, or one of whose pages is, is NaN; of such pages nothing is read. What a program does depends on its own
+row alone, and not on how the row's ids lie in pages: the same bits among any other rows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastdecode.triton_kernels.case import Case
+from fastdecode.triton_kernels.numerics import INF, exp_f32
+from fastdecode.triton_kernels.products import product
+
+if TYPE_CHECKING:
+    from fastdecode.ops.step_checks import Pages
+
+STRETCH = tl.constexpr(128)
+"""Ids of a program."""
+
+_TILE = tl.constexpr(32)
+_JOINED = tl.constexpr(16)
+"""Stretches that are joined at once."""
+
+_INTS = ("width", "pages", "kv_heads", "heads", "stretches")
+_OPTIONS = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": False}
+
+
+@triton.jit
+def _length(lengths, row, width, SLOTS: tl.constexpr):
+    """A row's length; 0 where it is out of range."""
+    length = tl.load(lengths + row)
+    return tl.where((length >= 1) & (length <= width.to(tl.int64) * SLOTS), length, 0).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=_INTS)
+def attend_stretch(
+    queries, keys, values, table, table_stride: tl.int64, width, lengths, scale, pages, kv_heads, stretches,
+    found, tops, sums,
+    GROUP: tl.constexpr, SLOTS: tl.constexpr, HEAD_DIM: tl.constexpr, HEADS: tl.constexpr, DIMS: tl.constexpr,
+):  # fmt: skip
+    """HEADS, DIMS: GROUP and HEAD_DIM filled up to powers of two of at least 16."""
+    stretch = tl.program_id(0) % stretches
+    kv_head = tl.program_id(0) // stretches % kv_heads
+    row = (tl.program_id(0) // stretches // kv_heads).to(tl.int64)
+    g = tl.arange(0, HEADS)
+    d = tl.arange(0, DIMS)
+    length = _length(lengths, row, width, SLOTS)
+    begin = stretch * STRETCH
+    heads = (row * kv_heads + kv_head) * GROUP + g
+    q = tl.load(queries + heads[:, None] * HEAD_DIM + d[None, :], mask=(g < GROUP)[:, None] & (d < HEAD_DIM), other=0.0)
+
+    top = tl.full((HEADS,), -INF, tl.float32)
+    total = tl.zeros((HEADS,), tl.float32)
+    acc = tl.zeros((HEADS, DIMS), tl.float32)
+    bad = tl.zeros((_TILE,), tl.int32)
+    for first in range(begin, tl.minimum(begin + STRETCH, length), _TILE):
+        i = first + tl.arange(0, _TILE)
+        page = tl.load(table + row * table_stride + i // SLOTS, mask=i < length, other=0)
+        good = (i < length) & (page >= 0) & (page < pages)
+        bad |= ((i < length) & ~good).to(tl.int32)
+        slot = ((page.to(tl.int64) * kv_heads + kv_head) * SLOTS + i % SLOTS) * HEAD_DIM
+        k = tl.load(keys + slot[None, :] + d[:, None], mask=good[None, :] & (d < HEAD_DIM)[:, None], other=0.0)
+        v = tl.load(values + slot[:, None] + d[None, :], mask=good[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
+        score = tl.where((i < length)[None, :], product(q, k) * scale, -INF)
+        higher = tl.maximum(top, tl.max(score, 1))
+        kept = exp_f32(top - higher)
+        p = exp_f32(score - higher[:, None])
+        total = total * kept + tl.sum(p, 1)
+        acc = acc * kept[:, None] + product(p, v)
+        top = higher
+    total = tl.where(tl.max(bad, 0) != 0, float("nan"), total)
+    written = g < tl.where(begin < length, GROUP, 0)
+    at = heads * stretches + stretch
+    tl.store(tops + at, top, mask=written)
+    tl.store(sums + at, total, mask=written)
+    tl.store(found + at[:, None] * HEAD_DIM + d[None, :], acc, mask=written[:, None] & (d < HEAD_DIM)[None, :])
+
+
+@triton.jit(do_not_specialize=_INTS)
+def attend_join(
+    found, tops, sums, lengths, width, heads, stretches, out,
+    SLOTS: tl.constexpr, HEAD_DIM: tl.constexpr, DIMS: tl.constexpr,
+):  # fmt: skip
+    """One program per row and head: Σ found · e^(top − highest) / Σ sum · e^(top − highest)."""
+    head = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, DIMS)
+    count = tl.cdiv(_length(lengths, head // heads, width, SLOTS), STRETCH)
+    top = tl.full((), -INF, tl.float32)
+    total = tl.full((), 0.0, tl.float32)
+    acc = tl.zeros((DIMS,), tl.float32)
+    for first in range(0, count, _JOINED):
+        s = first + tl.arange(0, _JOINED)
+        at = head * stretches + s
+        its_top = tl.load(tops + at, mask=s < count, other=-INF)
+        its_sum = tl.load(sums + at, mask=s < count, other=0.0)
+        part = tl.load(
+            found + at[:, None] * HEAD_DIM + d[None, :], mask=(s < count)[:, None] & (d < HEAD_DIM)[None, :], other=0.0
+        )
+        higher = tl.maximum(top, tl.max(its_top, 0))
+        kept = exp_f32(top - higher)
+        weight = exp_f32(its_top - higher)
+        total = total * kept + tl.sum(its_sum * weight, 0)
+        acc = acc * kept + tl.sum(part * weight[:, None], 0)
+        top = higher
+    tl.store(out + head * HEAD_DIM + d, tl.div_rn(acc, total), mask=d < HEAD_DIM)
+
+
+def _power_of_2(n: int) -> int:
+    return max(triton.next_power_of_2(n), 16)
+
+
+def launch_attend(queries: Tensor, stored: Pages, scale: float) -> Tensor:
+    """(rows, heads, head_dim) float32 for arguments of checked shapes, dtypes and devices."""
+    rows, heads, head_dim = queries.shape
+    pages, kv_heads, slots, _ = stored.keys.shape
+    table, width = stored.table, stored.table.shape[1]
+    out = torch.empty_like(queries)
+    if not rows:
+        return out
+    group, dims = heads // kv_heads, _power_of_2(head_dim)
+    stretches = max(triton.cdiv(width * slots, STRETCH.value), 1)
+    found = torch.empty(rows, heads, stretches, head_dim, device=queries.device)
+    tops, sums = torch.empty(2, rows, heads, stretches, device=queries.device)
+    with torch.cuda.device_of(queries):
+        attend_stretch[(rows * kv_heads * stretches,)](
+            *(queries, stored.keys, stored.values, table, table.stride(0), width, stored.lengths, float(scale)),
+            *(pages, kv_heads, stretches, found, tops, sums, group, slots, head_dim, _power_of_2(group), dims),
+            **_OPTIONS,
+        )
+        attend_join[(rows * heads,)](
+            found, tops, sums, stored.lengths, width, heads, stretches, out, slots, head_dim, dims, **_OPTIONS
+        )
+    return out
+
+
+_TYPES = (
+    dict.fromkeys(("queries", "found", "tops", "sums", "out"), "*fp32")
+    | dict.fromkeys(_INTS, "i32")
+    | {"scale": "fp32", "table": "*i32", "table_stride": "i64", "lengths": "*i64"}
+)
+
+
+def _case(dtype: str, group: int, head_dim: int) -> Case:
+    sizes = {"GROUP": group, "SLOTS": 32, "HEAD_DIM": head_dim}
+    filled = {"HEADS": _power_of_2(group), "DIMS": _power_of_2(head_dim)}
+    return Case(attend_stretch, _TYPES | {"keys": dtype, "values": dtype}, sizes | filled, _OPTIONS)
+
+
+COMPILE_CASES = [
+    _case("*bf16", 1, 128),
+    _case("*bf16", 8, 128),
+    _case("*bf16", 1, 64),
+    _case("*fp16", 4, 128),
+    _case("*fp32", 1, 128),
+    *(Case(attend_join, _TYPES, {"SLOTS": 32, "HEAD_DIM": d, "DIMS": d}, _OPTIONS) for d in (64, 128)),
+]
