@@ -18,6 +18,7 @@ from transformers.generation import (
 
 from fastdecode import ops
 from fastdecode.decoder import Decoder
+from fastdecode.decoder.captured import Draws
 from fastdecode.grammar import Grammar
 from fastdecode.group import Group
 from fastdecode.kv_cache import StreamCache
@@ -147,28 +148,31 @@ class Drawer:
             inputs=torch.tensor(inputs, device=self.device),
             seen=None if self.seen is None else self.seen[numbers],
         )
-        samples = []
-        for _ in range(steps):
-            assert state.inputs is not None
-            samples.append(
-                ops.sample_advance(
-                    self.decoder.logits(self.decoder.step(cache, state.inputs), layout.spans),
-                    self.tables,
-                    state,
-                    streams=layout.streams,
-                    weights=layout.weights,
-                    seed=layout.seeds,
-                    **layout.parameters,
-                )
-            )
-        if self.seen is not None:
-            assert state.seen is not None
+        draws = Draws(self.tables, layout.streams, layout.weights, layout.seeds, layout.parameters, layout.spans)
+        captured = self.decoder.captured.get(cache, draws, state, steps) if self.decoder.captured else None
+        if captured is not None:
+            drawn = captured.run(cache, draws, state, steps)
+        else:
+            drawn = self._steps_of_draws(cache, draws, state, steps)
+        if self.seen is not None and state.seen is not None:
             self.seen[numbers] = state.seen
-        tokens: list[list[int]] = torch.stack([s.token for s in samples]).tolist()
-        statuses: list[list[int]] = torch.stack([s.status for s in samples]).tolist()
+        tokens: list[list[int]] = drawn[0].tolist()
+        statuses: list[list[int]] = drawn[1].tolist()
         for ahead, (row, status) in enumerate(zip(tokens, statuses, strict=True)):
             _check_drawn(row, status, drawing, ahead)
         return tokens
+
+    def _steps_of_draws(
+        self, cache: StreamCache, draws: Draws, state: ops.DecodeState, steps: int
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens and statuses (steps, groups)."""
+        samples = []
+        for _ in range(steps):
+            assert state.inputs is not None
+            logits = self.decoder.logits(self.decoder.step(cache, state.inputs), draws.spans)
+            where: dict[str, Any] = {"streams": draws.streams, "weights": draws.weights, "seed": draws.seeds}
+            samples.append(ops.sample_advance(logits, draws.tables, state, **where, **draws.parameters))
+        return torch.stack([s.token for s in samples]), torch.stack([s.status for s in samples])
 
     def draw(self, hidden: Tensor, drawing: list[Group], so_far: Tensor) -> list[int]:
         """One token for each of ``drawing``, from the hidden states (rows, hidden) of all rows.

@@ -127,6 +127,7 @@ class StreamCache:
         self._prompts = _Prompts(pool.page_slots)
         self._steps = 0
         self._due: dict[int, list[_Row]] = {}  # by count of steps: rows whose last page is full by then
+        self._first_due = 0
         self._settled = True  # every row can be written to until it is due
         device = pool.keys[0].device
         self._lengths = torch.zeros(0, dtype=torch.long, device=device)
@@ -246,42 +247,57 @@ class StreamCache:
     # --- a step -------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def make_room(self) -> None:
-        """Let the slot at ``lengths`` of every row be written to: a new page where the last is full, a copy of the last
-        where it is shared. PoolExhausted, before any change, if pages are lacking.
+    def make_room(self, steps: int = 1) -> None:
+        """Let so many slots of every row, from ``lengths`` on, be written to: new pages where the last gets full, a
+        copy of the last where it is shared. PoolExhausted, before any change, if pages are lacking.
         """
-        if self._settled and self._steps not in self._due:
+        end = self._steps + steps
+        if self._settled and end <= self._first_due:
             return
-        rows = [r for r in self._due[self._steps] if r.number >= 0] if self._settled else self._rows
+        rows = self._rows
+        if self._settled:
+            rows = [row for due, full in self._due.items() if due < end for row in full if row.number >= 0]
         slots = self.pool.page_slots
         leaving: Counter[int] = Counter()
-        stay: list[tuple[_Row, int]] = []
-        get: list[_Row] = []
+        stay: list[tuple[int, int]] = []  # a page that is written to, from which slot on
+        leave: list[tuple[_Row, int]] = []
+        extend: list[tuple[_Row, int]] = []
+        width = 0
         for row in rows:
             place, slot = divmod(row.start + self._steps, slots)
-            if place == len(row.pages):
-                get.append(row)
-            elif self.pool.owners(row.pages[place]) - leaving[row.pages[place]] > 1:
-                leaving[row.pages[place]] += 1
-                get.append(row)
-            else:
-                stay.append((row, slot))
-        width = max((self._pages_of(row.start + self._steps + 1) for row in get), default=0)
-        self._reserve(self.rows, width)
-        changes, copies = [], []
-        for row, page in zip(get, self.pool.take(len(get)), strict=True):
-            place = (row.start + self._steps) // slots
             if place < len(row.pages):
-                copies.append((row.pages[place], page))
-            row.pages[place:] = [page]
+                page = row.pages[place]
+                if self.pool.owners(page) - leaving[page] > 1:
+                    leaving[page] += 1
+                    leave.append((row, place))
+                else:
+                    stay.append((page, slot))
+            pages = self._pages_of(row.start + end)
+            if pages > len(row.pages):
+                extend.append((row, pages - len(row.pages)))
+                width = max(width, pages)
+        self._reserve(self.rows, width)
+        taken = iter(self.pool.take(len(leave) + sum(count for _, count in extend)))
+        for page, slot in stay:
+            self._prompts.trim(page, slot)
+        changes, copies = [], []
+        for row, place in leave:
+            page = next(taken)
+            copies.append((row.pages[place], page))
             changes.append((row.number, place, page))
-        for row, slot in stay:
-            self._prompts.trim(row.pages[-1], slot)
+            row.pages[place] = page
+        for row, count in extend:
+            for _ in range(count):
+                page = next(taken)
+                changes.append((row.number, len(row.pages), page))
+                row.pages.append(page)
         if not self._settled:
             self._due, self._settled = {}, True
-        self._due.pop(self._steps, None)
+        for due in [due for due in self._due if due < end]:
+            del self._due[due]
         for row in rows:
             self._due.setdefault(len(row.pages) * slots - row.start, []).append(row)
+        self._first_due = min(self._due, default=self._steps)
         self.pool.release(source for source, _ in copies)  # another row keeps each
         for source, target in copies:
             self.pool.copy(source, target)
@@ -291,15 +307,16 @@ class StreamCache:
             self._show(max(self.table.shape[1], width))
 
     @torch.inference_mode()
-    def grow(self) -> None:
-        """One more id in every row: its keys and values were written at ``lengths``, after `make_room`."""
+    def grow(self, steps: int = 1) -> None:
+        """So many more ids in every row: their keys and values were written from ``lengths`` on, after `make_room`."""
         if not self._rows:
             return
-        if not self._settled or self._steps in self._due:
-            raise RuntimeError("the rows have no room for one more id; call make_room before their keys are written")
-        self.lengths += 1
-        self._steps += 1
-        self.longest += 1
+        if not self._settled or self._steps + steps > self._first_due:
+            ids = "one more id" if steps == 1 else f"{steps} more ids"
+            raise RuntimeError(f"the rows have no room for {ids}; call make_room before their keys are written")
+        self.lengths += steps
+        self._steps += steps
+        self.longest += steps
 
     # --- within -------------------------------------------------------------------------------------------------
 

@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
 
+from fastdecode.decoder.captured import MOST_STEPS
 from fastdecode.draw import Drawer
 from fastdecode.grammar import DONE
 from fastdecode.group import Group
 from fastdecode.models.chameleon import Vocabulary
 from fastdecode.page_pool import PagePool, PoolExhausted
-
-MOST_UNSEEN = 64
-"""Steps at a time that are decoded without a look at them: so that streamers and progress bars move."""
 
 
 class DecodeLoop:
@@ -164,7 +162,7 @@ class DecodeLoop:
         """How many steps nobody needs to look at: all live sequences are inside a picture, and no one asks."""
         if self.stopping or self.whole or not self.drawer.plain or self.grammar.mode == "unrestricted":
             return 0
-        steps = MOST_UNSEEN
+        steps = MOST_STEPS
         for g in self.live:
             if not self.grammar.in_picture(g.state) or self.grammar.forced[g.state] >= 0:
                 return 0

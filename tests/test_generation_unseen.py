@@ -10,8 +10,9 @@ from transformers import MaxLengthCriteria, StoppingCriteria, StoppingCriteriaLi
 import fastdecode
 from fastdecode import Guidance
 from fastdecode.decoder import Decoder
+from fastdecode.decoder.captured import MOST_STEPS
 from fastdecode.draw import Drawer
-from fastdecode.loop import MOST_UNSEEN, DecodeLoop
+from fastdecode.loop import DecodeLoop
 from fastdecode.models.chameleon import Vocabulary
 
 SAMPLED = {"do_sample": True, "seed": 3}
@@ -101,9 +102,9 @@ def test_the_same_ids(options: dict, fused: bool, calls, monkeypatch: pytest.Mon
 def test_a_picture_is_drawn_in_as_few_looks_as_may_be(calls):
     model = drawing_model(2, resolution=36)
     length = Vocabulary.of(model).image_length
-    assert length > MOST_UNSEEN
+    assert length > MOST_STEPS
     fastdecode.generate(model, **padded(prompts_of(model)), **IMAGE_ONLY, guidance=2.0)
-    assert calls == {"draw": [], "draw_unseen": [MOST_UNSEEN, length - MOST_UNSEEN]}
+    assert calls == {"draw": [], "draw_unseen": [MOST_STEPS, length - MOST_STEPS]}
 
 
 @pytest.mark.parametrize(

@@ -115,28 +115,33 @@ class Model:
             self.counts["shared in part"] += count == len(prompt) and count % slots > 0
 
     def step(self) -> None:
-        cache = self.cache
+        cache, slots = self.cache, self.cache.pool.page_slots
         for _ in range(self.rng.choice([1, 1, 3])):
-            if refused(cache, cache.make_room):
+            ahead = self.rng.choice([1, 1, 1, 2, 7])
+            if refused(cache, lambda ahead=ahead: cache.make_room(ahead)):
                 self.counts["step refused"] += 1
                 return
             room = everything(cache)
-            cache.make_room()
+            cache.make_room(self.rng.randint(1, ahead))
             assert everything(cache) == room
             places = set()
+            new = [[self.fresh() for _ in range(ahead)] for _ in self.rows]
             for row, content in enumerate(self.rows):
-                content.append(self.fresh())
-                at, slots = len(content) - 1, cache.pool.page_slots
-                assert cache.pool.owners(cache.pages(row)[at // slots]) == 1
-                places.add((cache.pages(row)[at // slots], at % slots))
-                write(cache, row, at, content[-1])
-            assert len(places) == len(self.rows)
-            cache.grow()
+                for at, key in enumerate(new[row], len(content)):
+                    assert cache.pool.owners(cache.pages(row)[at // slots]) == 1
+                    places.add((cache.pages(row)[at // slots], at % slots))
+                    write(cache, row, at, key)
+            assert len(places) == ahead * len(self.rows)
+            kept = self.rng.randint(1, ahead)  # of those written
+            cache.grow(kept)
+            for content, keys in zip(self.rows, new, strict=True):
+                content += keys[:kept]
             self.counts["steps"] += bool(self.rows)
+            self.counts["several steps"] += bool(self.rows) and kept > 1
 
     def room(self) -> None:
         """A step that is broken off before anything is written."""
-        refused(self.cache, self.cache.make_room)
+        refused(self.cache, lambda: self.cache.make_room(self.rng.choice([1, 5])))
 
     def fork(self) -> None:
         if self.rows:
@@ -194,7 +199,7 @@ class Model:
         assert cache.table.stride(1) == 1
         assert cache.table.numel() == 0 or cache.table.max() < pool.capacity
         for length, pages in zip(lengths, held, strict=True):
-            assert len(pages) - -(-length // pool.page_slots) in (0, 1)
+            assert 0 <= len(pages) - -(-length // pool.page_slots) <= -(-7 // pool.page_slots)
         owners = Counter(page for pages in held for page in pages)
         assert {page: pool.owners(page) for page in range(pool.capacity) if pool.owners(page)} == owners
         assert pool.used == len(owners)
@@ -216,8 +221,9 @@ def test_against_a_list_of_rows(seed: int, page_slots: int, pages: int | None):
         model.poison()
     for name in ["shared", "steps", *(["shared in part"] if page_slots > 1 else [])]:
         assert model.counts[name] > 20
+    assert model.counts["several steps"] > 2
     if pages:
-        assert model.counts["add refused"] > 5
+        assert model.counts["add refused"] > 2
         assert model.counts["step refused"] > 5
     while model.rows:
         model.remove()

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.chameleon.modeling_chameleon import ChameleonLayerNorm
 
+from fastdecode.decoder.captured import CapturedSteps, cuda_graph
 from fastdecode.decoder.fused import FusedStep, why_no_operations, why_not
-from fastdecode.decoder.operations import OperationStep
+from fastdecode.decoder.operations import OperationStep, StepRows
 from fastdecode.decoder.plain import plain, plain_tensor
 from fastdecode.decoder.plan import FAMILIES, QK_EPSILON, Sizes, family_of, head_norms
 from fastdecode.kv_cache import StreamCache
@@ -156,12 +157,15 @@ class Decoder:
         self.swin = bool(getattr(model.config, "swin_norm", False))
         self.device, self.dtype = inner.embed_tokens.weight.device, inner.embed_tokens.weight.dtype
         self._rope: tuple[Tensor, Tensor] | None = None
-        self._logits: Tensor | None = None
+        self.logits_buffer: Tensor | None = None
+        self.captured: CapturedSteps | None = None
         self._fused: FusedStep | OperationStep | None = None
         if why_not(model) is None:
             self._fused = FusedStep(inner, self.swin)
         elif self.device.type == "cuda" and why_no_operations(model) is None:
             self._fused = OperationStep(inner, self.swin)
+            if not self.rope_depends_on_length:
+                self.captured = CapturedSteps(self, cuda_graph)
         self._plain_head = plain(self.head, nn.Linear) and self.head.bias is None
         self._plain_embed = plain(self.embed, nn.Embedding)
 
@@ -196,15 +200,24 @@ class Decoder:
         """cos and sin for `rotate`, each ``(*positions.shape, 1, head_dim)``, by the model's own rotary embedding.
         ``longest``: the greatest of ``positions``. In float32 for the C++ step, else in the model's dtype.
         """
-        rotary = self.model.model.rotary_emb
-        if "dynamic" in rotary.rope_type or rotary.rope_type == "longrope":  # its table depends on the longest position
+        if self.rope_depends_on_length:
             cos, sin = self._rope_table(positions.reshape(-1))
             shape = (*positions.shape, 1, self.head_dim)
             return cos.view(shape), sin.view(shape)
+        cos, sin = self.rope_tables(longest)
+        return cos[positions].unsqueeze(-2), sin[positions].unsqueeze(-2)
+
+    @property
+    def rope_depends_on_length(self) -> bool:
+        """Whether the rotation of a position depends on the longest one."""
+        kind: str = self.model.model.rotary_emb.rope_type
+        return "dynamic" in kind or kind == "longrope"
+
+    def rope_tables(self, longest: int) -> tuple[Tensor, Tensor]:
+        """cos and sin (positions, head_dim) of at least the positions up to ``longest``."""
         if self._rope is None or self._rope[0].shape[0] <= longest:
             self._rope = self._rope_table(torch.arange(max(512, 2 * longest), device=self.device))
-        cos, sin = self._rope
-        return cos[positions].unsqueeze(-2), sin[positions].unsqueeze(-2)
+        return self._rope
 
     def _rope_table(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         dtype = self.dtype if self._fused is None else torch.float32
@@ -359,6 +372,11 @@ class Decoder:
         cache.grow()
         return self.norm(x)
 
+    def layers_of_step(self, rows: StepRows, tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """The part of `step` that happens on the device, where it is made of operations: nothing grows here."""
+        assert isinstance(self._fused, OperationStep)
+        return self._fused(rows, self.embed(tokens), cos, sin)
+
     @torch.inference_mode()
     def logits(self, hidden: Tensor, spans: Sequence[tuple[int, int]] | None = None) -> Tensor:
         """Logits (rows, vocab), in float32 where the step is `fused`, else in the model's dtype; with ``spans`` only
@@ -376,9 +394,9 @@ class Decoder:
                 return F.linear(hidden, weight)
         vocab = weight.shape[0]
         dtype = torch.float32 if fused is not None else hidden.dtype
-        if self._logits is None or self._logits.shape[0] < len(hidden) or self._logits.dtype != dtype:
-            self._logits = torch.empty((len(hidden), vocab), dtype=dtype, device=hidden.device)
-        out = self._logits[: len(hidden)]
+        if self.logits_buffer is None or self.logits_buffer.shape[0] < len(hidden) or self.logits_buffer.dtype != dtype:
+            self.logits_buffer = torch.empty((len(hidden), vocab), dtype=dtype, device=hidden.device)
+        out = self.logits_buffer[: len(hidden)]
         for lo, hi in spans or ((0, vocab),):
             if fused is not None:
                 fused.head(weight[lo:hi], hidden, out[:, lo:hi])

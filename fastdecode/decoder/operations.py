@@ -5,14 +5,22 @@ The model's own matrices are read where they lie. Norms and biases are copied to
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from fastdecode import ops
 from fastdecode.decoder.plan import Sizes, epsilon_of, head_norms
-from fastdecode.kv_cache import StreamCache
+
+
+class StepRows(Protocol):
+    """What a step needs of a cache: see `StreamCache`."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    lengths: Tensor
+    table: Tensor
 
 
 class Matrix(NamedTuple):
@@ -88,7 +96,7 @@ class OperationStep:
         return ops.rms_norm(x, weight, self.epsilon, residual=residual, backend=self.backend)
 
     @torch.inference_mode()
-    def __call__(self, cache: StreamCache, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def __call__(self, cache: StepRows, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Feed one id to every row of ``cache``, which has room for it but does not grow here.
 
         ``x`` (rows, hidden) are the ids' embeddings; ``cos`` and ``sin`` (rows, …, head_dim) as `Decoder.rope` has
@@ -110,9 +118,7 @@ class OperationStep:
                 normed, x = self._norm_of_sum(self._mlp(layer, normed), x, following)
         return self._norm(x, self.norm) if self.swin else normed
 
-    def _attend(
-        self, cache: StreamCache, number: int, normed: Tensor, cos: Tensor, sin: Tensor, after: Tensor
-    ) -> Tensor:
+    def _attend(self, cache: StepRows, number: int, normed: Tensor, cos: Tensor, sin: Tensor, after: Tensor) -> Tensor:
         """Attention's sum of values (rows, heads * head_dim), the new ids' keys and values stored before."""
         layer, keys, values = self.layers[number], cache.keys[number], cache.values[number]
         queries = ops.rope_append(

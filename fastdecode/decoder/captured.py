@@ -1,0 +1,196 @@
+"""Steps inside pictures, captured once and replayed: on a GPU as a CUDA graph, which costs the host one call a step.
+
+What a step reads and writes lies in buffers that stay where they are: the next ids, lengths, page table, sampling
+parameters and places in the grammar. The host gives the rows pages for a run of steps, and reads
+its ids when it is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastdecode import ops
+from fastdecode.kv_cache import StreamCache
+from fastdecode.page_pool import PoolExhausted
+
+if TYPE_CHECKING:
+    from fastdecode.decoder.decoder import Decoder
+
+Capture = Callable[[Callable[[], None]], Callable[[], Any]]
+"""Takes what a step does, in buffers that stay; returns what does it again."""
+
+MOST_STEPS = 64
+"""Of one run: their ids are read together."""
+
+MOST_KEPT = 4
+"""Captured steps of a decoder."""
+
+WARM_UPS = 2
+"""Runs before the capture, in which kernels are compiled and memory is found."""
+
+
+def cuda_graph(step: Callable[[], None]) -> Callable[[], Any]:
+    """``step`` as a CUDA graph; it runs `WARM_UPS` times meanwhile."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UPS):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+@dataclass
+class Draws:
+    """What the draws of a block need: `fastdecode.ops.sample_advance`'s arguments, and the head's rows."""
+
+    tables: ops.GrammarTables
+    streams: Tensor
+    weights: Tensor
+    seeds: Tensor
+    parameters: dict[str, Any]
+    spans: Sequence[tuple[int, int]] | None
+
+
+class _Rows:
+    """A cache's storage, with the lengths and the table of a captured step."""
+
+    def __init__(self, cache: StreamCache, width: int) -> None:
+        self.pool, self.keys, self.values = cache.pool, list(cache.keys), list(cache.values)
+        self.lengths = torch.zeros_like(cache.lengths)
+        self.table = torch.zeros((cache.rows, width), dtype=torch.int32, device=self.lengths.device)
+
+
+class CapturedStep:
+    """One step of ``decoder`` for the rows of ``cache``, and its draws, captured by ``capture``.
+
+    For any later cache with as many rows over the same storage, and `Draws` of the same shape: `fits`. ``spare``: a
+    page to write to while it captures.
+    """
+
+    def __init__(
+        self, decoder: Decoder, cache: StreamCache, draws: Draws, state: ops.DecodeState, spare: int, capture: Capture
+    ) -> None:
+        groups, device = len(draws.streams), cache.lengths.device
+        self.decoder, self.tables, self.spans = decoder, draws.tables, draws.spans
+        # A captured table cannot grow: room for twice what there is, and for one more run.
+        width = 2 * cache.table.shape[1] + -(-MOST_STEPS // cache.pool.page_slots)
+        self.rows = _Rows(cache, width)
+        self.cos, self.sin = decoder.rope_tables(width * cache.pool.page_slots)
+        self.streams, self.weights, self.seeds = (t.clone() for t in (draws.streams, draws.weights, draws.seeds))
+        self.parameters: dict[str, Any] = {
+            name: torch.zeros(groups, dtype=torch.int32 if name == "top_k" else torch.float32, device=device)
+            for name in draws.parameters
+            if name != "penalty" or state.seen is not None  # which is 1 without them
+        }
+        self.state = ops.DecodeState(
+            mode=state.mode.clone(),
+            step=state.step.clone(),
+            finished=state.finished.clone(),
+            inputs=None if state.inputs is None else state.inputs.clone(),
+            seen=None if state.seen is None else state.seen.clone(),
+        )
+        self.place = torch.zeros(1, dtype=torch.long, device=device)
+        self.tokens = torch.full((MOST_STEPS, groups), -1, device=device)
+        self.statuses = torch.zeros((MOST_STEPS, groups), dtype=torch.int32, device=device)
+        self.rows.table.fill_(spare)
+        self._load(draws, state)
+        self.replay = capture(self._step)
+        self.kept = decoder.logits_buffer  # the capture writes there, whatever the decoder has later
+
+    def fits(self, cache: StreamCache, draws: Draws, state: ops.DecodeState) -> bool:
+        """Whether `run` can be called with these."""
+        stored = zip((*cache.keys, *cache.values), (*self.rows.keys, *self.rows.values), strict=True)
+        return (
+            len(self.rows.lengths) == cache.rows
+            and self.streams.shape == draws.streams.shape
+            and self.tables is draws.tables
+            and self.spans == draws.spans
+            and (self.state.seen is None) == (state.seen is None)
+            and cache.table.shape[1] <= self.rows.table.shape[1]
+            and all(mine is its for its, mine in stored)
+        )
+
+    def _load(self, draws: Draws, state: ops.DecodeState) -> None:
+        """Everything but the rows into the buffers."""
+        for mine, given in ((self.streams, draws.streams), (self.weights, draws.weights), (self.seeds, draws.seeds)):
+            mine.copy_(given)
+        for name, mine in self.parameters.items():
+            value = draws.parameters[name]
+            if isinstance(value, Tensor):
+                mine.copy_(value)
+            else:
+                mine.fill_(value)
+        for name in ("mode", "step", "finished", "inputs", "seen"):
+            if getattr(state, name) is not None:
+                getattr(self.state, name).copy_(getattr(state, name))
+        self.place.zero_()
+
+    def _step(self) -> None:
+        """What is captured: an id into every row, a draw for every group."""
+        assert self.state.inputs is not None
+        lengths = self.rows.lengths
+        hidden = self.decoder.layers_of_step(self.rows, self.state.inputs, self.cos[lengths], self.sin[lengths])
+        drawn = ops.sample_advance(
+            self.decoder.logits(hidden, self.spans),
+            self.tables,
+            self.state,
+            streams=self.streams,
+            weights=self.weights,
+            seed=self.seeds,
+            **self.parameters,
+        )
+        lengths.add_(1)
+        self.tokens.index_copy_(0, self.place, drawn.token[None])
+        self.statuses.index_copy_(0, self.place, drawn.status[None])
+        self.place.add_(1)
+
+    def run(self, cache: StreamCache, draws: Draws, state: ops.DecodeState, steps: int) -> tuple[Tensor, Tensor]:
+        """So many steps of ``cache``, which has room for them, from ``state`` on, whose ``seen`` is kept: tokens and
+        statuses (steps, groups), views that the next run overwrites.
+        """
+        self._load(draws, state)
+        self.rows.lengths.copy_(cache.lengths)
+        self.rows.table[:, : cache.table.shape[1]].copy_(cache.table)
+        for _ in range(steps):
+            self.replay()
+        cache.grow(steps)
+        if state.seen is not None and self.state.seen is not None:
+            state.seen.copy_(self.state.seen)
+        return self.tokens[:steps], self.statuses[:steps]
+
+
+class CapturedSteps:
+    """The captured steps of one decoder, the last few of them."""
+
+    def __init__(self, decoder: Decoder, capture: Capture) -> None:
+        self.decoder, self.capture, self.found = decoder, capture, list[CapturedStep]()
+
+    def get(self, cache: StreamCache, draws: Draws, state: ops.DecodeState, steps: int) -> CapturedStep | None:
+        """One that fits, captured now if there is none, and ``cache`` with room for its ``steps``; None where pages
+        are lacking, for that or to capture with, and for more than `MOST_STEPS`.
+        """
+        if steps > MOST_STEPS:
+            return None
+        try:
+            cache.make_room(steps)
+            for step in self.found:
+                if step.fits(cache, draws, state):
+                    return step
+            spare = cache.pool.take(1)
+        except PoolExhausted:
+            return None
+        try:
+            made = CapturedStep(self.decoder, cache, draws, state, spare[0], self.capture)
+        finally:
+            cache.pool.release(spare)
+        self.found = [made, *self.found[: MOST_KEPT - 1]]
+        return made

@@ -1,0 +1,167 @@
+"""Captured steps with a stand-in for CUDA graphs: a trace of the operations on the buffers, replayed without Python.
+
+As with a graph, what the host would decide anew, or any buffer that moved, would be frozen in it.
+"""
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from models_for_tests import BOS, drawing_model, padded, text_ids
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import fastdecode
+from fastdecode import Guidance
+from fastdecode.decoder import Decoder
+from fastdecode.decoder.captured import CapturedSteps
+from fastdecode.decoder.operations import OperationStep
+from fastdecode.loop import DecodeLoop
+from fastdecode.models.chameleon import Vocabulary
+
+IMAGE_ONLY = {"multimodal_generation_mode": "image-only", "do_sample": True, "seed": 3}
+INTERLEAVED = {**IMAGE_ONLY, "multimodal_generation_mode": "interleaved-text-image"}
+
+
+class Traces:
+    """Counts captures and replays."""
+
+    def __init__(self) -> None:
+        self.captures = self.replays = 0
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        self.captures += 1
+        step()  # to warm up
+        trace = make_fx(lambda: step())()
+        assert any(node.target is torch.ops.fastdecode.sample_advance.default for node in trace.graph.nodes)
+
+        def replay() -> None:
+            self.replays += 1
+            trace()
+
+        return replay
+
+
+@pytest.fixture
+def traces(monkeypatch: pytest.MonkeyPatch) -> Traces:
+    """Decoders made from now on capture."""
+    found, init = Traces(), Decoder.__init__
+
+    def capturing(self, model, deterministic=False):
+        init(self, model, deterministic)
+        self._fused = OperationStep(model.model, self.swin)
+        self.captured = CapturedSteps(self, found.capture)
+
+    monkeypatch.setattr(Decoder, "__init__", capturing)
+    return found
+
+
+def both(model, traces: Traces, monkeypatch: pytest.MonkeyPatch, **options) -> torch.Tensor:
+    """What generate returns, captured and step by step: the same."""
+    traces.captures = traces.replays = 0
+    captured = fastdecode.generate(model, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(DecodeLoop, "_steps_unseen", lambda self: 0)
+        replays = traces.replays
+        assert torch.equal(fastdecode.generate(model, **options), captured)
+        assert traces.replays == replays
+    return captured
+
+
+def prompts_of(model, lengths=(9, 30, 3)) -> dict[str, torch.Tensor]:
+    return padded([[BOS, *text_ids(model, i, n)] for i, n in enumerate(lengths)])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"guidance": 3.0},
+        {"guidance": Guidance.instruct(), "image": {"temperature": 0.8, "top_p": 0.9, "top_k": 9, "min_p": 0.01}},
+        {"guidance": 2.0, "repetition_penalty": 1.4},
+        {"do_sample": False, "guidance": Guidance.two_way(2.0, everywhere=True)},
+        {"num_return_sequences": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("slots", [3, 32])
+def test_pictures(options: dict, slots: int, traces: Traces, monkeypatch: pytest.MonkeyPatch):
+    model = drawing_model(5, resolution=24)
+    pool = fastdecode.new_pool(model, page_slots=slots)
+    options = {**prompts_of(model), **IMAGE_ONLY, **options, "kv_pool": pool}
+    both(model, traces, monkeypatch, **options)
+    assert (traces.captures, traces.replays) == (1, Vocabulary.of(model).image_length)
+    assert pool.used == 0
+
+
+def test_pictures_of_swin_models_and_others(traces: Traces, monkeypatch: pytest.MonkeyPatch):
+    for settings in ({"swin_norm": True}, {"kv_heads": 2, "bias": True}):
+        model = drawing_model(2, resolution=16, **settings)
+        both(model, traces, monkeypatch, **prompts_of(model), **IMAGE_ONLY, guidance=2.0)
+        assert traces.captures == 1
+        model = model.bfloat16()
+        both(model, traces, monkeypatch, **prompts_of(model), **IMAGE_ONLY, guidance=2.0)
+
+
+def test_later_pictures_are_drawn_with_what_was_captured(traces: Traces, monkeypatch: pytest.MonkeyPatch):
+    model = drawing_model(5, resolution=16)
+    v = Vocabulary.of(model)
+    options = {**prompts_of(model, (9,)), **INTERLEAVED, "guidance": 2.0, "max_new_tokens": 110}
+    ids = both(model, traces, monkeypatch, **options, kv_pool=fastdecode.new_pool(model, pages=20))
+    pictures = int((ids == v.begin_image).sum())
+    assert pictures > 2
+    assert traces.replays >= 16 * (pictures - 1)
+    assert traces.captures < pictures
+
+
+def test_a_picture_of_several_runs_is_captured_once(traces: Traces, monkeypatch: pytest.MonkeyPatch):
+    model = drawing_model(2, resolution=36)
+    both(model, traces, monkeypatch, **prompts_of(model), **IMAGE_ONLY, guidance=2.0)
+    assert (traces.captures, traces.replays) == (1, 81)
+
+
+@pytest.mark.parametrize("pages", range(26, 46, 2))
+def test_small_pools(pages: int, traces: Traces, monkeypatch: pytest.MonkeyPatch):
+    model = drawing_model(5, resolution=16)
+    pool, told = fastdecode.new_pool(model, pages=pages, page_slots=3), []
+    for patched in (False, True):
+        if patched:
+            monkeypatch.setattr(DecodeLoop, "_steps_unseen", lambda self: 0)
+        try:
+            ids = fastdecode.generate(model, **prompts_of(model), **IMAGE_ONLY, guidance=2.0, kv_pool=pool)
+            told.append(ids.tolist())
+        except fastdecode.PoolExhausted as error:
+            told.append(re.sub(r"^the KV pool needs .* free, ", "", str(error)))
+        assert pool.used == 0
+    assert told[0] == told[1]
+
+
+def test_logits_that_are_no_numbers(traces: Traces):
+    model = drawing_model(5, resolution=16)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(torch.nan)
+    pool = fastdecode.new_pool(model)
+    with pytest.raises(RuntimeError, match=r"^sequence 0 has NaN, \+inf or nothing but -inf among the logits of its "):
+        fastdecode.generate(model, **prompts_of(model), **IMAGE_ONLY, kv_pool=pool)
+    assert traces.captures == 1
+    assert pool.used == 0
+
+
+def test_a_capture_that_fails_gives_its_page_back(traces: Traces, monkeypatch: pytest.MonkeyPatch):
+    def failing(self, step):
+        raise RuntimeError("cannot be captured")
+
+    monkeypatch.setattr(Traces, "capture", failing)
+    monkeypatch.setattr(traces, "capture", lambda step: failing(traces, step))
+    model = drawing_model(5, resolution=16)
+    pool = fastdecode.new_pool(model)
+    init = Decoder.__init__
+
+    def with_failing(self, model, deterministic=False):
+        init(self, model, deterministic)
+        self.captured = CapturedSteps(self, traces.capture)
+
+    monkeypatch.setattr(Decoder, "__init__", with_failing)
+    with pytest.raises(RuntimeError, match="cannot be captured"):
+        fastdecode.generate(model, **prompts_of(model), **IMAGE_ONLY, kv_pool=pool)
+    assert pool.used == 0
