@@ -22,7 +22,7 @@ class Case:
     @property
     def configuration(self) -> str:
         """What tells it from the kernel's other cases."""
-        stored = [name for name in ("logits", "weight", "keys") if name in self.kernel.arg_names]
+        stored = [name for name in ("logits", "weight", "weight0", "keys") if name in self.kernel.arg_names]
         parts = [self.types[name].removeprefix("*") for name in stored]
         parts += [name if value is True else f"{name}={value}" for name, value in self.constexprs.items() if value]
         return " ".join([*parts, f"warps={self.options['num_warps']}"])

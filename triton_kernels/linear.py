@@ -1,15 +1,20 @@
-"""`linear` for few rows: one program per 32 features and 16 rows.
+"""`linear` for few rows: one program per 32 features of one of up to three matrices, and 16 rows.
 
-    x       (rows, K) float32
-    weight  (features, K) float32 | bfloat16 | float16
-    bias    (features,) float32; any pointer where BIAS is off
-    out     (rows, features) float32: written
+    x               (rows, K) float32
+    weight0, …      (features0, K), …, all float32 | bfloat16 | float16, or bytes: int8, or float8_e4m3fn as uint8
+    scale0, …       (features0,), … float32; any pointers where SCALED is off
+    bias0, …        (features0,), … float32; any pointers where BIAS is off
+    out             (rows, features0 + features1 + features2) float32: written
 
 Reads the weights once for every 16 rows. Rows up to 16 are multiplied at once, those that are not there as zeros, since
 tensor cores take no fewer: so the kernel is the same for any number of rows, and a row is summed over k in one order.
+A matrix that is not there has no features.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -19,52 +24,138 @@ from torch import Tensor
 from fastdecode.triton_kernels.case import Case
 from fastdecode.triton_kernels.products import product
 
+if TYPE_CHECKING:
+    from fastdecode.ops.linear import Matrix
+
 ROWS = tl.constexpr(16)
 FEATURES = tl.constexpr(32)
+MATRICES = 3
+
+_INTS = ("rows", "features0", "features1", "features2")
 
 
-@triton.jit(do_not_specialize=["rows", "features"])
-def linear(x, weight, bias, out, rows, features, K: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr):
+@triton.jit
+def _bf16(w):
+    """Stored bytes, whose few bits bfloat16 holds exactly; unsigned ones are float8_e4m3fn, of which 0x7f is NaN."""
+    if w.dtype == tl.uint8:
+        bits = w.to(tl.int32)
+        magnitude = bits & 0x7F
+        # Its exponent and mantissa where float32 has them, which makes it too small by the biases' difference.
+        value = (magnitude << 20).to(tl.float32, bitcast=True) * 1.329227995784916e36  # 2 ** 120
+        value = tl.where(magnitude == 0x7F, float("nan"), value)
+        result = tl.where(bits >= 0x80, -value, value)
+    else:
+        result = w.to(tl.float32)
+    return (result.to(tl.int32, bitcast=True) >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
+def _pick(first, second, a, b, c):
+    return tl.where(first, a, tl.where(second, b, c))
+
+
+@triton.jit(do_not_specialize=_INTS)
+def linear(
+    x, weight0, weight1, weight2, scale0, scale1, scale2, bias0, bias1, bias2, out,
+    rows, features0, features1, features2,
+    K: tl.constexpr, BLOCK: tl.constexpr, SCALED: tl.constexpr, BIAS: tl.constexpr,
+):  # fmt: skip
     blocks = tl.cdiv(rows, ROWS)
     r = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
-    f = tl.program_id(0) // blocks * FEATURES + tl.arange(0, FEATURES)
+    block = tl.program_id(0) // blocks
+    begin1 = tl.cdiv(features0, FEATURES)
+    begin2 = begin1 + tl.cdiv(features1, FEATURES)
+    first = block < begin1
+    second = block < begin2
+    weight = _pick(first, second, weight0, weight1, weight2)
+    features = _pick(first, second, features0, features1, features2)
+    f = (block - _pick(first, second, 0, begin1, begin2)) * FEATURES + tl.arange(0, FEATURES)
+
     x_rows = x + r.to(tl.int64)[:, None] * K
     weight_rows = weight + f.to(tl.int64)[None, :] * K
     total = tl.zeros((ROWS, FEATURES), tl.float32)
     for begin in range(0, K, BLOCK):
         i = begin + tl.arange(0, BLOCK)
         part = tl.load(x_rows + i[None, :], mask=(r < rows)[:, None] & (i < K)[None, :], other=0.0)
-        w = tl.load(weight_rows + i[:, None], mask=(f < features)[None, :] & (i < K)[:, None], other=0.0)
+        w = tl.load(weight_rows + i[:, None], mask=(f < features)[None, :] & (i < K)[:, None], other=0)
+        if w.dtype.primitive_bitwidth == 8:
+            w = _bf16(w)
         total += product(part, w)
+    if SCALED:
+        total *= tl.load(_pick(first, second, scale0, scale1, scale2) + f, mask=f < features, other=0.0)[None, :]
     if BIAS:
-        total += tl.load(bias + f, mask=f < features, other=0.0)[None, :]
-    at = r.to(tl.int64)[:, None] * features + f[None, :]
+        total += tl.load(_pick(first, second, bias0, bias1, bias2) + f, mask=f < features, other=0.0)[None, :]
+    column = _pick(first, second, 0, features0, features0 + features1) + f
+    at = r.to(tl.int64)[:, None] * (features0 + features1 + features2) + column[None, :]
     tl.store(out + at, total, mask=(r < rows)[:, None] & (f < features)[None, :])
 
 
 def _tuned(dtype: torch.dtype) -> tuple[int, dict[str, Any]]:
-    """Numbers of a row that are multiplied at once, and compile options: as much in flight as spills nothing."""
-    block, warps = (128, 4) if dtype == torch.bfloat16 else (64, 8)
-    return block, {"num_warps": warps, "num_stages": 4, "enable_fp_fusion": False}
+    """Numbers of a row that are multiplied at once, and compile options that spill nothing: on an H200, whose memory
+    needs some 33 KB on the way to each multiprocessor, one program has 36 KB of bfloat16 weights.
+    """
+    wide = dtype in (torch.float32, torch.float16)
+    return 64, {"num_warps": 8 if wide else 4, "num_stages": 6 if wide else 10, "enable_fp_fusion": False}
 
 
-def launch_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(rows, features) float32 for arguments of checked shapes, dtypes and devices."""
-    (rows, k), features = x.shape, weight.shape[0]
-    out = torch.empty(rows, features, device=x.device)
-    grid = (triton.cdiv(rows, ROWS.value) * triton.cdiv(features, FEATURES.value),)
-    block, options = _tuned(weight.dtype)
-    if grid[0]:
-        with torch.cuda.device_of(x):
-            given = (x, weight, x if bias is None else bias, out, rows, features)
-            linear[grid](*given, k, block, bias is not None, **options)
+def launch_linear(x: Tensor, matrices: Sequence[Matrix]) -> Tensor:
+    """(rows, all features) float32 for arguments of checked shapes, dtypes and devices."""
+    rows = len(x)
+    out = torch.empty(rows, sum(len(m.weight) for m in matrices), device=x.device)
+    if not out.numel():
+        return out
+    begin = 0
+    while begin < len(matrices):
+        end = begin + 1
+        while end < min(len(matrices), begin + MATRICES) and _alike(matrices[begin], matrices[end]):
+            end += 1
+        if end - begin == len(matrices):
+            _launch(x, matrices, out)
+        else:
+            column = sum(len(m.weight) for m in matrices[:begin])
+            part = torch.empty(rows, sum(len(m.weight) for m in matrices[begin:end]), device=x.device)
+            _launch(x, matrices[begin:end], part)
+            out[:, column : column + part.shape[1]] = part
+        begin = end
     return out
 
 
-def _case(dtype: torch.dtype, name: str, k: int, bias: bool = False) -> Case:
-    types = dict.fromkeys(("x", "bias", "out"), "*fp32") | {"weight": name, "rows": "i32", "features": "i32"}
+def _alike(a: Matrix, b: Matrix) -> bool:
+    return a.weight.dtype == b.weight.dtype and all(
+        (p is None) == (q is None) for p, q in zip(a[1:], b[1:], strict=True)
+    )
+
+
+def _launch(x: Tensor, matrices: Sequence[Matrix], out: Tensor) -> None:
+    (rows, k), first = x.shape, matrices[0]
+    features = [len(m.weight) for m in matrices] + [0] * (MATRICES - len(matrices))
+    grid = triton.cdiv(rows, ROWS.value) * sum(triton.cdiv(n, FEATURES.value) for n in features)
+    if not grid:
+        return
+    filled = [*matrices, *[first] * (MATRICES - len(matrices))]
+    weights = [m.weight.view(torch.uint8) if m.weight.dtype == torch.float8_e4m3fn else m.weight for m in filled]
+    scales = [x if m.scale is None else m.scale for m in filled]
+    biases = [x if m.bias is None else m.bias for m in filled]
+    block, options = _tuned(first.weight.dtype)
+    with torch.cuda.device_of(x):
+        linear[(grid,)](
+            *(x, *weights, *scales, *biases, out, rows, *features, k, block),
+            *(first.scale is not None, first.bias is not None),
+            **options,
+        )
+
+
+_TYPES = (
+    dict.fromkeys(("x", "out"), "*fp32")
+    | {f"{name}{i}": "*fp32" for name in ("scale", "bias") for i in range(MATRICES)}
+    | dict.fromkeys(_INTS, "i32")
+)
+
+
+def _case(dtype: torch.dtype, name: str, k: int, scaled: bool = False, bias: bool = False) -> Case:
+    types = _TYPES | {f"weight{i}": name for i in range(MATRICES)}
     block, options = _tuned(dtype)
-    return Case(linear, types, {"K": k, "BLOCK": block, "BIAS": bias}, options)
+    return Case(linear, types, {"K": k, "BLOCK": block, "SCALED": scaled, "BIAS": bias}, options)
 
 
 COMPILE_CASES = [
@@ -73,4 +164,6 @@ COMPILE_CASES = [
     _case(torch.bfloat16, "*bf16", 301),
     _case(torch.float16, "*fp16", 4096),
     _case(torch.float32, "*fp32", 4096),
+    _case(torch.int8, "*i8", 4096, scaled=True),
+    _case(torch.float8_e4m3fn, "*u8", 4096, scaled=True),
 ]

@@ -23,27 +23,20 @@ class StepRows(Protocol):
     table: Tensor
 
 
-class Matrix(NamedTuple):
-    """A linear layer: weight (features, k), bias (features,) float32 or None."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    @classmethod
-    def of(cls, module: Any) -> Matrix:
-        return cls(module.weight.detach(), _float(module.bias))
-
-
 class StepLayer(NamedTuple):
     """What a step needs of a layer; ``head_norms``: arguments of `fastdecode.ops.rope_append`."""
 
-    qkv: list[Matrix]
-    out: Matrix
-    gate_up: list[Matrix]
-    down: Matrix
+    qkv: list[ops.Matrix]
+    out: ops.Matrix
+    gate_up: list[ops.Matrix]
+    down: ops.Matrix
     norm_attention: Tensor
     norm_mlp: Tensor
     head_norms: dict[str, Tensor]
+
+
+def _matrix(module: Any) -> ops.Matrix:
+    return ops.Matrix(module.weight.detach(), _float(module.bias))
 
 
 def _float(tensor: Tensor | None) -> Tensor | None:
@@ -75,19 +68,17 @@ class OperationStep:
                 if value is not None:
                     norms[key] = value.expand(heads, self.sizes.head_dim).contiguous()
         return StepLayer(
-            qkv=[Matrix.of(m) for m in (attention.q_proj, attention.k_proj, attention.v_proj)],
-            out=Matrix.of(attention.o_proj),
-            gate_up=[Matrix.of(m) for m in (mlp.gate_proj, mlp.up_proj)],
-            down=Matrix.of(mlp.down_proj),
+            qkv=[_matrix(m) for m in (attention.q_proj, attention.k_proj, attention.v_proj)],
+            out=_matrix(attention.o_proj),
+            gate_up=[_matrix(m) for m in (mlp.gate_proj, mlp.up_proj)],
+            down=_matrix(mlp.down_proj),
             norm_attention=layer.input_layernorm.weight.detach().float(),
             norm_mlp=layer.post_attention_layernorm.weight.detach().float(),
             head_norms=norms,
         )
 
-    def _multiply(self, x: Tensor, *matrices: Matrix) -> Tensor:
-        """``x`` (rows, k) by each of the matrices: (rows, all their features)."""
-        parts = [ops.linear(x, m.weight, m.bias, backend=self.backend) for m in matrices]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    def _multiply(self, x: Tensor, *matrices: ops.Matrix) -> Tensor:
+        return ops.joint_linear(x, matrices, backend=self.backend)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return ops.rms_norm(x, weight, self.epsilon, backend=self.backend)

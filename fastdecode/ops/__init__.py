@@ -14,7 +14,7 @@ from fastdecode.ops.backends import available_backends, last_backend, unavailabl
 from fastdecode.ops.decode_state import DecodeState
 from fastdecode.ops.embed import embed
 from fastdecode.ops.grammar_tables import GrammarTables
-from fastdecode.ops.linear import linear
+from fastdecode.ops.linear import Matrix, joint_linear, linear
 from fastdecode.ops.rms_norm import rms_norm
 from fastdecode.ops.rope_append import rope_append
 from fastdecode.ops.sample import sample
@@ -29,12 +29,14 @@ __all__ = [
     "STATUS_OK",
     "DecodeState",
     "GrammarTables",
+    "Matrix",
     "Sample",
     "TokenSets",
     "advance",
     "attend",
     "available_backends",
     "embed",
+    "joint_linear",
     "last_backend",
     "linear",
     "rms_norm",

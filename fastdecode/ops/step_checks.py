@@ -5,6 +5,7 @@ As in `checks`: values are checked here for all but the C library, which checks 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,9 @@ from fastdecode.ops.checks import LOGITS_DTYPES, check_tensor
 
 STORED_DTYPES = LOGITS_DTYPES
 """Of weights, keys and values, as the C library numbers them."""
+
+BYTE_DTYPES = (torch.int8, torch.float8_e4m3fn)
+"""Of weights that are stored in a byte each."""
 
 
 def choose_step_backend(backend: str | None, device: torch.device) -> str:
@@ -36,14 +40,24 @@ def check_float_tensor(name: str, value: Tensor, layout: str) -> Tensor:
     return check_tensor(name, value, tuple(value.shape), torch.float32, value.device)
 
 
-def check_stored(name: str, value: Tensor, layout: str, device: torch.device, like: str) -> Tensor:
-    """A dense tensor of one of `STORED_DTYPES` with as many sizes as ``layout`` has: never copied."""
+def check_stored(
+    name: str,
+    value: Tensor,
+    layout: str,
+    device: torch.device,
+    like: str,
+    dtypes: Collection[torch.dtype] = STORED_DTYPES,
+) -> Tensor:
+    """A dense tensor of one of ``dtypes`` with as many sizes as ``layout`` has: never copied."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name}: must be a tensor, got {type(value).__name__}")
     if value.dim() != layout.count(",") + 1:
         raise ValueError(f"{name}.shape = {tuple(value.shape)}: must be ({layout})")
-    if value.dtype not in STORED_DTYPES:
-        raise ValueError(f"{name}.dtype = {value.dtype}: must be float32, bfloat16 or float16")
+    if value.dtype not in dtypes:
+        which = "float32, bfloat16 or float16"
+        if len(dtypes) > len(STORED_DTYPES):
+            which = "float32, bfloat16, float16, int8 or float8_e4m3fn"
+        raise ValueError(f"{name}.dtype = {value.dtype}: must be {which}")
     if value.device != device:
         raise ValueError(f"{name}.device = {value.device}: must be {device}, as for {like}")
     if value.layout != torch.strided or not value.is_contiguous() or value.is_neg():

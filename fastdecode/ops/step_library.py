@@ -26,8 +26,15 @@ def _own(tensor: Tensor) -> Tensor:
     return tensor.as_subclass(Tensor)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
-    return linear(_own(x), weight, bias, backend=backend)
+def _linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    return linear(_own(x), weight, bias, scale, backend=backend)
 
 
 def _embed(tokens: Tensor, weight: Tensor, *, backend: str | None = None) -> Tensor:
@@ -84,7 +91,12 @@ def _fake_rope_append(qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, *rest
 _PAGES = "Tensor table, Tensor lengths"
 _NORMS = "Tensor? q_norm=None, Tensor? q_norm_bias=None, Tensor? k_norm=None, Tensor? k_norm_bias=None"
 _OPERATIONS: tuple[tuple[str, str, Callable[..., Any], Callable[..., Any]], ...] = (
-    ("linear", "(Tensor x, Tensor weight, Tensor? bias=None, *, str? backend=None) -> Tensor", _linear, _fake_linear),
+    (
+        "linear",
+        "(Tensor x, Tensor weight, Tensor? bias=None, Tensor? scale=None, *, str? backend=None) -> Tensor",
+        _linear,
+        _fake_linear,
+    ),
     ("embed", "(Tensor tokens, Tensor weight, *, str? backend=None) -> Tensor", _embed, _fake_embed),
     (
         "rms_norm",

@@ -5,6 +5,7 @@ For checked arguments. Values in tensors are checked on the CPU alone: on a GPU 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -12,13 +13,14 @@ from torch import Tensor
 from fastdecode.ops.step_checks import Pages, check_page_values, check_tokens
 
 if TYPE_CHECKING:
+    from fastdecode.ops.linear import Matrix
     from fastdecode.ops.rope_append import HeadNorm
 
 
-def linear_triton(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear_triton(x: Tensor, matrices: Sequence[Matrix]) -> Tensor:
     from fastdecode.triton_kernels.linear import launch_linear
 
-    out: Tensor = launch_linear(x, weight, bias)
+    out: Tensor = launch_linear(x, matrices)
     return out
 
 

@@ -6,7 +6,7 @@ from isas import DECODE_ISAS, assert_runs_with
 from step_cases import DTYPES, Paged, attention, close, paged, rotation
 from torch.nn import functional as F
 
-from fastdecode.ops import attend, embed, last_backend, linear, rms_norm, rope_append, swiglu
+from fastdecode.ops import Matrix, attend, embed, joint_linear, last_backend, linear, rms_norm, rope_append, swiglu
 
 SIZES = [(1, 1), (3, 7), (5, 64), (2, 301), (9, 1000)]
 BACKENDS = ["reference", "cpu"]
@@ -36,6 +36,28 @@ def test_linear(rows: int, k: int, dtype: torch.dtype, backend: str):
             exact = F.linear(x.double(), weight.double(), None if b is None else b.double())
             theirs = F.linear(x.to(dtype), weight, None if b is None else b.to(dtype))
             close(got, theirs, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+def test_linear_of_bytes(dtype: torch.dtype):
+    """On a CPU by the reference, which nobody has to name."""
+    x, weight = randn(3, 40), (randn(7, 40, seed=1) * 20).to(dtype)
+    scale, bias = randn(7, seed=2), randn(7, seed=3)
+    got = linear(x, weight, bias, scale)
+    assert last_backend() == "reference"
+    exact = F.linear(x.double(), weight.double()) * scale.double() + bias.double()
+    close(got, F.linear(x, weight.float()) * scale + bias, exact)
+    assert torch.equal(linear(x, weight), F.linear(x, weight.float()))
+    joint = joint_linear(x, [Matrix(weight, bias, scale), Matrix(randn(2, 40))])
+    assert torch.equal(joint[:, :7], got)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_matrices_side_by_side(backend: str):
+    x, matrices = randn(5, 33), [Matrix(randn(n, 33, seed=n), b) for n, b in ((3, None), (40, randn(40)), (1, None))]
+    alone = [linear(x, *matrix, backend=backend) for matrix in matrices]
+    assert torch.equal(joint_linear(x, matrices, backend=backend), torch.cat(alone, 1))
+    assert last_backend() == backend
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

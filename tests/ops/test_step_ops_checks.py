@@ -23,10 +23,18 @@ META = torch.zeros(2, 8, device="meta")
         (lambda b: linear(X[:, :0], W, backend=b), "x.shape = (2, 0): must be (rows, k)"),
         (lambda b: linear(X.double(), W, backend=b), "x.dtype = torch.float64: must be torch.float32"),
         (lambda b: linear(X, W[:, :7].contiguous(), backend=b), "weight.shape = (3, 7): must be (features, 8)"),
-        (lambda b: linear(X, W.int(), backend=b), "weight.dtype = torch.int32: must be float32, bfloat16 or float16"),
+        (
+            lambda b: linear(X, W.int(), backend=b),
+            "weight.dtype = torch.int32: must be float32, bfloat16, float16, int8 or float8_e4m3fn",
+        ),
         (lambda b: linear(X, W.t().contiguous().t(), backend=b), "weight: must be dense, as .contiguous() makes it"),
         (lambda b: linear(X, META, backend=b), "weight.device = meta: must be cpu, as for x"),
         (lambda b: linear(X, W, torch.ones(4), backend=b), "bias.shape = (4,): must be (3,)"),
+        (
+            lambda b: linear(X, W, None, torch.ones(3), backend=b),
+            "scale: is for weights of int8 or float8_e4m3fn, not of torch.float32",
+        ),
+        (lambda b: linear(X, W.to(torch.int8), None, torch.ones(4), backend=b), "scale.shape = (4,): must be (3,)"),
         (lambda b: linear(X, W, META[0], backend=b), "bias.shape = (8,): must be (3,)"),
         (lambda b: rms_norm(X, W, backend=b), "weight.shape = (3, 8): must be (8,)"),
         (lambda b: rms_norm(X, X[0].bfloat16(), backend=b), "weight.dtype = torch.bfloat16: must be torch.float32"),
@@ -48,6 +56,10 @@ def test_rows_by_themselves(call, message: str, backend: str):
 def test_backends_that_have_no_such_operation():
     with pytest.raises(ValueError, match=r"^backend = 'cuda': not available"):
         linear(X, W, backend="cuda")
+    with pytest.raises(
+        ValueError, match=r"^backend = 'cpu': has no weights of torch.int8; must be triton or reference$"
+    ):
+        linear(X, W.to(torch.int8), backend="cpu")
 
 
 def good() -> dict[str, torch.Tensor]:

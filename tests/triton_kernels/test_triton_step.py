@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 pytest.importorskip("triton")
 
-from fastdecode.ops import attend, embed, last_backend, linear, rms_norm, rope_append, swiglu
+from fastdecode.ops import Matrix, attend, embed, joint_linear, last_backend, linear, rms_norm, rope_append, swiglu
 from fastdecode.ops.rope_append import HeadNorm
 from fastdecode.ops.step_checks import Pages
 from fastdecode.triton_kernels.attend import launch_attend
@@ -59,6 +59,52 @@ def test_linear(rows: int, k: int, dtype: torch.dtype):
         for b in (None, bias):
             exact = F.linear(x.double(), weight.double(), None if b is None else b.double())
             close(run(linear, x, weight, b), linear(x, weight, b, backend="reference"), exact)
+
+
+BYTES = (torch.int8, torch.float8_e4m3fn)
+
+
+def of_bytes(dtype: torch.dtype, *shape: int, seed: int = 0) -> torch.Tensor:
+    """Weights of every magnitude that a byte holds."""
+    codes = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+    if dtype == torch.float8_e4m3fn:
+        codes[(codes & 0x7F) == 0x7F] = 3  # else NaN
+    return codes.view(dtype)
+
+
+@pytest.mark.parametrize("dtype", BYTES, ids=str)
+@pytest.mark.parametrize(("rows", "k"), [*SIZES, (17, 130), (33, 5)])
+def test_linear_of_bytes(rows: int, k: int, dtype: torch.dtype):
+    for features in (1, 30, 67):
+        x, weight, bias = randn(rows, k), of_bytes(dtype, features, k), randn(features, seed=2)
+        scale = randn(features, seed=3)
+        for b, s in ((None, None), (None, scale), (bias, scale), (bias, None)):
+            exact = F.linear(x.double(), weight.double()) * (1 if s is None else s.double()) + (0 if b is None else b)
+            close(run(linear, x, weight, b, s), linear(x, weight, b, s, backend="reference"), exact)
+
+
+@pytest.mark.parametrize("dtype", BYTES, ids=str)
+def test_every_byte(dtype: torch.dtype):
+    weight = torch.arange(256).to(torch.uint8).view(dtype)[:, None]
+    got = run(linear, torch.ones(1, 1), weight)[0]
+    assert torch.equal(got.nan_to_num(7.0), weight[:, 0].float().nan_to_num(7.0))
+    assert torch.equal(got.isnan(), weight[:, 0].float().isnan())
+
+
+@pytest.mark.parametrize("dtypes", [(0, 0), (0, 0, 0), (0, 1, 1), (1, 0, 3, 3), (0, 0, 0, 0, 0), (3, 4, 4)], ids=str)
+@pytest.mark.parametrize("rows", [1, 3, 17])
+def test_matrices_side_by_side(rows: int, dtypes: tuple[int, ...]):
+    """The bits of each alone, in one launch or in several."""
+    x, matrices = randn(rows, 70), []
+    for i, number in enumerate(dtypes):
+        dtype, features = (*DTYPES, *BYTES)[number], (67, 32, 1, 33, 5)[i]
+        byte = dtype in BYTES
+        weight = of_bytes(dtype, features, 70, seed=i) if byte else randn(features, 70, seed=i).to(dtype)
+        bias, scale = randn(features, seed=9) if number != 1 else None, randn(features, seed=8) if byte else None
+        matrices.append(Matrix(*(None if part is None else part.to(DEVICE) for part in (weight, bias, scale))))
+    alone = [run(linear, x, *matrix) for matrix in matrices]
+    assert torch.equal(run(joint_linear, x, matrices), torch.cat(alone, 1))
+    assert run(joint_linear, x[:0], matrices).shape == (0, sum(len(m.weight) for m in matrices))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
