@@ -58,7 +58,7 @@ class Clock(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         self.times.append(time.perf_counter())
-        return torch.full((len(input_ids),), len(self.times) > self.tokens)
+        return torch.full((len(input_ids),), len(self.times) > self.tokens, device=input_ids.device)
 
     @property
     def per_token(self) -> float:

@@ -1,45 +1,80 @@
 """Times one draw on a GPU beside what one would run otherwise, after checking it against the reference on the CPU.
 
-    python -m benchmarks.gpu_sample --json FILE --markdown FILE
-    python -m benchmarks.gpu_sample --dry-run      # the same code on the CPU, a few cases, no figures worth keeping
+    python -m benchmarks.gpu_sample --out FOLDER
+    python -m benchmarks.gpu_sample --dry-run --out FOLDER    # the same code on the CPU, a few cases
 
 Everything that can be is captured in a CUDA graph and replayed, several draws to a graph, so that launches cost what
-they cost inside a captured step; what cannot be captured is timed by events as it is and marked. The floor is the bytes
-of the logits over the bandwidth of a large copy, measured in the same run.
+they cost inside a captured step; what cannot be captured is timed by events as it is, and ``captured`` lacks it. Draws
+take turns among copies of the logits that together exceed the cache, or `MOST_COPIES`: then ``in cache`` says so, as of
+the logits of a real step, which have just been written. ``floor``: bytes of the logits over the best bandwidth measured
+in the same run.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from benchmarks.gpu_results import Part
+from benchmarks.gpu_timing import cache_bytes, copies_to_exceed_cache, in_turns, seconds_of
 from fastdecode import ops
-from fastdecode.bench.machine import describe
-from fastdecode.bench.sample import FILTERS, IMAGE_SPAN, WEIGHTS, Case
-from fastdecode.bench.sample_rivals import Torch, Transformers
+from fastdecode.bench.sample import FILTERS, WEIGHTS, Case
+from fastdecode.bench.sample_rivals import Torch, Transformers, mix
 
-DRAWS = 20
-"""Draws in a graph."""
+MOST_BYTES = 2**30
+"""Of all copies of the logits of a case."""
+
+SECONDS = 0.06
+"""For each of those that are timed, in a case."""
+
+COMPILED = {Case(1, image=True), Case(4, image=True), Case(64, image=True), Case(1), Case(32)}
+"""Cases for which torch.compile is given its time too."""
 
 
 def cases(dry: bool) -> list[Case]:
     if dry:
         return [Case(2, vocab=300, filter=name) for name in ("greedy", "top_p 0.9", "top_k 50")]
-    found = [Case(n, image=image) for image in (True, False) for n in (1, 4, 16, 64)]
+    found = [Case(n, image=image) for image in (True, False) for n in (1, 4, 16, 32, 64)]
     found += [Case(n, image=True, filter=name) for name in FILTERS for n in (1, 32) if name != "top_p 0.9"]
     found += [Case(n, filter=name) for name in FILTERS for n in (1, 32) if name != "top_p 0.9"]
     found += [Case(n, dtype="bfloat16", image=image) for image in (True, False) for n in (1, 32)]
     found += [Case(8, streams=streams, image=True) for streams in (1, 3, 5)]
     return [*found, Case(8, vocab=131072)]
+
+
+class FlashInfer:
+    """The mix and the softmax by torch, then FlashInfer's draw without a sort."""
+
+    def __init__(self, case: Case) -> None:
+        import flashinfer.sampling
+
+        self.draws: Any = flashinfer.sampling
+        self.span, self.weights, self.options = case.span, WEIGHTS[case.streams], FILTERS[case.filter]
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        (lo, hi), options = self.span, self.options
+        z = mix(logits[:, lo:hi].float(), self.weights)
+        if options["temperature"] == 0:
+            return z.argmax(-1) + lo
+        p = (z / options["temperature"]).softmax(-1)
+        top_k, top_p, min_p = (options.get(name) for name in ("top_k", "top_p", "min_p"))
+        if top_k and top_p:
+            drawn = self.draws.top_k_top_p_sampling_from_probs(p, top_k, top_p)
+        elif top_k:
+            drawn = self.draws.top_k_sampling_from_probs(p, top_k)
+        elif top_p:
+            drawn = self.draws.top_p_sampling_from_probs(p, top_p)
+        elif min_p:
+            drawn = self.draws.min_p_sampling_from_probs(p, min_p)
+        else:
+            drawn = self.draws.sampling_from_probs(p)
+        return drawn.long() + lo
 
 
 def arguments(case: Case, device: str) -> dict[str, Any]:
@@ -64,127 +99,91 @@ def check(case: Case, device: str, backend: str | None) -> None:
             raise RuntimeError(f"{case}: {name} is {a.tolist()}, the reference's {b.tolist()}; nothing was timed")
 
 
-def seconds_of(function: Callable[[], Any], device: str, rounds: int) -> tuple[float, bool]:
-    """(median seconds of a call, whether it was captured)."""
-    if device == "cpu":
-        times = []
-        for _ in range(rounds):
-            begun = time.perf_counter()
-            function()
-            times.append(time.perf_counter() - begun)
-        return statistics.median(times), False
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            function()
-    side.synchronize()
-    calls, captured = 1, False
-    run: Callable[[], Any] = function
-    try:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(DRAWS):
-                function()
-        run, calls, captured = graph.replay, DRAWS, True
-    except RuntimeError:
-        torch.cuda.synchronize()
-    for _ in range(3):
-        run()
-    times = []
-    for _ in range(rounds):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3 / calls)
-    return statistics.median(times), captured
-
-
-def bandwidth(device: str, rounds: int) -> float:
-    """Bytes per second, read and written, of a copy that no cache holds."""
-    source = torch.empty(2**20 if device == "cpu" else 2**30, dtype=torch.uint8, device=device).random_()
-    target = torch.empty_like(source)
-    seconds, _ = seconds_of(lambda: target.copy_(source), device, rounds)
-    return 2 * source.numel() / seconds
-
-
-def measure(case: Case, device: str, rounds: int, bytes_per_second: float, compiled: bool) -> dict[str, Any]:
-    """Microseconds of everyone for a case."""
-    logits, options = case.logits().to(device), FILTERS[case.filter]
+def check_rival(name: str, case: Case, drawn: Tensor) -> None:
+    """``RuntimeError`` if a rival draws what is not allowed, or cannot draw."""
     lo, hi = case.span
-    rival = (case.vocab, case.span, WEIGHTS[case.streams], options)
-    ours, torch_by_hand, theirs = arguments(case, device), Torch(*rival), Transformers(*rival)
+    if drawn.shape != (case.groups,) or not ((drawn >= lo) & (drawn < hi)).all():
+        raise RuntimeError(f"{case}: {name} drew {drawn.tolist()}, not {case.groups} ids of [{lo}, {hi})")
+
+
+def backends(device: str) -> list[str]:
+    """Those that take tensors of that device, the one by default first."""
+    if device == "cpu":
+        return ["cpu"]
+    found = [name for name in ops.available_backends() if name in ("triton", "cuda")]
+    logits = torch.zeros(1, 8, device=device)
+    ops.sample(logits)
+    return sorted(found, key=lambda name: name != ops.last_backend())
+
+
+def rivals(case: Case, device: str, compiled: bool) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+    rival = (case.vocab, case.span, WEIGHTS[case.streams], FILTERS[case.filter])
+    theirs = Transformers(*rival)
     if theirs.mask is not None:
         theirs.mask = theirs.mask.to(device)
-    run: dict[str, Callable[[], Any]] = {
-        "fastdecode": lambda: ops.sample(logits, **ours),
-        "transformers": lambda: theirs(logits),
-        "torch": lambda: torch_by_hand(logits),
-        "softmax": lambda: torch.softmax(logits[:, lo:hi], -1),
-    }
+    yield "transformers", theirs
+    yield "torch", Torch(*rival)
+    if find_spec("flashinfer") is not None:
+        yield "flashinfer", FlashInfer(case)
     if compiled:
         torch._dynamo.reset()
-        chain = torch.compile(Torch(*rival))
-        run["torch compiled"] = lambda: chain(logits)
-    floor = case.groups * case.streams * (hi - lo) * logits.element_size() / bytes_per_second
-    row: dict[str, Any] = {**asdict(case), "floor": floor * 1e6, "captured": []}
-    for name, function in run.items():
-        seconds, captured = seconds_of(function, device, rounds)
-        row[name] = seconds * 1e6
-        row["captured"] += [name] if captured else []
-    row["bandwidth_fraction"] = floor * 1e6 / row["fastdecode"]
+        yield "torch compiled", torch.compile(Torch(*rival), dynamic=False)
+
+
+def measure(case: Case, device: str, best: float, compiled: bool) -> dict[str, Any]:
+    """Microseconds of everyone for a case. ``RuntimeError`` if one of our backends draws anything else than the
+    reference; of a rival that fails, its error.
+    """
+    names = backends(device)
+    for name in names:
+        check(case, device, name)
+    logits = case.logits().to(device)
+    lo, hi = case.span
+    read = case.groups * case.streams * (hi - lo) * logits.element_size()
+    count = max(2, min(copies_to_exceed_cache(read, device), MOST_BYTES // (logits.numel() * logits.element_size())))
+    copies, given = [logits, *(logits.clone() for _ in range(count - 1))], arguments(case, device)
+    row: dict[str, Any] = {
+        **asdict(case),
+        "bytes": read,
+        "copies": count,
+        "in cache": count * read < cache_bytes(device),
+        "backend": names[0],
+        "captured": [],
+    }
+
+    def add(who: str, function: Callable[[Tensor], Any]) -> float:
+        inputs = in_turns(copies)
+        found = seconds_of(lambda: function(next(inputs)), device, count, SECONDS)
+        row[who] = found.seconds * 1e6
+        row["captured"] += [who] if found.captured else []
+        return found.seconds
+
+    ours = add("fastdecode", lambda x: ops.sample(x, **given))
+    row["floor"] = read / best * 1e6
+    row["bandwidth_fraction"] = read / best / ours
+    for name in names[1:]:
+        add(f"fastdecode, {name}", lambda x, b=name: ops.sample(x, **given, backend=b))
+    add("softmax", lambda x: torch.softmax(x[:, lo:hi], -1))
+    for who, rival in rivals(case, device, compiled):
+        try:
+            check_rival(who, case, rival(logits))
+            add(who, rival)
+        except Exception as error:  # a compiler or another package may raise anything
+            row[f"{who} failed"] = f"{type(error).__name__}: {error}"[:300]
     return row
 
 
-def markdown(machine: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    head = ", ".join(f"{key} {value}" for key, value in machine.items())
-    lines = [
-        head,
-        "",
-        "| filter | groups | streams | ids | dtype | fastdecode, µs | transformers | torch | compiled | of bandwidth |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        ids = IMAGE_SPAN[1] - IMAGE_SPAN[0] if row["image"] else row["vocab"]
-        ratios = [f"{row[name] / row['fastdecode']:.1f}×" if name in row else "" for name in
-                  ("transformers", "torch", "torch compiled")]  # fmt: skip
-        what = [row["filter"], row["groups"], row["streams"], ids, row["dtype"], f"{row['fastdecode']:.1f}", *ratios]
-        lines.append("| " + " | ".join(map(str, [*what, f"{row['bandwidth_fraction']:.3f}"])) + " |")
-    return "\n".join(lines) + "\n"
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Time fastdecode.ops.sample on a GPU beside its rivals.")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
-    parser.add_argument("--seconds", type=float, default=200.0, help="begin no case after so long (%(default)s)")
-    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile of the torch chain")
-    parser.add_argument("--dry-run", action="store_true", help="on the CPU, a few small cases")
-    args = parser.parse_args()
-    device = "cpu" if args.dry_run else "cuda"
-    if not args.dry_run and not torch.cuda.is_available():
-        print("gpu_sample: torch sees no GPU; --dry-run runs the same code on the CPU", file=sys.stderr)
-        return 2
-    rounds = 3 if args.dry_run else 50
-    begun = time.monotonic()
-    copy = bandwidth(device, rounds)
-    machine = {**describe(), "copy bandwidth": f"{copy / 1e9:.0f} GB/s"}
-    rows = []
-    for case in cases(args.dry_run):
-        if time.monotonic() - begun > args.seconds:
-            print(f"out of time before {case}")
-            break
-        check(case, device, None if args.dry_run else "triton")
-        row = measure(case, device, rounds, copy, compiled=not (args.no_compile or args.dry_run or rows[4:]))
-        rows.append(row)
-        print({name: round(value, 2) if isinstance(value, float) else value for name, value in row.items()}, flush=True)
-    if args.json:
-        args.json.write_text(json.dumps({"machine": machine, "sample": rows}, indent=2) + "\n")
-    if args.markdown:
-        args.markdown.write_text(markdown(machine, rows))
-    print(markdown(machine, rows))
-    return 0
+    part = Part("sample", "Time fastdecode.ops.sample on a GPU beside its rivals.", 90)
+    for case in cases(part.dry):
+        if part.results.out_of_time(case):
+            continue
+        try:
+            row = measure(case, part.device, part.bandwidth["best"], compiled=case in COMPILED and not part.dry)
+        except RuntimeError as error:
+            row = {**asdict(case), "error": str(error)[:400]}
+        part.results.add("draws", row)
+    return part.end()
 
 
 if __name__ == "__main__":

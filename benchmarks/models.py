@@ -35,16 +35,20 @@ class Size:
     vocab: int = 65536
     resolution: int = 512
     context: int = 4096
+    kv_heads: int | None = None
+    swin_norm: bool = False
 
 
 SIZES = {
     "37M": Size(256, 4, 704, 4, torch.float32),
     "289M": Size(1024, 12, 2816, 8, torch.bfloat16),
     "7B-2": Size(4096, 2, 11008, 32, torch.bfloat16),
+    "7B": Size(4096, 32, 11008, 32, torch.bfloat16),
+    "34B": Size(8192, 48, 22016, 64, torch.bfloat16, kv_heads=8, swin_norm=True),
     "tiny": Size(32, 2, 48, 4, torch.float32, vocab=8800, resolution=64, context=1024),
     "tiny bfloat16": Size(32, 2, 48, 4, torch.bfloat16, vocab=8800, resolution=64, context=1024),
 }
-"""``7B-2`` is two layers of Chameleon 7B; the tiny ones are for tests."""
+"""``7B-2`` is two layers of Chameleon 7B; 7B and 34B, whole, are for GPUs, and the tiny ones for tests."""
 
 
 def vocabulary_map(vocab: int) -> dict[str, int]:
@@ -58,10 +62,11 @@ def vocabulary_map(vocab: int) -> dict[str, int]:
 
 
 @torch.no_grad()
-def random_model(name: str, seed: int = 0) -> ChameleonForConditionalGeneration:
+def random_model(name: str, seed: int = 0, device: str = "cpu") -> ChameleonForConditionalGeneration:
     """The model of that size in eval mode: every matrix normal with standard deviation `STD`, norms as they begin.
 
-    Its VQ model has codes for pictures of (resolution / 16)² ids and is as small as it can be: nothing to look at.
+    It is filled on ``device``, where its memory is got once. Its VQ model has codes for pictures of
+    (resolution / 16)² ids and is as small as it can be: nothing to look at.
     """
     size = SIZES[name]
     torch.manual_seed(seed)
@@ -71,7 +76,8 @@ def random_model(name: str, seed: int = 0) -> ChameleonForConditionalGeneration:
         intermediate_size=size.mlp,
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
-        num_key_value_heads=size.heads,
+        num_key_value_heads=size.kv_heads or size.heads,
+        swin_norm=size.swin_norm,
         max_position_embeddings=size.context,
         bos_token_id=BOS,
         pad_token_id=PAD,
@@ -90,13 +96,13 @@ def random_model(name: str, seed: int = 0) -> ChameleonForConditionalGeneration:
     with torch.device("meta"):  # so that the weights are filled once, not twice more by torch and transformers
         model = ChameleonForConditionalGeneration(config).to(size.dtype)
         decoder = VQDecoder(config.vq_config)
-    model.to_empty(device="cpu")
+    model.to_empty(device=device)
     for key, weights in model.named_parameters():
         if weights.ndim > 1 and "_norm." not in key:
             weights.normal_(0, STD)
         else:
             weights.fill_(1.0 if "norm" in key and key.endswith("weight") else 0.0)
-    model.model.rotary_emb = ChameleonRotaryEmbedding(config)
+    model.model.rotary_emb = ChameleonRotaryEmbedding(config).to(device)
     attach_decoder(model, {key: torch.zeros(value.shape) for key, value in decoder.state_dict().items()})
     return model.eval().requires_grad_(False)
 

@@ -1,0 +1,372 @@
+"""Steps and whole pictures of a model on a GPU, against the floor: the time to read weights, keys and values once.
+
+    python -m benchmarks.gpu_step --out FOLDER [--models 7B 34B]
+    python -m benchmarks.gpu_step --dry-run --out FOLDER    # on the CPU, a tiny model, plain calls for graphs
+
+The model has Chameleon's shape and random weights in bfloat16. A configuration is a number of sequences, each with the
+same streams; all draw with `fastdecode.generate`. Its steps are timed while it draws, by events around the blocks of
+steps that it takes without a look at the ids, and the first block, in which it captures, is not counted. Steps are
+measured captured and not captured, which must draw the same ids; a whole picture, from the call to the ids, where it
+does not take too long. ``floor``: bytes over the best bandwidth measured in the same run.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+import fastdecode
+from benchmarks.bench_decode import SAMPLED, SCALE, check_drawn, weight_bytes
+from benchmarks.gpu_results import Part
+from benchmarks.gpu_timing import Mark, synchronize
+from benchmarks.models import IMAGE_IDS, SIZES, edit_prompts, random_model, text_prompts
+from fastdecode import Guidance
+from fastdecode.decoder import Decoder
+from fastdecode.decoder.captured import MOST_STEPS, CapturedSteps
+from fastdecode.decoder.operations import OperationStep
+from fastdecode.draw import Drawer
+from fastdecode.models.chameleon import Vocabulary
+from fastdecode.page_pool import PAGE_SLOTS
+
+PROMPT = 32
+"""Ids of a prompt of text."""
+
+UNCAPTURED_BLOCK = 16
+"""Steps between two looks at the ids where nothing is captured: it does not change their time, and saves some."""
+
+DRY_BLOCK = 4
+"""In a dry run, whose pictures have 16 ids."""
+
+PROFILED_BLOCK = 8
+
+LONGEST_PICTURE = 12.0
+"""Seconds that a picture may be expected to take; longer ones are not drawn to their ends."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    sequences: int
+    streams: int = 2
+
+    @property
+    def guidance(self) -> Guidance:
+        return {1: Guidance.none(), 2: Guidance.two_way(SCALE), 3: Guidance.instruct(SCALE, 1.2)}[self.streams]
+
+    def prompts(self, model: Any) -> Tensor:
+        """(sequences, length) int64, of text; with a small picture for three streams, which are two without one."""
+        if self.streams == 3:
+            return edit_prompts(model, self.sequences, PROMPT - 12, 8)
+        return text_prompts(model, self.sequences, PROMPT)
+
+
+CONFIGURATIONS = [
+    Configuration(1),
+    Configuration(1, 1),
+    Configuration(1, 3),
+    *(Configuration(n) for n in (4, 16, 32, 64)),
+]
+DRY_CONFIGURATIONS = [Configuration(1), Configuration(1, 1), Configuration(1, 3), Configuration(4)]
+LARGE_CONFIGURATIONS = [Configuration(1), Configuration(4)]
+"""Of a model that fills the GPU."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Steps taken without a look at the ids: their time, the rows' lengths before them, what was drawn."""
+
+    steps: int
+    seconds: float
+    lengths: list[int]
+    ids: list[list[int]]
+
+    def kv_ids(self) -> float:
+        """That a step reads, of all rows, on average."""
+        return sum(self.lengths) + len(self.lengths) * (self.steps + 1) / 2
+
+
+@dataclass
+class Watch:
+    """What `watched` sees. Ends a run, by `Enough`, after ``most`` blocks; None: never. ``before`` is called before
+    every block, with its number.
+    """
+
+    device: str
+    most: int | None = None
+    before: Callable[[int], Any] = lambda number: None
+    blocks: list[Block] = field(default_factory=list)
+    captures: list[float] = field(default_factory=list)
+    captured_blocks: int = 0
+
+
+class Enough(Exception):
+    """Ends a run."""
+
+
+@contextmanager
+def watched(device: str, capture: bool = True, most: int | None = None, steps: int | None = None) -> Iterator[Watch]:
+    """What `fastdecode.generate` does inside the block: with ``capture`` off without captured steps, in blocks of
+    ``steps`` at most.
+    """
+    watch, draw, get = Watch(device, most), Drawer.draw_unseen, CapturedSteps.get
+    seen: set[int] = set()
+
+    def draw_unseen(self: Drawer, cache: Any, drawing: Any, inputs: Any, count: int) -> list[list[int]]:
+        lengths = [cache.length(row) for row in range(cache.rows)]
+        watch.before(len(watch.blocks))
+        begun = Mark(device)
+        ids = draw(self, cache, drawing, inputs, count)
+        watch.blocks.append(Block(count, Mark(device).since(begun), lengths, ids))
+        if watch.most is not None and len(watch.blocks) >= watch.most:
+            raise Enough
+        return ids
+
+    def get_captured(self: CapturedSteps, *args: Any) -> Any:
+        if not capture:
+            return None
+        synchronize(device)
+        begun = time.perf_counter()
+        found = get(self, *args)
+        synchronize(device)
+        watch.captured_blocks += found is not None
+        if found is not None and id(found) not in seen:
+            seen.add(id(found))
+            watch.captures.append(time.perf_counter() - begun)
+        return found
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(Drawer, "draw_unseen", draw_unseen))
+        stack.enter_context(patch.object(CapturedSteps, "get", get_captured))
+        if steps is not None:
+            stack.enter_context(patch("fastdecode.loop.MOST_STEPS", steps))
+        yield watch
+
+
+@contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Decoders on the CPU take their steps as those on a GPU do; in place of a graph, the step is called again."""
+
+    def call_again(step: Callable[[], None]) -> Callable[[], None]:
+        step()
+        return step
+
+    init = Decoder.__init__
+
+    def of_operations(self: Decoder, model: Any, deterministic: bool = False) -> None:
+        init(self, model, deterministic)
+        self._fused = OperationStep(model.model, self.swin)
+        self.captured = CapturedSteps(self, call_again)
+
+    with patch.object(Decoder, "__init__", of_operations):
+        yield
+
+
+def kv_bytes_per_id(model: Any) -> int:
+    config = model.config
+    head_dim = config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * int(model.lm_head.weight.itemsize)
+
+
+def draw(model: Any, configuration: Configuration, watch: Watch, prompts: Tensor) -> tuple[Tensor | None, float]:
+    """What `fastdecode.generate` returns, or None where the watch ended it, and the seconds that it took."""
+    image, length = Vocabulary.of(model).image_length, prompts.shape[1] + 2
+    drawn_ids = image if watch.most is None else min(image, MOST_STEPS * watch.most)
+    pages = len(prompts) * configuration.streams * (-(-(length + drawn_ids) // PAGE_SLOTS) + 1)
+    pool = fastdecode.new_pool(model, pages=max(pages, -(-(length + image) // PAGE_SLOTS)) + 4)
+    synchronize(watch.device)
+    begun = time.perf_counter()
+    try:
+        drawn = fastdecode.generate(
+            model,
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            multimodal_generation_mode="image-only",
+            guidance=configuration.guidance,
+            seed=list(range(len(prompts))),
+            kv_pool=pool,
+            **SAMPLED,
+        )
+    except Enough:
+        drawn = None
+    synchronize(watch.device)
+    return drawn, time.perf_counter() - begun
+
+
+def release(device: str) -> None:
+    """Memory of graphs and pools that nobody has any more."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def steps_of(watch: Watch) -> list[float]:
+    """Seconds of a step, for each block but the first."""
+    return [block.seconds / block.steps for block in watch.blocks[1:]]
+
+
+def floor_of(model: Any, blocks: Sequence[Block], best: float) -> float:
+    """Seconds of a step of these blocks that only reads."""
+    steps = sum(block.steps for block in blocks)
+    read = sum(block.steps * block.kv_ids() for block in blocks) / steps * kv_bytes_per_id(model)
+    return (weight_bytes(model) + read) / best
+
+
+def check_captured(plain: Watch, captured: Watch) -> int:
+    """How many steps of both were compared. ``RuntimeError`` unless all were captured, drew image ids, and the same."""
+    if captured.captured_blocks != len(captured.blocks):
+        raise RuntimeError(f"{captured.captured_blocks} of {len(captured.blocks)} blocks were captured")
+    one, other = ([ids for block in watch.blocks for ids in block.ids] for watch in (plain, captured))
+    for row in (*one, *other):
+        if any(i not in IMAGE_IDS for i in row):
+            raise RuntimeError(f"{row} are not all image ids")
+    compared = min(len(one), len(other))
+    for step in range(compared):
+        if one[step] != other[step]:
+            raise RuntimeError(f"step {step} drew {other[step]}, and without a capture {one[step]}")
+    return compared
+
+
+def measure(model: Any, configuration: Configuration, device: str, best: float, blocks: int = 4) -> dict[str, Any]:
+    """Steps of a configuration, not captured, and captured: ``blocks`` of them after the first. Where captured steps
+    fail, or draw other ids, an ``error`` is in place of their figures.
+    """
+    prompts = configuration.prompts(model).to(device)
+    release(device)
+    dry = DRY_BLOCK if device == "cpu" else None
+    with watched(device, capture=False, most=2, steps=dry or UNCAPTURED_BLOCK) as plain:
+        draw(model, configuration, plain, prompts)
+    row: dict[str, Any] = {
+        "rows": len(plain.blocks[0].lengths),
+        "prompt": prompts.shape[1],
+        "weight bytes": weight_bytes(model),
+        "ms per step, not captured": statistics.median(steps_of(plain)) * 1e3,
+    }
+    release(device)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        with watched(device, most=blocks + 1, steps=dry) as watch:
+            draw(model, configuration, watch, prompts)
+        row["same ids captured and not"] = check_captured(plain, watch)
+    except RuntimeError as error:
+        return row | {"error": f"captured: {type(error).__name__}: {error}"[:400]}
+    step, floor = statistics.median(steps_of(watch)), floor_of(model, watch.blocks[1:], best)
+    return row | {
+        "timed steps": sum(block.steps for block in watch.blocks[1:]),
+        "ms per step": step * 1e3,
+        "ms per step, by block": [seconds * 1e3 for seconds in steps_of(watch)],
+        "capture seconds": sum(watch.captures),
+        "captures": len(watch.captures),
+        "tokens/s": configuration.sequences / step,
+        "floor ms": floor * 1e3,
+        "bandwidth_fraction": floor / step,
+        "peak memory GB": torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0,
+    }
+
+
+def picture(model: Any, configuration: Configuration, device: str, best: float) -> dict[str, Any]:
+    """A whole picture for every sequence, from the call to the ids: prefill, capture, every step, the ids' way home."""
+    prompts = configuration.prompts(model).to(device)
+    release(device)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    with watched(device, steps=DRY_BLOCK if device == "cpu" else None) as watch:
+        drawn, seconds = draw(model, configuration, watch, prompts)
+    assert drawn is not None
+    length = Vocabulary.of(model).image_length
+    check_drawn(drawn[:, :-1].cpu(), prompts.cpu(), length + 1, "fastdecode")
+    floor = floor_of(model, watch.blocks, best) * length
+    return {
+        "picture seconds": seconds,
+        "picture ids": length,
+        "picture floor seconds": floor,
+        "picture bandwidth_fraction": floor / seconds,
+        "picture capture seconds": sum(watch.captures),
+        "picture peak memory GB": torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0,
+    }
+
+
+def kernels_of_a_step(model: Any, configuration: Configuration, device: str, most: int = 30) -> list[dict[str, Any]]:
+    """Of `PROFILED_BLOCK` replayed steps, by torch's profiler: every kernel's calls and microseconds per step, the
+    longest first.
+    """
+    profile = torch.profiler.profile(activities=[getattr(torch.profiler.ProfilerActivity, device.upper())])
+    prompts = configuration.prompts(model).to(device)
+    with watched(device, most=2, steps=PROFILED_BLOCK) as watch:
+        watch.before = lambda number: profile.start() if number == 1 else None
+        draw(model, configuration, watch, prompts)
+    profile.stop()
+    steps = watch.blocks[1].steps
+    spent = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    found = sorted(profile.key_averages(), key=lambda event: -getattr(event, spent))
+    return [
+        {"kernel": event.key[:80], "calls per step": event.count / steps, "us per step": getattr(event, spent) / steps}
+        for event in found[:most]
+    ]
+
+
+def fits(name: str, device: str) -> bool:
+    """Whether a model of a size and some keys and values have room on the device."""
+    size = SIZES[name]
+    kv = size.hidden // size.heads * (size.kv_heads or size.heads)
+    layer = 2 * size.hidden * (size.hidden + kv) + 3 * size.hidden * size.mlp
+    needed = (size.layers * layer + 2 * size.vocab * size.hidden) * size.dtype.itemsize
+    return device == "cpu" or needed + 6e9 < torch.cuda.mem_get_info()[0]
+
+
+def attempt(part: Part, model: Any, name: str, configuration: Configuration, pictures: bool) -> None:
+    """A row of ``configurations``; of what fails, its error."""
+    where = {"model": name, "sequences": configuration.sequences, "streams": configuration.streams}
+    if part.results.out_of_time(f"configuration {where}"):
+        return
+    row: dict[str, Any] = dict(where)
+    best = part.bandwidth["best"]
+    few = configuration.sequences <= 4
+    try:
+        row |= measure(model, configuration, part.device, best, blocks=4 if few else 2)
+        expected = row.get("ms per step", torch.inf) / 1e3 * Vocabulary.of(model).image_length
+        if pictures and expected < LONGEST_PICTURE:
+            row |= picture(model, configuration, part.device, best)
+    except (RuntimeError, ValueError) as error:  # out of memory too
+        row["error"] = f"{type(error).__name__}: {error}"[:400]
+    part.results.add("configurations", row)
+
+
+def main() -> int:
+    part = Part("step", "Time steps and pictures of a model on a GPU.", 150)
+    names = ["tiny bfloat16"] if part.dry else ["7B", "34B"]
+    with as_on_a_gpu() if part.dry else ExitStack():
+        for name in names:
+            if not fits(name, part.device):
+                part.results.add("left out for want of memory", {"model": name})
+                continue
+            if part.results.out_of_time(f"model {name}"):
+                break
+            begun = time.perf_counter()
+            model = random_model(name, device=part.device)
+            synchronize(part.device)
+            part.results.add("models", {"model": name, "seconds to make": time.perf_counter() - begun})
+            usual = DRY_CONFIGURATIONS if part.dry else CONFIGURATIONS
+            for configuration in LARGE_CONFIGURATIONS if name == "34B" else usual:
+                attempt(part, model, name, configuration, pictures=name != "34B")
+            if name == names[0] and not part.results.out_of_time("kernels of a step"):
+                try:
+                    part.results.set("kernels of a step", kernels_of_a_step(model, Configuration(1), part.device))
+                except RuntimeError as error:
+                    part.results.add("profiles", {"model": name, "error": str(error)[:400]})
+            del model
+            release(part.device)
+    return part.end()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

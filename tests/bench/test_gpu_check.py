@@ -1,0 +1,338 @@
+"""What is measured on a GPU, where there is none: a dry run takes the same paths on the CPU, writes every figure."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fastdecode
+from benchmarks import gpu_kernels, gpu_report, gpu_step
+from benchmarks.bench_decode import weight_bytes
+from benchmarks.gpu_bandwidth import bandwidth
+from benchmarks.gpu_results import Results, slug
+from benchmarks.gpu_step import Block, Configuration, Watch, watched
+from benchmarks.gpu_timing import seconds_of
+from benchmarks.models import IMAGE_IDS, SIZES, random_model, text_prompts
+from benchmarks.rivals import StaticChameleon
+from fastdecode.decoder import Decoder
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "benchmarks" / "gpu_check.sh"
+
+pytest.importorskip("triton")
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    plain = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    return {**plain, "OUT": str(folder), "PYTHON": sys.executable, "COMMIT": "0123abc", **more}
+
+
+@pytest.fixture(scope="module")
+def dry(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a dry run of the whole script leaves, and says."""
+    folder = tmp_path_factory.mktemp("dry")
+    run = subprocess.run(
+        [str(SCRIPT), "--dry-run"], env=environment(folder), capture_output=True, text=True, timeout=400
+    )
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-3000:]
+    (name,) = {file.name for file in folder.glob("dry-*.json")}
+    parts = {part: json.loads(next(folder.glob(f"{part}-dry-*.json")).read_text()) for part in gpu_report.PARTS}
+    text = (folder / name.replace(".json", ".md")).read_text()
+    return {"whole": json.loads((folder / name).read_text()), "parts": parts, "text": text, "said": run.stdout}
+
+
+def assert_positive(row: dict[str, Any], *names: str) -> None:
+    for name in names:
+        assert isinstance(row[name], (int, float)), (name, row)
+        assert row[name] > 0, (name, row)
+        assert math.isfinite(row[name]), (name, row)
+
+
+def test_every_part_says_what_it_measured(dry):
+    for part, found in dry["parts"].items():
+        assert found["part"] == part
+        facts = found["machine"]
+        assert facts["commit"] == "0123abc"
+        assert set(facts) >= {"device", "driver", "cuda", "torch", "triton", "transformers", "date"}
+        speeds = found["bandwidth"]
+        assert_positive(speeds, "copy", "read", "best")
+        assert speeds["best"] == max(speeds["copy"], speeds["read"])
+        assert "left out" not in found
+
+
+def test_every_configuration_of_the_step_is_there(dry):
+    rows = dry["parts"]["step"]["configurations"]
+    assert [Configuration(row["sequences"], row["streams"]) for row in rows] == gpu_step.DRY_CONFIGURATIONS
+    best = dry["parts"]["step"]["bandwidth"]["best"]
+    for row in rows:
+        assert "error" not in row
+        assert row["rows"] == row["sequences"] * row["streams"]
+        assert_positive(row, "ms per step", "ms per step, not captured", "capture seconds", "tokens/s", "floor ms")
+        assert_positive(row, "picture seconds", "picture floor seconds", "picture bandwidth_fraction")
+        assert row["bandwidth_fraction"] == pytest.approx(row["floor ms"] / row["ms per step"])
+        assert row["floor ms"] > 1e3 * row["weight bytes"] / best
+        assert row["captures"] == 1
+        assert row["same ids captured and not"] == 8
+        assert row["picture ids"] == 16
+        assert row["picture seconds"] > row["picture floor seconds"]
+    kernels = dry["parts"]["step"]["kernels of a step"]
+    assert len(kernels) > 5
+    assert all(kernel["calls per step"] > 0 for kernel in kernels)
+
+
+def test_every_operation_is_timed_by_every_backend(dry):
+    found = dry["parts"]["kernels"]
+    shape = gpu_kernels.SHAPES["dry"]
+    assert [row["operation"] for row in found["operations"]] == list(gpu_kernels.Operations(shape, 2, "cpu").all())
+    assert {(row["operation"], row["rows"]) for row in found["linear"]} == {
+        (what, rows) for what in ("q", "gate", "down", "q, k, v", "gate, up", "head") for rows in (1, 2)
+    }
+    for row in (*found["operations"], *found["linear"]):
+        assert "error" not in row
+        assert row["backend"] == "cpu"
+        assert_positive(row, "bytes", "fastdecode", "fastdecode, triton", "torch", "floor", "bandwidth_fraction")
+        assert row["distances"].keys() == {"torch", "fastdecode", "triton"}
+        assert row["distances"]["triton"] < 1e-5
+
+
+def test_rivals_are_measured_beside_ours(dry):
+    found = dry["parts"]["rivals"]
+    rows = found["rivals"]
+    assert [(row["rival"], row["sequences"], row["streams"]) for row in rows] == [
+        ("transformers", 1, 2),
+        ("static, compiled", 1, 2),
+        ("transformers", 1, 1),
+    ]
+    assert found["greedy ids until they part"] == 16
+    for row in rows:
+        assert_positive(row, "ms per step", "set-up seconds", "fastdecode ms per step", "timed steps")
+        assert row["ratio"] == pytest.approx(row["ms per step"] / row["fastdecode ms per step"])
+        picture = row["set-up seconds"] + 16 * row["ms per step"] / 1e3
+        assert row["picture seconds, extrapolated"] == pytest.approx(picture)
+    assert rows[1]["cache slots"] == gpu_step.PROMPT + 1 + 16
+
+
+def test_draws_are_measured(dry):
+    rows = dry["parts"]["sample"]["draws"]
+    assert [row["filter"] for row in rows] == ["greedy", "top_p 0.9", "top_k 50"]
+    for row in rows:
+        assert_positive(row, "fastdecode", "transformers", "torch", "softmax", "floor", "bandwidth_fraction")
+
+
+def test_one_file_has_every_configuration(dry):
+    whole, parts = dry["whole"], dry["parts"]
+    counts = {
+        ("kernels", "operations"): len(parts["kernels"]["operations"]),
+        ("kernels", "linear"): len(parts["kernels"]["linear"]),
+        ("step", "configurations"): len(gpu_step.DRY_CONFIGURATIONS),
+        ("sample", "draws"): 3,
+        ("rivals", "rivals"): 3,
+    }
+    rows = whole["configurations"]
+    assert {key: sum((row["part"], row["table"]) == key for row in rows) for key in counts} == counts
+    assert len(rows) == sum(counts.values())
+    for row in rows:
+        assert_positive(row, "bandwidth_fraction")
+    assert [(check["part"], check["status"]) for check in whole["checks"]] == [
+        (part, "0") for part in ("kernels", "step", "sample", "rivals")
+    ]
+    assert whole["other machines"] == {}
+
+
+def test_the_tables_are_whole(dry):
+    text = dry["text"]
+    assert "commit 0123abc" in text
+    for _, _, title, _ in gpu_report.TABLES:
+        lines = text.split(f"## {title}\n")[1].split("\n## ")[0].strip().splitlines()
+        assert len({line.count("|") for line in lines}) == 1, title
+        assert len(lines) > 2
+    assert text.count("| tiny bfloat16 |") == len(gpu_step.DRY_CONFIGURATIONS)
+    assert "failed" not in text.replace("0 failed", "")
+    assert "## Steps and pictures" in dry["said"]
+
+
+# --- the script -------------------------------------------------------------------------------------------------
+
+
+def script(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    given = {"env": environment(folder, **more), "capture_output": True, "text": True, "timeout": 100}
+    return subprocess.run([str(SCRIPT), *arguments], **given)
+
+
+def test_a_part_that_is_none_is_named(tmp_path: Path):
+    run = script(tmp_path, "--dry-run", "kernel")
+    assert run.returncode == 2
+    assert "there is no part kernel" in run.stderr
+
+
+def test_a_part_that_fails_loses_no_other(tmp_path: Path):
+    """An interpreter that fails, then hangs: all parts are begun, and each says how it ended."""
+    fake = tmp_path / "python"
+    fake.write_text(
+        '#!/bin/sh\ncase "$*" in *gpu_step*) sleep 60;; *gpu_kernels*) echo broken; exit 3;; esac\necho fine\n'
+    )
+    fake.chmod(0o755)
+    run = script(tmp_path, "--dry-run", "kernels", "step", "sample", PYTHON=str(fake), SECONDS_LEFT="17")
+    assert run.returncode == 1
+    checks = {check["part"]: check for check in gpu_report.read_checks(tmp_path)}
+    assert (checks["kernels"]["status"], checks["kernels"]["last line"]) == ("3", "broken")
+    assert checks["step"]["status"] == "124"
+    assert checks["step"]["last line"].startswith("stopped after ")
+    assert checks["sample"]["status"] in ("0", "left out")
+
+
+def test_a_sanitizer_without_a_library_is_left_out(tmp_path: Path):
+    if list((ROOT / "fastdecode" / "lib").glob("libfastdecode_cuda.so*")):
+        pytest.skip("the library was built here")
+    script(tmp_path, "--dry-run", "memcheck")
+    (check,) = gpu_report.read_checks(tmp_path)
+    assert (check["part"], check["status"]) == ("memcheck", "left out")
+    assert check["last line"] == "libfastdecode_cuda.so was not built"
+
+
+# --- the pieces -------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_written_as_they_come(tmp_path: Path, capsys):
+    results = Results("step", tmp_path, {"device": "NVIDIA H200", "date": "2026-01-02"}, seconds=0)
+    assert results.file.name == "step-h200-2026-01-02.json"
+    results.add("rows", {"a": 1 / 3})
+    assert json.loads(results.file.read_text())["rows"] == [{"a": 1 / 3}]
+    assert results.out_of_time("the rest")
+    assert json.loads(results.file.read_text())["left out"] == ["the rest"]
+    assert '{"a": 0.3333}' in capsys.readouterr().out
+
+
+def test_names_of_devices():
+    assert slug("NVIDIA H100 80GB HBM3") == "h100-80gb-hbm3"
+    assert slug("dry run on a processor") == "dry"
+
+
+def test_a_report_is_of_one_device(tmp_path: Path):
+    def write(name: str, part: str, device: str, age: int) -> None:
+        machine = {"device": device, "date": "2026-01-02", "commit": "abc"}
+        file = tmp_path / name
+        rows = [{"bandwidth_fraction": 0.5, "model": "7B"}, {"model": "34B", "error": "it | broke"}]
+        file.write_text(json.dumps({"part": part, "machine": machine, "configurations": rows}))
+        os.utime(file, (1000 - age, 1000 - age))
+
+    write("step-h200-2026-01-02.json", "step", "NVIDIA H200", 3)
+    write("kernels-h100-2026-01-02.json", "kernels", "NVIDIA H100", 2)
+    write("step-h200-2026-01-03.json", "step", "NVIDIA H200", 1)
+    (tmp_path / "step-cpu-2026-01-02.json").write_text('{"step": []}')
+    found = gpu_report.whole(tmp_path)
+    assert list(found["parts"]) == ["step"]
+    assert found["machine"]["device"] == "NVIDIA H200"
+    assert [row["model"] for row in found["configurations"]] == ["7B"]
+    assert "failed: it \\| broke" in gpu_report.markdown(found)
+
+
+def test_a_report_of_nothing_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu_report", str(tmp_path)])
+    assert gpu_report.main() == 2
+    assert "has no figures" in capsys.readouterr().err
+
+
+def test_bandwidth_of_this_machine():
+    found = bandwidth("cpu", 2**20)
+    assert all(1e8 < speed < 1e13 for speed in found.values())
+
+
+def test_a_time_is_a_median():
+    timing = seconds_of(lambda: sum(range(1000)), "cpu")
+    assert 0 < timing.seconds < 1
+    assert not timing.captured
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model("tiny bfloat16")
+
+
+def test_the_static_rival_draws_what_we_draw():
+    """Greedily in float32, from prompts whose streams have different lengths."""
+    model = random_model("tiny")
+    prompts = text_prompts(model, 2, 12)
+    rival = StaticChameleon(model, prompts, 3.0, {"temperature": 0.0}, lambda step: step)
+    drawn = fastdecode.generate(
+        model,
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        multimodal_generation_mode="image-only",
+        guidance=3.0,
+        do_sample=False,
+    )
+    for _ in range(2):  # its cache begins anew
+        assert torch.equal(rival.run(16), drawn[:, 13:29])
+
+
+def test_keys_and_values_that_a_step_reads(model):
+    assert gpu_step.kv_bytes_per_id(model) == 2 * 2 * 32 * 2
+    block = Block(3, 1.0, [10, 4], [])
+    assert block.kv_ids() == (11 + 12 + 13 + 5 + 6 + 7) / 3  # the new id's too
+    floor = gpu_step.floor_of(model, [block], 1e9)
+    assert floor == pytest.approx((weight_bytes(model) + 18 * 256) / 1e9)
+
+
+def test_a_run_ends_after_its_blocks_and_frees_its_pages(model):
+    with gpu_step.as_on_a_gpu(), watched("cpu", most=2, steps=4) as watch:
+        drawn, _ = gpu_step.draw(model, Configuration(2), watch, Configuration(2).prompts(model))
+    assert drawn is None
+    assert [block.steps for block in watch.blocks] == [4, 4]
+    assert watch.blocks[1].lengths == [length + 4 for length in watch.blocks[0].lengths]
+    assert all(i in IMAGE_IDS for block in watch.blocks for ids in block.ids for i in ids)
+    assert Decoder(model).captured is None
+
+
+def test_other_ids_are_not_timed(model):
+    def watch(*ids: int, captured: int = 1) -> Watch:
+        return Watch("cpu", blocks=[Block(len(ids), 1.0, [5], [[i] for i in ids])], captured_blocks=captured)
+
+    assert gpu_step.check_captured(watch(5, 6, 7), watch(5, 6)) == 2
+    with pytest.raises(RuntimeError, match=r"^step 1 drew \[8\], and without a capture \[6\]$"):
+        gpu_step.check_captured(watch(5, 6), watch(5, 8))
+    with pytest.raises(RuntimeError, match="not all image ids"):
+        gpu_step.check_captured(watch(5, 3), watch(5, 3))
+    with pytest.raises(RuntimeError, match="0 of 1 blocks were captured"):
+        gpu_step.check_captured(watch(5), watch(5, captured=0))
+
+
+def test_captured_steps_that_fail_leave_the_other_figures(model, monkeypatch: pytest.MonkeyPatch):
+    def failing(self, *args: Any) -> None:
+        raise RuntimeError("cannot be captured")
+
+    monkeypatch.setattr(gpu_step.CapturedSteps, "get", failing)
+    with gpu_step.as_on_a_gpu():
+        row = gpu_step.measure(model, Configuration(1), "cpu", 1e9)
+    assert row["error"] == "captured: RuntimeError: cannot be captured"
+    assert row["ms per step, not captured"] > 0
+    assert "bandwidth_fraction" not in row
+
+
+def test_a_wrong_product_is_not_timed(monkeypatch: pytest.MonkeyPatch):
+    operation = gpu_kernels.Operations(gpu_kernels.SHAPES["dry"], 2, "cpu").linear(64, 64, 1)
+    right = gpu_kernels.ops.joint_linear
+    monkeypatch.setattr(
+        gpu_kernels.ops,
+        "joint_linear",
+        lambda x, w, backend=None: right(x, w, backend=backend) * (1 + (backend is None)),
+    )
+    with pytest.raises(RuntimeError, match=r"fastdecode is 1(\.0)? from the reference; nothing was timed"):
+        gpu_kernels.measure("linear", operation, "cpu", 1e9)
+
+
+def test_shapes_are_chameleons():
+    """Parameters of the whole models, as their names say."""
+    for name, billions in (("7B", 7.0), ("34B", 34.3)):
+        size = SIZES[name]
+        kv = size.hidden // size.heads * (size.kv_heads or size.heads)
+        layer = 2 * size.hidden * (size.hidden + kv) + 3 * size.hidden * size.mlp
+        assert size.layers * layer + 2 * size.vocab * size.hidden == pytest.approx(billions * 1e9, rel=0.01)
+    shape, size = gpu_kernels.SHAPES["7B"], SIZES["7B"]
+    assert (shape.hidden, shape.inner, shape.heads, shape.layers) == (size.hidden, size.mlp, size.heads, size.layers)
