@@ -18,10 +18,23 @@ class CMakeBuild(build_ext):
     `fastdecode/`; the module finds the library by `$ORIGIN/lib` in both.
     """
 
+    def _cuda(self) -> str:
+        """ON or OFF: whether libfastdecode_cuda.so is built too.
+
+        It takes half a minute on two cores, and Python does not need it, so a machine with nvcc builds it
+        only when FASTDECODE_CUDA=1 says so. Plain CMake builds it wherever there is nvcc.
+        """
+        wanted = os.environ.get("FASTDECODE_CUDA", "0")
+        if wanted not in ("0", "1"):
+            raise SystemExit(f"FASTDECODE_CUDA = {wanted}: must be 1, to build libfastdecode_cuda.so, or 0")
+        return "ON" if wanted == "1" else "OFF"
+
     def _cmake_directory(self) -> Path:
         return (Path(self.build_temp) / "cmake").resolve()
 
     def _install(self, package: Path) -> None:
+        for old in package.glob("lib/**/*fastdecode_cuda*"):  # of a build that had it
+            old.unlink()
         command = ["cmake", "--install", str(self._cmake_directory()), "--prefix", str(package)]
         subprocess.run(command, check=True)
 
@@ -34,6 +47,7 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DFASTDECODE_CUDA={self._cuda()}",
             *os.environ.get("CMAKE_ARGS", "").split(),
         ]
         configure = ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build), *options]

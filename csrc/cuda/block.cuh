@@ -8,6 +8,7 @@ namespace {
 
 constexpr unsigned kEveryLane = 0xffffffffu;
 constexpr int kWarp = 32;
+constexpr int kTogether = 4;  // reads of a thread
 
 extern __shared__ float dynamic_shared[];
 
@@ -44,6 +45,46 @@ class CudaBlock {
     return reduced(n, f, [](uint64_t a, uint64_t b) { return a > b ? a : b; });
   }
 
+  // Without a branch around them the reads of a round can be under way together.
+  template <typename Load, typename Use>
+  __device__ uint64_t max_of(int n, Load load, Use use) const {
+    return over_threads(
+        [&] {
+          uint64_t own = 0;
+          for (int first = threadIdx.x; first < n; first += kTogether * kThreads) {
+            decltype(load(0)) loaded[kTogether];
+#pragma unroll
+            for (int j = 0; j < kTogether; ++j) {
+              loaded[j] = load(min(first + j * kThreads, n - 1));
+            }
+#pragma unroll
+            for (int j = 0; j < kTogether; ++j) {
+              const int i = first + j * kThreads;
+              if (i >= n) break;
+              const uint64_t value = use(i, loaded[j]);
+              own = value > own ? value : own;
+            }
+          }
+          return own;
+        },
+        [](uint64_t a, uint64_t b) { return a > b ? a : b; });
+  }
+
+  // The fences make of the barriers and the count an order of this block's writes before the
+  // count, and of the count before the last one's reads.
+  __device__ bool last(uint32_t* count, uint32_t of) const {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      __threadfence();
+      slots_[0] = atomicAdd(count, 1u) == of - 1;
+      __threadfence();
+    }
+    __syncthreads();
+    const bool is_last = slots_[0] != 0;
+    __syncthreads();
+    return is_last;
+  }
+
   // Each thread has a stretch of its own.
   template <typename F, typename To>
   __device__ uint64_t prefix(int n, F f, To to) const {
@@ -78,14 +119,26 @@ class CudaBlock {
   __device__ uint64_t add(uint64_t* to, uint64_t value) const {
     return atomicAdd(reinterpret_cast<unsigned long long*>(to), value);
   }
+  __device__ void raise(uint64_t* to, uint64_t value) const {
+    atomicMax(reinterpret_cast<unsigned long long*>(to), value);
+  }
 
  private:
   template <typename F, typename Combine>
   __device__ uint64_t reduced(int n, F f, Combine combine) const {
+    return over_threads(
+        [&] {
+          uint64_t own = 0;
+          for (int i = threadIdx.x; i < n; i += kThreads) own = combine(own, f(i));
+          return own;
+        },
+        combine);
+  }
+
+  template <typename F, typename Combine>
+  __device__ uint64_t over_threads(F f, Combine combine) const {
     __syncthreads();
-    uint64_t own = 0;
-    for (int i = threadIdx.x; i < n; i += kThreads) own = combine(own, f(i));
-    own = across(own, combine);
+    const uint64_t own = across(f(), combine);
     if (threadIdx.x % kWarp == 0) slots_[threadIdx.x / kWarp] = own;
     __syncthreads();
     const int lane = threadIdx.x % kWarp;

@@ -5,9 +5,13 @@
 //   void each(int n, f)              f(i) for all i < n
 //   uint64_t sum(int n, f)           of f(i) over all i < n
 //   uint64_t max(int n, f)           the largest f(i); 0 if n is 0
+//   uint64_t max_of(int n, l, f)     the largest f(i, l(i)), a few l(i) before the first f
 //   uint64_t prefix(int n, f, to)    to(i, f(0) + ... + f(i - 1)) for all i < n; the sum of all
 //   void once(f)                     f() in one thread
+//   bool last(uint32_t* n, of)       whether this block is the last of so many to ask, by the count
+//                                    *n from 0 on: it sees all that the others wrote before
 //   add(T* to, T value)              atomic, inside of these; what was there before
+//   raise(uint64_t* to, value)       atomic: to the value, if that is larger
 //   Shared& shared()                 of the block
 //   float* values()                  shared too; as many as the launch asked for
 //
@@ -29,7 +33,7 @@ constexpr int kBins = 2048;    // of a search: 11 bits of a key at a time
 constexpr int kRanges = 1024;  // of a set, whose ids are enumerated together
 
 struct Shared {
-  uint32_t low[kBins], high[kBins];  // two words, since atomic additions of one are much faster
+  uint32_t low[kBins], high[kBins];  // of sums, see add_wide
   int32_t starts[kRanges], lows[kRanges];
   uint64_t found[2];
 };

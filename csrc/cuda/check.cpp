@@ -9,7 +9,7 @@ namespace fastdecode {
 namespace {
 
 constexpr int64_t kMaxVocab = int64_t{1} << 22;
-constexpr int64_t kMaxGroups = (int64_t{1} << 31) - 1;  // blocks of a launch
+constexpr int64_t kMaxBlocks = (int64_t{1} << 31) - 1;  // of a launch
 
 #define RETURN_IF(condition, ...) \
   if (condition) return fail(FASTDECODE_INVALID_ARGUMENT, __VA_ARGS__)
@@ -72,8 +72,8 @@ fastdecode_result check_cuda_sample(const fastdecode_sample_args* args, int64_t 
             "rows, groups, streams_per_group and sets must be >= 0");
   RETURN_IF(a.vocab < 0 || a.vocab > kMaxVocab, "vocab = %" PRId64 ": must be in [0, %" PRId64 "]",
             a.vocab, kMaxVocab);
-  RETURN_IF(a.groups > kMaxGroups, "groups = %" PRId64 ": must be at most %" PRId64, a.groups,
-            kMaxGroups);
+  RETURN_IF(a.groups > kMaxBlocks, "groups = %" PRId64 ": must be at most %" PRId64, a.groups,
+            kMaxBlocks);
   RETURN_IF(largest_set < 0, "largest_set = %" PRId64 ": must be >= 0", largest_set);
   if (a.groups == 0) return FASTDECODE_OK;
   RETURN_IF(a.logits == nullptr && a.rows > 0 && a.vocab > 0,
@@ -96,8 +96,8 @@ fastdecode_result check_cuda_advance(const fastdecode_advance_args* args, bool d
   RETURN_IF(a.groups < 0 || a.rows < 0 || a.streams_per_group < 0 || a.vocab < 0 ||
                 a.capacity < 0 || a.grammar.class_range_count < 0,
             "groups, rows, streams_per_group, vocab, capacity and class_range_count must be >= 0");
-  RETURN_IF(a.groups > kMaxGroups, "groups = %" PRId64 ": must be at most %" PRId64, a.groups,
-            kMaxGroups);
+  RETURN_IF(a.groups > kMaxBlocks, "groups = %" PRId64 ": must be at most %" PRId64, a.groups,
+            kMaxBlocks);
   if (a.groups == 0) return FASTDECODE_OK;
   const fastdecode_result result = check_grammar(a.grammar);
   if (result != FASTDECODE_OK) return result;
@@ -107,6 +107,13 @@ fastdecode_result check_cuda_advance(const fastdecode_advance_args* args, bool d
   RETURN_IF(a.streams == nullptr && (a.inputs != nullptr || a.lengths != nullptr) &&
                 (a.streams_per_group != 1 || a.groups > a.rows),
             "streams = NULL: needs streams_per_group = 1 and groups <= rows");
+  return FASTDECODE_OK;
+}
+
+fastdecode_result check_cuda_blocks(int64_t groups, int64_t chunks) {
+  RETURN_IF(chunks > 0 && groups > kMaxBlocks / chunks,
+            "groups = %" PRId64 ": must be at most %" PRId64 " for sets of this size", groups,
+            kMaxBlocks / chunks);
   return FASTDECODE_OK;
 }
 

@@ -9,6 +9,8 @@ namespace fastdecode {
 fastdecode_result check_cuda_sample(const fastdecode_sample_args* args, int64_t largest_set);
 // `draws`: of a sample_advance, whose groups, streams and tokens are the sample's.
 fastdecode_result check_cuda_advance(const fastdecode_advance_args* args, bool draws);
+// `chunks`: blocks that share a group, or 0.
+fastdecode_result check_cuda_blocks(int64_t groups, int64_t chunks);
 fastdecode_result check_cuda_workspace(const void* workspace, size_t bytes, size_t needed);
 
 }  // namespace fastdecode

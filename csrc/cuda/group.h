@@ -92,6 +92,12 @@ struct Mixed {
   bool wrong;     // a stream has NaN or +inf there
 };
 
+// An id's logits in the first two streams.
+template <typename T>
+struct Read {
+  T first, second;
+};
+
 // The streams of a group that are read; the first two, mostly all there are, are at hand.
 template <typename T>
 class Streams {
@@ -115,11 +121,16 @@ class Streams {
   // A row that does not exist or a weight that is not finite, or nothing to read at all.
   FASTDECODE_DEVICE bool bad() const { return bad_ || count_ == 0; }
 
-  FASTDECODE_DEVICE Mixed mix(int32_t id) const {
-    float l = float_of(first_.row[id]);
+  // Apart from mix, so that the reads of several ids can be under way together.
+  FASTDECODE_DEVICE Read<T> read(int32_t id) const {
+    return {first_.row[id], count_ > 1 ? second_.row[id] : T{}};
+  }
+
+  FASTDECODE_DEVICE Mixed mix(int32_t id, const Read<T>& read) const {
+    float l = float_of(read.first);
     Mixed m = {first_.weight * l, l != -kInf, !(l < kInf)};
     if (count_ == 1) return m;
-    l = float_of(second_.row[id]);
+    l = float_of(read.second);
     add(second_.weight, l, m);
     if (count_ == 2) return m;
     for (int64_t k = further_; k < a_.streams_per_group; ++k) {
@@ -130,9 +141,9 @@ class Streams {
     return m;
   }
 
-  // Of the first stream, for contrast; -inf for what is not finite.
-  FASTDECODE_DEVICE float expert(int32_t id) const {
-    const float l = float_of(first_.row[id]) + 0.0f;
+  // The first stream alone, for contrast; -inf for what is not finite.
+  FASTDECODE_DEVICE static float expert(const Read<T>& read) {
+    const float l = float_of(read.first) + 0.0f;
     return l > -kInf && l < kInf ? l : -kInf;
   }
 
@@ -184,10 +195,10 @@ struct Valued {
 };
 
 template <typename T>
-FASTDECODE_DEVICE Valued value_at(const Streams<T>& streams, const Group& g, const Contrast& c,
-                                  int32_t id) {
-  const Mixed m = streams.mix(id);
-  const bool keep = m.possible && (!c.wanted || c.likely(streams.expert(id)));
+FASTDECODE_DEVICE Valued value_of_id(const Streams<T>& streams, const Group& g, const Contrast& c,
+                                     int32_t id, const Read<T>& read) {
+  const Mixed m = streams.mix(id, read);
+  const bool keep = m.possible && (!c.wanted || c.likely(streams.expert(read)));
   const float z = scaled(g, m.z, id);
   return {keep && z < kInf ? z : -kInf, m.wrong || (keep && !(z < kInf))};
 }

@@ -21,15 +21,30 @@ class Ids {
   FASTDECODE_DEVICE bool bad() const { return bad_; }
   FASTDECODE_DEVICE int32_t size() const { return size_; }
 
-  // The largest f(position, id).
-  template <typename F>
-  FASTDECODE_DEVICE uint64_t max(F f) {
+  // Of a set that has been looked at before: that many ids, none of them wrong.
+  FASTDECODE_DEVICE Ids(Block& block, const Set& set, int32_t size)
+      : block_(block), set_(set), size_(size) {}
+
+  // The largest use(position, id, load(id)) of the positions [first, last). The load of a few ids
+  // comes before the use of the first of them, so that their reads are under way together.
+  template <typename Load, typename Use>
+  FASTDECODE_DEVICE uint64_t max(int32_t first, int32_t last, Load load, Use use) {
     uint64_t largest = 0;
     int32_t from = 0;
-    for (int32_t r = set_.first; r < set_.last; r += kRanges) {
+    for (int32_t r = set_.first; r < set_.last && from < last; r += kRanges) {
       const Batch b = batch(r);
-      const uint64_t here = block_.max(b.size, [&](int i) { return f(from + i, id_in(b, i)); });
-      largest = here > largest ? here : largest;
+      const int32_t begin = first > from ? first - from : 0;
+      const int32_t end = last - from < b.size ? last - from : b.size;
+      if (begin < end) {
+        const uint64_t here = block_.max_of(
+            end - begin,
+            [&](int i) {
+              const int32_t id = id_in(b, begin + i);
+              return loaded(id, load(id));
+            },
+            [&](int i, const auto& l) { return use(from + begin + i, l.id, l.value); });
+        largest = here > largest ? here : largest;
+      }
       from += b.size;
     }
     return largest;
@@ -46,6 +61,16 @@ class Ids {
   }
 
  private:
+  template <typename V>
+  struct Loaded {
+    int32_t id;
+    V value;
+  };
+  template <typename V>
+  FASTDECODE_DEVICE static Loaded<V> loaded(int32_t id, V value) {
+    return {id, value};
+  }
+
   struct Batch {
     int32_t ranges, size;
   };

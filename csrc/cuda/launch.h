@@ -5,60 +5,102 @@
 #include "cpu/error.h"
 #include "cuda/check.h"
 #include "cuda/kernels.h"
+#include "cuda/sample_cut.h"
 
 namespace fastdecode {
 namespace {
 
-constexpr int64_t kSmallSet = 16384;  // ids of which a block holds all: 64 KiB
+// Ids of which a block holds all: 64 KiB. Tests build with none.
+#if !defined(FASTDECODE_CUDA_SMALL_SET)
+#define FASTDECODE_CUDA_SMALL_SET 16384
+#endif
+constexpr int64_t kSmallSet = FASTDECODE_CUDA_SMALL_SET;
 
 inline int64_t largest_of(const fastdecode_sample_args& a, int64_t largest_set) {
   return largest_set > 0 && largest_set < a.vocab ? largest_set : a.vocab;
 }
 
-inline bool is_small(const fastdecode_sample_args& a, int64_t largest_set) {
-  return largest_of(a, largest_set) <= kSmallSet;
+// Blocks that share a group; 0: one block holds it.
+inline int64_t chunks_of(const fastdecode_sample_args& a, int64_t largest_set) {
+  const int64_t largest = largest_of(a, largest_set);
+  return largest <= kSmallSet ? 0 : (largest + kChunk - 1) / kChunk;
 }
 
 inline size_t workspace_of(const fastdecode_sample_args& a, int64_t largest_set) {
-  return is_small(a, largest_set) ? 0 : 256;
+  const int64_t chunks = chunks_of(a, largest_set);
+  return chunks == 0 ? 0 : workspace_of_group(chunks) * static_cast<size_t>(a.groups);
 }
 
+inline fastdecode_result check_sample(const fastdecode_sample_args* args, int64_t largest_set) {
+  const fastdecode_result checked = check_cuda_sample(args, largest_set);
+  if (checked != FASTDECODE_OK) return checked;
+  return check_cuda_blocks(args->groups, chunks_of(*args, largest_set));
+}
+
+// Launches one kernel after another; after one that CUDA refuses, none.
+template <class Device>
+class Launches {
+ public:
+  explicit Launches(Device& device) : device_(device) {}
+
+  template <class Kernel, int kThreads>
+  void add(int64_t blocks, int64_t values, const Call& call) {
+    if (result_ != FASTDECODE_OK) return;
+    result_ = device_.template launch<Kernel, kThreads>(blocks, values, call);
+  }
+  fastdecode_result result() const { return result_; }
+
+ private:
+  Device& device_;
+  fastdecode_result result_ = FASTDECODE_OK;
+};
+
 template <typename T, class Device>
-fastdecode_result launch_small(Device& device, const SmallCall& call) {
+fastdecode_result launch_small(Device& device, const Call& call) {
   const int64_t groups = call.sample.groups, ids = call.capacity;
   if (ids <= 1024) return device.template launch<SampleSmall<T>, 128>(groups, ids, call);
   return device.template launch<SampleSmall<T>, 512>(groups, ids, call);
 }
 
-// Draws for checked arguments and, if `advance` is given, appends.
 template <typename T, class Device>
-fastdecode_result launch_sample(Device& device, const fastdecode_sample_args& a,
-                                const fastdecode_advance_args* advance, int64_t largest_set) {
-  SmallCall call = {};
-  call.sample = a;
-  call.advances = advance != nullptr;
-  if (advance != nullptr) call.advance = *advance;
-  call.capacity = static_cast<int32_t>(largest_of(a, largest_set));
-  return launch_small<T>(device, call);
+fastdecode_result launch_large(Device& device, Call& call) {
+  const fastdecode_sample_args& a = call.sample;
+  const int64_t blocks = a.groups * call.chunks;
+  Launches<Device> launches(device);
+  const auto mix = [&](bool expert, bool search) {
+    call.expert = expert;
+    launches.template add<Mix<T>, kLargeThreads>(blocks, 0, call);
+    if (!search) return;
+    launches.template add<Count, kLargeThreads>(blocks, 0, call);
+    launches.template add<List, kLargeThreads>(blocks, kChunk, call);
+  };
+  if (a.contrast_k > 0) mix(true, true);
+  mix(false, a.top_k != nullptr || a.top_k_value > 0 || a.top_p != nullptr || a.top_p_value < 1.0f);
+  launches.template add<Draw, kLargeThreads>(blocks, kChunk, call);
+  return launches.result();
 }
 
+// Draws for checked arguments and, if `advance` is given, appends.
 template <class Device>
 fastdecode_result run_sample(Device& device, const fastdecode_sample_args& a,
                              const fastdecode_advance_args* advance, int64_t largest_set,
                              void* workspace) {
-  (void)workspace;
   if (a.groups == 0) return FASTDECODE_OK;
-  if (!is_small(a, largest_set)) {
-    return fail(FASTDECODE_INVALID_ARGUMENT,
-                "largest_set: sets of more than 16384 ids cannot be drawn from yet");
-  }
+  Call call = {};
+  call.sample = a;
+  call.advances = advance != nullptr;
+  if (advance != nullptr) call.advance = *advance;
+  call.capacity = static_cast<int32_t>(largest_of(a, largest_set));
+  call.workspace = static_cast<char*>(workspace);
+  call.chunks = static_cast<int32_t>(chunks_of(a, largest_set));
+  const bool large = call.chunks > 0;
   if (a.dtype == FASTDECODE_FLOAT32) {
-    return launch_sample<float>(device, a, advance, largest_set);
+    return large ? launch_large<float>(device, call) : launch_small<float>(device, call);
   }
   if (a.dtype == FASTDECODE_BFLOAT16) {
-    return launch_sample<BFloat16>(device, a, advance, largest_set);
+    return large ? launch_large<BFloat16>(device, call) : launch_small<BFloat16>(device, call);
   }
-  return launch_sample<Float16>(device, a, advance, largest_set);
+  return large ? launch_large<Float16>(device, call) : launch_small<Float16>(device, call);
 }
 
 template <class Device>

@@ -2,45 +2,12 @@
 // Each weighted logit of the set is read once; with contrast the first stream's twice.
 #pragma once
 
-#include "core/philox.h"
 #include "cuda/ids.h"
+#include "cuda/result.h"
 #include "cuda/search.h"
 
 namespace fastdecode {
 namespace {
-
-constexpr uint64_t kWrong = uint64_t{1} << 32;  // above every key
-
-FASTDECODE_DEVICE inline void write(const fastdecode_sample_args& a, int64_t group, int64_t token,
-                                    float logprob, int32_t kept, int32_t status) {
-  a.token[group] = token;
-  a.logprob[group] = logprob;
-  a.kept[group] = kept;
-  a.status[group] = status;
-}
-
-FASTDECODE_DEVICE inline void write_none(const fastdecode_sample_args& a, int64_t group,
-                                         int32_t status) {
-  write(a, group, -1, -kInf, 0, status);
-}
-
-// Orders by z + noise, and among equals the lesser place first; NaN counts as -inf.
-FASTDECODE_DEVICE inline uint64_t rank_of(float value, int32_t place) {
-  const uint32_t key = order_key(value == value ? value + 0.0f : -kInf);
-  return static_cast<uint64_t>(key) << 32 | ~static_cast<uint32_t>(place);
-}
-
-FASTDECODE_DEVICE inline int32_t place_of(uint64_t rank) {
-  return static_cast<int32_t>(~static_cast<uint32_t>(rank));
-}
-
-FASTDECODE_DEVICE inline float noise_of(const Group& g, int32_t id) {
-  return g.noise != nullptr ? g.noise[id] : gumbel_noise(g.seed, g.step, static_cast<uint32_t>(id));
-}
-
-FASTDECODE_DEVICE inline float logprob_of(float z, float top, uint64_t mass) {
-  return (z - top) - log_f32(static_cast<float>(static_cast<int64_t>(mass)) * 0x1p-40f);
-}
 
 // Steps 5 and 6: the least key that top-k and top-p keep.
 template <class Block>
@@ -75,10 +42,11 @@ FASTDECODE_DEVICE void sample_small(Block& block, const fastdecode_sample_args& 
     return fail(FASTDECODE_STATUS_INVALID_LOGITS);
   }
 
+  const auto read = [&](int32_t id) { return streams.read(id); };
   Contrast contrast = {false, 0.0f, 0.0f};
   if (a.contrast_k > 0) {
-    const uint64_t key = ids.max([&](int32_t i, int32_t id) -> uint64_t {
-      z[i] = streams.expert(id);
+    const uint64_t key = ids.max(0, n, read, [&](int32_t i, int32_t, const Read<T>& r) -> uint64_t {
+      z[i] = streams.expert(r);
       return z[i] > -kInf ? order_key(z[i]) : 0;
     });
     if (key == 0) return fail(FASTDECODE_STATUS_INVALID_LOGITS);
@@ -89,11 +57,12 @@ FASTDECODE_DEVICE void sample_small(Block& block, const fastdecode_sample_args& 
     contrast = contrast_from(a.contrast_alpha, float_of_key(hi), float_of_key(kth));
   }
 
-  const uint64_t best = ids.max([&](int32_t i, int32_t id) -> uint64_t {
-    const Valued v = value_at(streams, g, contrast, id);
-    z[i] = v.z;
-    return v.wrong ? kWrong : v.z > -kInf ? order_key(v.z) : 0;
-  });
+  const uint64_t best =
+      ids.max(0, n, read, [&](int32_t i, int32_t id, const Read<T>& r) -> uint64_t {
+        const Valued v = value_of_id(streams, g, contrast, id, r);
+        z[i] = v.z;
+        return v.wrong ? kWrong : v.z > -kInf ? order_key(v.z) : 0;
+      });
   if (best == 0 || best == kWrong) return fail(FASTDECODE_STATUS_INVALID_LOGITS);
   const float top = float_of_key(static_cast<uint32_t>(best));
 
@@ -113,9 +82,11 @@ FASTDECODE_DEVICE void sample_small(Block& block, const fastdecode_sample_args& 
     return 0;
   });
   const uint64_t kept = block.sum(n, [&](int i) { return uint64_t{z[i] > -kInf}; });
-  const uint64_t rank = ids.max([&](int32_t i, int32_t id) {
-    return z[i] > -kInf ? rank_of(z[i] + noise_of(g, id), i) : uint64_t{0};
-  });
+  const uint64_t rank = ids.max(
+      0, n, [&](int32_t) { return true; },
+      [&](int32_t i, int32_t id, bool) {
+        return z[i] > -kInf ? rank_of(z[i] + noise_of(g, id), i) : uint64_t{0};
+      });
   const int32_t place = place_of(rank), id = ids.at(place);
   const float logprob = logprob_of(z[place], top, mass);
   block.once(

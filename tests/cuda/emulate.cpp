@@ -1,6 +1,7 @@
 // fastdecode_cuda.h on the CPU: each kernel's blocks one after another, each block's threads one
 // after another between barriers. What order they come in is a seed's choice, so that a kernel
 // that relies on one gives itself away. Shared memory begins as garbage in every block.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <numeric>
@@ -73,6 +74,27 @@ class EmulatedBlock {
     return largest;
   }
 
+  // All loads of a thread's round first, those behind the end of the last one again.
+  template <typename Load, typename Use>
+  uint64_t max_of(int n, Load load, Use use) {
+    constexpr int kTogether = 4;
+    uint64_t largest = 0;
+    for (const int thread : threads_) {
+      for (int first = thread; first < n; first += kTogether * kThreads) {
+        std::vector<decltype(load(0))> loaded;
+        for (int j = 0; j < kTogether; ++j) {
+          loaded.push_back(load(std::min(first + j * kThreads, n - 1)));
+        }
+        for (int j = 0; j < kTogether && first + j * kThreads < n; ++j) {
+          largest = std::max(largest, use(first + j * kThreads, loaded[j]));
+        }
+      }
+    }
+    return largest;
+  }
+
+  bool last(uint32_t* count, uint32_t of) { return (*count)++ == of - 1; }
+
   // First all weights, then all places, as on a GPU: `to` must not change what `f` reads.
   template <typename F, typename To>
   uint64_t prefix(int n, F f, To to) {
@@ -88,6 +110,8 @@ class EmulatedBlock {
     *to = before + value;
     return before;
   }
+
+  void raise(uint64_t* to, uint64_t value) { *to = std::max(*to, value); }
 
  private:
   int64_t index_;

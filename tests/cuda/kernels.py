@@ -1,23 +1,15 @@
-"""The CUDA library's kernels on the CPU, thread by thread (emulate.cpp), behind the functions of `fastdecode.ops`."""
+"""The CUDA library's kernels behind the functions of `fastdecode.ops`: emulated on the CPU, or on a GPU."""
 
 from __future__ import annotations
 
 import ctypes
-import subprocess
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastdecode.ops import DecodeState, GrammarTables, Sample, checks, cpu
-
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = (
-    ROOT / "tests/cuda/emulate.cpp",
-    ROOT / "csrc/cuda/check.cpp",
-    ROOT / "csrc/cpu/error.cpp",
-)
-EXACT = ("-std=c++17", "-O2", "-ffp-contract=off", "-fno-fast-math", "-Wall", "-Wextra", "-Werror")
 
 _P, _I32, _I64, _F32 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 
@@ -54,42 +46,48 @@ def filled(struct: type[ctypes.Structure], fields: tuple) -> ctypes.Structure:
     return struct(ctypes.sizeof(struct), *fields)
 
 
-class Emulated:
-    """The library that g++ makes of the kernels."""
+class Kernels:
+    """A library that runs the kernels on memory of the host: emulate.cpp, or on_device.cpp with one of a GPU.
 
-    def __init__(self, folder: Path, *options: str) -> None:
-        target = folder / "libemulated.so"
-        include = (f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/include'}")
-        command = ["g++", *EXACT, *options, "-fPIC", "-shared", *include, *map(str, SOURCES), "-o", str(target)]
-        subprocess.run(command, check=True, timeout=300)
-        self.library = ctypes.CDLL(str(target))
-        self.library.fastdecode_cuda_last_error.restype = ctypes.c_char_p
+    Its functions are those of fastdecode_cuda.h, with this prefix.
+    """
+
+    def __init__(self, path: Path, prefix: str) -> None:
+        self.library = ctypes.CDLL(str(path))
+        self.prefix = prefix
+        self._function("last_error").restype = ctypes.c_char_p
+
+    def _function(self, name: str) -> Any:
+        return getattr(self.library, self.prefix + name)
 
     def seed(self, seed: int) -> None:
-        """Chooses the order in which blocks, and threads between barriers, run."""
-        self.library.emulate_seed(ctypes.c_uint64(seed))
+        """Chooses the order in which blocks, and threads between barriers, run; a GPU chooses for itself."""
+        if hasattr(self.library, "emulate_seed"):
+            self.library.emulate_seed(ctypes.c_uint64(seed))
 
     def launches(self) -> int:
-        """Since it was last asked for."""
+        """Since it was last asked for; of an emulation."""
         return int(self.library.emulate_launches())
+
+    def replays(self, number: int) -> None:
+        """From now on calls are captured in a graph that is replayed so often; 0: they are made. Of a GPU."""
+        self.library.on_device_replays(number)
 
     def check(self, result: int) -> None:
         if result != 0:
-            raise ValueError(self.library.fastdecode_cuda_last_error().decode())
+            raise ValueError(self._function("last_error")().decode())
 
     def workspace(self, args: ctypes.Structure, largest: int) -> tuple[Tensor, int, int]:
         """(memory, address, bytes): just as much as is needed, full of garbage."""
         bytes_needed = ctypes.c_size_t(0)
-        self.check(
-            self.library.fastdecode_cuda_workspace(ctypes.byref(args), _I64(largest), ctypes.byref(bytes_needed))
-        )
+        self.check(self._function("workspace")(ctypes.byref(args), _I64(largest), ctypes.byref(bytes_needed)))
         memory = torch.full((bytes_needed.value + 512,), 0xA5, dtype=torch.uint8)
         return memory, (memory.data_ptr() + 255) & ~255, bytes_needed.value
 
     def sample_raw(self, args: ctypes.Structure, largest: int = 0) -> None:
         memory, address, size = self.workspace(args, largest)
         begin = address - memory.data_ptr()
-        call = self.library.fastdecode_cuda_sample
+        call = self._function("sample")
         self.check(call(ctypes.byref(args), _I64(largest), _P(address), ctypes.c_size_t(size), None))
         assert bool((memory[begin + size :] == 0xA5).all()), "written behind the workspace"
 
@@ -109,7 +107,7 @@ class Emulated:
         self, token: Tensor, tables: GrammarTables, state: DecodeState, streams: Tensor | None, rows: int
     ) -> None:
         args = filled(AdvanceArgs, cpu._advance_fields(token, tables, state, streams, rows))
-        self.check(self.library.fastdecode_cuda_advance(ctypes.byref(args), None))
+        self.check(self._function("advance")(ctypes.byref(args), None))
 
     def sample_advance(
         self, logits: Tensor, tables: GrammarTables, state: DecodeState, largest: int = 0, **given
@@ -119,7 +117,7 @@ class Emulated:
         sampled = filled(SampleArgs, cpu._sample_fields(args, out))
         advanced = filled(AdvanceArgs, cpu._advance_fields(None, tables, state, args.streams, len(logits)))
         memory, address, size = self.workspace(sampled, largest)
-        call = self.library.fastdecode_cuda_sample_advance
+        call = self._function("sample_advance")
         both = (ctypes.byref(sampled), ctypes.byref(advanced))
         self.check(call(*both, _I64(largest), _P(address), ctypes.c_size_t(size), None))
         del memory
