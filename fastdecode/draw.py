@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,11 +110,21 @@ class Drawer:
             self._known_spans[sets] = spans if few else None
         return self._known_spans[sets]
 
+    def _key(self, drawing: list[Group]) -> tuple[object, ...]:
+        """What `_lay_out` depends on."""
+        return tuple(
+            (
+                *(id(g), *g.rows, *g.weights),
+                self.grammar.set_index(g.state, len(g.ids), g.limit),
+                self.grammar.in_picture(g.state),
+            )
+            for g in drawing
+        )
+
     def _lay_out(self, drawing: list[Group]) -> _Layout:
-        sets = [self.grammar.set_index(g.state, len(g.ids), g.limit) for g in drawing]
-        pictures = [self.grammar.in_picture(g.state) for g in drawing]
-        key = tuple((id(g), *g.rows, *g.weights, s, p) for g, s, p in zip(drawing, sets, pictures, strict=True))
+        key = self._key(drawing)
         if self._layout is None or key != self._layout_key:
+            sets = [self.grammar.set_index(g.state, len(g.ids), g.limit) for g in drawing]
             width = max(len(g.rows) for g in drawing)
             streams = [[*g.rows, *[-1] * (width - len(g.rows))] for g in drawing]
             weights = [[*g.weights, *[0.0] * (width - len(g.rows))] for g in drawing]
@@ -140,27 +150,60 @@ class Drawer:
         For a `plain` drawer, and ``drawing`` all the groups that ``cache`` has rows of, which draw in each of these
         steps. ``inputs``: the next id of every row. Returns the ids of each step. ``RuntimeError`` as from `draw`.
         """
-        layout, numbers = self._lay_out(drawing), [g.number for g in drawing]
-        state = ops.DecodeState(
-            mode=torch.tensor([g.state for g in drawing], dtype=torch.int32, device=self.device),
-            step=torch.tensor([len(g.ids) for g in drawing], device=self.device),
-            finished=torch.zeros(len(drawing), dtype=torch.uint8, device=self.device),
-            inputs=torch.tensor(inputs, device=self.device),
-            seen=None if self.seen is None else self.seen[numbers],
-        )
-        draws = Draws(self.tables, layout.streams, layout.weights, layout.seeds, layout.parameters, layout.spans)
+        draws, state = self._block(drawing, inputs)
         captured = self.decoder.captured.get(cache, draws, state, steps) if self.decoder.captured else None
         if captured is not None:
             drawn = captured.run(cache, draws, state, steps)
         else:
             drawn = self._steps_of_draws(cache, draws, state, steps)
         if self.seen is not None and state.seen is not None:
-            self.seen[numbers] = state.seen
+            self.seen[[g.number for g in drawing]] = state.seen
         tokens: list[list[int]] = drawn[0].tolist()
         statuses: list[list[int]] = drawn[1].tolist()
         for ahead, (row, status) in enumerate(zip(tokens, statuses, strict=True)):
             _check_drawn(row, status, drawing, ahead)
         return tokens
+
+    def draw_seen_late(
+        self,
+        cache: StreamCache,
+        drawing: list[Group],
+        inputs: list[int],
+        steps: int,
+        look: Callable[[list[int]], bool],
+    ) -> bool:
+        """At most so many captured steps, each begun before the ids of the one before are looked at. ``look`` gets
+        the ids of one step after another, when ``cache`` has grown by it, and says whether the next one, which is
+        under way, counts: it does as long as the same groups draw from the same rows and sets.
+
+        Arguments and errors as of `draw_unseen`. False, with nothing done, where steps cannot be captured.
+        """
+        draws, state = self._block(drawing, inputs)
+        captured = self.decoder.captured.get(cache, draws, state, steps) if self.decoder.captured else None
+        if captured is None:
+            return False
+        key = self._layout_key
+
+        def look_at(tokens: list[int], statuses: list[int]) -> bool:
+            _check_drawn(tokens, statuses, drawing)
+            return look(tokens) and self._key(drawing) == key
+
+        captured.run_seen_late(cache, draws, state, steps, look_at)
+        return True
+
+    def _block(self, drawing: list[Group], inputs: list[int]) -> tuple[Draws, ops.DecodeState]:
+        """What steps without a look at the ids begin with."""
+        layout = self._lay_out(drawing)
+        state = ops.DecodeState(
+            mode=torch.tensor([g.state for g in drawing], dtype=torch.int32, device=self.device),
+            step=torch.tensor([len(g.ids) for g in drawing], device=self.device),
+            finished=torch.zeros(len(drawing), dtype=torch.uint8, device=self.device),
+            limit=torch.tensor([g.limit for g in drawing], device=self.device),
+            inputs=torch.tensor(inputs, device=self.device),
+            seen=None if self.seen is None else self.seen[[g.number for g in drawing]],
+        )
+        draws = Draws(self.tables, layout.streams, layout.weights, layout.seeds, layout.parameters, layout.spans)
+        return draws, state
 
     def _steps_of_draws(
         self, cache: StreamCache, draws: Draws, state: ops.DecodeState, steps: int

@@ -55,6 +55,10 @@ class Explanation:
                 steps += ", prompts too (deterministic)"
         elif prepared.decoder.of_operations:
             steps = "each step made of Triton kernels"
+            if prepared.decoder.captured is not None:
+                steps += ", captured as a CUDA graph"
+            else:
+                reasons.append("steps are not captured: the rotation of an id depends on how many there are")
         else:
             steps = "steps of PyTorch operations"
             reasons.append(f"the layers cannot be run as one: {slower}")

@@ -119,7 +119,7 @@ class DecodeLoop:
                 unseen = self._steps_unseen()
                 if unseen > 1:
                     self._draw_unseen(unseen)
-                else:
+                elif not self._draw_seen_late():
                     self._step()
         except PoolExhausted as error:
             raise PoolExhausted(
@@ -132,16 +132,20 @@ class DecodeLoop:
 
     def _step(self) -> None:
         """One id for every live group: forced by the grammar, or drawn; then the rows follow."""
-        column = self.width + self.steps
         tokens = {g.number: self.grammar.forced[g.state] for g in self.live}
         drawing = [g for g in self.live if tokens[g.number] < 0]
         draws = bool(drawing) or self.drawer.recorder.wanted
         if draws or not (self.whole or self._all_end(tokens)):
             hidden = self.decoder.step(self.cache, torch.tensor(self.inputs, device=self.decoder.device))
             if draws:
-                drawn = self.drawer.draw(hidden, drawing, self.sequences[:, :column])
+                drawn = self.drawer.draw(hidden, drawing, self.sequences[:, : self.width + self.steps])
                 tokens |= {g.number: token for g, token in zip(drawing, drawn, strict=True)}
         self.whole = False
+        self._follow(tokens)
+
+    def _follow(self, tokens: dict[int, int]) -> None:
+        """One id for every live group, by its number, and what follows from it."""
+        column = self.width + self.steps
         newest = torch.full((len(self.groups),), -1)
         begun = []
         for number, token in tokens.items():
@@ -158,9 +162,14 @@ class DecodeLoop:
         if self.after_step is not None:
             self.after_step(newest)
 
+    @property
+    def _nobody_asks(self) -> bool:
+        """Whether nothing of the caller's comes between two steps."""
+        return not self.stopping and not self.whole and self.drawer.plain
+
     def _steps_unseen(self) -> int:
         """How many steps nobody needs to look at: all live sequences are inside a picture, and no one asks."""
-        if self.stopping or self.whole or not self.drawer.plain or self.grammar.mode == "unrestricted":
+        if not self._nobody_asks or self.grammar.mode == "unrestricted":
             return 0
         steps = MOST_STEPS
         for g in self.live:
@@ -191,6 +200,26 @@ class DecodeLoop:
         if self.after_step is not None:
             for newest in columns:
                 self.after_step(newest)
+
+    def _draw_seen_late(self) -> bool:
+        """Steps on a GPU, each begun before the ids of the one before are looked at, until a group ends, or enters or
+        leaves a picture. Whether there were any.
+        """
+        if self.decoder.captured is None or not self._nobody_asks:
+            return False
+        drawing, before = list(self.live), self.steps
+        if any(self.grammar.forced[g.state] >= 0 for g in drawing):
+            return False
+        steps = min(MOST_STEPS // 2, *(g.limit - len(g.ids) for g in drawing))
+
+        def look(tokens: list[int]) -> bool:
+            self._follow({g.number: token for g, token in zip(drawing, tokens, strict=True)})
+            return self.live == drawing and all(self.grammar.forced[g.state] < 0 for g in drawing)
+
+        if steps < 2 or not self.drawer.draw_seen_late(self.cache, drawing, self.inputs, steps, look):
+            return False
+        assert self.steps > before
+        return True
 
     def _all_end(self, tokens: dict[int, int]) -> bool:
         """Whether every live group ends with the token that is forced on it, so that its rows are of no more use."""

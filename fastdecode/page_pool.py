@@ -64,8 +64,8 @@ class PagePool:
     """``keys`` and ``values``: per layer, (capacity, kv_heads, page_slots, head_dim) on ``device``, never initialised.
 
     `take` may replace these tensors by larger ones (the lists stay), at least half again as large, or as large as was
-    `expect`-ed, and never of more than ``pages`` pages; what is in them is kept. They are inference tensors: they can
-    be written to in inference mode only. Raises ValueError for sizes below 1.
+    `expect`-ed, and never of more than ``pages`` pages; so may `allocate`. What is in them is kept. They are inference
+    tensors: they can be written to in inference mode only. Raises ValueError for sizes below 1.
     """
 
     @torch.inference_mode()
@@ -162,6 +162,11 @@ class PagePool:
         got, and what is in use copied, bit by bit. A limit stays.
         """
         self._expected = self.used + pages
+
+    def allocate(self) -> None:
+        """Have memory for as many pages as the limit lets, if there is one: after that no tensor is replaced."""
+        if self.limit is not None and self.capacity < self.limit:
+            self._grow(self.limit)
 
     def share(self, pages: Iterable[int]) -> None:
         """One more owner for each page (two more if it is named twice). ValueError, before any change, if one is

@@ -164,6 +164,23 @@ def test_expected_pages_get_their_memory_at_once_and_within_the_limit():
     assert pool.capacity == 30
 
 
+def test_allocated_storage_stays():
+    pool = new_pool(7)
+    [page] = pool.take(1)
+    with torch.inference_mode():
+        pool.keys[1][page] = 3.0
+    pool.allocate()
+    stored = [*pool.keys, *pool.values]
+    assert (pool.capacity, pool.used, pool.free, {len(t) for t in stored}) == (7, 1, 6, {7})
+    assert (pool.keys[1][page] == 3.0).all()
+    pool.take(6)
+    pool.allocate()
+    assert all(a is b for a, b in zip((*pool.keys, *pool.values), stored, strict=True))
+    endless = new_pool(None)
+    endless.allocate()
+    assert endless.capacity == 0
+
+
 def test_expecting_nothing_changes_nothing():
     pool = new_pool()
     pool.take(4)

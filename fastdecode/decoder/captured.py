@@ -7,16 +7,18 @@ its ids when it is over.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from fastdecode import ops
 from fastdecode.kv_cache import StreamCache
-from fastdecode.page_pool import PoolExhausted
+from fastdecode.page_pool import PagePool, PoolExhausted
 
 if TYPE_CHECKING:
     from fastdecode.decoder.decoder import Decoder
@@ -28,7 +30,7 @@ MOST_STEPS = 64
 """Of one run: their ids are read together."""
 
 MOST_KEPT = 4
-"""Captured steps of a decoder."""
+"""Captured steps of a pool."""
 
 WARM_UPS = 2
 """Runs before the capture, in which kernels are compiled and memory is found."""
@@ -64,16 +66,20 @@ class _Rows:
     """A cache's storage, with the lengths and the table of a captured step."""
 
     def __init__(self, cache: StreamCache, width: int) -> None:
-        self.pool, self.keys, self.values = cache.pool, list(cache.keys), list(cache.values)
+        self.keys, self.values = list(cache.keys), list(cache.values)
         self.lengths = torch.zeros_like(cache.lengths)
         self.table = torch.zeros((cache.rows, width), dtype=torch.int32, device=self.lengths.device)
+
+
+_KEPT: WeakKeyDictionary[PagePool, list[CapturedStep]] = WeakKeyDictionary()
+"""A captured step knows the memory of a pool's pages, and not the pool."""
 
 
 class CapturedStep:
     """One step of ``decoder`` for the rows of ``cache``, and its draws, captured by ``capture``.
 
     For any later cache with as many rows over the same storage, and `Draws` of the same shape: `fits`. ``spare``: a
-    page to write to while it captures.
+    page to write to while it captures. ``seconds``: what that took, with compiling.
     """
 
     def __init__(
@@ -81,6 +87,7 @@ class CapturedStep:
     ) -> None:
         groups, device = len(draws.streams), cache.lengths.device
         self.decoder, self.tables, self.spans = decoder, draws.tables, draws.spans
+        self.beside = decoder.beside_layers()
         # A captured table cannot grow: room for twice what there is, and for one more run.
         width = 2 * cache.table.shape[1] + -(-MOST_STEPS // cache.pool.page_slots)
         self.rows = _Rows(cache, width)
@@ -95,29 +102,40 @@ class CapturedStep:
             mode=state.mode.clone(),
             step=state.step.clone(),
             finished=state.finished.clone(),
+            limit=None if state.limit is None else state.limit.clone(),
             inputs=None if state.inputs is None else state.inputs.clone(),
             seen=None if state.seen is None else state.seen.clone(),
         )
         self.place = torch.zeros(1, dtype=torch.long, device=device)
         self.tokens = torch.full((MOST_STEPS, groups), -1, device=device)
         self.statuses = torch.zeros((MOST_STEPS, groups), dtype=torch.int32, device=device)
+        self.reader = _Reader(self.tokens, self.statuses)
         self.rows.table.fill_(spare)
         self._load(draws, state)
+        begin = time.perf_counter()
         self.replay = capture(self._step)
+        self.seconds = time.perf_counter() - begin
         self.kept = decoder.logits_buffer  # the capture writes there, whatever the decoder has later
 
-    def fits(self, cache: StreamCache, draws: Draws, state: ops.DecodeState) -> bool:
-        """Whether `run` can be called with these."""
+    def fits(self, decoder: Decoder, cache: StreamCache, draws: Draws, state: ops.DecodeState) -> bool:
+        """Whether `run` can be called with these, and does what ``decoder`` would."""
         stored = zip((*cache.keys, *cache.values), (*self.rows.keys, *self.rows.values), strict=True)
         return (
             len(self.rows.lengths) == cache.rows
             and self.streams.shape == draws.streams.shape
-            and self.tables is draws.tables
-            and self.spans == draws.spans
+            and self.draws_alike(draws)
             and (self.state.seen is None) == (state.seen is None)
             and cache.table.shape[1] <= self.rows.table.shape[1]
             and all(mine is its for its, mine in stored)
+            and self.beside == decoder.beside_layers()
+            and self.decoder.stand_in_for(decoder)
         )
+
+    def draws_alike(self, draws: Draws) -> bool:
+        """Whether the same sets are drawn from, by the same grammar."""
+        mine, its = self.tables, draws.tables
+        same = mine is its or (mine.vocab, mine.sets, mine.host) == (its.vocab, its.sets, its.host)
+        return same and self.spans == draws.spans and self.parameters.keys() <= draws.parameters.keys()
 
     def _load(self, draws: Draws, state: ops.DecodeState) -> None:
         """Everything but the rows into the buffers."""
@@ -129,10 +147,15 @@ class CapturedStep:
                 mine.copy_(value)
             else:
                 mine.fill_(value)
-        for name in ("mode", "step", "finished", "inputs", "seen"):
+        for name in ("mode", "step", "finished", "limit", "inputs", "seen"):
             if getattr(state, name) is not None:
                 getattr(self.state, name).copy_(getattr(state, name))
         self.place.zero_()
+
+    def _begin(self, cache: StreamCache, draws: Draws, state: ops.DecodeState) -> None:
+        self._load(draws, state)
+        self.rows.lengths.copy_(cache.lengths)
+        self.rows.table[:, : cache.table.shape[1]].copy_(cache.table)
 
     def _step(self) -> None:
         """What is captured: an id into every row, a draw for every group."""
@@ -157,9 +180,7 @@ class CapturedStep:
         """So many steps of ``cache``, which has room for them, from ``state`` on, whose ``seen`` is kept: tokens and
         statuses (steps, groups), views that the next run overwrites.
         """
-        self._load(draws, state)
-        self.rows.lengths.copy_(cache.lengths)
-        self.rows.table[:, : cache.table.shape[1]].copy_(cache.table)
+        self._begin(cache, draws, state)
         for _ in range(steps):
             self.replay()
         cache.grow(steps)
@@ -167,12 +188,58 @@ class CapturedStep:
             state.seen.copy_(self.state.seen)
         return self.tokens[:steps], self.statuses[:steps]
 
+    def run_seen_late(
+        self,
+        cache: StreamCache,
+        draws: Draws,
+        state: ops.DecodeState,
+        steps: int,
+        look: Callable[[list[int], list[int]], bool],
+    ) -> None:
+        """At most so many steps, as of `run`. ``look`` gets a step's tokens and statuses when the next one is on its
+        way and ``cache`` has grown; where it returns False, the next one is for nothing.
+        """
+        self._begin(cache, draws, state)
+        self.replay()
+        for step in range(steps):
+            self.reader.send(step)
+            if step + 1 < steps:
+                self.replay()
+            seen = self.reader.receive(step)
+            cache.grow()
+            if not look(*seen):
+                return
+
+
+class _Reader:
+    """Brings tokens and statuses (steps, groups) to the host, one step's at a time; it waits for no later step."""
+
+    def __init__(self, tokens: Tensor, statuses: Tensor) -> None:
+        self.device, self.there = (tokens, statuses), tokens.device.type == "cuda"
+        self.host = tuple(torch.empty(t.shape, dtype=t.dtype, pin_memory=self.there) for t in self.device)
+        self.sent = [torch.cuda.Event() for _ in tokens] if self.there else []
+
+    def send(self, step: int) -> None:
+        """After the launch of ``step``, before that of the next."""
+        for mine, its in zip(self.host, self.device, strict=True):
+            mine[step].copy_(its[step], non_blocking=True)
+        if self.there:
+            self.sent[step].record()
+
+    def receive(self, step: int) -> tuple[list[int], list[int]]:
+        if self.there:
+            self.sent[step].synchronize()
+        tokens, statuses = (t[step].tolist() for t in self.host)
+        return tokens, statuses
+
 
 class CapturedSteps:
-    """The captured steps of one decoder, the last few of them."""
+    """What ``decoder`` captures. Captured steps are kept as long as the pool of pages that they write to, the last few
+    of them, for later decoders of the same model too.
+    """
 
     def __init__(self, decoder: Decoder, capture: Capture) -> None:
-        self.decoder, self.capture, self.found = decoder, capture, list[CapturedStep]()
+        self.decoder, self.capture = decoder, capture
 
     def get(self, cache: StreamCache, draws: Draws, state: ops.DecodeState, steps: int) -> CapturedStep | None:
         """One that fits, captured now if there is none, and ``cache`` with room for its ``steps``; None where pages
@@ -180,11 +247,13 @@ class CapturedSteps:
         """
         if steps > MOST_STEPS:
             return None
+        kept = _KEPT.setdefault(cache.pool, [])
         try:
             cache.make_room(steps)
-            for step in self.found:
-                if step.fits(cache, draws, state):
+            for step in kept:
+                if step.fits(self.decoder, cache, draws, state):
                     return step
+            cache.pool.allocate()  # what is captured knows this memory
             spare = cache.pool.take(1)
         except PoolExhausted:
             return None
@@ -192,5 +261,5 @@ class CapturedSteps:
             made = CapturedStep(self.decoder, cache, draws, state, spare[0], self.capture)
         finally:
             cache.pool.release(spare)
-        self.found = [made, *self.found[: MOST_KEPT - 1]]
+        kept[:] = [made, *kept[: MOST_KEPT - 1]]
         return made

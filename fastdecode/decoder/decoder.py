@@ -377,6 +377,19 @@ class Decoder:
         assert isinstance(self._fused, OperationStep)
         return self._fused(rows, self.embed(tokens), cos, sin)
 
+    def beside_layers(self) -> list[tuple[nn.Module, int]]:
+        """What else `layers_of_step` and `logits` read, and where it lies now."""
+        rotary = self.model.model.rotary_emb
+        read = ((self.embed, self.embed.weight), (self.head, self.head.weight), (rotary, rotary.inv_freq))
+        return [(module, tensor.data_ptr()) for module, tensor in read]
+
+    def stand_in_for(self, other: Decoder) -> bool:
+        """Whether `layers_of_step` does what that of ``other`` does, whose matrices lie where this one's do."""
+        mine, its = self._fused, other._fused
+        if not isinstance(mine, OperationStep) or not isinstance(its, OperationStep):
+            return False
+        return self is other or mine.stand_in_for(its)
+
     @torch.inference_mode()
     def logits(self, hidden: Tensor, spans: Sequence[tuple[int, int]] | None = None) -> Tensor:
         """Logits (rows, vocab), in float32 where the step is `fused`, else in the model's dtype; with ``spans`` only

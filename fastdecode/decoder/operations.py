@@ -1,6 +1,6 @@
 """A decode step made of the operations of `fastdecode.ops`, one after another: on a GPU, where each is a kernel.
 
-The model's own matrices are read where they lie. Norms and biases are copied to float32 where they are not that.
+The model's own matrices are read where they lie. Norms and biases are copied, to float32.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class StepLayer(NamedTuple):
 
 
 def _matrix(module: Any) -> ops.Matrix:
-    return ops.Matrix(module.weight.detach(), _float(module.bias))
+    return ops.Matrix(module.weight.detach(), None if module.bias is None else _float(module.bias))
 
 
-def _float(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().float().contiguous()
+def _float(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.float32, copy=True).contiguous()
 
 
 class OperationStep:
@@ -53,7 +53,7 @@ class OperationStep:
     def __init__(self, inner: Any, swin: bool, backend: str | None = None) -> None:
         first = inner.layers[0]
         self.swin, self.backend, self.sizes = swin, backend, Sizes.of(first)
-        self.epsilon, self.norm = inner.norm.variance_epsilon, inner.norm.weight.detach().float()
+        self.epsilon, self.norm = inner.norm.variance_epsilon, _float(inner.norm.weight)
         norms = head_norms(first.self_attn)
         self.head_epsilon = 1.0 if norms is None else epsilon_of(norms[0])
         self.layers = [self._layer(layer) for layer in inner.layers]
@@ -64,18 +64,41 @@ class OperationStep:
         counts = {"q_norm": self.sizes.heads, "k_norm": self.sizes.kv_heads}
         for (name, heads), norm in zip(counts.items(), head_norms(attention) or (None, None), strict=True):
             for part, key in (("weight", name), ("bias", f"{name}_bias")):
-                value = _float(getattr(norm, part, None))
+                value = getattr(norm, part, None)
                 if value is not None:
-                    norms[key] = value.expand(heads, self.sizes.head_dim).contiguous()
+                    norms[key] = _float(value).expand(heads, self.sizes.head_dim).contiguous()
         return StepLayer(
             qkv=[_matrix(m) for m in (attention.q_proj, attention.k_proj, attention.v_proj)],
             out=_matrix(attention.o_proj),
             gate_up=[_matrix(m) for m in (mlp.gate_proj, mlp.up_proj)],
             down=_matrix(mlp.down_proj),
-            norm_attention=layer.input_layernorm.weight.detach().float(),
-            norm_mlp=layer.post_attention_layernorm.weight.detach().float(),
+            norm_attention=_float(layer.input_layernorm.weight),
+            norm_mlp=_float(layer.post_attention_layernorm.weight),
             head_norms=norms,
         )
+
+    def _tensors(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Those that are read where the model has them, and those that were copied from it."""
+        read, copied = [], [self.norm]
+        for layer in self.layers:
+            for matrix in (*layer.qkv, layer.out, *layer.gate_up, layer.down):
+                read.append(matrix.weight)
+                copied += [part for part in (matrix.bias, matrix.scale) if part is not None]
+            copied += [layer.norm_attention, layer.norm_mlp, *layer.head_norms.values()]
+        return read, copied
+
+    @torch.inference_mode()
+    def stand_in_for(self, other: OperationStep) -> bool:
+        """Do from now on what ``other`` does, if it reads the same matrices."""
+        (read, mine), (its_read, its) = self._tensors(), other._tensors()
+        if (self.swin, self.epsilon, self.head_epsilon, self.sizes, self.backend) != (
+            *(other.swin, other.epsilon, other.head_epsilon, other.sizes, other.backend),
+        ) or [(t.data_ptr(), t.dtype, t.shape) for t in read] != [(t.data_ptr(), t.dtype, t.shape) for t in its_read]:
+            return False
+        if [t.shape for t in mine] != [t.shape for t in its]:
+            return False
+        torch._foreach_copy_(mine, its)
+        return True
 
     def _multiply(self, x: Tensor, *matrices: ops.Matrix) -> Tensor:
         return ops.joint_linear(x, matrices, backend=self.backend)
