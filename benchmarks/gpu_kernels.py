@@ -5,7 +5,8 @@
 
 Two tables. ``operations``: those of a step of Chameleon 7B in bfloat16, a row for every number of rows of the batch,
 with how often a step runs them. ``linear``: our product of few rows beside torch's (cuBLAS) on the same matrices, at
-more numbers of rows: it says up to where ours is worth taking. Weights, keys and values take turns among copies that
+more numbers of rows: it says up to where ours is worth taking; and with weights of one byte and their scales, beside
+torch's product with the same weights in bfloat16. Weights, keys and values take turns among copies that
 no cache holds together. All is checked before it is timed: what fastdecode returns against its reference.
 """
 
@@ -30,6 +31,9 @@ from fastdecode import ops
 
 ROWS = (1, 2, 3, 8, 32, 128)
 LINEAR_ROWS = (1, 2, 3, 4, 8, 16, 64)
+BYTE_ROWS = (1, 2, 8)
+"""For weights of one byte."""
+
 TOLERANCE = 0.02
 """Of ‖result − reference‖ / ‖reference‖, for what rounds its inputs to bfloat16; what it was is in the row."""
 
@@ -111,6 +115,32 @@ class Operations:
             size_of(x, *first) + 4 * self.rows * features * joined,
             per_step,
             len(found[0]),
+        )
+
+    def byte_linear(self, features: int, k: int, dtype: torch.dtype) -> Operation:
+        """A product with weights of one byte; torch's with the same numbers in bfloat16."""
+        x, weights = self.random(self.rows, k), self.copies(features, k)
+        most = 127 if dtype == torch.int8 else float(torch.finfo(dtype).max)
+        scale = weights[0].float().abs().amax(1) / most
+        scaled = weights[0].float() / scale[:, None]
+        first = (scaled.round() if dtype == torch.int8 else scaled).to(dtype)
+        count = copies_to_exceed_cache(size_of(first), self.device)
+        stored = in_turns([first, *(first.clone() for _ in range(count - 1))])
+        same = (first.float() * scale[:, None]).bfloat16()
+        for weight in weights:
+            weight.copy_(same)
+        rounded, theirs = x.bfloat16(), in_turns(weights)
+
+        def multiply(backend: str | None, weight: Tensor) -> Tensor:
+            return ops.linear(x, weight, None, scale, backend=backend)
+
+        return Operation(
+            lambda backend: multiply(backend, next(stored)),
+            lambda: F.linear(rounded, next(theirs)),
+            lambda backend: multiply(backend, first),
+            size_of(x, first, scale) + 4 * self.rows * features,
+            1,
+            count,
         )
 
     def rms_norm(self) -> Operation:
@@ -304,8 +334,15 @@ def main() -> int:
     for what, (features, k) in {**matrices, **joined, "head": (shape.image_ids, shape.hidden)}.items():
         for rows in (1, 2) if part.dry else LINEAR_ROWS:
             made = Operations(shape, rows, part.device)
-            described = {"operation": what, "features": features, "k": k, "rows": rows}
+            described = {"operation": what, "features": features, "k": k, "rows": rows, "weights": "bfloat16"}
             attempt(part, "linear", described, lambda m=made, f=features, n=k: m.linear(f, n, 1))
+    for what, (features, k) in {"gate, up": joined["gate, up"], "down": matrices["down"]}.items():
+        for dtype in (torch.int8, torch.float8_e4m3fn):
+            for rows in (1,) if part.dry else BYTE_ROWS:
+                made = Operations(shape, rows, part.device)
+                name = str(dtype).removeprefix("torch.")
+                described = {"operation": what, "features": features, "k": k, "rows": rows, "weights": name}
+                attempt(part, "linear", described, lambda m=made, f=features, n=k, d=dtype: m.byte_linear(f, n, d))
     return part.end()
 
 

@@ -21,6 +21,8 @@ from benchmarks.gpu_results import rounded, slug
 
 PARTS = ("kernels", "step", "sample", "rivals")
 
+WHO = ("fastdecode", "transformers", "torch", "torch compiled", "flashinfer", "softmax")
+
 Row = dict[str, Any]
 Column = tuple[str, Callable[[Row], Any]]
 
@@ -108,6 +110,12 @@ def field(name: str, scale: float = 1.0) -> Callable[[Row], Any]:
     return value
 
 
+def _not_captured(row: Row) -> str | None:
+    """Who was timed as it is, in a run where others were captured."""
+    timed = [name for name in row if name in WHO or name.startswith("fastdecode, ")]
+    return ", ".join(name for name in timed if row.get("captured") and name not in row["captured"]) or None
+
+
 def percent(name: str) -> Callable[[Row], Any]:
     return lambda row: f"{row[name]:.1%}" if name in row else None
 
@@ -171,6 +179,7 @@ DRAWS: list[Column] = [
     ("compiled", times("torch compiled")),
     ("FlashInfer", times("flashinfer")),
     ("torch's softmax alone", times("softmax")),
+    ("not captured", lambda row: _not_captured(row)),
     ("failed", lambda row: ", ".join(key for key in row if key.endswith(" failed")) or None),
 ]
 KERNELS: list[Column] = [
@@ -179,7 +188,7 @@ KERNELS: list[Column] = [
     ("µs per step", field("us per step")),
 ]
 CHECKS: list[Column] = [(name, field(name)) for name in ("part", "status", "seconds", "last line")]
-LINEAR = [column for column in OPERATIONS if "step" not in column[0]]
+LINEAR = [OPERATIONS[0], ("weights", field("weights")), *(c for c in OPERATIONS[1:] if "step" not in c[0])]
 
 PRINTED = 2
 """The first tables, which are printed too."""

@@ -5,7 +5,9 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from benchmarks.bench_decode import weight_bytes
 from benchmarks.gpu_bandwidth import bandwidth
 from benchmarks.gpu_results import Results, slug
 from benchmarks.gpu_step import Block, Configuration, Watch, watched
-from benchmarks.gpu_timing import seconds_of
+from benchmarks.gpu_timing import ROUNDS, seconds_of
 from benchmarks.models import IMAGE_IDS, SIZES, random_model, text_prompts
 from benchmarks.rivals import StaticChameleon
 from fastdecode.decoder import Decoder
@@ -90,12 +92,14 @@ def test_every_operation_is_timed_by_every_backend(dry):
     found = dry["parts"]["kernels"]
     shape = gpu_kernels.SHAPES["dry"]
     assert [row["operation"] for row in found["operations"]] == list(gpu_kernels.Operations(shape, 2, "cpu").all())
-    assert {(row["operation"], row["rows"]) for row in found["linear"]} == {
-        (what, rows) for what in ("q", "gate", "down", "q, k, v", "gate, up", "head") for rows in (1, 2)
-    }
+    matrices = ("q", "gate", "down", "q, k, v", "gate, up", "head")
+    assert [(row["weights"], row["operation"], row["rows"]) for row in found["linear"]] == [
+        *(("bfloat16", what, rows) for what in matrices for rows in (1, 2)),
+        *((name, what, 1) for what in ("gate, up", "down") for name in ("int8", "float8_e4m3fn")),
+    ]
     for row in (*found["operations"], *found["linear"]):
         assert "error" not in row
-        assert row["backend"] == "cpu"
+        assert row["backend"] == ("cpu" if row.get("weights", "bfloat16") == "bfloat16" else "reference")
         assert_positive(row, "bytes", "fastdecode", "fastdecode, triton", "torch", "floor", "bandwidth_fraction")
         assert row["distances"].keys() == {"torch", "fastdecode", "triton"}
         assert row["distances"]["triton"] < 1e-5
@@ -248,6 +252,86 @@ def test_a_time_is_a_median():
     timing = seconds_of(lambda: sum(range(1000)), "cpu")
     assert 0 < timing.seconds < 1
     assert not timing.captured
+
+
+class Device:
+    """Stands in for torch.cuda: events count calls, a graph replays what ran while it was captured."""
+
+    def __init__(self, waits: bool = False, capturable: bool = True) -> None:
+        self.waits, self.capturable = waits, capturable
+        self.calls, self.captured, self.replays, self.capturing, self.strict = 0, 0, 0, False, False
+
+    def run(self) -> None:
+        if (self.waits and self.strict) or (self.capturing and not self.capturable):
+            raise RuntimeError("called a synchronizing CUDA operation")
+        if self.capturing:
+            self.captured += 1
+        else:
+            self.calls += 1
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        device = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                self.calls = device.calls
+
+            def synchronize(self) -> None:
+                pass
+
+            def elapsed_time(self, later: "Event") -> float:
+                return 1000.0 * (later.calls - self.calls)
+
+        class Graph:
+            def replay(self) -> None:
+                device.replays += 1
+                device.calls += device.captured
+
+        @contextmanager
+        def graph(_: Graph):
+            device.capturing = True
+            try:
+                yield
+            finally:
+                device.capturing = False
+
+        def set_mode(mode: str) -> None:
+            device.strict = mode == "error"
+
+        stream = SimpleNamespace(wait_stream=lambda other: None)
+        for name, value in {
+            "Event": Event,
+            "CUDAGraph": Graph,
+            "graph": graph,
+            "Stream": lambda: stream,
+            "stream": lambda _: nullcontext(),
+            "current_stream": lambda: stream,
+            "synchronize": lambda: None,
+            "set_sync_debug_mode": set_mode,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+
+def test_calls_are_captured_and_replayed(monkeypatch: pytest.MonkeyPatch):
+    device = Device()
+    device.install(monkeypatch)
+    timing = seconds_of(device.run, "cuda", calls=7, seconds=0)
+    assert timing == (1.0, True)  # an event counts a second for each call
+    assert device.replays == 1 + 1 + ROUNDS[0]
+    assert not device.strict
+
+
+@pytest.mark.parametrize("kind", [{"waits": True}, {"capturable": False}], ids=str)
+def test_what_cannot_be_captured_is_timed_as_it_is(kind: dict, monkeypatch: pytest.MonkeyPatch):
+    device = Device(**kind)
+    device.install(monkeypatch)
+    assert seconds_of(device.run, "cuda", calls=7, seconds=0) == (1.0, False)
+    assert device.replays == 0
+    assert not device.strict
+    device.run()
 
 
 @pytest.fixture(scope="module")
