@@ -1,13 +1,12 @@
 """The kernels under test: their own lines on the CPU, thread by thread, and the library itself where there is a GPU."""
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from kernels import Kernels
-from linking import ROOT, moved_build
+from linking import ROOT, moved_build, run
 
 sys.path.append(str(ROOT / "tests" / "ops"))
 
@@ -16,13 +15,13 @@ INCLUDE = (f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/include'}")
 EXACT = ("-std=c++17", "-O2", "-ffp-contract=off", "-fno-fast-math", "-Wall", "-Wextra", "-Werror")
 
 
-def build_emulation(folder: Path, *options: str) -> Kernels:
-    """The library that g++ makes of the kernels."""
+def build_emulation(folder: Path, *options: str) -> Path:
+    """The library that g++ makes of the kernels, with the runtime that it needs instead of CUDA's."""
     target = folder / "libemulated.so"
-    sources = [FOLDER / "emulate.cpp", ROOT / "csrc/cuda/check.cpp", ROOT / "csrc/cpu/error.cpp"]
-    command = ["g++", *EXACT, *options, "-fPIC", "-shared", *INCLUDE, *map(str, sources), "-o", str(target)]
-    subprocess.run(command, check=True, timeout=300)
-    return Kernels(target, "fastdecode_cuda_")
+    sources = [FOLDER / "emulate.cpp", FOLDER / "fake_cuda/fake_cuda.cpp", ROOT / "csrc/cuda/check.cpp"]
+    hidden = ("-fPIC", "-shared", "-fvisibility=hidden", "-DFASTDECODE_CUDA_BUILDING")
+    run("g++", *EXACT, *options, *hidden, *INCLUDE, *sources, ROOT / "csrc/cpu/error.cpp", "-o", target)
+    return target
 
 
 @pytest.fixture(scope="session")
@@ -34,31 +33,47 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return installed if installed.exists() else moved_build(tmp_path_factory) / "lib" / installed.name
 
 
+def build_on_device(folder: Path, library: Path, *compiler: str) -> Kernels:
+    """The library behind functions that take memory of the host."""
+    target = folder / "libon_device.so"
+    link = (f"-L{library.parent}", f"-l{library.stem[3:]}", "-Xlinker", f"-rpath={library.parent}")
+    run(*compiler, "-std=c++17", "-shared", *INCLUDE, FOLDER / "on_device.cpp", *link, "-o", target)
+    return Kernels(target, "on_device_")
+
+
 @pytest.fixture(scope="session")
 def on_device(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    target = tmp_path_factory.mktemp("on_device") / "libon_device.so"
-    link = (f"-L{library.parent}", "-lfastdecode_cuda", "-Xlinker", f"-rpath={library.parent}")
-    options = ("-std=c++17", "-shared", "-Xcompiler", "-fPIC,-Wall,-Wextra,-Werror")
-    command = ["nvcc", *options, *INCLUDE, str(FOLDER / "on_device.cpp"), *link, "-o", str(target)]
-    subprocess.run(command, check=True, timeout=300)
-    kernels = Kernels(target, "on_device_")
+    options = ("-Xcompiler", "-fPIC,-Wall,-Wextra,-Werror")
+    kernels = build_on_device(tmp_path_factory.mktemp("on_device"), library, "nvcc", *options)
     if kernels.library.on_device_count() < 1:
         pytest.skip("no GPU here")
     return kernels
 
 
 @pytest.fixture(scope="session")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+def emulation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_emulation(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture(scope="session")
+def emulated(emulation: Path) -> Kernels:
+    return Kernels(emulation, "fastdecode_cuda_")
+
+
+@pytest.fixture(scope="session")
+def emulated_on_device(emulation: Path, tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    """As `on_device`, to know that its copies and graphs are right before there is a GPU."""
+    options = ("-fPIC", "-Wall", "-Wextra", "-Werror", f"-I{FOLDER / 'fake_cuda'}")
+    return build_on_device(tmp_path_factory.mktemp("emulated_on_device"), emulation, "g++", *options)
 
 
 @pytest.fixture(scope="session")
 def emulated_shared(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     """With blocks of 64 ids, among which every set is shared out."""
     options = ("-DFASTDECODE_CUDA_SMALL_SET=0", "-DFASTDECODE_CUDA_CHUNK=64")
-    return build_emulation(tmp_path_factory.mktemp("emulated_shared"), *options)
+    return Kernels(build_emulation(tmp_path_factory.mktemp("emulated_shared"), *options), "fastdecode_cuda_")
 
 
-@pytest.fixture(scope="session", params=["emulated", "emulated_shared", "on_device"])
+@pytest.fixture(scope="session", params=["emulated", "emulated_on_device", "emulated_shared", "on_device"])
 def kernels(request: pytest.FixtureRequest) -> Kernels:
     return request.getfixturevalue(request.param)

@@ -8,13 +8,14 @@
 #include <vector>
 
 #include "cuda/launch.h"
+#include "fake_cuda/cuda_runtime.h"
 #include "fastdecode/fastdecode_cuda.h"
 
 namespace fastdecode {
 namespace {
 
-uint64_t order = 1;
-int64_t launches = 0;
+thread_local uint64_t order = 1;
+thread_local int64_t launches = 0;
 
 uint64_t random_number() {
   order ^= order << 13;
@@ -122,17 +123,27 @@ class EmulatedBlock {
 
 class Device {
  public:
-  explicit Device(void*) {}
+  explicit Device(void* stream) : stream_(static_cast<cudaStream_t>(stream)) {}
 
   template <class Kernel, int kThreads, class Call>
   fastdecode_result launch(int64_t blocks, int64_t values, const Call& call) {
     ++launches;
-    for (const int64_t index : shuffled(blocks)) {
-      EmulatedBlock<kThreads> block(index, values);
-      Kernel::run(block, call);
+    const auto run = [=] {
+      for (const int64_t index : shuffled(blocks)) {
+        EmulatedBlock<kThreads> block(index, values);
+        Kernel::run(block, call);
+      }
+    };
+    if (stream_ == nullptr) {
+      run();
+    } else {
+      stream_->add(run);
     }
     return FASTDECODE_OK;
   }
+
+ private:
+  cudaStream_t stream_;
 };
 
 }  // namespace
@@ -142,12 +153,12 @@ class Device {
 
 extern "C" {
 
-void emulate_seed(uint64_t seed) {
+FAKE_CUDA void emulate_seed(uint64_t seed) {
   fastdecode::order = seed * 2 + 1;
 }
 
 // Kernels launched since the last call of this.
-int64_t emulate_launches() {
+FAKE_CUDA int64_t emulate_launches() {
   const int64_t n = fastdecode::launches;
   fastdecode::launches = 0;
   return n;

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from cases import DTYPES, assert_same_bits, random_logits
 from kernels import Kernels
@@ -81,8 +82,10 @@ def test_sample_advance_from_large_sets(kernels: Kernels):
     check_sample_advance(kernels, range(200, 290), (16385, 18000))
 
 
-def test_a_captured_graph_goes_on_where_the_last_replay_ended(on_device: Kernels):
+@pytest.mark.parametrize("name", ["emulated_on_device", "on_device"])
+def test_a_captured_graph_goes_on_where_the_last_replay_ended(name: str, request: pytest.FixtureRequest):
     """Three replays are three calls: step, and with it the noise, is read from device memory."""
+    kernels = request.getfixturevalue(name)
     for vocab in (3000, 17000):
         rng = np.random.default_rng(vocab)
         tables, groups = random_tables(rng, vocab), 5
@@ -92,10 +95,10 @@ def test_a_captured_graph_goes_on_where_the_last_replay_ended(on_device: Kernels
         given = {"top_p": 0.9, "seed": torch.arange(groups)}
         for _ in range(3):
             expected = sample_advance(logits, tables, expected_state, **given, backend="cpu")
-        on_device.replays(3)
+        kernels.replays(3)
         try:
-            got = on_device.sample_advance(logits, tables, state, **given)
+            got = kernels.sample_advance(logits, tables, state, **given)
         finally:
-            on_device.replays(0)
+            kernels.replays(0)
         assert_same_bits(got, expected)
         assert_same_state(state, expected_state)
