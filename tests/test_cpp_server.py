@@ -218,7 +218,14 @@ def test_with_a_plain_cmake_build_that_was_moved(tmp_path, tmp_path_factory, exp
         ("--slots 2x", "", "--slots 2x: must be a whole number from 1 to 4096"),
         ("--threads -1", "", "--threads -1: must be a whole number from 0 to 256"),
         ("--requests", "", "--requests: must be followed by a whole number from 1 to 1000000"),
-        ("--batch 3", "", "--batch: must be --requests, --workers, --slots or --threads"),
+        ("--batch 3", "", "--batch: must be --requests, --workers, --slots, --threads or --device"),
+        ("--device gpu", "", "--device gpu: must be cpu, cuda or cuda-graph"),
+        ("--device", "", "--device: must be cpu, cuda or cuda-graph"),
+        (
+            "--device cuda",
+            "",
+            "--device cuda: this server was built without the CUDA library; build fastdecode where nvcc is, with",
+        ),
         (
             "--workers 3",
             "none",

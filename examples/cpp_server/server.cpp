@@ -3,21 +3,30 @@
 // walks the grammar and keeps the sequences; the model is made up. Needs nothing else:
 //
 //     g++ -std=c++17 -O2 -pthread server.cpp $(fastdecode config --cflags --libs) -o server
-//     ./server [--requests N] [--workers W] [--slots S] [--threads T]
+//     ./server [--requests N] [--workers W] [--slots S] [--threads T] [--device D]
 //
 // Prints a line for each request: its number, log-probability and ids. What a request gets does not
-// depend on the batch around it, so the lines are the same for all W, S and T.
+// depend on the batch around it, so the lines are the same for all W, S and T, and for all devices:
+// cpu, cuda, and cuda-graph, which replays a step. The last two are there where the server is built
+// with the CUDA library, by CMakeLists.txt or by adding
+//
+//     -DSERVER_CUDA -I$CUDA/include -lfastdecode_cuda -L$CUDA/lib64 -lcudart_static -ldl -lrt
 
 #include <charconv>
 #include <chrono>
 #include <cinttypes>
 #include <cstdio>
 #include <future>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "batch.h"
+#include "calls.h"
+#if defined(SERVER_CUDA)
+#include "cuda_calls.h"
+#endif
 #include "grammar.h"
 #include "request.h"
 
@@ -28,6 +37,7 @@ struct Options {
   int64_t workers = 2;  // threads with a batch each
   int64_t slots = 8;    // of each batch
   int64_t threads = 1;  // of each call; 0: one per processor
+  std::string device = "cpu";
 };
 
 int64_t whole_number(const std::string& name, const std::string& text, int64_t least,
@@ -54,8 +64,15 @@ Options parse(const std::vector<std::string>& words) {
       options.slots = whole_number(name, text, 1, 4096);
     } else if (name == "--threads") {
       options.threads = whole_number(name, text, 0, 256);
+    } else if (name == "--device") {
+      if (text != "cpu" && text != "cuda" && text != "cuda-graph") {
+        throw std::runtime_error(name + (text.empty() ? "" : " " + text) +
+                                 ": must be cpu, cuda or cuda-graph");
+      }
+      options.device = text;
     } else {
-      throw std::runtime_error(name + ": must be --requests, --workers, --slots or --threads");
+      throw std::runtime_error(name +
+                               ": must be --requests, --workers, --slots, --threads or --device");
     }
   }
   return options;
@@ -71,6 +88,20 @@ void print(const std::vector<Result>& results) {
   }
 }
 
+std::unique_ptr<Calls> make_calls(const Grammar& grammar, const Options& options) {
+  if (options.device == "cpu") {
+    return std::make_unique<CpuCalls>(grammar, options.slots,
+                                      static_cast<int32_t>(options.threads));
+  }
+#if defined(SERVER_CUDA)
+  return std::make_unique<CudaCalls>(grammar, options.slots, options.device == "cuda-graph");
+#else
+  throw std::runtime_error("--device " + options.device +
+                           ": this server was built without the CUDA library; build fastdecode "
+                           "where nvcc is, with FASTDECODE_CUDA=1, and the server with CMake");
+#endif
+}
+
 void serve(const Options& options) {
   const Grammar grammar;
   Queue queue(options.requests);
@@ -78,7 +109,7 @@ void serve(const Options& options) {
   std::vector<std::future<void>> workers;  // which bring a worker's exception here
   for (int64_t worker = 0; worker < options.workers; ++worker) {
     workers.push_back(std::async(std::launch::async, [&] {
-      Batch batch(grammar, options.slots, static_cast<int32_t>(options.threads));
+      Batch batch(make_calls(grammar, options), options.slots);
       batch.serve(queue);
     }));
   }
