@@ -135,6 +135,7 @@ STEP: list[Column] = [
     ("capture, s", field("capture seconds")),
     ("picture, s", field("picture seconds")),
     ("its share of bandwidth", percent("picture bandwidth_fraction")),
+    ("next picture, s", field("next picture seconds")),
     ("peak memory, GB", field("peak memory GB")),
 ]
 RIVALS: list[Column] = [

@@ -36,7 +36,7 @@ from fastdecode.decoder.captured import MOST_STEPS, CapturedSteps
 from fastdecode.decoder.operations import OperationStep
 from fastdecode.draw import Drawer
 from fastdecode.models.chameleon import Vocabulary
-from fastdecode.page_pool import PAGE_SLOTS
+from fastdecode.page_pool import PAGE_SLOTS, PagePool
 
 PROMPT = 32
 """Ids of a prompt of text."""
@@ -48,6 +48,9 @@ DRY_BLOCK = 4
 """In a dry run, whose pictures have 16 ids."""
 
 PROFILED_BLOCK = 8
+
+FEW = 4
+"""Sequences, whose pictures are drawn twice, and more of whose steps are timed."""
 
 LONGEST_PICTURE = 12.0
 """Seconds that a picture may be expected to take; longer ones are not drawn to their ends."""
@@ -118,7 +121,7 @@ def watched(device: str, capture: bool = True, most: int | None = None, steps: i
     ``steps`` at most.
     """
     watch, draw, get = Watch(device, most), Drawer.draw_unseen, CapturedSteps.get
-    seen: set[int] = set()
+    seen: list[Any] = []
 
     def draw_unseen(self: Drawer, cache: Any, drawing: Any, inputs: Any, count: int) -> list[list[int]]:
         lengths = [cache.length(row) for row in range(cache.rows)]
@@ -138,8 +141,8 @@ def watched(device: str, capture: bool = True, most: int | None = None, steps: i
         found = get(self, *args)
         synchronize(device)
         watch.captured_blocks += found is not None
-        if found is not None and id(found) not in seen:
-            seen.add(id(found))
+        if found is not None and all(found is not known for known in seen):
+            seen.append(found)
             watch.captures.append(time.perf_counter() - begun)
         return found
 
@@ -176,12 +179,19 @@ def kv_bytes_per_id(model: Any) -> int:
     return 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * int(model.lm_head.weight.itemsize)
 
 
-def draw(model: Any, configuration: Configuration, watch: Watch, prompts: Tensor) -> tuple[Tensor | None, float]:
-    """What `fastdecode.generate` returns, or None where the watch ended it, and the seconds that it took."""
+def pool_for(model: Any, configuration: Configuration, watch: Watch, prompts: Tensor) -> PagePool:
+    """Pages for the streams of a run, until the watch ends it."""
     image, length = Vocabulary.of(model).image_length, prompts.shape[1] + 2
     drawn_ids = image if watch.most is None else min(image, MOST_STEPS * watch.most)
     pages = len(prompts) * configuration.streams * (-(-(length + drawn_ids) // PAGE_SLOTS) + 1)
-    pool = fastdecode.new_pool(model, pages=max(pages, -(-(length + image) // PAGE_SLOTS)) + 4)
+    return fastdecode.new_pool(model, pages=max(pages, -(-(length + image) // PAGE_SLOTS)) + 4)
+
+
+def draw(
+    model: Any, configuration: Configuration, watch: Watch, prompts: Tensor, pool: PagePool | None = None
+) -> tuple[Tensor | None, float]:
+    """What `fastdecode.generate` returns, or None where the watch ended it, and the seconds that it took."""
+    pool = pool or pool_for(model, configuration, watch, prompts)
     synchronize(watch.device)
     begun = time.perf_counter()
     try:
@@ -274,25 +284,31 @@ def measure(model: Any, configuration: Configuration, device: str, best: float, 
 
 
 def picture(model: Any, configuration: Configuration, device: str, best: float) -> dict[str, Any]:
-    """A whole picture for every sequence, from the call to the ids: prefill, capture, every step, the ids' way home."""
+    """A whole picture for every sequence, from the call to the ids: prefill, capture, every step, the ids' way home.
+    Of few sequences a second one too, over the same pages, which replays what the first one captured.
+    """
     prompts = configuration.prompts(model).to(device)
     release(device)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    length, found = Vocabulary.of(model).image_length, dict[str, Any]()
     with watched(device, steps=DRY_BLOCK if device == "cpu" else None) as watch:
-        drawn, seconds = draw(model, configuration, watch, prompts)
-    assert drawn is not None
-    length = Vocabulary.of(model).image_length
-    check_drawn(drawn[:, :-1].cpu(), prompts.cpu(), length + 1, "fastdecode")
-    floor = floor_of(model, watch.blocks, best) * length
-    return {
-        "picture seconds": seconds,
-        "picture ids": length,
-        "picture floor seconds": floor,
-        "picture bandwidth_fraction": floor / seconds,
-        "picture capture seconds": sum(watch.captures),
-        "picture peak memory GB": torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0,
-    }
+        pool = pool_for(model, configuration, watch, prompts)
+        for what in ("picture", "next picture") if configuration.sequences <= FEW else ("picture",):
+            watch.blocks, watch.captures = [], []
+            drawn, seconds = draw(model, configuration, watch, prompts, pool)
+            assert drawn is not None
+            check_drawn(drawn[:, :-1].cpu(), prompts.cpu(), length + 1, "fastdecode")
+            floor = floor_of(model, watch.blocks, best) * length
+            found |= {
+                f"{what} seconds": seconds,
+                f"{what} floor seconds": floor,
+                f"{what} bandwidth_fraction": floor / seconds,
+                f"{what} capture seconds": sum(watch.captures),
+            }
+    found["picture ids"] = length
+    found["picture peak memory GB"] = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
+    return found
 
 
 def kernels_of_a_step(model: Any, configuration: Configuration, device: str, most: int = 30) -> list[dict[str, Any]]:
@@ -330,9 +346,8 @@ def attempt(part: Part, model: Any, name: str, configuration: Configuration, pic
         return
     row: dict[str, Any] = dict(where)
     best = part.bandwidth["best"]
-    few = configuration.sequences <= 4
     try:
-        row |= measure(model, configuration, part.device, best, blocks=4 if few else 2)
+        row |= measure(model, configuration, part.device, best, blocks=4 if configuration.sequences <= FEW else 2)
         expected = row.get("ms per step", torch.inf) / 1e3 * Vocabulary.of(model).image_length
         if pictures and expected < LONGEST_PICTURE:
             row |= picture(model, configuration, part.device, best)

@@ -83,6 +83,8 @@ def test_every_configuration_of_the_step_is_there(dry):
         assert row["same ids captured and not"] == 8
         assert row["picture ids"] == 16
         assert row["picture seconds"] > row["picture floor seconds"]
+        assert_positive(row, "picture capture seconds", "next picture seconds", "next picture bandwidth_fraction")
+        assert row["next picture capture seconds"] == 0
     kernels = dry["parts"]["step"]["kernels of a step"]
     assert len(kernels) > 5
     assert all(kernel["calls per step"] > 0 for kernel in kernels)
