@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.chameleon.modeling_chameleon import ChameleonLayerNorm
 
+from fastdecode import ops
 from fastdecode.decoder.captured import CapturedSteps, cuda_graph
 from fastdecode.decoder.fused import FusedStep, why_no_operations, why_not
 from fastdecode.decoder.operations import OperationStep, StepRows
-from fastdecode.decoder.plain import plain, plain_tensor
+from fastdecode.decoder.plain import plain, plain_linear, plain_tensor
 from fastdecode.decoder.plan import FAMILIES, QK_EPSILON, Sizes, family_of, head_norms
+from fastdecode.decoder.quantised import matrix_of, of_torchao, why_not_bytes
 from fastdecode.kv_cache import StreamCache
 from fastdecode.page_pool import PAGE_SLOTS, PagePool
 
@@ -74,7 +76,7 @@ class Linear:
         self.modules = modules
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
-        if not all(plain(m, nn.Linear) for m in modules) or len({m.bias is None for m in modules}) > 1:
+        if not all(map(plain_linear, modules)) or len({m.bias is None for m in modules}) > 1:
             return
         size = sum(m.weight.numel() * m.weight.element_size() for m in modules)
         if len(modules) == 1:
@@ -159,14 +161,15 @@ class Decoder:
         self._rope: tuple[Tensor, Tensor] | None = None
         self.logits_buffer: Tensor | None = None
         self.captured: CapturedSteps | None = None
+        self._plain_head = plain_linear(self.head) and self.head.bias is None
+        self._head_of_bytes: ops.Matrix | None = None
         self._fused: FusedStep | OperationStep | None = None
         if why_not(model) is None:
             self._fused = FusedStep(inner, self.swin)
         elif self.device.type == "cuda" and why_no_operations(model) is None:
-            self._fused = OperationStep(inner, self.swin)
+            self._take_steps_by(OperationStep(inner, self.swin))
             if not self.rope_depends_on_length:
                 self.captured = CapturedSteps(self, cuda_graph)
-        self._plain_head = plain(self.head, nn.Linear) and self.head.bias is None
         self._plain_embed = plain(self.embed, nn.Embedding)
 
     @property
@@ -206,6 +209,11 @@ class Decoder:
             return cos.view(shape), sin.view(shape)
         cos, sin = self.rope_tables(longest)
         return cos[positions].unsqueeze(-2), sin[positions].unsqueeze(-2)
+
+    def _take_steps_by(self, step: OperationStep) -> None:
+        self._fused, weight = step, getattr(self.head, "weight", None)
+        if plain(self.head, nn.Linear) and self.head.bias is None and of_torchao(weight):
+            self._head_of_bytes = matrix_of(self.head) if why_not_bytes(weight, self.device.type) is None else None
 
     @property
     def rope_depends_on_length(self) -> bool:
@@ -380,7 +388,8 @@ class Decoder:
     def beside_layers(self) -> list[tuple[nn.Module, int]]:
         """What else `layers_of_step` and `logits` read, and where it lies now."""
         rotary = self.model.model.rotary_emb
-        read = ((self.embed, self.embed.weight), (self.head, self.head.weight), (rotary, rotary.inv_freq))
+        head = self._head_of_bytes or ops.Matrix(self.head.weight)
+        read = ((self.embed, self.embed.weight), (self.head, head.weight), (rotary, rotary.inv_freq))
         return [(module, tensor.data_ptr()) for module, tensor in read]
 
     def stand_in_for(self, other: Decoder) -> bool:
@@ -396,11 +405,14 @@ class Decoder:
         ids in their [lo, hi) are computed, and the rest of the result is old: read it through sets inside them only.
         The next call may overwrite the result.
         """
-        if not self._plain_head:
-            whole: Tensor = self.head(hidden.to(self.dtype))
-            return whole
-        weight = self.head.weight
-        fused = self._fused if plain_tensor(weight, self.device.type) else None
+        matrix, fused = self._head_of_bytes, self._fused
+        if matrix is None:
+            if not self._plain_head:
+                whole: Tensor = self.head(hidden.to(self.dtype))
+                return whole
+            matrix = ops.Matrix(self.head.weight)
+            fused = fused if plain_tensor(matrix.weight, self.device.type) else None
+        weight = matrix.weight
         if fused is None:
             hidden = hidden.to(weight.dtype)
             if spans is None:
@@ -412,7 +424,8 @@ class Decoder:
         out = self.logits_buffer[: len(hidden)]
         for lo, hi in spans or ((0, vocab),):
             if fused is not None:
-                fused.head(weight[lo:hi], hidden, out[:, lo:hi])
+                rows = ops.Matrix(weight[lo:hi], None, None if matrix.scale is None else matrix.scale[lo:hi])
+                fused.head(rows, hidden, out[:, lo:hi])
             else:
                 out[:, lo:hi] = F.linear(hidden, weight[lo:hi])
         return out

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
+from fastdecode import ops
 from fastdecode.decoder.plain import DTYPES, altered, plain, plain_tensor
 from fastdecode.decoder.plan import Family, Sizes, epsilon_of, family_of, head_norms
+from fastdecode.decoder.quantised import of_torchao, why_not_bytes
 from fastdecode.kv_cache import StreamCache
 from fastdecode.ops.backends import core, unavailable
 
@@ -57,9 +59,17 @@ def _why_not_layer(layer: Any, inner: Any, family: Family, device: str) -> str |
     for name, module, size in _linears(layer, sizes):
         if not plain(module, nn.Linear):
             return f"{name} is not a plain nn.Linear, or has hooks"
-        if plain_tensor(module.weight, device) and module.weight.dtype != dtype:
-            return f"{name}.weight is {_described(module.weight)}, not {str(dtype).removeprefix('torch.')} as the first"
-        tensors.append((f"{name}.weight", module.weight, size))
+        if of_torchao(module.weight) and device != "cpu":
+            reason = why_not_bytes(module.weight, device)
+            if reason is not None:
+                return f"{name}.weight is a {type(module.weight).__name__} {reason}"
+            if module.weight.shape != size:
+                return f"{name} is {tuple(module.weight.shape)}, not {size} as the first layer's"
+        else:
+            if plain_tensor(module.weight, device) and module.weight.dtype != dtype:
+                its = str(dtype).removeprefix("torch.")
+                return f"{name}.weight is {_described(module.weight)}, not {its} as the first"
+            tensors.append((f"{name}.weight", module.weight, size))
         if module.bias is not None:
             tensors.append((f"{name}.bias", module.bias, size[:1]))
     reason = _why_not_head_norms(attention, first.self_attn, sizes, family)
@@ -220,10 +230,11 @@ class FusedStep:
         )
         return x
 
-    def head(self, weight: Tensor, hidden: Tensor, out: Tensor) -> None:
-        """``out`` (rows, n) = ``hidden`` (rows, hidden) times ``weight`` (n, hidden), a `plain_tensor`; ``out`` is
+    def head(self, matrix: ops.Matrix, hidden: Tensor, out: Tensor) -> None:
+        """``out`` (rows, n) = ``hidden`` (rows, hidden) times a matrix of n features, a `plain_tensor`; ``out`` is
         float32 and may be part of wider rows.
         """
+        weight = matrix.weight
         hidden = hidden.to(torch.float32).contiguous()
         self._linear(
             weight.data_ptr(),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastdecode import ops
 from fastdecode.decoder.plan import Sizes, epsilon_of, head_norms
+from fastdecode.decoder.quantised import matrix_of
 
 
 class StepRows(Protocol):
@@ -33,10 +34,6 @@ class StepLayer(NamedTuple):
     norm_attention: Tensor
     norm_mlp: Tensor
     head_norms: dict[str, Tensor]
-
-
-def _matrix(module: Any) -> ops.Matrix:
-    return ops.Matrix(module.weight.detach(), None if module.bias is None else _float(module.bias))
 
 
 def _float(tensor: Tensor) -> Tensor:
@@ -68,10 +65,10 @@ class OperationStep:
                 if value is not None:
                     norms[key] = _float(value).expand(heads, self.sizes.head_dim).contiguous()
         return StepLayer(
-            qkv=[_matrix(m) for m in (attention.q_proj, attention.k_proj, attention.v_proj)],
-            out=_matrix(attention.o_proj),
-            gate_up=[_matrix(m) for m in (mlp.gate_proj, mlp.up_proj)],
-            down=_matrix(mlp.down_proj),
+            qkv=[matrix_of(m) for m in (attention.q_proj, attention.k_proj, attention.v_proj)],
+            out=matrix_of(attention.o_proj),
+            gate_up=[matrix_of(m) for m in (mlp.gate_proj, mlp.up_proj)],
+            down=matrix_of(mlp.down_proj),
             norm_attention=_float(layer.input_layernorm.weight),
             norm_mlp=_float(layer.post_attention_layernorm.weight),
             head_norms=norms,
@@ -82,8 +79,8 @@ class OperationStep:
         read, copied = [], [self.norm]
         for layer in self.layers:
             for matrix in (*layer.qkv, layer.out, *layer.gate_up, layer.down):
-                read.append(matrix.weight)
-                copied += [part for part in (matrix.bias, matrix.scale) if part is not None]
+                read += [part for part in (matrix.weight, matrix.scale) if part is not None]
+                copied += [] if matrix.bias is None else [matrix.bias]
             copied += [layer.norm_attention, layer.norm_mlp, *layer.head_norms.values()]
         return read, copied
 
@@ -154,8 +151,8 @@ class OperationStep:
         gated = ops.swiglu(self._multiply(x, *layer.gate_up), backend=self.backend)
         return self._multiply(gated, layer.down)
 
-    def head(self, weight: Tensor, hidden: Tensor, out: Tensor) -> None:
-        """``out`` (rows, n) = ``hidden`` (rows, hidden) times ``weight`` (n, hidden); ``out`` may be part of wider
+    def head(self, matrix: ops.Matrix, hidden: Tensor, out: Tensor) -> None:
+        """``out`` (rows, n) = ``hidden`` (rows, hidden) times a matrix of n features; ``out`` may be part of wider
         rows.
         """
-        out.copy_(ops.linear(hidden, weight, backend=self.backend))
+        out.copy_(ops.linear(hidden, *matrix, backend=self.backend))

@@ -18,6 +18,11 @@ def plain(module: Any, *classes: type[nn.Module]) -> bool:
     return type(module) in classes and not altered(module)
 
 
+def plain_linear(module: Any) -> bool:
+    """Whether ``module`` is a `plain` linear layer, with weights that are tensors like any others."""
+    return plain(module, nn.Linear) and type(module.weight) in (Tensor, nn.Parameter)
+
+
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """What the C++ library reads, with its numbers for them."""
 

@@ -1,82 +1,20 @@
-"""Captured steps with a stand-in for CUDA graphs: a trace of the operations on the buffers, replayed without Python.
-
-As with a graph, what the host would decide anew, or any buffer that moved, would be frozen in it.
-"""
+"""Captured steps, with the stand-in for CUDA graphs of `traces`."""
 
 import gc
 import re
 import weakref
-from collections.abc import Callable
 
 import pytest
 import torch
-from models_for_tests import BOS, drawing_model, padded, text_ids
-from torch.fx.experimental.proxy_tensor import make_fx
+from models_for_tests import drawing_model
+from traces import IMAGE_ONLY, INTERLEAVED, Traces, both, prompts_of, uncaptured
 
 import fastdecode
 from fastdecode import Guidance
 from fastdecode.decoder import Decoder, captured
 from fastdecode.decoder.captured import CapturedSteps
-from fastdecode.decoder.operations import OperationStep
 from fastdecode.loop import DecodeLoop
 from fastdecode.models.chameleon import Vocabulary
-
-IMAGE_ONLY = {"multimodal_generation_mode": "image-only", "do_sample": True, "seed": 3}
-INTERLEAVED = {**IMAGE_ONLY, "multimodal_generation_mode": "interleaved-text-image"}
-
-
-class Traces:
-    """Counts captures and replays."""
-
-    def __init__(self) -> None:
-        self.captures = self.replays = 0
-
-    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
-        self.captures += 1
-        step()  # to warm up
-        trace = make_fx(lambda: step())()
-        assert any(node.target is torch.ops.fastdecode.sample_advance.default for node in trace.graph.nodes)
-
-        def replay() -> None:
-            self.replays += 1
-            trace()
-
-        return replay
-
-
-@pytest.fixture
-def traces(monkeypatch: pytest.MonkeyPatch) -> Traces:
-    """Decoders made from now on capture."""
-    found, init = Traces(), Decoder.__init__
-
-    def capturing(self, model, deterministic=False):
-        init(self, model, deterministic)
-        self._fused = OperationStep(model.model, self.swin)
-        self.captured = CapturedSteps(self, found.capture)
-
-    monkeypatch.setattr(Decoder, "__init__", capturing)
-    return found
-
-
-def uncaptured(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(DecodeLoop, "_steps_unseen", lambda self: 0)
-    patch.setattr(DecodeLoop, "_draw_seen_late", lambda self: False)
-
-
-def both(model, traces: Traces, monkeypatch: pytest.MonkeyPatch, **options) -> torch.Tensor:
-    """What generate returns, captured and step by step: the same."""
-    traces.captures = traces.replays = 0
-    captured = fastdecode.generate(model, **options)
-    with monkeypatch.context() as patch:
-        uncaptured(patch)
-        replays = traces.replays
-        assert torch.equal(fastdecode.generate(model, **options), captured)
-        assert traces.replays == replays
-    return captured
-
-
-def prompts_of(model, lengths=(9, 30, 3)) -> dict[str, torch.Tensor]:
-    return padded([[BOS, *text_ids(model, i, n)] for i, n in enumerate(lengths)])
 
 
 @pytest.mark.parametrize(

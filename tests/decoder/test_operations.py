@@ -19,7 +19,7 @@ LENGTHS = (9, 70, 5, 33)
 def both(model, backend: str | None = None) -> tuple[Decoder, Decoder]:
     """One with the C++ step, one of operations."""
     one, other = Decoder(model), Decoder(model)
-    other._fused = OperationStep(model.model, other.swin, backend)
+    other._take_steps_by(OperationStep(model.model, other.swin, backend))
     assert one.fused
     assert other.of_operations
     assert not other.fused
@@ -77,7 +77,7 @@ def test_pictures_are_the_same(monkeypatch: pytest.MonkeyPatch):
 
     def of_operations(self, model, deterministic=False):
         init(self, model, deterministic)
-        self._fused = OperationStep(model.model, self.swin)
+        self._take_steps_by(OperationStep(model.model, self.swin))
         made.append(self)
 
     monkeypatch.setattr(Decoder, "__init__", of_operations)

@@ -1,0 +1,49 @@
+"""Matrices as our kernels read them: as they are, or in the bytes that torchao made of them.
+
+torchao's weight-only int8 and float8 keep a byte for each weight and a factor for each feature, in ``qdata`` and
+``scale`` of a tensor of its own; nothing is copied here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdecode import ops
+from fastdecode.ops.step_checks import BYTE_DTYPES
+
+_CLASSES = ("Int8Tensor", "Float8Tensor")
+
+
+def of_torchao(weight: Any) -> bool:
+    """Whether ``weight`` is one of torchao's tensors of bytes, whatever is in it."""
+    return type(weight).__name__ in _CLASSES and type(weight).__module__.partition(".")[0] == "torchao"
+
+
+def why_not_bytes(weight: Any, device: str) -> str | None:
+    """Why kernels cannot read one of torchao's tensors; None if they can."""
+    data, scale = weight.qdata, weight.scale
+    zero = getattr(weight, "zero_point", None)
+    if data.dtype not in BYTE_DTYPES:
+        return f"of {str(data.dtype).removeprefix('torch.')}, not int8 or float8_e4m3fn"
+    if data.device.type != device or data.dim() != 2 or not data.is_contiguous():
+        return f"not dense on {device}"
+    if list(weight.block_size) != [1, data.shape[1]] or scale.numel() != data.shape[0]:
+        return f"of blocks of {tuple(weight.block_size)} weights, not with one scale for each feature"
+    if any(getattr(weight, name, None) is not None for name in ("act_quant_kwargs", "act_pre_scale")):
+        return "with activations made smaller too, which is not weight-only"
+    if zero is not None and bool(zero.any()):
+        return "with zero points"
+    return None
+
+
+def matrix_of(module: Any) -> ops.Matrix:
+    """A linear module's weight and scale where they lie (a scale that is not float32 is copied), its bias copied."""
+    bias: Tensor | None = (
+        None if module.bias is None else module.bias.detach().to(torch.float32, copy=True).contiguous()
+    )
+    if not of_torchao(module.weight):
+        return ops.Matrix(module.weight.detach(), bias)
+    return ops.Matrix(module.weight.qdata, bias, module.weight.scale.detach().float().reshape(-1).contiguous())

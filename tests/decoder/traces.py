@@ -1,0 +1,57 @@
+"""A stand-in for CUDA graphs: a trace of the operations on the buffers, replayed without Python.
+
+As with a graph, what the host would decide anew, or any buffer that moved, would be frozen in it.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from models_for_tests import BOS, padded, text_ids
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import fastdecode
+from fastdecode.loop import DecodeLoop
+
+IMAGE_ONLY = {"multimodal_generation_mode": "image-only", "do_sample": True, "seed": 3}
+INTERLEAVED = {**IMAGE_ONLY, "multimodal_generation_mode": "interleaved-text-image"}
+
+
+class Traces:
+    """Counts captures and replays."""
+
+    def __init__(self) -> None:
+        self.captures = self.replays = 0
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        self.captures += 1
+        step()  # to warm up
+        trace = make_fx(lambda: step())()
+        assert any(node.target is torch.ops.fastdecode.sample_advance.default for node in trace.graph.nodes)
+
+        def replay() -> None:
+            self.replays += 1
+            trace()
+
+        return replay
+
+
+def uncaptured(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(DecodeLoop, "_steps_unseen", lambda self: 0)
+    patch.setattr(DecodeLoop, "_draw_seen_late", lambda self: False)
+
+
+def both(model, traces: Traces, monkeypatch: pytest.MonkeyPatch, **options) -> torch.Tensor:
+    """What generate returns, captured and step by step: the same."""
+    traces.captures = traces.replays = 0
+    captured = fastdecode.generate(model, **options)
+    with monkeypatch.context() as patch:
+        uncaptured(patch)
+        replays = traces.replays
+        assert torch.equal(fastdecode.generate(model, **options), captured)
+        assert traces.replays == replays
+    return captured
+
+
+def prompts_of(model, lengths=(9, 30, 3)) -> dict[str, torch.Tensor]:
+    return padded([[BOS, *text_ids(model, i, n)] for i, n in enumerate(lengths)])
