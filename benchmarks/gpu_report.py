@@ -124,6 +124,7 @@ def times(name: str, ours: str = "fastdecode") -> Callable[[Row], Any]:
     return lambda row: f"{row[name] / row[ours]:.2f}×" if name in row and ours in row else None
 
 
+SMALL: list[Column] = [("greedy ids of a small model, as on the CPU", field("ids compared"))]
 STEP: list[Column] = [
     ("model", field("model")),
     ("sequences", field("sequences")),
@@ -191,11 +192,12 @@ KERNELS: list[Column] = [
 CHECKS: list[Column] = [(name, field(name)) for name in ("part", "status", "seconds", "last line")]
 LINEAR = [OPERATIONS[0], ("weights", field("weights")), *(c for c in OPERATIONS[1:] if "step" not in c[0])]
 
-PRINTED = 2
+PRINTED = 3
 """The first tables, which are printed too."""
 
 TABLES: tuple[tuple[str, str, str, list[Column]], ...] = (
     ("step", "configurations", "Steps and pictures", STEP),
+    ("step", "small model", "Correctness", SMALL),
     ("rivals", "rivals", "Rivals, in the same run", RIVALS),
     ("kernels", "operations", "Operations of a step", OPERATIONS),
     ("kernels", "linear", "The product of few rows beside torch's", LINEAR),

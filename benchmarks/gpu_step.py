@@ -330,6 +330,33 @@ def kernels_of_a_step(model: Any, configuration: Configuration, device: str, mos
     ]
 
 
+def same_as_on_the_cpu(device: str) -> dict[str, Any]:
+    """How many greedy ids of a small model in float32, with one, two and three streams, are what the C++ step on the
+    CPU draws; an ``error`` unless all are.
+    """
+    found, compared = {}, 0
+    for configuration in (Configuration(2, 1), Configuration(2), Configuration(2, 3)):
+        drawn = []
+        for where in ("cpu", device):
+            with as_on_a_gpu() if device == "cpu" and drawn else ExitStack():
+                model = random_model("tiny", device=where)
+                prompts = configuration.prompts(model).to(where)
+                ids = fastdecode.generate(
+                    model,
+                    prompts,
+                    attention_mask=torch.ones_like(prompts),
+                    multimodal_generation_mode="image-only",
+                    guidance=configuration.guidance,
+                    do_sample=False,
+                )
+                drawn.append(ids[:, prompts.shape[1] :].cpu())
+        compared += drawn[0].numel()
+        same = (drawn[0] == drawn[1]).all(0).cumprod(0).sum().item()
+        if same < drawn[0].shape[1]:
+            found["error"] = f"{configuration}: {device} draws as the CPU does for {same} ids of {drawn[0].shape[1]}"
+    return {"ids compared": compared, **found}
+
+
 def fits(name: str, device: str) -> bool:
     """Whether a model of a size and some keys and values have room on the device."""
     size = SIZES[name]
@@ -359,6 +386,10 @@ def attempt(part: Part, model: Any, name: str, configuration: Configuration, pic
 def main() -> int:
     part = Part("step", "Time steps and pictures of a model on a GPU.", 150)
     names = ["tiny bfloat16"] if part.dry else ["7B", "34B"]
+    try:
+        part.results.add("small model", same_as_on_the_cpu(part.device))
+    except RuntimeError as error:
+        part.results.add("small model", {"error": f"{type(error).__name__}: {error}"[:400]})
     with as_on_a_gpu() if part.dry else ExitStack():
         for name in names:
             if not fits(name, part.device):

@@ -85,6 +85,7 @@ def test_every_configuration_of_the_step_is_there(dry):
         assert row["picture seconds"] > row["picture floor seconds"]
         assert_positive(row, "picture capture seconds", "next picture seconds", "next picture bandwidth_fraction")
         assert row["next picture capture seconds"] == 0
+    assert dry["parts"]["step"]["small model"] == [{"ids compared": 3 * 2 * 18}]
     kernels = dry["parts"]["step"]["kernels of a step"]
     assert len(kernels) > 5
     assert all(kernel["calls per step"] > 0 for kernel in kernels)
@@ -387,6 +388,14 @@ def test_other_ids_are_not_timed(model):
         gpu_step.check_captured(watch(5, 3), watch(5, 3))
     with pytest.raises(RuntimeError, match="0 of 1 blocks were captured"):
         gpu_step.check_captured(watch(5), watch(5, captured=0))
+
+
+def test_a_device_that_draws_other_ids_is_found(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gpu_step, "random_model", lambda name, device: random_model(name, seed=next(seeds)))
+    seeds = iter(range(6))
+    found = gpu_step.same_as_on_the_cpu("cpu")
+    assert found["ids compared"] == 3 * 2 * 18
+    assert found["error"] == "Configuration(sequences=2, streams=3): cpu draws as the CPU does for 1 ids of 18"
 
 
 def test_captured_steps_that_fail_leave_the_other_figures(model, monkeypatch: pytest.MonkeyPatch):
