@@ -62,7 +62,7 @@ def emulated(emulation: Path) -> Kernels:
 
 @pytest.fixture(scope="session")
 def emulated_on_device(emulation: Path, tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    """As `on_device`, to know that its copies and graphs are right before there is a GPU."""
+    """As `on_device`, whose copies and graphs are so tested without a GPU."""
     options = ("-fPIC", "-Wall", "-Wextra", "-Werror", f"-I{FOLDER / 'fake_cuda'}")
     return build_on_device(tmp_path_factory.mktemp("emulated_on_device"), emulation, "g++", *options)
 
@@ -74,6 +74,6 @@ def emulated_shared(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     return Kernels(build_emulation(tmp_path_factory.mktemp("emulated_shared"), *options), "fastdecode_cuda_")
 
 
-@pytest.fixture(scope="session", params=["emulated", "emulated_on_device", "emulated_shared", "on_device"])
+@pytest.fixture(scope="session", params=["emulated_on_device", "emulated_shared", "on_device"])
 def kernels(request: pytest.FixtureRequest) -> Kernels:
     return request.getfixturevalue(request.param)

@@ -1,5 +1,6 @@
 /* fastdecode on an NVIDIA GPU: fastdecode.h's sample and advance behind the same structs, in
- * libfastdecode_cuda.so, which is built where a CUDA compiler is found.
+ * libfastdecode_cuda.so, which is built where a CUDA compiler is found. The structs' init functions
+ * are libfastdecode.so's.
  *
  * Every pointer in the structs is one to device memory that the current device can read. Sizes and
  * numbers in the structs are checked before a kernel is launched, with a sentence in
