@@ -6,8 +6,14 @@ from pathlib import Path
 import torch
 from devices import INTERPRETED
 
-sys.path.append(str(Path(__file__).parents[1] / "ops"))
+sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("ops", "decoder")]
 
 # test_interpreter.py runs these in a process of their own.
-_KERNEL_TESTS = ["test_triton_advance.py", "test_triton_numerics.py", "test_triton_sample.py", "test_triton_step.py"]
+_KERNEL_TESTS = [
+    "test_triton_advance.py",
+    "test_triton_decoder.py",
+    "test_triton_numerics.py",
+    "test_triton_sample.py",
+    "test_triton_step.py",
+]
 collect_ignore = [] if INTERPRETED or torch.cuda.is_available() else _KERNEL_TESTS
