@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastdecode import ops
 from fastdecode.kv_cache import StreamCache
+from fastdecode.ops.decode_state import ENDED
 from fastdecode.page_pool import PagePool, PoolExhausted
 
 if TYPE_CHECKING:
@@ -29,11 +30,23 @@ Capture = Callable[[Callable[[], None]], Callable[[], Any]]
 MOST_STEPS = 64
 """Of one run: their ids are read together."""
 
-MOST_KEPT = 4
+MOST_KEPT = 16
 """Captured steps of a pool."""
 
 WARM_UPS = 2
 """Runs before the capture, in which kernels are compiled and memory is found."""
+
+
+def bucket(count: int) -> int:
+    """The size that is captured for so many rows or groups: 1, 2, 3, 4, 6, 8, 12, 16, 24, …"""
+    power = 1 << max(count - 1, 0).bit_length()
+    return power * 3 // 4 if power >= 4 and count <= power * 3 // 4 else power
+
+
+def _fill(mine: Tensor, given: Tensor) -> None:
+    """``given`` into the first of ``mine``, and its first one into the others."""
+    mine[: len(given)].copy_(given)
+    mine[len(given) :] = given[0]
 
 
 def cuda_graph(step: Callable[[], None]) -> Callable[[], Any]:
@@ -63,12 +76,24 @@ class Draws:
 
 
 class _Rows:
-    """A cache's storage, with the lengths and the table of a captured step."""
+    """A cache's storage, with the lengths and the table of a captured step.
+
+    There may be more rows than the cache has: they are its first one again, ``like``, and store what that one stores.
+    """
 
     def __init__(self, cache: StreamCache, width: int) -> None:
+        rows, device = bucket(cache.rows), cache.lengths.device
         self.keys, self.values = list(cache.keys), list(cache.values)
-        self.lengths = torch.zeros_like(cache.lengths)
-        self.table = torch.zeros((cache.rows, width), dtype=torch.int32, device=self.lengths.device)
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        self.table = torch.zeros((rows, width), dtype=torch.int32, device=device)
+        self.like = torch.zeros(rows, dtype=torch.long, device=device)
+        self.some_alike = any(bucket(n) == rows for n in range(rows))
+
+    def load(self, cache: StreamCache) -> None:
+        _fill(self.lengths, cache.lengths)
+        _fill(self.table[:, : cache.table.shape[1]], cache.table)
+        self.like.zero_()
+        torch.arange(cache.rows, out=self.like[: cache.rows])
 
 
 _KEPT: WeakKeyDictionary[PagePool, list[CapturedStep]] = WeakKeyDictionary()
@@ -78,33 +103,37 @@ _KEPT: WeakKeyDictionary[PagePool, list[CapturedStep]] = WeakKeyDictionary()
 class CapturedStep:
     """One step of ``decoder`` for the rows of ``cache``, and its draws, captured by ``capture``.
 
-    For any later cache with as many rows over the same storage, and `Draws` of the same shape: `fits`. ``spare``: a
-    page to write to while it captures. ``seconds``: what that took, with compiling.
+    For any later cache over the same storage, and any `Draws`, of about as many rows and groups: `fits`. Groups that
+    are not there have ended before. ``spare``: a page to write to while it captures. ``seconds``: what that took,
+    with compiling.
     """
 
     def __init__(
         self, decoder: Decoder, cache: StreamCache, draws: Draws, state: ops.DecodeState, spare: int, capture: Capture
     ) -> None:
-        groups, device = len(draws.streams), cache.lengths.device
+        groups, device = bucket(len(draws.streams)), cache.lengths.device
         self.decoder, self.tables, self.spans = decoder, draws.tables, draws.spans
         self.beside = decoder.beside_layers()
         # A captured table cannot grow: room for twice what there is, and for one more run.
         width = 2 * cache.table.shape[1] + -(-MOST_STEPS // cache.pool.page_slots)
         self.rows = _Rows(cache, width)
         self.cos, self.sin = decoder.rope_tables(width * cache.pool.page_slots)
-        self.streams, self.weights, self.seeds = (t.clone() for t in (draws.streams, draws.weights, draws.seeds))
+        self.streams, self.weights, self.seeds = (
+            t.new_empty(groups, *t.shape[1:]) for t in (draws.streams, draws.weights, draws.seeds)
+        )
         self.parameters: dict[str, Any] = {
             name: torch.zeros(groups, dtype=torch.int32 if name == "top_k" else torch.float32, device=device)
             for name in draws.parameters
             if name != "penalty" or state.seen is not None  # which is 1 without them
         }
+        self.inputs = torch.zeros_like(self.rows.lengths)
         self.state = ops.DecodeState(
-            mode=state.mode.clone(),
-            step=state.step.clone(),
-            finished=state.finished.clone(),
-            limit=None if state.limit is None else state.limit.clone(),
-            inputs=None if state.inputs is None else state.inputs.clone(),
-            seen=None if state.seen is None else state.seen.clone(),
+            mode=torch.zeros(groups, dtype=torch.int32, device=device),
+            step=torch.zeros(groups, dtype=torch.long, device=device),
+            finished=torch.zeros(groups, dtype=torch.uint8, device=device),
+            limit=torch.zeros(groups, dtype=torch.long, device=device),
+            inputs=self.inputs,
+            seen=None if state.seen is None else state.seen.new_empty(groups, state.seen.shape[1]),
         )
         self.place = torch.zeros(1, dtype=torch.long, device=device)
         self.tokens = torch.full((MOST_STEPS, groups), -1, device=device)
@@ -121,8 +150,8 @@ class CapturedStep:
         """Whether `run` can be called with these, and does what ``decoder`` would."""
         stored = zip((*cache.keys, *cache.values), (*self.rows.keys, *self.rows.values), strict=True)
         return (
-            len(self.rows.lengths) == cache.rows
-            and self.streams.shape == draws.streams.shape
+            (len(self.inputs), len(self.streams)) == (bucket(cache.rows), bucket(len(draws.streams)))
+            and self.streams.shape[1] == draws.streams.shape[1]
             and self.draws_alike(draws)
             and (self.state.seen is None) == (state.seen is None)
             and cache.table.shape[1] <= self.rows.table.shape[1]
@@ -140,28 +169,28 @@ class CapturedStep:
     def _load(self, draws: Draws, state: ops.DecodeState) -> None:
         """Everything but the rows into the buffers."""
         for mine, given in ((self.streams, draws.streams), (self.weights, draws.weights), (self.seeds, draws.seeds)):
-            mine.copy_(given)
+            _fill(mine, given)
         for name, mine in self.parameters.items():
             value = draws.parameters[name]
             if isinstance(value, Tensor):
-                mine.copy_(value)
+                _fill(mine, value)
             else:
                 mine.fill_(value)
         for name in ("mode", "step", "finished", "limit", "inputs", "seen"):
-            if getattr(state, name) is not None:
-                getattr(self.state, name).copy_(getattr(state, name))
+            value = getattr(state, name)
+            if value is not None:
+                _fill(getattr(self.state, name), value)
+        self.state.finished[len(state.finished) :] = ENDED
         self.place.zero_()
 
     def _begin(self, cache: StreamCache, draws: Draws, state: ops.DecodeState) -> None:
         self._load(draws, state)
-        self.rows.lengths.copy_(cache.lengths)
-        self.rows.table[:, : cache.table.shape[1]].copy_(cache.table)
+        self.rows.load(cache)
 
     def _step(self) -> None:
         """What is captured: an id into every row, a draw for every group."""
-        assert self.state.inputs is not None
         lengths = self.rows.lengths
-        hidden = self.decoder.layers_of_step(self.rows, self.state.inputs, self.cos[lengths], self.sin[lengths])
+        hidden = self.decoder.layers_of_step(self.rows, self.inputs, self.cos[lengths], self.sin[lengths])
         drawn = ops.sample_advance(
             self.decoder.logits(hidden, self.spans),
             self.tables,
@@ -171,6 +200,8 @@ class CapturedStep:
             seed=self.seeds,
             **self.parameters,
         )
+        if self.rows.some_alike:
+            self.inputs.copy_(self.inputs[self.rows.like])
         lengths.add_(1)
         self.tokens.index_copy_(0, self.place, drawn.token[None])
         self.statuses.index_copy_(0, self.place, drawn.status[None])
@@ -185,8 +216,9 @@ class CapturedStep:
             self.replay()
         cache.grow(steps)
         if state.seen is not None and self.state.seen is not None:
-            state.seen.copy_(self.state.seen)
-        return self.tokens[:steps], self.statuses[:steps]
+            state.seen.copy_(self.state.seen[: len(state.seen)])
+        groups = len(draws.streams)
+        return self.tokens[:steps, :groups], self.statuses[:steps, :groups]
 
     def run_seen_late(
         self,
@@ -207,7 +239,7 @@ class CapturedStep:
                 self.replay()
             seen = self.reader.receive(step)
             cache.grow()
-            if not look(*seen):
+            if not look(*(row[: len(draws.streams)] for row in seen)):
                 return
 
 

@@ -5,6 +5,7 @@ The model's own matrices are read where they lie. Norms and biases are copied, t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -34,6 +35,21 @@ class StepLayer(NamedTuple):
     norm_attention: Tensor
     norm_mlp: Tensor
     head_norms: dict[str, Tensor]
+
+
+FEW_ROWS = 16
+"""Our product reads the weights once for so many rows, and cuBLAS for all of them."""
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def many_rows(x: Tensor, matrices: Sequence[ops.Matrix], product: Callable[..., Tensor] = torch.mm) -> Tensor:
+    """As `fastdecode.ops.joint_linear`, by torch: x is rounded to the weights' dtype, and sums are float32."""
+    parts = []
+    for weight, bias, _ in matrices:
+        part = product(x.to(weight.dtype), weight.t(), out_dtype=torch.float32)
+        parts.append(part if bias is None else part + bias)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def _float(tensor: Tensor) -> Tensor:
@@ -98,6 +114,9 @@ class OperationStep:
         return True
 
     def _multiply(self, x: Tensor, *matrices: ops.Matrix) -> Tensor:
+        """``x`` (rows, k) by each of the matrices, side by side."""
+        if x.is_cuda and len(x) > FEW_ROWS and all(m.weight.dtype in HALVES for m in matrices):
+            return many_rows(x, matrices)
         return ops.joint_linear(x, matrices, backend=self.backend)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -155,4 +174,4 @@ class OperationStep:
         """``out`` (rows, n) = ``hidden`` (rows, hidden) times a matrix of n features; ``out`` may be part of wider
         rows.
         """
-        out.copy_(ops.linear(hidden, *matrix, backend=self.backend))
+        out.copy_(self._multiply(hidden, matrix))

@@ -12,7 +12,7 @@ from traces import IMAGE_ONLY, INTERLEAVED, Traces, both, prompts_of, uncaptured
 import fastdecode
 from fastdecode import Guidance
 from fastdecode.decoder import Decoder, captured
-from fastdecode.decoder.captured import CapturedSteps
+from fastdecode.decoder.captured import CapturedSteps, bucket
 from fastdecode.loop import DecodeLoop
 from fastdecode.models.chameleon import Vocabulary
 
@@ -151,6 +151,29 @@ def test_it_is_told(traces: Traces):
     told = fastdecode.explain(model, **prompts_of(model), max_new_tokens=30)
     assert told.decoder.endswith("each step made of Triton kernels, captured as a CUDA graph")
     assert not any("captured" in reason for reason in told.why_not_faster)
+
+
+def test_buckets():
+    assert [bucket(n) for n in range(1, 14)] == [1, 2, 3, 4, 6, 6, 8, 8, 12, 12, 12, 12, 16]
+    assert all(n <= bucket(n) <= 1.5 * n and bucket(bucket(n)) == bucket(n) for n in range(1, 1000))
+
+
+@pytest.mark.parametrize("sequences", [5, 8])
+def test_rows_and_groups_that_are_not_there(sequences: int, traces: Traces, monkeypatch: pytest.MonkeyPatch):
+    """Five of six, then seven of eight; ten rows of twelve, then fourteen of sixteen."""
+    model = drawing_model(5, resolution=16)
+    options = {**prompts_of(model, range(3, 3 + sequences)), "kv_pool": fastdecode.new_pool(model, pages=80)}
+    options |= {"guidance": 2.0, "repetition_penalty": 1.2}
+    both(model, traces, monkeypatch, **options, **IMAGE_ONLY)
+    assert (traces.captures, traces.replays) == (1, 16)
+    both(model, traces, monkeypatch, **options, **INTERLEAVED, max_new_tokens=90)
+    assert 2 < traces.captures <= captured.MOST_KEPT
+    both(model, traces, monkeypatch, **options, **INTERLEAVED, max_new_tokens=90)
+    assert traces.captures == 0
+    # One sequence less has the same buckets.
+    options |= prompts_of(model, range(3, 2 + sequences))
+    both(model, traces, monkeypatch, **options, **IMAGE_ONLY)
+    assert traces.captures == (0 if sequences == 8 else 1)
 
 
 def test_what_was_captured_goes_with_its_pool(traces: Traces):

@@ -10,8 +10,8 @@ import fastdecode
 from fastdecode import Guidance
 from fastdecode.decoder import Decoder
 from fastdecode.decoder.fused import READ, why_no_operations
-from fastdecode.decoder.operations import OperationStep
-from fastdecode.ops import last_backend
+from fastdecode.decoder.operations import HALVES, OperationStep, many_rows
+from fastdecode.ops import Matrix, joint_linear, last_backend
 
 LENGTHS = (9, 70, 5, 33)
 
@@ -84,6 +84,25 @@ def test_pictures_are_the_same(monkeypatch: pytest.MonkeyPatch):
     assert torch.equal(fastdecode.generate(model, ids, do_sample=True, **options), expected)
     assert made
     assert "each step made of Triton kernels" in str(fastdecode.explain(model, ids, do_sample=True, **options))
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_products_of_many_rows(dtype: torch.dtype):
+    """cuBLAS' product is stood in for by one of the same arguments: float32 sums of rounded numbers."""
+
+    def product(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
+        assert a.dtype == b.dtype == dtype
+        return (a.double() @ b.double()).to(out_dtype)
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 24, generator=generator)
+    biases = (None, torch.randn(7, generator=generator))
+    matrices = [Matrix(torch.randn(7, 24, generator=generator).to(dtype), bias) for bias in biases]
+    for given in (matrices, matrices[:1]):
+        found = many_rows(x, given, product)
+        wanted = joint_linear(x.to(dtype).float(), given, backend="reference")
+        assert found.dtype == torch.float32
+        assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 
 def test_what_is_in_place_is_seen():

@@ -12,8 +12,8 @@ pytest.importorskip("triton")
 import fastdecode
 from fastdecode import Guidance
 from fastdecode.decoder import Decoder, captured
-from fastdecode.decoder.operations import OperationStep
-from fastdecode.ops import last_backend
+from fastdecode.decoder.operations import HALVES, OperationStep, many_rows
+from fastdecode.ops import Matrix, joint_linear, last_backend
 
 ROWS = [[3, 5, 4, 9, 8], [7, 6, 5, 4, 3, 8, 9, 12, 11, 10] * 4, [9, 8, 3]]
 
@@ -34,6 +34,15 @@ def test_steps_and_logits(shape: dict, dtype: torch.dtype):
         mine, its = ours.logits(expected[-1].float(), spans), torchs.logits(expected[-1], spans)
         for lo, hi in spans or [(0, mine.shape[1])]:
             assert (mine[:, lo:hi] - its[:, lo:hi]).abs().max() <= tolerance * its[:, lo:hi].abs().max()
+
+
+@pytest.mark.skipif(INTERPRETED, reason="torch has this product on a GPU alone")
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_products_of_many_rows(dtype: torch.dtype):
+    x = torch.randn(40, 320, device=DEVICE)
+    matrices = [Matrix(torch.randn(n, 320, device=DEVICE).to(dtype)) for n in (96, 33)]
+    found, wanted = many_rows(x, matrices), joint_linear(x.to(dtype).float(), matrices)
+    assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 
 @pytest.mark.skipif(INTERPRETED, reason="graphs are captured on a GPU alone")
