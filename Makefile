@@ -6,14 +6,23 @@ BIN := $(VENV)/bin
 # Built from these: when one changes, the package is built again.
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-emulated test-rest lint bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.built
 	$(BIN)/fastdecode demo -o demo
 
+# Two at a time: the kernels in Triton's interpreter and in the emulation of CUDA use one processor.
 test: $(VENV)/.built-test
-	$(BIN)/python -m pytest -q
+	$(MAKE) --no-print-directory -j2 --output-sync=target test-emulated test-rest
+
+EMULATED := tests/triton_kernels tests/cuda
+
+test-emulated: $(VENV)/.built-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider $(EMULATED)
+
+test-rest: $(VENV)/.built-test
+	$(BIN)/python -m pytest -q $(addprefix --ignore=,$(EMULATED))
 
 lint: $(VENV)/.built-dev
 	$(BIN)/ruff check .

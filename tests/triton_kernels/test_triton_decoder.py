@@ -5,6 +5,7 @@ import torch
 from devices import DEVICE, INTERPRETED
 from models_for_tests import drawing_model
 from test_fused import SHAPES, run, shaped_model
+from test_plan import text_model
 from traces import IMAGE_ONLY, INTERLEAVED, prompts_of, uncaptured
 
 pytest.importorskip("triton")
@@ -34,6 +35,16 @@ def test_steps_and_logits(shape: dict, dtype: torch.dtype):
         mine, its = ours.logits(expected[-1].float(), spans), torchs.logits(expected[-1], spans)
         for lo, hi in spans or [(0, mine.shape[1])]:
             assert (mine[:, lo:hi] - its[:, lo:hi]).abs().max() <= tolerance * its[:, lo:hi].abs().max()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_models_of_text(family: str):
+    model = text_model(family, 2).to(DEVICE)
+    ours, torchs = Decoder(model), Decoder(model)
+    ours._take_steps_by(OperationStep(model.model, ours.swin, "triton"))
+    torchs._fused = None
+    found, expected = run(ours, ROWS[:2], 1), run(torchs, ROWS[:2], 1)
+    assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()
 
 
 @pytest.mark.skipif(INTERPRETED, reason="torch has this product on a GPU alone")
