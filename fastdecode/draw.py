@@ -85,13 +85,18 @@ class Drawer:
         self.seen: Tensor | None = None
         if text.repetition_penalty != 1.0 or image.repetition_penalty != 1.0:
             self.seen = ops.seen_bits([[*g.ids, *g.shown] for g in groups], vocabulary.size).to(self.device)
+        self._noted: list[Tensor] | None = None  # while a step is under way that a copy to the device would wait for
         self._layout_key: tuple[object, ...] = ()
         self._layout: _Layout | None = None
 
     def note(self, newest: Tensor) -> None:
         """Count the batch's newest ids, (groups,) int64 with -1 where there is none, as seen."""
-        if self.seen is not None:
+        if self.seen is None:
+            return
+        if self._noted is None:
             ops.set_seen_(self.seen, newest.to(self.device))
+        else:
+            self._noted.append(newest.clone())
 
     def _sampling(self, group: Group) -> Sampling:
         return self.image if self.grammar.in_picture(group.state) else self.text
@@ -131,7 +136,7 @@ class Drawer:
             self._layout_key = key
             self._layout = _Layout(
                 streams=torch.tensor(streams, dtype=torch.int32, device=self.device),
-                weights=torch.tensor(weights, device=self.device),
+                weights=torch.tensor(weights, dtype=torch.float32, device=self.device),
                 set_index=torch.tensor(sets, dtype=torch.int32, device=self.device),
                 parameters=_parameters([self._sampling(g) for g in drawing], self.device),
                 seeds=torch.tensor([g.seed for g in drawing], device=self.device),
@@ -188,7 +193,13 @@ class Drawer:
             _check_drawn(tokens, statuses, drawing)
             return look(tokens) and self._key(drawing) == key
 
-        captured.run_seen_late(cache, draws, state, steps, look_at)
+        self._noted = []
+        try:
+            captured.run_seen_late(cache, draws, state, steps, look_at)
+        finally:
+            noted, self._noted = self._noted, None
+            for newest in noted:
+                self.note(newest)
         return True
 
     def _block(self, drawing: list[Group], inputs: list[int]) -> tuple[Draws, ops.DecodeState]:
@@ -249,7 +260,7 @@ class Drawer:
         with what the grammar bans at -inf, before and after them. Rows that draw nothing in this step are zeros.
         """
         logits = self.decoder.logits(hidden).float()
-        raw = torch.zeros((len(so_far), logits.shape[1]), device=logits.device)
+        raw = torch.zeros((len(so_far), logits.shape[1]), dtype=torch.float32, device=logits.device)
         mixed = raw.clone()
         sets = ~self.sets.mask(logits.shape[1])
         banned = torch.zeros_like(mixed, dtype=torch.bool)

@@ -58,7 +58,7 @@ class Explanation:
             if prepared.decoder.captured is not None:
                 steps += ", captured as a CUDA graph"
             else:
-                reasons.append("steps are not captured: the rotation of an id depends on how many there are")
+                reasons.append(f"steps are not captured: {prepared.decoder.why_not_captured}")
         else:
             steps = "steps of PyTorch operations"
             reasons.append(f"the layers cannot be run as one: {slower}")

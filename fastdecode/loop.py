@@ -47,7 +47,7 @@ class DecodeLoop:
         self.after_step = after_step
         self.pad, self.width = pad, prompts.shape[1]
         longest = max((g.limit - g.prompt_length for g in groups), default=0)
-        self.sequences = torch.full((len(groups), self.width + longest), pad, dtype=torch.long)
+        self.sequences = torch.full((len(groups), self.width + longest), pad, dtype=torch.long, device="cpu")
         self.sequences[:, : self.width] = prompts
         self.cache = self.decoder.new_cache(pool)
         self.owners: list[Group] = []
@@ -146,7 +146,7 @@ class DecodeLoop:
     def _follow(self, tokens: dict[int, int]) -> None:
         """One id for every live group, by its number, and what follows from it."""
         column = self.width + self.steps
-        newest = torch.full((len(self.groups),), -1)
+        newest = torch.full((len(self.groups),), -1, device="cpu")
         begun = []
         for number, token in tokens.items():
             group = self.groups[number]
@@ -186,8 +186,8 @@ class DecodeLoop:
         except PoolExhausted:
             self.steps += self.cache.length(0) - before
             raise
-        columns = torch.full((steps, len(self.groups)), self.pad)
-        columns[:, [g.number for g in self.live]] = torch.tensor(drawn)
+        columns = torch.full((steps, len(self.groups)), self.pad, device="cpu")
+        columns[:, [g.number for g in self.live]] = torch.tensor(drawn, device="cpu")
         begin = self.width + self.steps
         self.sequences[:, begin : begin + steps] = columns.T
         self.steps += steps

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,6 +92,7 @@ class PagePool:
         self.keys: list[Tensor] = [empty] * layers
         self.values: list[Tensor] = [empty] * layers
         self.page_bytes = 2 * layers * kv_heads * page_slots * head_dim * empty.element_size()
+        self.known: list[Any] = []  # what knows this memory by its address: emptied when there is other memory
         self._expected = 0
         self._owners: list[int] = []
         self._free: list[int] = []  # the next page to take is the last
@@ -221,6 +223,7 @@ class PagePool:
 
         Where memory runs out on the way some tensors are larger than ``capacity`` says; the next call goes on.
         """
+        self.known.clear()
         capacity = max(needed, self._expected, -(-self.capacity * 3 // 2))
         if self.limit is not None:
             capacity = min(capacity, self.limit)

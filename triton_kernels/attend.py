@@ -47,7 +47,7 @@ def _length(lengths, row, width, SLOTS: tl.constexpr):
     return tl.where((length >= 1) & (length <= width.to(tl.int64) * SLOTS), length, 0).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=_INTS)
+@triton.jit(do_not_specialize=(*_INTS, "table_stride"))
 def attend_stretch(
     queries, keys, values, table, table_stride: tl.int64, width, lengths, scale, pages, kv_heads, stretches,
     found, tops, sums,
@@ -134,8 +134,8 @@ def launch_attend(queries: Tensor, stored: Pages, scale: float) -> Tensor:
         return out
     group, dims = heads // kv_heads, _power_of_2(head_dim)
     stretches = max(triton.cdiv(width * slots, STRETCH.value), 1)
-    found = torch.empty(rows, heads, stretches, head_dim, device=queries.device)
-    tops, sums = torch.empty(2, rows, heads, stretches, device=queries.device)
+    found = torch.empty(rows, heads, stretches, head_dim, dtype=torch.float32, device=queries.device)
+    tops, sums = torch.empty(2, rows, heads, stretches, dtype=torch.float32, device=queries.device)
     with torch.cuda.device_of(queries):
         attend_stretch[(rows * kv_heads * stretches,)](
             *(queries, stored.keys, stored.values, table, table.stride(0), width, stored.lengths, float(scale)),

@@ -31,7 +31,7 @@ def embed(tokens, weight, out, vocab, HIDDEN: tl.constexpr):
 def launch_embed(tokens: Tensor, weight: Tensor) -> Tensor:
     """(rows, hidden) float32 for arguments of checked shapes, dtypes and devices."""
     rows, (vocab, hidden) = len(tokens), weight.shape
-    out = torch.empty(rows, hidden, device=tokens.device)
+    out = torch.empty(rows, hidden, dtype=torch.float32, device=tokens.device)
     if rows:
         with torch.cuda.device_of(tokens):
             embed[(rows * triton.cdiv(hidden, _BLOCK.value),)](tokens, weight, out, vocab, hidden, **_OPTIONS)

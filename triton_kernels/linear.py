@@ -94,14 +94,14 @@ def _tuned(dtype: torch.dtype) -> tuple[int, dict[str, Any]]:
     """Numbers of a row that are multiplied at once, and compile options that spill nothing: on an H200, whose memory
     needs some 33 KB on the way to each multiprocessor, one program has 36 KB of bfloat16 weights.
     """
-    wide = dtype in (torch.float32, torch.float16)
-    return 64, {"num_warps": 8 if wide else 4, "num_stages": 6 if wide else 10, "enable_fp_fusion": False}
+    block, warps, stages = {torch.float32: (32, 4, 8), torch.float16: (64, 8, 6)}.get(dtype, (64, 4, 10))
+    return block, {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": False}
 
 
 def launch_linear(x: Tensor, matrices: Sequence[Matrix]) -> Tensor:
     """(rows, all features) float32 for arguments of checked shapes, dtypes and devices."""
     rows = len(x)
-    out = torch.empty(rows, sum(len(m.weight) for m in matrices), device=x.device)
+    out = torch.empty(rows, sum(len(m.weight) for m in matrices), dtype=torch.float32, device=x.device)
     if not out.numel():
         return out
     begin = 0
@@ -113,7 +113,9 @@ def launch_linear(x: Tensor, matrices: Sequence[Matrix]) -> Tensor:
             _launch(x, matrices, out)
         else:
             column = sum(len(m.weight) for m in matrices[:begin])
-            part = torch.empty(rows, sum(len(m.weight) for m in matrices[begin:end]), device=x.device)
+            part = torch.empty(
+                rows, sum(len(m.weight) for m in matrices[begin:end]), dtype=torch.float32, device=x.device
+            )
             _launch(x, matrices[begin:end], part)
             out[:, column : column + part.shape[1]] = part
         begin = end

@@ -14,8 +14,9 @@ _ON_TENSOR_CORES = tl.constexpr(not triton.knobs.runtime.interpret)
 
 @triton.jit
 def _leading(x):
-    """float32 x rounded to 8 significant bits."""
-    return ((x.to(tl.int32, bitcast=True) + 0x8000) & -65536).to(tl.float32, bitcast=True)
+    """float32 x rounded to 8 significant bits; NaN stays NaN, whichever it is."""
+    rounded = ((x.to(tl.int32, bitcast=True) + 0x8000) & -65536).to(tl.float32, bitcast=True)
+    return tl.where(x == x, rounded, x)
 
 
 @triton.jit

@@ -78,7 +78,7 @@ def _placed(
     return first, second
 
 
-@triton.jit(do_not_specialize=_INTS)
+@triton.jit(do_not_specialize=(*_INTS, "table_stride"))
 def rope_append(
     qkv, cos, sin, q_weight, q_bias, k_weight, k_bias, epsilon,
     keys, values, pages, table, table_stride: tl.int64, width, lengths, queries, heads, kv_heads,
@@ -130,7 +130,7 @@ def launch_rope_append(
     """The queries (rows, heads, head_dim) for arguments of checked shapes, dtypes and devices."""
     pages, kv_heads, slots, head_dim = stored.keys.shape
     rows, heads = len(qkv), qkv.shape[1] // head_dim - 2 * kv_heads
-    queries = torch.empty(rows, heads, head_dim, device=qkv.device)
+    queries = torch.empty(rows, heads, head_dim, dtype=torch.float32, device=qkv.device)
     if rows:
         norms = (qkv if part is None else part for norm in (q_norm, k_norm) for part in norm)
         table = (stored.table, stored.table.stride(0), stored.table.shape[1])

@@ -31,7 +31,7 @@ def swiglu(gate_up, out, INNER: tl.constexpr):
 def launch_swiglu(gate_up: Tensor) -> Tensor:
     """(rows, inner) float32 for an argument of checked shape and dtype."""
     rows, inner = gate_up.shape[0], gate_up.shape[1] // 2
-    out = torch.empty(rows, inner, device=gate_up.device)
+    out = torch.empty(rows, inner, dtype=torch.float32, device=gate_up.device)
     if rows:
         with torch.cuda.device_of(gate_up):
             swiglu[(rows * triton.cdiv(inner, _BLOCK.value),)](gate_up, out, inner, **_OPTIONS)

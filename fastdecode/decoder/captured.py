@@ -8,10 +8,10 @@ its ids when it is over.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from fastdecode import ops
 from fastdecode.kv_cache import StreamCache
 from fastdecode.ops.decode_state import ENDED
-from fastdecode.page_pool import PagePool, PoolExhausted
+from fastdecode.page_pool import PoolExhausted
 
 if TYPE_CHECKING:
     from fastdecode.decoder.decoder import Decoder
@@ -32,9 +32,6 @@ MOST_STEPS = 64
 
 MOST_KEPT = 16
 """Captured steps of a pool."""
-
-WARM_UPS = 2
-"""Runs before the capture, in which kernels are compiled and memory is found."""
 
 
 def bucket(count: int) -> int:
@@ -49,16 +46,29 @@ def _fill(mine: Tensor, given: Tensor) -> None:
     mine[len(given) :] = given[0]
 
 
+class CannotCapture(RuntimeError):
+    """A step waits for the device, which a capture does not survive."""
+
+
 def cuda_graph(step: Callable[[], None]) -> Callable[[], Any]:
-    """``step`` as a CUDA graph; it runs `WARM_UPS` times meanwhile."""
+    """``step`` as a CUDA graph of the current device; it runs twice before, in which kernels are compiled and memory is
+    found. ``CannotCapture``, before anything is captured, if it waits for the device the second time.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(WARM_UPS):
+        step()
+        mode = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
             step()
+        except RuntimeError as error:
+            raise CannotCapture(str(error)) from error
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         step()
     return graph.replay
 
@@ -87,7 +97,7 @@ class _Rows:
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self.table = torch.zeros((rows, width), dtype=torch.int32, device=device)
         self.like = torch.zeros(rows, dtype=torch.long, device=device)
-        self.some_alike = any(bucket(n) == rows for n in range(rows))
+        self.some_alike = any(bucket(n) == rows for n in range(1, rows))
 
     def load(self, cache: StreamCache) -> None:
         _fill(self.lengths, cache.lengths)
@@ -96,16 +106,12 @@ class _Rows:
         torch.arange(cache.rows, out=self.like[: cache.rows])
 
 
-_KEPT: WeakKeyDictionary[PagePool, list[CapturedStep]] = WeakKeyDictionary()
-"""A captured step knows the memory of a pool's pages, and not the pool."""
-
-
 class CapturedStep:
     """One step of ``decoder`` for the rows of ``cache``, and its draws, captured by ``capture``.
 
-    For any later cache over the same storage, and any `Draws`, of about as many rows and groups: `fits`. Groups that
-    are not there have ended before. ``spare``: a page to write to while it captures. ``seconds``: what that took,
-    with compiling.
+    For any later cache over the same storage of the pool, and any `Draws`, of about as many rows and groups: `fits`.
+    Groups that are not there have ended before. ``spare``: a page to write to while it captures. ``seconds``: what that
+    took, with compiling.
     """
 
     def __init__(
@@ -136,26 +142,25 @@ class CapturedStep:
             seen=None if state.seen is None else state.seen.new_empty(groups, state.seen.shape[1]),
         )
         self.place = torch.zeros(1, dtype=torch.long, device=device)
-        self.tokens = torch.full((MOST_STEPS, groups), -1, device=device)
+        self.tokens = torch.full((MOST_STEPS, groups), -1, dtype=torch.long, device=device)
         self.statuses = torch.zeros((MOST_STEPS, groups), dtype=torch.int32, device=device)
         self.reader = _Reader(self.tokens, self.statuses)
         self.rows.table.fill_(spare)
         self._load(draws, state)
         begin = time.perf_counter()
-        self.replay = capture(self._step)
+        with torch.cuda.device_of(self.inputs):
+            self.replay = capture(self._step)
         self.seconds = time.perf_counter() - begin
         self.kept = decoder.logits_buffer  # the capture writes there, whatever the decoder has later
 
     def fits(self, decoder: Decoder, cache: StreamCache, draws: Draws, state: ops.DecodeState) -> bool:
         """Whether `run` can be called with these, and does what ``decoder`` would."""
-        stored = zip((*cache.keys, *cache.values), (*self.rows.keys, *self.rows.values), strict=True)
         return (
             (len(self.inputs), len(self.streams)) == (bucket(cache.rows), bucket(len(draws.streams)))
             and self.streams.shape[1] == draws.streams.shape[1]
             and self.draws_alike(draws)
             and (self.state.seen is None) == (state.seen is None)
             and cache.table.shape[1] <= self.rows.table.shape[1]
-            and all(mine is its for its, mine in stored)
             and self.beside == decoder.beside_layers()
             and self.decoder.stand_in_for(decoder)
         )
@@ -212,8 +217,9 @@ class CapturedStep:
         statuses (steps, groups), views that the next run overwrites.
         """
         self._begin(cache, draws, state)
-        for _ in range(steps):
-            self.replay()
+        with torch.cuda.device_of(self.inputs):
+            for _ in range(steps):
+                self.replay()
         cache.grow(steps)
         if state.seen is not None and self.state.seen is not None:
             state.seen.copy_(self.state.seen[: len(state.seen)])
@@ -232,15 +238,16 @@ class CapturedStep:
         way and ``cache`` has grown; where it returns False, the next one is for nothing.
         """
         self._begin(cache, draws, state)
-        self.replay()
-        for step in range(steps):
-            self.reader.send(step)
-            if step + 1 < steps:
-                self.replay()
-            seen = self.reader.receive(step)
-            cache.grow()
-            if not look(*(row[: len(draws.streams)] for row in seen)):
-                return
+        with torch.cuda.device_of(self.inputs):
+            self.replay()
+            for step in range(steps):
+                self.reader.send(step)
+                if step + 1 < steps:
+                    self.replay()
+                seen = self.reader.receive(step)
+                cache.grow()
+                if not look(*(row[: len(draws.streams)] for row in seen)):
+                    return
 
 
 class _Reader:
@@ -248,7 +255,7 @@ class _Reader:
 
     def __init__(self, tokens: Tensor, statuses: Tensor) -> None:
         self.device, self.there = (tokens, statuses), tokens.device.type == "cuda"
-        self.host = tuple(torch.empty(t.shape, dtype=t.dtype, pin_memory=self.there) for t in self.device)
+        self.host = tuple(torch.empty(t.shape, dtype=t.dtype, device="cpu", pin_memory=self.there) for t in self.device)
         self.sent = [torch.cuda.Event() for _ in tokens] if self.there else []
 
     def send(self, step: int) -> None:
@@ -266,24 +273,27 @@ class _Reader:
 
 
 class CapturedSteps:
-    """What ``decoder`` captures. Captured steps are kept as long as the pool of pages that they write to, the last few
-    of them, for later decoders of the same model too.
+    """What ``decoder`` captures. The pool of pages that captured steps write to keeps the last few of them, for later
+    decoders of the same model too, until it gets other memory.
     """
 
     def __init__(self, decoder: Decoder, capture: Capture) -> None:
-        self.decoder, self.capture = decoder, capture
+        self.decoder, self.capture, self.possible = decoder, capture, True
 
     def get(self, cache: StreamCache, draws: Draws, state: ops.DecodeState, steps: int) -> CapturedStep | None:
         """One that fits, captured now if there is none, and ``cache`` with room for its ``steps``; None where pages
-        are lacking, for that or to capture with, and for more than `MOST_STEPS`.
+        are lacking, for that or to capture with, for more than `MOST_STEPS`, and where nothing can be captured, with a
+        warning the first time.
         """
-        if steps > MOST_STEPS:
+        if steps > MOST_STEPS or not self.possible:
             return None
-        kept = _KEPT.setdefault(cache.pool, [])
         try:
             cache.make_room(steps)
-            for step in kept:
+            known = cache.pool.known
+            for step in known:
                 if step.fits(self.decoder, cache, draws, state):
+                    known.remove(step)
+                    known.insert(0, step)
                     return step
             cache.pool.allocate()  # what is captured knows this memory
             spare = cache.pool.take(1)
@@ -291,7 +301,11 @@ class CapturedSteps:
             return None
         try:
             made = CapturedStep(self.decoder, cache, draws, state, spare[0], self.capture)
+        except CannotCapture as error:
+            self.possible = False
+            warnings.warn(f"steps are not captured: {error}", stacklevel=2)
+            return None
         finally:
             cache.pool.release(spare)
-        kept[:] = [made, *kept[: MOST_KEPT - 1]]
+        known[:] = [made, *known[: MOST_KEPT - 1]]
         return made

@@ -55,7 +55,9 @@ class RMSNorm:
     def __init__(self, module: Any) -> None:
         self.module = module
         self.plain = plain(module, *RMS_NORMS) and module.weight.dtype == torch.float32
-        self.epsilon = torch.tensor(getattr(module, "variance_epsilon", 0.0), device=module.weight.device)
+        self.epsilon = torch.tensor(
+            getattr(module, "variance_epsilon", 0.0), dtype=torch.float32, device=module.weight.device
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.plain:
@@ -140,6 +142,16 @@ class Layer:
         return torch.cat([norm(part) for norm, part in parts], -2)
 
 
+def _check_devices(model: Any) -> None:
+    read = (model.model.embed_tokens, model.model.layers, model.lm_head)
+    devices = {p.device for module in read for p in module.parameters()}
+    if len(devices) > 1:
+        raise ValueError(
+            f"the model's weights are on {', '.join(sorted(map(str, devices)))}; fastdecode decodes on one device: "
+            "load it there whole, as with device_map={'': 0}"
+        )
+
+
 class Decoder:
     """Prefill and decode steps of one model; holds no state of any sequence. For one thread at a time.
 
@@ -149,6 +161,7 @@ class Decoder:
 
     def __init__(self, model: Any, deterministic: bool = False) -> None:
         family_of(model)
+        _check_devices(model)
         self.model, self.deterministic = model, deterministic
         inner = model.model
         sizes = Sizes.of(inner.layers[0])
@@ -161,6 +174,7 @@ class Decoder:
         self._rope: tuple[Tensor, Tensor] | None = None
         self.logits_buffer: Tensor | None = None
         self.captured: CapturedSteps | None = None
+        self._plain_embed = plain(self.embed, nn.Embedding)
         self._plain_head = plain_linear(self.head) and self.head.bias is None
         self._head_of_bytes: ops.Matrix | None = None
         self._fused: FusedStep | OperationStep | None = None
@@ -168,9 +182,8 @@ class Decoder:
             self._fused = FusedStep(inner, self.swin)
         elif self.device.type == "cuda" and why_no_operations(model) is None:
             self._take_steps_by(OperationStep(inner, self.swin))
-            if not self.rope_depends_on_length:
+            if self.why_not_captured is None:
                 self.captured = CapturedSteps(self, cuda_graph)
-        self._plain_embed = plain(self.embed, nn.Embedding)
 
     @property
     def fused(self) -> bool:
@@ -209,6 +222,17 @@ class Decoder:
             return cos.view(shape), sin.view(shape)
         cos, sin = self.rope_tables(longest)
         return cos[positions].unsqueeze(-2), sin[positions].unsqueeze(-2)
+
+    @property
+    def why_not_captured(self) -> str | None:
+        """Why steps made of operations cannot be captured; None if they can."""
+        if self.rope_depends_on_length:
+            return "the rotation of an id depends on how many there are"
+        if not self._plain_embed:
+            return "embed_tokens is not a plain nn.Embedding, or has hooks"
+        if not self._plain_head and self._head_of_bytes is None:
+            return "lm_head is not a plain nn.Linear without a bias, or has hooks"
+        return None
 
     def _take_steps_by(self, step: OperationStep) -> None:
         self._fused, weight = step, getattr(self.head, "weight", None)
@@ -385,12 +409,12 @@ class Decoder:
         assert isinstance(self._fused, OperationStep)
         return self._fused(rows, self.embed(tokens), cos, sin)
 
-    def beside_layers(self) -> list[tuple[nn.Module, int]]:
+    def beside_layers(self) -> list[tuple[nn.Module, int, torch.dtype]]:
         """What else `layers_of_step` and `logits` read, and where it lies now."""
         rotary = self.model.model.rotary_emb
         head = self._head_of_bytes or ops.Matrix(self.head.weight)
         read = ((self.embed, self.embed.weight), (self.head, head.weight), (rotary, rotary.inv_freq))
-        return [(module, tensor.data_ptr()) for module, tensor in read]
+        return [(module, tensor.data_ptr(), tensor.dtype) for module, tensor in read]
 
     def stand_in_for(self, other: Decoder) -> bool:
         """Whether `layers_of_step` does what that of ``other`` does, whose matrices lie where this one's do."""

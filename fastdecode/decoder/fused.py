@@ -18,7 +18,7 @@ from fastdecode.decoder.plain import DTYPES, altered, plain, plain_tensor
 from fastdecode.decoder.plan import Family, Sizes, epsilon_of, family_of, head_norms
 from fastdecode.decoder.quantised import of_torchao, why_not_bytes
 from fastdecode.kv_cache import StreamCache
-from fastdecode.ops.backends import core, unavailable
+from fastdecode.ops.backends import ENVIRONMENT_VARIABLE, choose_backend, core, unavailable
 
 Size = tuple[int, ...]
 
@@ -126,7 +126,25 @@ def why_not(model: Any) -> str | None:
 
 def why_no_operations(model: Any) -> str | None:
     """Why a model that is not on the CPU cannot take its steps in kernels of ours; None if it can."""
-    return unavailable("triton") or _why_not_plain(model, model.model.norm.weight.device.type)
+    device = model.model.norm.weight.device
+    return (
+        unavailable("triton")
+        or (_why_not_on(device) if device.type == "cuda" else None)
+        or _why_not_plain(model, device.type)
+    )
+
+
+def _why_not_on(device: torch.device) -> str | None:
+    """Why a GPU is none that kernels of ours were made for, or has others to run."""
+    chosen = choose_backend(None, "cuda")
+    if chosen != "triton":
+        return f"the environment variable {ENVIRONMENT_VARIABLE} names {chosen}"
+    if torch.version.hip is not None:
+        return "the GPU is not one of NVIDIA's"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        return f"the GPU has compute capability {capability[0]}.{capability[1]}, and no bfloat16: 8.0 is needed"
+    return None
 
 
 def _why_not_plain(model: Any, device: str) -> str | None:

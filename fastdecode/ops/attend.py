@@ -62,7 +62,7 @@ def attend(
         return attend_reference(queries, pages, scale)
     if backend == "triton":
         return attend_triton(queries, pages, scale)
-    out = torch.empty(queries.shape)
+    out = torch.empty(queries.shape, dtype=torch.float32, device="cpu")
     sizes = (rows, heads, kv_heads, head_dim, STORED_DTYPES[keys.dtype], torch.get_num_threads(), scale)
     stored = (keys.data_ptr(), values.data_ptr(), *pages.fields)
     core().attend((*sizes, queries.data_ptr(), *stored, out.data_ptr()))

@@ -196,7 +196,7 @@ def check_arguments(
 def _check_each(name: str, parameter: FloatParameter, rule: str, valid: Callable[[float], bool]) -> None:
     per_group, number = parameter
     if per_group is None:
-        value = torch.tensor(number, dtype=torch.float32).item()  # as it will be used
+        value = torch.tensor(number, dtype=torch.float32, device="cpu").item()  # as it will be used
         if not valid(value):
             raise ValueError(f"{name} = {value:g}: must be {rule}")
         return

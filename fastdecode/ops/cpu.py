@@ -23,10 +23,10 @@ def _address(tensor: Tensor | None) -> int:
 
 def _outputs(groups: int) -> Sample:
     return Sample(
-        torch.empty(groups, dtype=torch.int64),
-        torch.empty(groups, dtype=torch.float32),
-        torch.empty(groups, dtype=torch.int32),
-        torch.empty(groups, dtype=torch.int32),
+        torch.empty(groups, dtype=torch.int64, device="cpu"),
+        torch.empty(groups, dtype=torch.float32, device="cpu"),
+        torch.empty(groups, dtype=torch.int32, device="cpu"),
+        torch.empty(groups, dtype=torch.int32, device="cpu"),
     )
 
 

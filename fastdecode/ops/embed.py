@@ -39,7 +39,7 @@ def embed(tokens: Tensor, weight: Tensor, *, backend: str | None = None) -> Tens
         return embed_reference(tokens, weight)
     if backend == "triton":
         return embed_triton(tokens, weight)
-    out = torch.empty(len(tokens), hidden)
+    out = torch.empty(len(tokens), hidden, dtype=torch.float32, device="cpu")
     core().embed(
         tokens.data_ptr(),
         len(tokens),

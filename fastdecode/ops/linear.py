@@ -105,7 +105,7 @@ def _choose(backend: str | None, *matrices: Matrix) -> str:
 def _linear_cpu(x: Tensor, matrix: Matrix) -> Tensor:
     weight, bias, _ = matrix
     features = weight.shape[0]
-    out = torch.empty(len(x), features)
+    out = torch.empty(len(x), features, dtype=torch.float32, device="cpu")
     core().linear(
         weight.data_ptr(),
         STORED_DTYPES[weight.dtype],

@@ -133,7 +133,7 @@ def sample_reference(args: SampleArguments) -> Sample:
     logits = args.logits[:, lo:hi]
     rows = torch.arange(groups, device=device).unsqueeze(1)
     streams = rows if args.streams is None else args.streams.long()
-    weights = torch.ones(streams.shape, device=device) if args.weights is None else args.weights
+    weights = torch.ones(streams.shape, dtype=torch.float32, device=device) if args.weights is None else args.weights
     temperature, top_p = column(args.temperature, torch.float32), column(args.top_p, torch.float32)
     greedy = temperature == 0
 

@@ -53,8 +53,8 @@ def rms_norm(
         return rms_norm_reference(x, weight, epsilon, residual)
     if backend == "triton":
         return rms_norm_triton(x, weight, epsilon, residual)
-    out = torch.empty(x.shape)
-    total = None if residual is None else torch.empty(x.shape)
+    out = torch.empty(x.shape, dtype=torch.float32, device="cpu")
+    total = None if residual is None else torch.empty_like(out)
     core().rms_norm(
         x.data_ptr(),
         0 if residual is None else residual.data_ptr(),

@@ -103,7 +103,7 @@ def rope_append(
         return rope_append_reference(qkv, cos, sin, pages, *norms, epsilon)
     if backend == "triton":
         return rope_append_triton(qkv, cos, sin, pages, *norms, epsilon)
-    queries = torch.empty(rows, heads, head_dim)
+    queries = torch.empty(rows, heads, head_dim, dtype=torch.float32, device="cpu")
     weights = [0 if t is None else t.data_ptr() for norm in norms for t in norm]
     core().rope_append(
         (

@@ -32,7 +32,7 @@ def swiglu(gate_up: Tensor, *, backend: str | None = None) -> Tensor:
         return swiglu_reference(gate_up)
     if backend == "triton":
         return swiglu_triton(gate_up)
-    out = torch.empty(rows, width // 2)
+    out = torch.empty(rows, width // 2, dtype=torch.float32, device="cpu")
     core().swiglu(gate_up.data_ptr(), rows, width // 2, out.data_ptr(), torch.get_num_threads())
     return out
 

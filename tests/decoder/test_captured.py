@@ -12,7 +12,7 @@ from traces import IMAGE_ONLY, INTERLEAVED, Traces, both, prompts_of, uncaptured
 import fastdecode
 from fastdecode import Guidance
 from fastdecode.decoder import Decoder, captured
-from fastdecode.decoder.captured import CapturedSteps, bucket
+from fastdecode.decoder.captured import CannotCapture, CapturedSteps, bucket
 from fastdecode.loop import DecodeLoop
 from fastdecode.models.chameleon import Vocabulary
 
@@ -180,7 +180,7 @@ def test_what_was_captured_goes_with_its_pool(traces: Traces):
     model = drawing_model(5, resolution=16)
     pool = fastdecode.new_pool(model)
     fastdecode.generate(model, **prompts_of(model), **IMAGE_ONLY, kv_pool=pool)
-    [step] = captured._KEPT[pool]
+    [step] = pool.known
     assert step.seconds > 0
     gone = weakref.ref(step)
     del step, pool
@@ -213,6 +213,45 @@ def test_logits_that_are_no_numbers(traces: Traces):
         fastdecode.generate(model, **prompts_of(model), **IMAGE_ONLY, kv_pool=pool)
     assert traces.captures == 1
     assert pool.used == 0
+
+
+def test_what_was_captured_goes_with_its_memory(traces: Traces):
+    model = drawing_model(5, resolution=16)
+    pool = fastdecode.new_pool(model)
+    fastdecode.generate(model, **prompts_of(model), **IMAGE_ONLY, kv_pool=pool)
+    assert len(pool.known) == 1
+    taken = pool.take(pool.capacity + 1)
+    assert pool.known == []
+    pool.release(taken)
+
+
+def test_a_step_that_waits_is_not_captured(traces: Traces, monkeypatch: pytest.MonkeyPatch):
+    def waiting(step):
+        raise CannotCapture("called a synchronizing CUDA operation")
+
+    model = drawing_model(5, resolution=16)
+    options = {**prompts_of(model), **INTERLEAVED, "max_new_tokens": 60, "kv_pool": fastdecode.new_pool(model)}
+    expected = fastdecode.generate(model, **options)
+    options["kv_pool"] = pool = fastdecode.new_pool(model)
+    monkeypatch.setattr(traces, "capture", waiting)
+    with pytest.warns(UserWarning, match=r"^steps are not captured: called a synchronizing") as told:
+        assert torch.equal(fastdecode.generate(model, **options), expected)
+    assert len(told) == 1
+    assert (pool.used, pool.known) == (0, [])
+
+
+def test_what_cannot_be_captured(traces: Traces):
+    model = drawing_model(5, resolution=16)
+    assert Decoder(model).why_not_captured is None
+    removable = model.lm_head.register_forward_hook(lambda *given: None)
+    assert Decoder(model).why_not_captured == "lm_head is not a plain nn.Linear without a bias, or has hooks"
+    removable.remove()
+    model.model.embed_tokens.register_forward_hook(lambda *given: None)
+    assert Decoder(model).why_not_captured == "embed_tokens is not a plain nn.Embedding, or has hooks"
+    model = drawing_model(5, resolution=16)
+    model.model.rotary_emb.rope_type = "dynamic"
+    decoder = Decoder(model)
+    assert decoder.why_not_captured == "the rotation of an id depends on how many there are"
 
 
 def test_a_capture_that_fails_gives_its_page_back(traces: Traces, monkeypatch: pytest.MonkeyPatch):

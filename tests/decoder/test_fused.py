@@ -43,7 +43,10 @@ def run(decoder: Decoder, rows: list[list[int]], steps: int) -> torch.Tensor:
     cache = decoder.new_cache()
     for row in rows:  # one by one, so that prefill computes the same in any company
         decoder.prefill(cache, [row[:-steps]])
-    found = [decoder.step(cache, torch.tensor([row[i - steps] for row in rows])).clone() for i in range(steps)]
+    found = [
+        decoder.step(cache, torch.tensor([row[i - steps] for row in rows], device=decoder.device)).clone()
+        for i in range(steps)
+    ]
     return torch.stack(found)
 
 

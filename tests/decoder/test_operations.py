@@ -8,7 +8,7 @@ from test_plan import FAMILIES, text_model
 
 import fastdecode
 from fastdecode import Guidance
-from fastdecode.decoder import Decoder
+from fastdecode.decoder import Decoder, fused
 from fastdecode.decoder.fused import READ, why_no_operations
 from fastdecode.decoder.operations import HALVES, OperationStep, many_rows
 from fastdecode.ops import Matrix, joint_linear, last_backend
@@ -112,6 +112,31 @@ def test_what_is_in_place_is_seen():
         model.model.layers[0].mlp.up_proj.weight *= 0.5
     rows = [[i + 1, *text_ids(model, i, n)] for i, n in enumerate(LENGTHS)]
     assert torch.equal(run(other, rows, 2), run(one, rows, 2))
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "backend", "expected"),
+    [
+        ((9, 0), None, "", None),
+        ((8, 0), None, "", None),
+        ((7, 5), None, "", "the GPU has compute capability 7.5, and no bfloat16: 8.0 is needed"),
+        ((9, 0), "7.0", "", "the GPU is not one of NVIDIA's"),
+        ((9, 0), None, "reference", "the environment variable FASTDECODE_BACKEND names reference"),
+    ],
+)
+def test_which_gpus(capability, hip, backend, expected, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fastdecode.ops.backends.unavailable", lambda backend: None)
+    monkeypatch.setattr("fastdecode.ops.backends._default", backend)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    monkeypatch.setattr("torch.version.hip", hip)
+    assert fused._why_not_on(torch.device("cuda")) == expected
+
+
+def test_a_model_on_several_devices_is_refused():
+    model = shaped_model(3, SHAPES[0])
+    model.model.layers[1].to("meta")
+    with pytest.raises(ValueError, match=r"^the model's weights are on cpu, meta; fastdecode decodes on one device: "):
+        Decoder(model)
 
 
 def test_why_not(monkeypatch: pytest.MonkeyPatch):

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 
 import fastdecode
 from fastdecode import Guidance
-from fastdecode.decoder import Decoder, captured
+from fastdecode.decoder import Decoder
 from fastdecode.decoder.operations import HALVES, OperationStep, many_rows
 from fastdecode.ops import Matrix, joint_linear, last_backend
 
@@ -70,11 +70,11 @@ def test_captured_steps_draw_what_others_do(options: dict, mode: dict, monkeypat
     if mode is INTERLEAVED:
         given["max_new_tokens"] = 80
     first = fastdecode.generate(model, **given)
-    kept = len(captured._KEPT[pool])
+    kept = len(pool.known)
     assert kept > 0
     assert "captured as a CUDA graph" in str(fastdecode.explain(model, **given))
     assert torch.equal(fastdecode.generate(model, **given), first)
-    assert len(captured._KEPT[pool]) == kept
+    assert len(pool.known) == kept
     uncaptured(monkeypatch)
     assert torch.equal(fastdecode.generate(model, **given), first)
     assert pool.used == 0

@@ -83,6 +83,14 @@ def test_linear_of_bytes(rows: int, k: int, dtype: torch.dtype):
             close(run(linear, x, weight, b, s), linear(x, weight, b, s, backend="reference"), exact)
 
 
+@pytest.mark.parametrize("bits", [0x7FFF, 0x7E00, -1, 0x7C01], ids=hex)
+def test_every_nan_of_float16(bits: int):
+    """Whatever bits it has, and becomes in float32."""
+    weight = torch.ones(2, 8).half()
+    weight[1, 3] = torch.tensor(bits, dtype=torch.int16).view(torch.float16)
+    assert run(linear, torch.ones(1, 8), weight).isnan().tolist() == [[False, True]]
+
+
 @pytest.mark.parametrize("dtype", BYTES, ids=str)
 def test_every_byte(dtype: torch.dtype):
     weight = torch.arange(256).to(torch.uint8).view(dtype)[:, None]
