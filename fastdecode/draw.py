@@ -53,6 +53,7 @@ class _Layout:
     parameters: dict[str, Any]
     seeds: Tensor
     spans: list[tuple[int, int]] | None
+    tables: ops.GrammarTables
 
 
 class Drawer:
@@ -141,6 +142,7 @@ class Drawer:
                 parameters=_parameters([self._sampling(g) for g in drawing], self.device),
                 seeds=torch.tensor([g.seed for g in drawing], device=self.device),
                 spans=self._spans(frozenset(sets)),
+                tables=self.tables.bounded(max(self.sets.count(s) for s in sets)),
             )
         return self._layout
 
@@ -213,7 +215,7 @@ class Drawer:
             inputs=torch.tensor(inputs, device=self.device),
             seen=None if self.seen is None else self.seen[[g.number for g in drawing]],
         )
-        draws = Draws(self.tables, layout.streams, layout.weights, layout.seeds, layout.parameters, layout.spans)
+        draws = Draws(layout.tables, layout.streams, layout.weights, layout.seeds, layout.parameters, layout.spans)
         return draws, state
 
     def _steps_of_draws(

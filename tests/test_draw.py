@@ -5,6 +5,7 @@ import torch
 
 import fastdecode
 from benchmarks.models import IMAGE_IDS, random_model, text_prompts
+from fastdecode import ops
 from fastdecode.decoder import Decoder
 
 
@@ -45,3 +46,21 @@ def test_only_rows_that_may_be_drawn(model, mode: str, expected: set, monkeypatc
     )
     assert found == expected
     assert (IMAGE_IDS.start, IMAGE_IDS.stop) == (4, 8196)
+
+
+@pytest.mark.parametrize("mode", ["image-only", "interleaved-text-image"])
+def test_kernels_need_not_be_ready_for_text_inside_pictures(model, mode: str, monkeypatch: pytest.MonkeyPatch):
+    found = set()
+    right = ops.sample_advance
+
+    def spied(logits, tables, state, **options):
+        found.add(tables.sets.largest)
+        return right(logits, tables, state, **options)
+
+    monkeypatch.setattr(ops, "sample_advance", spied)
+    prompt = torch.cat([text_prompts(model, 1, 12), torch.tensor([[8197]])], 1)
+    options = {"multimodal_generation_mode": mode, "max_new_tokens": 24, "do_sample": True, "seed": 1}
+    if mode == "image-only":
+        prompt = prompt[:, :-1]
+    fastdecode.generate(model, prompt, attention_mask=torch.ones_like(prompt), **options)
+    assert found == {len(IMAGE_IDS)}

@@ -169,7 +169,12 @@ class CapturedStep:
         """Whether the same sets are drawn from, by the same grammar."""
         mine, its = self.tables, draws.tables
         same = mine is its or (mine.vocab, mine.sets, mine.host) == (its.vocab, its.sets, its.host)
-        return same and self.spans == draws.spans and self.parameters.keys() <= draws.parameters.keys()
+        return (
+            same
+            and mine.sets.largest == its.sets.largest
+            and self.spans == draws.spans
+            and self.parameters.keys() <= draws.parameters.keys()
+        )
 
     def _load(self, draws: Draws, state: ops.DecodeState) -> None:
         """Everything but the rows into the buffers."""

@@ -230,11 +230,18 @@ class GrammarTables:
         """The same tables on `device`; self if they are there already."""
         if torch.device(device) == self.device:
             return self
-        moved = object.__new__(GrammarTables)
-        moved._host, moved.vocab, moved.sets = self._host, self.vocab, self.sets.to(device)
+        return self._copy(self.sets.to(device), device)
+
+    def bounded(self, largest: int) -> GrammarTables:
+        """The same tables, for calls in which no group draws from a set of more than `largest` ids."""
+        return self._copy(self.sets.bounded(largest), self.device)
+
+    def _copy(self, sets: TokenSets, device: torch.device | str) -> GrammarTables:
+        copy = object.__new__(GrammarTables)
+        copy._host, copy.vocab, copy.sets = self._host, self.vocab, sets
         for name in ("set_of", "tight_set_of", "room", "forced", "following", "class_ranges"):
-            setattr(moved, name, getattr(self, name).to(device))
-        return moved
+            setattr(copy, name, getattr(self, name).to(device))
+        return copy
 
     def class_of(self, token: int) -> int:
         """The class of an id."""

@@ -175,6 +175,15 @@ class TokenSets:
         moved.ranges, moved.offsets = self.ranges.to(device), self.offsets.to(device)
         return moved
 
+    def bounded(self, largest: int) -> TokenSets:
+        """The same sets, for calls in which no group draws from one of more than `largest` ids: kernels need not be
+        ready for more.
+        """
+        copy = object.__new__(TokenSets)
+        copy._sets, copy._stop, copy._largest = self._sets, self._stop, largest
+        copy.ranges, copy.offsets = self.ranges, self.offsets
+        return copy
+
     def count(self, set_number: int) -> int:
         """Number of ids in a set."""
         return sum(hi - lo for lo, hi in self.host[set_number])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastdecode.ops import TokenSets, seen_bits, set_seen_
+from fastdecode.ops import GrammarTables, TokenSets, seen_bits, set_seen_
 
 
 def test_ranges_are_sorted_merged_and_dropped_when_empty():
@@ -29,6 +29,16 @@ def test_to_moves_the_tables():
     moved = sets.to("meta")
     assert moved.ranges.device.type == moved.offsets.device.type == "meta"
     assert moved == sets
+
+
+def test_bounded_sets_are_the_same_but_for_what_kernels_are_ready_for():
+    sets = TokenSets([[(0, 50)], [(3, 7)]])
+    assert (sets.largest, sets.bounded(4).largest) == (50, 4)
+    assert sets.bounded(4) == sets
+    assert sets.bounded(4).ranges is sets.ranges
+    tables = GrammarTables(sets, [1, 0], [-1, -1], [[0], [1]], vocab=60)
+    assert (tables.bounded(4).sets.largest, tables.sets.largest) == (4, 50)
+    assert tables.bounded(4).host == tables.host
 
 
 @pytest.mark.parametrize(
