@@ -118,7 +118,8 @@ def test_rivals_are_measured_beside_ours(dry):
     ]
     assert found["greedy ids until they part"] == 16
     for row in rows:
-        assert_positive(row, "ms per step", "set-up seconds", "fastdecode ms per step", "timed steps")
+        assert_positive(row, "ms per step", "fastdecode ms per step", "timed steps")
+        assert math.isfinite(row["set-up seconds"])  # a difference: below 0 where the first steps were fast by chance
         assert row["ratio"] == pytest.approx(row["ms per step"] / row["fastdecode ms per step"])
         picture = row["set-up seconds"] + 16 * row["ms per step"] / 1e3
         assert row["picture seconds, extrapolated"] == pytest.approx(picture)
