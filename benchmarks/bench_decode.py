@@ -197,7 +197,7 @@ def measure(
         "prompt": prompts.shape[1],
         "tokens": tokens,
         "greedy ids until they part": agreement,
-        "one call per step": Decoder(model).fused,
+        "one call per step": Decoder(model).uses_cpu_step,
         "weight bytes": weight_bytes(model),
         "read bandwidth GB/s": bandwidth / 1e9,
         "floor ms": 1000 * floor,

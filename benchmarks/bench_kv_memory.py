@@ -36,7 +36,7 @@ from benchmarks.models import BOS, FIRST_WORD, decode_loops, edit_prompts, rando
 from fastdecode import Guidance
 from fastdecode.bench.machine import describe
 from fastdecode.decoder import Decoder
-from fastdecode.loop import DecodeLoop
+from fastdecode.engine.loop import DecodeLoop
 from fastdecode.models.chameleon import Vocabulary
 
 WORDS = 200
@@ -45,7 +45,7 @@ GROWTH = 4 * 2**20
 
 
 def statistics_of(cache: Any) -> Any:
-    """How full the pool of a cache is, as `fastdecode.page_pool.PoolStatistics`."""
+    """How full the pool of a cache is, as `fastdecode.kv.page_pool.PoolStatistics`."""
     return cache.pool.statistics()
 
 

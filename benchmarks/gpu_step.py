@@ -32,11 +32,11 @@ from benchmarks.gpu_timing import Mark, synchronize
 from benchmarks.models import IMAGE_IDS, SIZES, edit_prompts, random_model, text_prompts
 from fastdecode import Guidance
 from fastdecode.decoder import Decoder
-from fastdecode.decoder.captured import MOST_STEPS, CapturedSteps
-from fastdecode.decoder.operations import OperationStep
-from fastdecode.draw import Drawer
+from fastdecode.decoder.cuda_graph import MOST_STEPS, CapturedSteps
+from fastdecode.decoder.triton_step import TritonStep
+from fastdecode.engine.sampler import Sampler
+from fastdecode.kv.page_pool import PAGE_SLOTS, PagePool
 from fastdecode.models.chameleon import Vocabulary
-from fastdecode.page_pool import PAGE_SLOTS, PagePool
 
 PROMPT = 32
 """Ids of a prompt of text."""
@@ -120,10 +120,10 @@ def watched(device: str, capture: bool = True, most: int | None = None, steps: i
     """What `fastdecode.generate` does inside the block: with ``capture`` off without captured steps, in blocks of
     ``steps`` at most.
     """
-    watch, draw, get = Watch(device, most), Drawer.draw_unseen, CapturedSteps.get
+    watch, draw, get = Watch(device, most), Sampler.draw_unseen, CapturedSteps.get
     seen: list[Any] = []
 
-    def draw_unseen(self: Drawer, cache: Any, drawing: Any, inputs: Any, count: int) -> list[list[int]]:
+    def draw_unseen(self: Sampler, cache: Any, drawing: Any, inputs: Any, count: int) -> list[list[int]]:
         lengths = [cache.length(row) for row in range(cache.rows)]
         watch.before(len(watch.blocks))
         begun = Mark(device)
@@ -147,10 +147,10 @@ def watched(device: str, capture: bool = True, most: int | None = None, steps: i
         return found
 
     with ExitStack() as stack:
-        stack.enter_context(patch.object(Drawer, "draw_unseen", draw_unseen))
+        stack.enter_context(patch.object(Sampler, "draw_unseen", draw_unseen))
         stack.enter_context(patch.object(CapturedSteps, "get", get_captured))
         if steps is not None:
-            stack.enter_context(patch("fastdecode.loop.MOST_STEPS", steps))
+            stack.enter_context(patch("fastdecode.engine.loop.MOST_STEPS", steps))
         yield watch
 
 
@@ -166,7 +166,7 @@ def as_on_a_gpu() -> Iterator[None]:
 
     def of_operations(self: Decoder, model: Any, deterministic: bool = False) -> None:
         init(self, model, deterministic)
-        self._fused = OperationStep(model.model, self.swin)
+        self._fast_step = TritonStep(model.model, self.swin)
         self.captured = CapturedSteps(self, call_again)
 
     with patch.object(Decoder, "__init__", of_operations):

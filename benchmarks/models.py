@@ -13,10 +13,10 @@ from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAEConfig
 from transformers.models.chameleon.modeling_chameleon import ChameleonRotaryEmbedding
 
-from fastdecode.loop import DecodeLoop
+from fastdecode.engine.loop import DecodeLoop
+from fastdecode.generation.prepare import Prepared
 from fastdecode.models.chameleon import attach_decoder
 from fastdecode.models.vq_decoder import VQDecoder
-from fastdecode.request import Prepared
 
 BOS, PAD, EOS, UNKNOWN = 0, 1, 2, 3
 IMAGE_IDS = range(4, 8196)

@@ -14,29 +14,29 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fastdecode import ops
     from fastdecode.build_info import get_include, get_library
-    from fastdecode.documents import to_documents
-    from fastdecode.generation import custom_generate, disable, enable, explain, generate, new_pool
+    from fastdecode.generation.api import custom_generate, disable, enable, explain, generate, new_pool
     from fastdecode.guidance import Guidance, Stream
-    from fastdecode.loading import load
-    from fastdecode.page_pool import PagePool, PoolExhausted
-    from fastdecode.transformers_cache import PagedCache
+    from fastdecode.kv.page_pool import PagePool, PoolExhausted
+    from fastdecode.kv.transformers_cache import PagedCache
+    from fastdecode.models.documents import to_documents
+    from fastdecode.models.loading import load
 
 _HOMES = {
     "Guidance": "fastdecode.guidance",
     "Stream": "fastdecode.guidance",
-    "custom_generate": "fastdecode.generation",
-    "disable": "fastdecode.generation",
-    "enable": "fastdecode.generation",
-    "explain": "fastdecode.generation",
-    "generate": "fastdecode.generation",
+    "custom_generate": "fastdecode.generation.api",
+    "disable": "fastdecode.generation.api",
+    "enable": "fastdecode.generation.api",
+    "explain": "fastdecode.generation.api",
+    "generate": "fastdecode.generation.api",
     "get_include": "fastdecode.build_info",
     "get_library": "fastdecode.build_info",
-    "load": "fastdecode.loading",
-    "new_pool": "fastdecode.generation",
-    "PagePool": "fastdecode.page_pool",
-    "PagedCache": "fastdecode.transformers_cache",
-    "PoolExhausted": "fastdecode.page_pool",
-    "to_documents": "fastdecode.documents",
+    "load": "fastdecode.models.loading",
+    "new_pool": "fastdecode.generation.api",
+    "PagePool": "fastdecode.kv.page_pool",
+    "PagedCache": "fastdecode.kv.transformers_cache",
+    "PoolExhausted": "fastdecode.kv.page_pool",
+    "to_documents": "fastdecode.models.documents",
 }
 
 __all__ = [

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastdecode.demo import run_demo
+from fastdecode.cli.demo import run_demo
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

@@ -61,7 +61,7 @@ def test_generate(fused: bool, other_default, monkeypatch: pytest.MonkeyPatch):
     prompts = padded([[BOS, *text_ids(model, i, n)] for i, n in enumerate((9, 5))])
     options = {"multimodal_generation_mode": "interleaved-text-image", "do_sample": True, "seed": 3, "guidance": 2.0}
     if not fused:
-        monkeypatch.setattr("fastdecode.decoder.decoder.why_not", lambda model: "no")
+        monkeypatch.setattr("fastdecode.decoder.decoder.unsupported_reason", lambda model: "no")
     expected = fastdecode.generate(model, **prompts, **options, repetition_penalty=1.2, max_new_tokens=60)
     other_default()
     found = fastdecode.generate(model, **prompts, **options, repetition_penalty=1.2, max_new_tokens=60)

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fastdecode.env import collect
+from fastdecode.cli.env import collect
 
 
 def describe() -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A model's layers over a ragged batch of streams.
 
-A plain model on the CPU takes its steps in the C++ library (`fastdecode.decoder.fused`). Otherwise, and in
+A plain model on the CPU takes its steps in the C++ library (`fastdecode.decoder.cpu_step`). Otherwise, and in
 prefill, the model's own modules multiply (so adapters and quantised layers keep working, and no weight is copied); what
 lies between the multiplications is written out here for one new id per row: no masks over the whole batch, no cache
 objects, no output wrappers. Covers both norm orders (before each block, or Swin's after it), grouped-query attention
@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from transformers.models.chameleon.modeling_chameleon import ChameleonLayerNorm
 
 from fastdecode import ops
-from fastdecode.decoder.captured import CapturedSteps, cuda_graph
-from fastdecode.decoder.fused import FusedStep, why_no_operations, why_not
-from fastdecode.decoder.operations import OperationStep, StepRows
+from fastdecode.decoder.cpu_step import CpuStep
+from fastdecode.decoder.cuda_graph import CapturedSteps, cuda_graph
+from fastdecode.decoder.family import FAMILIES, QK_EPSILON, Sizes, family_of, head_norms
 from fastdecode.decoder.plain import plain, plain_linear, plain_tensor
-from fastdecode.decoder.plan import FAMILIES, QK_EPSILON, Sizes, family_of, head_norms
-from fastdecode.decoder.quantised import matrix_of, of_torchao, why_not_bytes
-from fastdecode.kv_cache import StreamCache
-from fastdecode.page_pool import PAGE_SLOTS, PagePool
+from fastdecode.decoder.quantised import matrix_of, of_torchao, unsupported_bytes
+from fastdecode.decoder.support import unsupported_by_triton, unsupported_reason
+from fastdecode.decoder.triton_step import StepRows, TritonStep
+from fastdecode.kv.kv_cache import StreamCache
+from fastdecode.kv.page_pool import PAGE_SLOTS, PagePool
 
 PREFILL_IDS = 4096
 """Ids of all rows that go through the layers at a time in prefill, which bounds its memory."""
@@ -177,23 +178,23 @@ class Decoder:
         self._plain_embed = plain(self.embed, nn.Embedding)
         self._plain_head = plain_linear(self.head) and self.head.bias is None
         self._head_of_bytes: ops.Matrix | None = None
-        self._fused: FusedStep | OperationStep | None = None
-        if why_not(model) is None:
-            self._fused = FusedStep(inner, self.swin)
-        elif self.device.type == "cuda" and why_no_operations(model) is None:
-            self._take_steps_by(OperationStep(inner, self.swin))
-            if self.why_not_captured is None:
+        self._fast_step: CpuStep | TritonStep | None = None
+        if unsupported_reason(model) is None:
+            self._fast_step = CpuStep(inner, self.swin)
+        elif self.device.type == "cuda" and unsupported_by_triton(model) is None:
+            self._take_steps_by(TritonStep(inner, self.swin))
+            if self.uncaptured_reason is None:
                 self.captured = CapturedSteps(self, cuda_graph)
 
     @property
-    def fused(self) -> bool:
+    def uses_cpu_step(self) -> bool:
         """Whether a step is one call of the C++ library."""
-        return isinstance(self._fused, FusedStep)
+        return isinstance(self._fast_step, CpuStep)
 
     @property
-    def of_operations(self) -> bool:
+    def uses_triton_step(self) -> bool:
         """Whether a step is made of kernels of `fastdecode.ops`."""
-        return isinstance(self._fused, OperationStep)
+        return isinstance(self._fast_step, TritonStep)
 
     def new_pool(self, pages: int | None = None, page_slots: int = PAGE_SLOTS) -> PagePool:
         """Pages for this model's keys and values; never more than ``pages``."""
@@ -224,7 +225,7 @@ class Decoder:
         return cos[positions].unsqueeze(-2), sin[positions].unsqueeze(-2)
 
     @property
-    def why_not_captured(self) -> str | None:
+    def uncaptured_reason(self) -> str | None:
         """Why steps made of operations cannot be captured; None if they can."""
         if self.rope_depends_on_length:
             return "the rotation of an id depends on how many there are"
@@ -234,10 +235,10 @@ class Decoder:
             return "lm_head is not a plain nn.Linear without a bias, or has hooks"
         return None
 
-    def _take_steps_by(self, step: OperationStep) -> None:
-        self._fused, weight = step, getattr(self.head, "weight", None)
+    def _take_steps_by(self, step: TritonStep) -> None:
+        self._fast_step, weight = step, getattr(self.head, "weight", None)
         if plain(self.head, nn.Linear) and self.head.bias is None and of_torchao(weight):
-            self._head_of_bytes = matrix_of(self.head) if why_not_bytes(weight, self.device.type) is None else None
+            self._head_of_bytes = matrix_of(self.head) if unsupported_bytes(weight, self.device.type) is None else None
 
     @property
     def rope_depends_on_length(self) -> bool:
@@ -252,7 +253,7 @@ class Decoder:
         return self._rope
 
     def _rope_table(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        dtype = self.dtype if self._fused is None else torch.float32
+        dtype = self.dtype if self._fast_step is None else torch.float32
         like = torch.empty(0, dtype=dtype, device=self.device)
         cos, sin = self.model.model.rotary_emb(like, position_ids=positions.view(1, -1))
         half = self.head_dim // 2
@@ -364,15 +365,15 @@ class Decoder:
         """By the C++ step, whose sums depend on an id's own row alone; ids in the order of their places, so that what
         one row stores for others is there in time.
         """
-        if not isinstance(self._fused, FusedStep):
-            raise RuntimeError(f"there is no C++ step of this model: {why_not(self.model)}")
+        if not isinstance(self._fast_step, CpuStep):
+            raise RuntimeError(f"there is no C++ step of this model: {unsupported_reason(self.model)}")
         wanted = sorted((p, rows.start + i) for i, prompt in enumerate(prompts) for p in range(known[i], len(prompt)))
         for begin in range(0, len(wanted), PREFILL_STEP_IDS):
             part = wanted[begin : begin + PREFILL_STEP_IDS]
             ids = torch.tensor([prompts[row - rows.start][p] for p, row in part], device=self.device)
             positions, numbers = (torch.tensor(column, device=self.device) for column in zip(*part, strict=True))
             cos, sin = self.rope(positions, part[-1][0])
-            self._fused.prefill(cache, numbers, positions, self.embed(ids).clone(), cos, sin)
+            self._fast_step.prefill(cache, numbers, positions, self.embed(ids).clone(), cos, sin)
 
     @torch.inference_mode()
     def step(self, cache: StreamCache, tokens: Tensor) -> Tensor:
@@ -382,8 +383,8 @@ class Decoder:
         cache.make_room()
         cos, sin = self.rope(cache.lengths, cache.longest)
         x = self.embed(tokens)
-        if self._fused is not None:
-            x = self._fused(cache, x if self._plain_embed else x.clone(), cos, sin)
+        if self._fast_step is not None:
+            x = self._fast_step(cache, x if self._plain_embed else x.clone(), cos, sin)
             cache.grow()
             return x
         slots = cache.pool.page_slots
@@ -406,8 +407,8 @@ class Decoder:
 
     def layers_of_step(self, rows: StepRows, tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """The part of `step` that happens on the device, where it is made of operations: nothing grows here."""
-        assert isinstance(self._fused, OperationStep)
-        return self._fused(rows, self.embed(tokens), cos, sin)
+        assert isinstance(self._fast_step, TritonStep)
+        return self._fast_step(rows, self.embed(tokens), cos, sin)
 
     def beside_layers(self) -> list[tuple[nn.Module, int, torch.dtype]]:
         """What else `layers_of_step` and `logits` read, and where it lies now."""
@@ -418,8 +419,8 @@ class Decoder:
 
     def stand_in_for(self, other: Decoder) -> bool:
         """Whether `layers_of_step` does what that of ``other`` does, whose matrices lie where this one's do."""
-        mine, its = self._fused, other._fused
-        if not isinstance(mine, OperationStep) or not isinstance(its, OperationStep):
+        mine, its = self._fast_step, other._fast_step
+        if not isinstance(mine, TritonStep) or not isinstance(its, TritonStep):
             return False
         return self is other or mine.stand_in_for(its)
 
@@ -429,7 +430,7 @@ class Decoder:
         ids in their [lo, hi) are computed, and the rest of the result is old: read it through sets inside them only.
         The next call may overwrite the result.
         """
-        matrix, fused = self._head_of_bytes, self._fused
+        matrix, fused = self._head_of_bytes, self._fast_step
         if matrix is None:
             if not self._plain_head:
                 whole: Tensor = self.head(hidden.to(self.dtype))

@@ -22,7 +22,7 @@ def of_torchao(weight: Any) -> bool:
     return type(weight).__name__ in _CLASSES and type(weight).__module__.partition(".")[0] == "torchao"
 
 
-def why_not_bytes(weight: Any, device: str) -> str | None:
+def unsupported_bytes(weight: Any, device: str) -> str | None:
     """Why kernels cannot read one of torchao's tensors; None if they can."""
     data, scale = weight.qdata, weight.scale
     zero = getattr(weight, "zero_point", None)

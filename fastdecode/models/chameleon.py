@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fastdecode.decoder.plan import CHAMELEON, family_of
+from fastdecode.decoder.family import CHAMELEON, family_of
 from fastdecode.models.vq_decoder import VQDecoder, decode_codes, latent_side
 
 BEGIN_IMAGE, END_IMAGE, PLACEHOLDER = "<racm3:break>", "<eoss>", "<image>"

@@ -4,8 +4,8 @@ import pytest
 from traces import Traces
 
 from fastdecode.decoder import Decoder
-from fastdecode.decoder.captured import CapturedSteps
-from fastdecode.decoder.operations import OperationStep
+from fastdecode.decoder.cuda_graph import CapturedSteps
+from fastdecode.decoder.triton_step import TritonStep
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def traces(monkeypatch: pytest.MonkeyPatch) -> Traces:
 
     def capturing(self, model, deterministic=False):
         init(self, model, deterministic)
-        self._take_steps_by(OperationStep(model.model, self.swin))
+        self._take_steps_by(TritonStep(model.model, self.swin))
         self.captured = CapturedSteps(self, found.capture)
 
     monkeypatch.setattr(Decoder, "__init__", capturing)

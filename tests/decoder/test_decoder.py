@@ -27,8 +27,8 @@ def test_logits_of_ragged_rows(settings: dict, seed: int, fused: bool):
     model = tiny_model(seed, layers=3, **settings)
     decoder = Decoder(model)
     if not fused:
-        decoder._fused = None
-    assert decoder.fused == fused
+        decoder._fast_step = None
+    assert decoder.uses_cpu_step == fused
     rng = random.Random(seed)
     lengths = [1, 2, 17, 5, 33]
     rows = [text_ids(model, seed * 100 + i, n) for i, n in enumerate(lengths)]
@@ -125,7 +125,7 @@ def test_half_precision(dtype: torch.dtype, fused: bool):
     model = tiny_model(6).to(dtype)
     decoder = Decoder(model)
     if not fused:
-        decoder._fused = None
+        decoder._fast_step = None
     rows = [text_ids(model, i, n) for i, n in enumerate((4, 11))]
     cache = decoder.new_cache()
     decoder.prefill(cache, [r[:-1] for r in rows])
@@ -178,7 +178,7 @@ def test_bfloat16_is_no_further_from_float64_than_the_model_itself(swin: bool):
         model = tiny_model(seed, layers=6, sizes=sizes, swin_norm=swin, draws=False).to(torch.bfloat16)
         rows = [text_ids(model, 10 * seed + i, n) for i, n in enumerate((6, 21, 40))]
         decoder = Decoder(model)
-        assert decoder.fused
+        assert decoder.uses_cpu_step
         cache = decoder.new_cache()
         decoder.prefill(cache, [row[:-4] for row in rows])
         for i in range(4):

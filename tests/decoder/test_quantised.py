@@ -5,15 +5,15 @@ import copy
 import pytest
 import torch
 from models_for_tests import drawing_model, text_ids
-from test_fused import run
-from test_plan import text_model
+from test_cpu_step import run
+from test_family import text_model
 from torch import nn
 from traces import IMAGE_ONLY, Traces, both, prompts_of
 
 import fastdecode
 from fastdecode.decoder import Decoder
-from fastdecode.decoder.operations import OperationStep
-from fastdecode.decoder.quantised import matrix_of, of_torchao, why_not_bytes
+from fastdecode.decoder.quantised import matrix_of, of_torchao, unsupported_bytes
+from fastdecode.decoder.triton_step import TritonStep
 from fastdecode.models.chameleon import Vocabulary
 
 quantization = pytest.importorskip("torchao.quantization")
@@ -46,8 +46,8 @@ def test_a_step_of_our_kernels(make, kind: str):
     model = quantised(make(), CONFIGS[kind]())
     exact = dequantised(model)
     read, plain = Decoder(model), Decoder(exact)
-    read._take_steps_by(OperationStep(model.model, read.swin, "reference"))
-    matrix = read._fused.layers[0].down
+    read._take_steps_by(TritonStep(model.model, read.swin, "reference"))
+    matrix = read._fast_step.layers[0].down
     assert matrix.weight.dtype == DTYPES[kind]
     assert matrix.weight.data_ptr() == model.model.layers[0].mlp.down_proj.weight.qdata.data_ptr()
     rows = [[5, 6, 7, 3, 4, 9, 8], [8, 9, 3, 4, 5]]
@@ -69,22 +69,22 @@ def test_generate_and_what_is_told(kind: str, monkeypatch: pytest.MonkeyPatch):
     assert ids.shape == (1, 6 + Vocabulary.of(model).image_length + 2)
     [reason] = [r for r in fastdecode.explain(model, **options).why_not_faster if "layers" in r]
     assert reason.startswith("the layers cannot be run as one: layers.0: self_attn.q_proj.weight is a ")
-    monkeypatch.setattr("fastdecode.decoder.fused.unavailable", lambda backend: None)
-    monkeypatch.setattr("fastdecode.decoder.fused._read", lambda device: device)
+    monkeypatch.setattr("fastdecode.decoder.support.unavailable", lambda backend: None)
+    monkeypatch.setattr("fastdecode.decoder.support._read", lambda device: device)
     weight = model.model.layers[0].self_attn.q_proj.weight
-    assert why_not_bytes(weight, "cpu") is None
-    assert why_not_bytes(weight, "cuda") == "not dense on cuda"
+    assert unsupported_bytes(weight, "cpu") is None
+    assert unsupported_bytes(weight, "cuda") == "not dense on cuda"
 
 
 def test_other_kinds_are_refused():
     model = drawing_model(3, resolution=16)
     weight = quantised(model, quantization.Int8DynamicActivationInt8WeightConfig()).lm_head.weight
-    assert why_not_bytes(weight, "cpu") == "with activations made smaller too, which is not weight-only"
+    assert unsupported_bytes(weight, "cpu") == "with activations made smaller too, which is not weight-only"
     weight = quantised(model, quantization.Int8WeightOnlyConfig()).lm_head.weight
     weight.zero_point.fill_(3)
-    assert why_not_bytes(weight, "cpu") == "with zero points"
+    assert unsupported_bytes(weight, "cpu") == "with zero points"
     weight.block_size = [1, 16]
-    assert why_not_bytes(weight, "cpu") == "of blocks of (1, 16) weights, not with one scale for each feature"
+    assert unsupported_bytes(weight, "cpu") == "of blocks of (1, 16) weights, not with one scale for each feature"
     assert not of_torchao(torch.zeros(2, 2))
     assert not of_torchao(None)
 

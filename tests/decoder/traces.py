@@ -11,7 +11,7 @@ from models_for_tests import BOS, padded, text_ids
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fastdecode
-from fastdecode.loop import DecodeLoop
+from fastdecode.engine.loop import DecodeLoop
 
 IMAGE_ONLY = {"multimodal_generation_mode": "image-only", "do_sample": True, "seed": 3}
 INTERLEAVED = {**IMAGE_ONLY, "multimodal_generation_mode": "interleaved-text-image"}

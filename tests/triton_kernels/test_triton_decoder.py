@@ -4,8 +4,8 @@ import pytest
 import torch
 from devices import DEVICE, INTERPRETED
 from models_for_tests import drawing_model
-from test_fused import SHAPES, run, shaped_model
-from test_plan import text_model
+from test_cpu_step import SHAPES, run, shaped_model
+from test_family import text_model
 from traces import IMAGE_ONLY, INTERLEAVED, prompts_of, uncaptured
 
 pytest.importorskip("triton")
@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 import fastdecode
 from fastdecode import Guidance
 from fastdecode.decoder import Decoder
-from fastdecode.decoder.operations import HALVES, OperationStep, many_rows
+from fastdecode.decoder.triton_step import HALVES, TritonStep, many_rows
 from fastdecode.ops import Matrix, joint_linear, last_backend
 
 ROWS = [[3, 5, 4, 9, 8], [7, 6, 5, 4, 3, 8, 9, 12, 11, 10] * 4, [9, 8, 3]]
@@ -24,8 +24,8 @@ ROWS = [[3, 5, 4, 9, 8], [7, 6, 5, 4, 3, 8, 9, 12, 11, 10] * 4, [9, 8, 3]]
 def test_steps_and_logits(shape: dict, dtype: torch.dtype):
     model = shaped_model(1, shape).to(DEVICE, dtype)
     ours, torchs = Decoder(model), Decoder(model)
-    ours._take_steps_by(OperationStep(model.model, ours.swin, "triton"))
-    torchs._fused = None
+    ours._take_steps_by(TritonStep(model.model, ours.swin, "triton"))
+    torchs._fast_step = None
     found, expected = run(ours, ROWS, 2), run(torchs, ROWS, 2)
     assert last_backend() == "triton"
     assert found.dtype == torch.float32
@@ -41,8 +41,8 @@ def test_steps_and_logits(shape: dict, dtype: torch.dtype):
 def test_models_of_text(family: str):
     model = text_model(family, 2).to(DEVICE)
     ours, torchs = Decoder(model), Decoder(model)
-    ours._take_steps_by(OperationStep(model.model, ours.swin, "triton"))
-    torchs._fused = None
+    ours._take_steps_by(TritonStep(model.model, ours.swin, "triton"))
+    torchs._fast_step = None
     found, expected = run(ours, ROWS[:2], 1), run(torchs, ROWS[:2], 1)
     assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()
 

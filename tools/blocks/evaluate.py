@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 
 import fastdecode
-from fastdecode.demo import GUIDANCE
+from fastdecode.cli.demo import GUIDANCE
 from tools.blocks import world
 from tools.blocks.recogniser import follow, recognise
 

@@ -13,7 +13,7 @@ from matplotlib import pyplot
 from PIL import Image
 
 import fastdecode
-from fastdecode.demo import GOALS, GUIDANCE
+from fastdecode.cli.demo import GOALS, GUIDANCE
 
 
 def main() -> None:

@@ -1,0 +1,138 @@
+"""The command ``fastdecode``: demo, generate, bench, config, env. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    top = argparse.ArgumentParser(
+        prog="fastdecode", description="Decode models that write text and draw images as one token stream."
+    )
+    top.add_argument("--version", action="version", version=f"fastdecode {metadata.version('fastdecode')}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="demo | generate | bench | config | env")
+
+    demo = commands.add_parser("demo", help="draw with the embedded model and write a page to look at")
+    demo.add_argument("-o", "--output", type=Path, default=Path("fastdecode-demo"), help="folder (%(default)s)")
+    demo.add_argument("--seed", type=int, default=0)
+
+    generate = commands.add_parser(
+        "generate",
+        help="continue a prompt with text and pictures",
+        description="Continue a prompt with text and pictures; writes document.md and the pictures, prints the text.",
+    )
+    generate.add_argument("--model", default="blocks", help="'blocks', a folder or a hub id (default: %(default)s)")
+    generate.add_argument("--prompt", required=True, help="text; <image> marks where a picture goes")
+    generate.add_argument("--image", type=Path, action="append", default=[], help="picture of the prompt; repeatable")
+    generate.add_argument(
+        "--mode",
+        default="interleaved-text-image",
+        metavar="MODE",
+        help="text-only, image-only, interleaved-text-image (default) or unrestricted",
+    )
+    generate.add_argument(
+        "--guidance",
+        default=None,
+        help="none, a number (two-way), or instruct[:TEXT,IMAGE] (default: instruct:1.5,1.2)",
+    )
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--max-new-tokens", type=int, default=None, help="default: what the context allows")
+    generate.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest (default: %(default)s)")
+    generate.add_argument("--top-p", type=float, default=0.9, help="(default: %(default)s)")
+    generate.add_argument("--completion", action="store_true", help="do not end the prompt with the turn separator")
+    generate.add_argument(
+        "--vqgan", type=Path, default=None, help="Meta's vqgan.ckpt, for a checkpoint without decoder"
+    )
+    generate.add_argument("--explain", action="store_true", help="say what is in effect, then decode")
+    generate.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
+
+    bench = commands.add_parser(
+        "bench",
+        help="time an operation beside what one would run otherwise",
+        description="Time an operation beside what one would run otherwise; every case is checked before it is timed.",
+    )
+    bench.add_argument("operation", choices=["sample", "step"], help="a draw, or each operation of a decode step")
+    bench.add_argument("--quick", action="store_true", help="the corners of the grid only")
+    bench.add_argument("--compile", action="store_true", help="also torch.compile of the torch chain (slow to start)")
+    bench.add_argument("--json", type=Path, help="also write the figures and the machine there")
+    bench.add_argument("--plot", type=Path, help="also draw the figures there, as PNG, PDF or SVG (needs matplotlib)")
+    bench.add_argument("--csv", type=Path, help="also write the figures there")
+
+    config = commands.add_parser(
+        "config",
+        help="flags for those who link the C library",
+        description="Flags for those who link the C library: gcc main.c $(fastdecode config --cflags --libs)",
+    )
+    config.add_argument("--cflags", action="store_true", help="for the compiler")
+    config.add_argument("--libs", action="store_true", help="for the linker")
+    config.add_argument("--cmake-prefix", action="store_true", help="for CMAKE_PREFIX_PATH")
+
+    env = commands.add_parser("env", help="what is installed and what works")
+    env.add_argument("--json", action="store_true")
+    return top
+
+
+def show_config(args: argparse.Namespace) -> None:
+    """Print the flags that were asked for, on one line."""
+    from fastdecode import build_info
+
+    wanted = {
+        "cflags": build_info.compiler_flags,
+        "libs": build_info.linker_flags,
+        "cmake_prefix": build_info.cmake_prefix,
+    }
+    found = [flags() for name, flags in wanted.items() if getattr(args, name)]
+    if not found:
+        raise ValueError("config: say what to print: --cflags, --libs or --cmake-prefix")
+    print(" ".join(found))
+
+
+def run_benchmark(args: argparse.Namespace) -> None:
+    """Time what was asked for."""
+    if args.operation == "sample":
+        from fastdecode.bench.sample import run_bench
+
+        run_bench(args.quick, args.json, args.csv, args.compile, args.plot)
+        return
+    from fastdecode.bench.step import run_step_bench
+
+    if args.compile or args.plot is not None:
+        raise ValueError("bench step: --compile and --plot are for bench sample")
+    run_step_bench(args.quick, args.json, args.csv)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 if it worked. Wrong input prints one sentence and gives 2."""
+    args = parser().parse_args(arguments)
+    try:
+        if args.command == "env":
+            from fastdecode.cli.env import show
+
+            show(args.json)
+        elif args.command == "demo":
+            from fastdecode.cli.demo import run_demo
+
+            run_demo(args.output, args.seed)
+        elif args.command == "config":
+            show_config(args)
+        elif args.command == "bench":
+            run_benchmark(args)
+        else:
+            from fastdecode.cli.generate import write_document
+
+            write_document(args)
+    except KeyboardInterrupt:
+        print("fastdecode: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        print(f"fastdecode: {error}", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        print(f"fastdecode: {error}; `fastdecode env` tells what is installed", file=sys.stderr)
+        return 2
+    return 0

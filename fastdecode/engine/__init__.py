@@ -1,0 +1,1 @@
+"""Many requests decoded together: schedule, step, commit."""

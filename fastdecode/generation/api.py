@@ -1,0 +1,252 @@
+"""`generate`: what ``model.generate`` does, and pictures. transformers prepares a call; the loop here decodes it."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import MethodType
+from typing import Any
+
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+)
+from transformers.generation import GenerateDecoderOnlyOutput, StopStringCriteria
+
+from fastdecode.decoder import Decoder
+from fastdecode.generation import prepare, validation
+from fastdecode.generation.explanation import Explanation
+from fastdecode.guidance import Guidance
+from fastdecode.kv.page_pool import PAGE_SLOTS, PagePool
+from fastdecode.models.chameleon import Vocabulary, check_family, check_pixels
+
+Output = Tensor | GenerateDecoderOnlyOutput
+
+
+def generate(
+    model: Any,
+    inputs: Tensor | None = None,
+    generation_config: GenerationConfig | None = None,
+    *,
+    multimodal_generation_mode: str | None = None,
+    guidance: Guidance | float | None = None,
+    text: Mapping[str, Any] | None = None,
+    image: Mapping[str, Any] | None = None,
+    seed: int | Sequence[int] | None = None,
+    progress: bool = False,
+    deterministic: bool = False,
+    kv_pool: PagePool | None = None,
+    streamer: Any = None,
+    **kwargs: Any,
+) -> Output:
+    """Generate text and pictures with a Chameleon; takes what ``model.generate`` takes and returns what it returns.
+
+        inputs or input_ids   (batch, length) int64, left-padded with attention_mask (batch, length)
+        pixel_values          (pictures, 3, H, W) float: one for each <image> of the prompts
+        returns               (batch * num_return_sequences, length + new) int64, padded behind, or
+                              GenerateDecoderOnlyOutput with return_dict_in_generate=True
+
+    multimodal_generation_mode: "text-only" (default; same tokens as transformers), "image-only" (one picture),
+    "interleaved-text-image", or "unrestricted".
+
+    guidance: a `Guidance`, or a number for two-way guidance; ``guidance_scale`` and ``negative_prompt_ids`` work as in
+    transformers. In modes that draw, guidance acts inside pictures; in the others, on every token.
+
+    text, image: sampling parameters of one modality (temperature, top_k, top_p, min_p, repetition_penalty,
+    do_sample), over those of the call, which set both. transformers' default top_k of 50 is not applied to pictures.
+
+    seed: one for all requests, which then draw alike, or one per request; the tokens of a request then do not depend on
+    its neighbours, but for the rounding of logits: see deterministic. Drawn from torch's generator if not given.
+    Further sequences of a request have seeds derived from it.
+
+    deterministic: a sequence's logits, and so its tokens, are the same bits whatever runs beside it. Needs a model
+    whose steps the C++ library can take; long prompts take about a tenth longer to read.
+
+    kv_pool: of `new_pool`, for a bound on the memory of keys and values, or to share it with other calls of this
+    thread. PoolExhausted (a RuntimeError) if it is too small; its pages are free again however the call ends.
+
+    progress: show a bar. streamer, stop_strings (with tokenizer) and all else: as in transformers.
+
+    Raises TypeError for another model, ValueError for an option that is wrong or not supported, naming it, before any
+    work is done; RuntimeError if the model's logits are not numbers.
+    """
+    extras = prepare.GenerateOptions(
+        multimodal_generation_mode, guidance, text, image, seed, progress, deterministic, kv_pool
+    )
+    options = {**kwargs, "generation_config": generation_config}
+    if streamer is not None:
+        options["streamer"] = streamer
+    return _through_transformers(model, inputs, options, extras, partial(_decode, streamer=streamer, progress=progress))
+
+
+def _through_transformers(
+    model: Any,
+    inputs: Tensor | None,
+    options: dict[str, Any],
+    extras: prepare.GenerateOptions,
+    run: Callable[[prepare.Prepared], Any],
+) -> Any:
+    """Check a call of `generate`, let transformers prepare it, and ``run`` it; returns what that returns."""
+    check_family(model)
+    if options.pop("custom_generate", custom_generate) is not custom_generate:
+        raise ValueError("custom_generate asks for another decoding loop; call fastdecode.disable(model) first")
+    validation.check_options(model, options)
+    validation.check_prompt(model, inputs if inputs is not None else options.get("input_ids"), options)
+    if options.get("pixel_values") is not None:
+        options["pixel_values"] = check_pixels(model, options["pixel_values"])
+    tokenizer = options.pop("tokenizer", None)
+    stop_strings = validation.option(model, options, "stop_strings")
+    if stop_strings is not None:  # transformers keeps the tokenizer to itself when there is a custom loop
+        if tokenizer is None:
+            raise ValueError("stop_strings needs tokenizer=…, to know how tokens spell them")
+        more = StopStringCriteria(tokenizer=tokenizer, stop_strings=stop_strings)
+        options["stopping_criteria"] = StoppingCriteriaList([*(options.get("stopping_criteria") or []), more])
+        options["stop_strings"] = None
+    validation.set_default_length(model, extras.multimodal_generation_mode, options)
+    chosen = validation.chosen_options(model, options)
+
+    def decode(
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        synced_gpus: bool = False,
+        **model_kwargs: Any,
+    ) -> Any:
+        call = (input_ids, logits_processor, stopping_criteria, generation_config)
+        return run(prepare.prepare(model, *call, extras, chosen, model_kwargs))
+
+    return GenerationMixin.generate(model, inputs, custom_generate=decode, **options)
+
+
+def custom_generate(
+    model: Any,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    synced_gpus: bool = False,
+    multimodal_generation_mode: str | None = None,
+    guidance: Guidance | float | None = None,
+    text: Mapping[str, Any] | None = None,
+    image: Mapping[str, Any] | None = None,
+    seed: int | Sequence[int] | None = None,
+    progress: bool = False,
+    deterministic: bool = False,
+    kv_pool: PagePool | None = None,
+    **model_kwargs: Any,
+) -> Output:
+    """The plug for transformers: ``model.generate(**inputs, custom_generate=fastdecode.custom_generate, …)``.
+
+    Takes the options of `generate` as further keyword arguments of ``model.generate`` and returns the same tokens.
+    transformers does not pass a streamer on to a plug; it is taken from the call all the same. The tokenizer cannot be,
+    so stop_strings need `generate`.
+    """
+    check_family(model)
+    call = _calling_generate()
+    synced = synced_gpus or call.get("synced_gpus")
+    validation.check_options(model, {"generation_config": generation_config, **call, "synced_gpus": synced})
+    chosen = validation.chosen_options(model, call or generation_config.to_dict())
+    extras = prepare.GenerateOptions(
+        multimodal_generation_mode, guidance, text, image, seed, progress, deterministic, kv_pool
+    )
+    prepared_call = (input_ids, logits_processor, stopping_criteria, generation_config)
+    return _decode(prepare.prepare(model, *prepared_call, extras, chosen, model_kwargs), call.get("streamer"), progress)
+
+
+def _calling_generate() -> dict[str, Any]:
+    """Options given to the ``GenerationMixin.generate`` that is calling our plug; empty if something else calls it.
+
+    On the way to a plug transformers drops ``streamer`` and ``assistant_model``, and fills in what was left out. They
+    would otherwise be ignored without a word, and a default could not be told from a choice.
+    """
+    target = inspect.unwrap(GenerationMixin.generate).__code__
+    frame = sys._getframe(2)
+    while frame.f_code is not target:
+        if frame.f_back is None:
+            return {}
+        frame = frame.f_back
+    names = ("streamer", "assistant_model", "negative_prompt_ids", "synced_gpus")
+    call = {**frame.f_locals.get("kwargs", {}), **{name: frame.f_locals.get(name) for name in names}}
+    outer = frame.f_back.f_locals if frame.f_back is not None else {}  # of torch.no_grad, around generate
+    args, kwargs = outer.get("args", ()), outer.get("kwargs", {})
+    given = kwargs.get("generation_config", args[2] if len(args) > 2 else None)
+    return {**call, "generation_config": given} if isinstance(given, GenerationConfig) else call
+
+
+def _decode(prepared: prepare.Prepared, streamer: Any, progress: bool) -> Output:
+    bar = None
+    if progress:
+        from tqdm.auto import tqdm
+
+        most = max((g.limit - g.prompt_length for g in prepared.groups), default=0)
+        bar = tqdm(total=most, unit="token", desc="decoding")
+
+    def after_step(newest: Tensor) -> None:
+        if streamer is not None:
+            streamer.put(newest)
+        if bar is not None:
+            bar.update(1)
+
+    loop = prepared.loop(after_step)
+    try:
+        sequences = loop.run().to(prepared.device).clone()  # an ordinary tensor, not one of inference mode
+    finally:
+        if bar is not None:
+            bar.close()
+    if streamer is not None:
+        streamer.end()
+    if not prepared.config.return_dict_in_generate:
+        return sequences
+    kept = loop.drawer.recorder
+    output: Any = GenerateDecoderOnlyOutput
+    finished: GenerateDecoderOnlyOutput = output(
+        sequences=sequences,
+        scores=None if kept.scores is None else tuple(s.clone() for s in kept.scores),
+        logits=None if kept.logits is None else tuple(s.clone() for s in kept.logits),
+    )
+    return finished
+
+
+def explain(model: Any, inputs: Tensor | None = None, **options: Any) -> Explanation:
+    """What `generate` would do with the same arguments, without doing it: print the result.
+
+    It names the backend, the streams of every sequence with their weights, what the grammar allows, the sampling
+    parameters of both modalities, the decoder, and why a faster way is not taken. Raises what `generate` would raise.
+    """
+    own = {key: options.pop(key, None) for key in prepare.GenerateOptions.__dataclass_fields__}
+    own |= {"progress": False, "seed": own["seed"] or 0, "deterministic": bool(own["deterministic"])}
+    extras = prepare.GenerateOptions(**own)
+    options.pop("streamer", None)
+    found: Explanation = _through_transformers(model, inputs, options, extras, Explanation.of)
+    return found
+
+
+def new_pool(model: Any, pages: int | None = None, page_slots: int = PAGE_SLOTS) -> PagePool:
+    """Memory for keys and values of ``model``, for `generate`'s ``kv_pool``: never more than ``pages`` pages of
+    ``page_slots`` ids each; None: as many as are needed.
+
+    Raises TypeError for another model, ValueError for sizes below 1.
+    """
+    check_family(model)
+    return Decoder(model).new_pool(pages, page_slots)
+
+
+def enable(model: Any) -> Any:
+    """Make ``model.generate`` run `generate`; returns ``model``. `disable` undoes it."""
+    check_family(model)
+    Vocabulary.of(model)
+    model.generate = MethodType(generate, model)
+    return model
+
+
+def disable(model: Any) -> Any:
+    """Give ``model`` its own ``generate`` back; returns ``model``."""
+    model.__dict__.pop("generate", None)
+    return model

@@ -1,0 +1,152 @@
+"""What is in effect for a call: the answer of ``fastdecode.explain``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fastdecode.decoder import support
+from fastdecode.generation.prepare import Prepared
+from fastdecode.grammar import BLOCK, IMAGE_SET, TEXT, TEXT_SET
+from fastdecode.models.chameleon import missing_decoder_keys
+from fastdecode.ops.backends import BACKENDS, choose_backend, core, unavailable
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Facts about a prepared call; ``str()`` reads them out, `to_dict` gives them to programs."""
+
+    mode: str
+    sequences: int
+    streams: list[list[str]]
+    where: str
+    allowed: dict[str, int]
+    text: dict[str, Any]
+    image: dict[str, Any]
+    sampling_backend: str
+    why_not_faster: list[str]
+    decoder: str
+    memory: str
+    unfused_processors: list[str]
+    stopping_criteria: list[str]
+    can_draw: bool
+    vq_decoder: str
+    limits: list[int]
+
+    @classmethod
+    def of(cls, prepared: Prepared) -> Explanation:
+        """Read a `Prepared` call; nothing is decoded."""
+        model, grammar, vocabulary = prepared.model, prepared.grammar, prepared.vocabulary
+        device = model.model.embed_tokens.weight.device.type
+        backend, reasons = _backend(device)
+        if prepared.plan.unfused:
+            reasons.append("logits are mixed in PyTorch, because other logits processors run on them")
+        elif prepared.keeps("scores") or prepared.keeps("logits"):
+            reasons.append("logits are mixed in PyTorch, because they are to be returned")
+        elif prepared.normalise and prepared.text.repetition_penalty != 1:
+            reasons.append("logits are mixed in PyTorch, because transformers penalises mixed log-probabilities")
+        slower = support.unsupported_reason(model) if device == "cpu" else support.unsupported_by_triton(model)
+        if prepared.decoder.uses_cpu_step:
+            steps = f"each step one call of the C++ library ({core().cpu_isa()})"
+            if prepared.decoder.deterministic:
+                steps += ", prompts too (deterministic)"
+        elif prepared.decoder.uses_triton_step:
+            steps = "each step made of Triton kernels"
+            if prepared.decoder.captured is not None:
+                steps += ", captured as a CUDA graph"
+            else:
+                reasons.append(f"steps are not captured: {prepared.decoder.uncaptured_reason}")
+        else:
+            steps = "steps of PyTorch operations"
+            reasons.append(f"the layers cannot be run as one: {slower}")
+        streams = []
+        for group in prepared.groups:
+            planned = zip(*group.first_plan(grammar, vocabulary), strict=True)
+            streams.append([f"{weight:+g} x stream of {len(ids)} ids" for ids, weight in planned])
+        can_draw, none = vocabulary.has_pictures and not missing_decoder_keys(model), "none: a model of text"
+        mixes = any(len(g.guidance.streams) > 1 for g in prepared.groups)
+        everywhere = any(g.guidance.everywhere for g in prepared.groups)
+        return cls(
+            mode=grammar.mode,
+            sequences=len(prepared.groups),
+            streams=streams,
+            where="off" if not mixes else "every token" if everywhere else "inside pictures",
+            allowed={
+                "text": grammar.sets.count(max(grammar.set_of[TEXT], TEXT_SET)),
+                "picture": grammar.sets.count(grammar.set_of[BLOCK] if grammar.draws else IMAGE_SET),
+            },
+            text=asdict(prepared.text),
+            image=asdict(prepared.image),
+            sampling_backend=backend,
+            why_not_faster=reasons,
+            decoder=f"ragged batch over the model's own {len(model.model.layers)} layers, {device}, "
+            f"{str(model.dtype).removeprefix('torch.')}, {steps}",
+            memory=_memory(prepared, [len(planned) for planned in streams]),
+            unfused_processors=[type(p).__name__ for p in prepared.plan.unfused],
+            stopping_criteria=[type(c).__name__ for c in prepared.stopping],
+            can_draw=can_draw,
+            vq_decoder=none if not vocabulary.has_pictures else "present" if can_draw else "missing: text only",
+            limits=[g.limit for g in prepared.groups],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2)
+
+    def __str__(self) -> str:
+        lines = [
+            f"mode              {self.mode}",
+            f"sequences         {self.sequences}, of at most {', '.join(map(str, sorted(set(self.limits))))} ids",
+            f"guidance          {self.where}",
+        ]
+        for i, streams in enumerate(self.streams):
+            lines.append(f"  sequence {i}      " + "  ".join(streams))
+        lines += [
+            f"allowed           {self.allowed['text']} ids in text"
+            + (f", {self.allowed['picture']} in a picture" if self.mode != "text-only" else ""),
+            f"text sampling     {_sampling(self.text)}",
+        ]
+        if self.mode != "text-only":
+            lines.append(f"picture sampling  {_sampling(self.image)}")
+        lines.append(f"sampling backend  {self.sampling_backend}")
+        lines += [f"  not faster because {reason}" for reason in self.why_not_faster]
+        lines.append(f"decoder           {self.decoder}")
+        lines.append(f"keys and values   {self.memory}")
+        if self.unfused_processors:
+            lines.append(f"also runs         {', '.join(self.unfused_processors)}")
+        if self.stopping_criteria:
+            lines.append(f"also stops on     {', '.join(self.stopping_criteria)}")
+        lines.append(f"VQ decoder        {self.vq_decoder}")
+        return "\n".join(lines)
+
+
+def _memory(prepared: Prepared, streams: list[int]) -> str:
+    """The pages that ``streams`` of every sequence take at their longest, if none are shared."""
+    pool = prepared.pool if prepared.pool is not None else prepared.decoder.new_pool()
+    pages = sum(n * -(-g.limit // pool.page_slots) for n, g in zip(streams, prepared.groups, strict=True))
+    size = f"at most {pages} pages of {pool.page_slots} ids, {pages * pool.page_bytes / 1e6:.1f} MB"
+    return size if pool.limit is None else f"{size}; kv_pool has {pool.limit}, {pool.free} of them free"
+
+
+def _sampling(values: dict[str, Any]) -> str:
+    if values["temperature"] == 0:
+        penalty = values["repetition_penalty"]
+        return "greedy" + (f", repetition_penalty {penalty:g}" if penalty != 1 else "")
+    neutral = {
+        "temperature": None,
+        "top_k": 0,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+    }
+    return ", ".join(f"{key} {value:g}" for key, value in values.items() if value != neutral[key])
+
+
+def _backend(device: str) -> tuple[str, list[str]]:
+    """The sampling backend that a call on ``device`` takes, and why no faster one."""
+    name = choose_backend(None, device)
+    reasons = {other: unavailable(other) for other in BACKENDS[BACKENDS.index(name) + 1 :]}
+    return name, [f"backend {other}: {why}" for other, why in reasons.items() if why is not None]

@@ -1,0 +1,194 @@
+"""What a call of `generate` asks for, and every refusal of one that cannot be done; nothing is changed here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdecode.decoder import Decoder
+from fastdecode.decoder.support import unsupported_reason
+from fastdecode.engine.sequence import Group
+from fastdecode.grammar import Grammar
+from fastdecode.kv.page_pool import PagePool
+from fastdecode.models.chameleon import Vocabulary, check_picture_count, check_pixels
+
+UNSUPPORTED: dict[str, tuple[Any, str]] = {
+    "num_beams": (1, "beam search"),
+    "assistant_model": (None, "assisted decoding"),
+    "prompt_lookup_num_tokens": (None, "prompt lookup decoding"),
+    "assistant_early_exit": (None, "assisted decoding"),
+    "use_mtp": (None, "multi-token prediction"),
+    "watermarking_config": (None, "watermarking"),
+    "dola_layers": (None, "DoLa decoding"),
+    "penalty_alpha": (None, "contrastive search"),
+    "constraints": (None, "constrained beam search"),
+    "force_words_ids": (None, "constrained beam search"),
+    "token_healing": (False, "token healing"),
+    "cache_implementation": (None, "a choice of cache"),
+    "prefill_chunk_size": (None, "chunked prefill"),
+    "compile_config": (None, "compilation"),
+    "output_attentions": (False, "returning attentions"),
+    "output_hidden_states": (False, "returning hidden states"),
+    "inputs_embeds": (None, "prompts given as embeddings"),
+    "past_key_values": (None, "continuing from a cache"),
+    "synced_gpus": (False, "synchronised decoding"),
+}
+"""Options that would change the result and that the loop does not do: what they must be, and what they ask for."""
+
+
+DRAWING_MODES = ("image-only", "interleaved-text-image")
+"""Modes that ask for pictures; ``unrestricted`` merely allows them."""
+
+LENGTHS = frozenset({"max_length", "max_new_tokens"})
+
+
+def option(model: Any, options: Mapping[str, Any], name: str) -> Any:
+    """``name`` as the call, its generation_config or the model's sets it, in this order; None if none does."""
+    found = options.get(name)
+    for config in (options.get("generation_config"), model.generation_config):
+        found = getattr(config, name, None) if found is None else found
+    return found
+
+
+def chosen_options(model: Any, options: Mapping[str, Any]) -> frozenset[str]:
+    """Names of options that somebody set: in the call, in its generation_config, or in the model's."""
+    names = {key for key, value in options.items() if value is not None}
+    for config in (options.get("generation_config"), model.generation_config):
+        if config is not None:
+            names |= {key for key, value in config.to_dict().items() if value is not None}
+    return frozenset(names)
+
+
+def set_default_length(model: Any, mode: str | None, options: dict[str, Any]) -> None:
+    """``image-only`` without a length of its own: room for one picture, without transformers' warning about it."""
+    if mode == "image-only" and not chosen_options(model, options) & LENGTHS:
+        options["max_new_tokens"] = Vocabulary.of(model).image_length + 2
+
+
+def check_options(model: Any, options: Mapping[str, Any]) -> None:
+    """``ValueError`` naming the first option of a call, or of its generation_config, that is not supported."""
+    for name, (neutral, what) in UNSUPPORTED.items():
+        value = option(model, options, name)
+        if value is None or value is neutral or value == neutral:
+            continue
+        if name == "past_key_values" and hasattr(value, "get_seq_length") and value.get_seq_length() == 0:
+            continue
+        shown = value if isinstance(value, (int, float, str, bool)) else type(value).__name__
+        raise ValueError(
+            f"{name}={shown!r} asks for {what}, which fastdecode does not support; leave it out"
+            + (f" (or {name}={neutral!r})" if neutral is not None else "")
+        )
+    scale = option(model, options, "guidance_scale")
+    if options.get("negative_prompt_ids") is not None and scale in (None, 1):
+        raise ValueError(
+            f"negative_prompt_ids was given with guidance_scale={scale!r}: it has an effect only with another scale "
+            "than 1, such as guidance_scale=3.0"
+        )
+
+
+def check_prompt(model: Any, input_ids: Tensor | None, options: Mapping[str, Any]) -> None:
+    """``ValueError`` if the ids, the mask and the pictures of a call do not belong together."""
+    if input_ids is None:
+        raise ValueError("no prompt: give input_ids (batch, length), as the processor returns them")
+    vocabulary = Vocabulary.of(model)
+    check_ids(input_ids, options.get("attention_mask"), vocabulary)
+    pixels = options.get("pixel_values")
+    if pixels is not None:
+        check_pixels(model, pixels)
+    if pixels is not None or not options.get("mm_encoder_outputs"):
+        check_picture_count(input_ids, 0 if pixels is None else len(pixels), vocabulary)
+
+
+def check_ids(input_ids: Tensor, mask: Tensor | None, vocabulary: Vocabulary) -> None:
+    """``ValueError`` unless ``input_ids`` and ``mask`` (or None) are prompts that something can follow."""
+    if not isinstance(input_ids, Tensor):
+        raise ValueError(
+            f"the prompt is a {type(input_ids).__name__}; it must be input_ids (batch, length), an integer tensor: "
+            "pass what the processor returns as **inputs"
+        )
+    if input_ids.ndim != 2 or input_ids.is_floating_point() or input_ids.numel() == 0:
+        raise ValueError(
+            f"input_ids is {tuple(input_ids.shape)} {input_ids.dtype}; it must be (batch, length) integers, at least "
+            "one of each prompt"
+        )
+    outside = (input_ids < 0) | (input_ids >= vocabulary.size)
+    if outside.any():
+        row, column = outside.nonzero()[0].tolist()
+        raise ValueError(
+            f"input_ids[{row}, {column}] = {int(input_ids[row, column])} is not an id of this checkpoint "
+            f"(0 to {vocabulary.size - 1})"
+        )
+    if mask is not None and mask.shape != input_ids.shape:
+        raise ValueError(f"attention_mask is {tuple(mask.shape)}; it must be {tuple(input_ids.shape)}, as input_ids")
+    lengths = (torch.ones_like(input_ids) if mask is None else mask != 0).sum(1)
+    longest, shortest = int(lengths.max()), int(lengths.argmin())
+    if longest >= vocabulary.context:
+        raise ValueError(
+            f"the prompt is {longest} ids long, and the context of this checkpoint is {vocabulary.context}: nothing "
+            "can follow it; shorten the text or give fewer pictures"
+        )
+    if not lengths[shortest]:
+        raise ValueError(f"attention_mask leaves nothing of prompt {shortest}: every prompt needs an id")
+
+
+def check_positions(positions: Tensor | None, input_ids: Tensor, mask: Tensor | None) -> None:
+    """``ValueError`` unless ``positions`` count the ids that are not padding, as transformers and the loop do."""
+    if positions is None:
+        return
+    kept = torch.ones_like(input_ids) if mask is None else mask != 0
+    if positions.ndim != 2 or (positions - kept.cumsum(1) + 1)[kept != 0].any():
+        raise ValueError("position_ids other than 0, 1, 2, … of each prompt's ids are not supported: leave them out")
+
+
+def check_room(ids: list[int], limit: int, state: int, grammar: Grammar) -> None:
+    """``ValueError`` if a mode that draws pictures cannot finish even one."""
+    if grammar.mode not in DRAWING_MODES:
+        return
+    needed = grammar.remaining(state) or grammar.block_length
+    if len(ids) + needed > limit:
+        raise ValueError(
+            f"no room for one picture: the prompt has {len(ids)} ids and may grow to {limit}, but the picture takes "
+            f"{needed} more; set max_new_tokens to at least {needed}, or shorten the prompt if the context is full"
+        )
+
+
+def check_streams(group: Group, grammar: Grammar, vocabulary: Vocabulary) -> None:
+    """``ValueError`` if a stream that the call will need cannot be made: not in the middle of decoding."""
+    for stream in group.guidance.streams:
+        for i in stream.ids:
+            if not 0 <= i < vocabulary.size:
+                raise ValueError(
+                    f"a stream of kind 'prompt' (or negative_prompt_ids) has id {i}, which is not an id of this "
+                    f"checkpoint (0 to {vocabulary.size - 1})"
+                )
+    group.first_plan(grammar, vocabulary)
+
+
+def check_memory(decoder: Decoder, groups: Sequence[Group], grammar: Grammar, pool: PagePool | None) -> None:
+    """``ValueError`` for a pool of another model, one that a sequence can never fit in, and for a model that cannot be
+    deterministic.
+    """
+    if decoder.deterministic and not decoder.uses_cpu_step:
+        raise ValueError(
+            "deterministic=True needs steps of the C++ library, and this model has none: "
+            f"{unsupported_reason(decoder.model)}"
+        )
+    if pool is None:
+        return
+    if not isinstance(pool, PagePool):
+        raise ValueError(f"kv_pool is a {type(pool).__name__}: it must be what fastdecode.new_pool(model) returns")
+    decoder.new_cache(pool)
+    if pool.limit is None:
+        return
+    for group in groups:
+        # All but the last id are stored: of a picture that is sure to come too.
+        stored = len(group.ids) + max(0, grammar.remaining(group.state) - 2)
+        pages = -(-stored // pool.page_slots)
+        if pages > pool.limit:
+            raise ValueError(
+                f"sequence {group.number} can never fit: its {stored} ids alone take {pages} pages of "
+                f"{pool.page_slots}, and kv_pool has {pool.limit}"
+            )

@@ -1,0 +1,275 @@
+"""Captured steps, with the stand-in for CUDA graphs of `traces`."""
+
+import gc
+import re
+import weakref
+
+import pytest
+import torch
+from models_for_tests import drawing_model
+from traces import IMAGE_ONLY, INTERLEAVED, Traces, both, prompts_of, uncaptured
+
+import fastdecode
+from fastdecode import Guidance
+from fastdecode.decoder import Decoder
+from fastdecode.decoder import cuda_graph as captured
+from fastdecode.decoder.cuda_graph import CannotCapture, CapturedSteps, bucket
+from fastdecode.engine.loop import DecodeLoop
+from fastdecode.models.chameleon import Vocabulary
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"guidance": 3.0},
+        {"guidance": Guidance.instruct(), "image": {"temperature": 0.8, "top_p": 0.9, "top_k": 9, "min_p": 0.01}},
+        {"guidance": 2.0, "repetition_penalty": 1.4},
+        {"do_sample": False, "guidance": Guidance.two_way(2.0, everywhere=True)},
+        {"num_return_sequences": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("slots", [3, 32])
+def test_pictures(options: dict, slots: int, traces: Traces, monkeypatch: pytest.MonkeyPatch):
+    model = drawing_model(5, resolution=24)
+    pool = fastdecode.new_pool(model, page_slots=slots)
+    options = {**prompts_of(model), **IMAGE_ONLY, **options, "kv_pool": pool}
+    both(model, traces, monkeypatch, **options)
+    assert (traces.captures, traces.replays) == (1, Vocabulary.of(model).image_length)
+    assert pool.used == 0
+
+
+def test_pictures_of_swin_models_and_others(traces: Traces, monkeypatch: pytest.MonkeyPatch):
+    for settings in ({"swin_norm": True}, {"kv_heads": 2, "bias": True}):
+        model = drawing_model(2, resolution=16, **settings)
+        both(model, traces, monkeypatch, **prompts_of(model), **IMAGE_ONLY, guidance=2.0)
+        assert traces.captures == 1
+        model = model.bfloat16()
+        both(model, traces, monkeypatch, **prompts_of(model), **IMAGE_ONLY, guidance=2.0)
+
+
+def test_later_pictures_are_drawn_with_what_was_captured(traces: Traces, monkeypatch: pytest.MonkeyPatch):
+    model = drawing_model(5, resolution=16)
+    v = Vocabulary.of(model)
+    options = {**prompts_of(model, (9,)), **INTERLEAVED, "guidance": 2.0, "max_new_tokens": 110}
+    ids = both(model, traces, monkeypatch, **options, kv_pool=fastdecode.new_pool(model, pages=20))
+    pictures = int((ids == v.begin_image).sum())
+    assert pictures > 2
+    assert traces.replays >= 16 * (pictures - 1)
+    assert traces.captures == 2  # one of text
+
+
+def test_a_picture_of_several_runs_is_captured_once(traces: Traces, monkeypatch: pytest.MonkeyPatch):
+    model = drawing_model(2, resolution=36)
+    both(model, traces, monkeypatch, **prompts_of(model), **IMAGE_ONLY, guidance=2.0)
+    assert (traces.captures, traces.replays) == (1, 81)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"multimodal_generation_mode": "text-only"},
+        {
+            "multimodal_generation_mode": "text-only",
+            "do_sample": False,
+            "guidance": Guidance.two_way(2.0, everywhere=True),
+        },
+        {"multimodal_generation_mode": "unrestricted"},
+        {"repetition_penalty": 1.3, "guidance": 2.0},
+        {"guidance": Guidance.instruct(), "text": {"top_k": 50, "temperature": 1.2}},
+    ],
+    ids=str,
+)
+def test_text(options: dict, traces: Traces, monkeypatch: pytest.MonkeyPatch):
+    """Sequences of several lengths, which end and enter pictures when they like."""
+    model = drawing_model(5, resolution=16)
+    options = {**prompts_of(model), **INTERLEAVED, "max_new_tokens": 90, **options}
+    ids = both(model, traces, monkeypatch, **options, kv_pool=fastdecode.new_pool(model, page_slots=5))
+    assert traces.replays > 20
+    seen = []
+    again = fastdecode.generate(model, **options, streamer=Columns(seen))
+    assert torch.equal(again, ids)
+    assert torch.equal(torch.stack(seen, 1), ids)
+
+
+class Columns:
+    """A streamer: every column, the prompts first."""
+
+    def __init__(self, seen: list[torch.Tensor]) -> None:
+        self.seen = seen
+
+    def put(self, ids: torch.Tensor) -> None:
+        self.seen.extend(ids.unbind(1) if ids.dim() == 2 else [ids])
+
+    def end(self) -> None:
+        pass
+
+
+def test_a_step_of_text_is_seen_while_the_next_one_is_under_way(traces: Traces, monkeypatch: pytest.MonkeyPatch):
+    model, seen = drawing_model(5, resolution=16), []
+    follow = DecodeLoop._follow
+
+    def following(self, tokens):
+        seen.append((self.steps, traces.replays))
+        follow(self, tokens)
+
+    monkeypatch.setattr(DecodeLoop, "_follow", following)
+    options = {**prompts_of(model, (9,)), "multimodal_generation_mode": "text-only", "seed": 3, "do_sample": True}
+    fastdecode.generate(model, **options, max_new_tokens=32)
+    assert len(seen) > 8
+    assert seen == [(step, min(step + 2, 32)) for step in range(len(seen))]
+
+
+def test_requests_of_one_pool_share_what_was_captured(traces: Traces, monkeypatch: pytest.MonkeyPatch):
+    model = drawing_model(5, resolution=16)
+    options = {**prompts_of(model), **IMAGE_ONLY, "guidance": 2.0, "kv_pool": fastdecode.new_pool(model, pages=30)}
+    first = both(model, traces, monkeypatch, **options)
+    assert traces.captures == 1
+    options["seed"] = 4
+    assert not torch.equal(both(model, traces, monkeypatch, **options), first)
+    assert traces.captures == 0
+    # What is copied from the model is copied anew, and what is read in place is seen.
+    layer = model.model.layers[0]
+    layer.input_layernorm.weight.data.mul_(torch.linspace(-2, 2, layer.input_layernorm.weight.numel()))
+    layer.mlp.down_proj.weight.data.mul_(3)
+    second = both(model, traces, monkeypatch, **options)
+    assert traces.captures == 0
+    layer.mlp.down_proj.weight = torch.nn.Parameter(layer.mlp.down_proj.weight * -2)
+    third = both(model, traces, monkeypatch, **options)
+    assert traces.captures == 1
+    assert not torch.equal(second, third)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flip(1))
+    assert not torch.equal(both(model, traces, monkeypatch, **options), third)
+    assert traces.captures == 1
+    other = drawing_model(6, resolution=16)
+    both(other, traces, monkeypatch, **options)
+    assert traces.captures == 1
+
+
+def test_it_is_told(traces: Traces):
+    model = drawing_model(5, resolution=16)
+    told = fastdecode.explain(model, **prompts_of(model), max_new_tokens=30)
+    assert told.decoder.endswith("each step made of Triton kernels, captured as a CUDA graph")
+    assert not any("captured" in reason for reason in told.why_not_faster)
+
+
+def test_buckets():
+    assert [bucket(n) for n in range(1, 14)] == [1, 2, 3, 4, 6, 6, 8, 8, 12, 12, 12, 12, 16]
+    assert all(n <= bucket(n) <= 1.5 * n and bucket(bucket(n)) == bucket(n) for n in range(1, 1000))
+
+
+@pytest.mark.parametrize("sequences", [5, 8])
+def test_rows_and_groups_that_are_not_there(sequences: int, traces: Traces, monkeypatch: pytest.MonkeyPatch):
+    """Five of six, then seven of eight; ten rows of twelve, then fourteen of sixteen."""
+    model = drawing_model(5, resolution=16)
+    options = {**prompts_of(model, range(3, 3 + sequences)), "kv_pool": fastdecode.new_pool(model, pages=80)}
+    options |= {"guidance": 2.0, "repetition_penalty": 1.2}
+    both(model, traces, monkeypatch, **options, **IMAGE_ONLY)
+    assert (traces.captures, traces.replays) == (1, 16)
+    both(model, traces, monkeypatch, **options, **INTERLEAVED, max_new_tokens=90)
+    assert 2 < traces.captures <= captured.MOST_KEPT
+    both(model, traces, monkeypatch, **options, **INTERLEAVED, max_new_tokens=90)
+    assert traces.captures == 0
+    # One sequence less has the same buckets.
+    options |= prompts_of(model, range(3, 2 + sequences))
+    both(model, traces, monkeypatch, **options, **IMAGE_ONLY)
+    assert traces.captures == (0 if sequences == 8 else 1)
+
+
+def test_what_was_captured_goes_with_its_pool(traces: Traces):
+    model = drawing_model(5, resolution=16)
+    pool = fastdecode.new_pool(model)
+    fastdecode.generate(model, **prompts_of(model), **IMAGE_ONLY, kv_pool=pool)
+    [step] = pool.known
+    assert step.seconds > 0
+    gone = weakref.ref(step)
+    del step, pool
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("pages", range(26, 46, 2))
+def test_small_pools(pages: int, traces: Traces, monkeypatch: pytest.MonkeyPatch):
+    model = drawing_model(5, resolution=16)
+    pool, told = fastdecode.new_pool(model, pages=pages, page_slots=3), []
+    for patched in (False, True):
+        if patched:
+            uncaptured(monkeypatch)
+        try:
+            ids = fastdecode.generate(model, **prompts_of(model), **IMAGE_ONLY, guidance=2.0, kv_pool=pool)
+            told.append(ids.tolist())
+        except fastdecode.PoolExhausted as error:
+            told.append(re.sub(r"^the KV pool needs .* free, ", "", str(error)))
+        assert pool.used == 0
+    assert told[0] == told[1]
+
+
+def test_logits_that_are_no_numbers(traces: Traces):
+    model = drawing_model(5, resolution=16)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(torch.nan)
+    pool = fastdecode.new_pool(model)
+    with pytest.raises(RuntimeError, match=r"^sequence 0 has NaN, \+inf or nothing but -inf among the logits of its "):
+        fastdecode.generate(model, **prompts_of(model), **IMAGE_ONLY, kv_pool=pool)
+    assert traces.captures == 1
+    assert pool.used == 0
+
+
+def test_what_was_captured_goes_with_its_memory(traces: Traces):
+    model = drawing_model(5, resolution=16)
+    pool = fastdecode.new_pool(model)
+    fastdecode.generate(model, **prompts_of(model), **IMAGE_ONLY, kv_pool=pool)
+    assert len(pool.known) == 1
+    taken = pool.take(pool.capacity + 1)
+    assert pool.known == []
+    pool.release(taken)
+
+
+def test_a_step_that_waits_is_not_captured(traces: Traces, monkeypatch: pytest.MonkeyPatch):
+    def waiting(step):
+        raise CannotCapture("called a synchronizing CUDA operation")
+
+    model = drawing_model(5, resolution=16)
+    options = {**prompts_of(model), **INTERLEAVED, "max_new_tokens": 60, "kv_pool": fastdecode.new_pool(model)}
+    expected = fastdecode.generate(model, **options)
+    options["kv_pool"] = pool = fastdecode.new_pool(model)
+    monkeypatch.setattr(traces, "capture", waiting)
+    with pytest.warns(UserWarning, match=r"^steps are not captured: called a synchronizing") as told:
+        assert torch.equal(fastdecode.generate(model, **options), expected)
+    assert len(told) == 1
+    assert (pool.used, pool.known) == (0, [])
+
+
+def test_what_cannot_be_captured(traces: Traces):
+    model = drawing_model(5, resolution=16)
+    assert Decoder(model).uncaptured_reason is None
+    removable = model.lm_head.register_forward_hook(lambda *given: None)
+    assert Decoder(model).uncaptured_reason == "lm_head is not a plain nn.Linear without a bias, or has hooks"
+    removable.remove()
+    model.model.embed_tokens.register_forward_hook(lambda *given: None)
+    assert Decoder(model).uncaptured_reason == "embed_tokens is not a plain nn.Embedding, or has hooks"
+    model = drawing_model(5, resolution=16)
+    model.model.rotary_emb.rope_type = "dynamic"
+    decoder = Decoder(model)
+    assert decoder.uncaptured_reason == "the rotation of an id depends on how many there are"
+
+
+def test_a_capture_that_fails_gives_its_page_back(traces: Traces, monkeypatch: pytest.MonkeyPatch):
+    def failing(self, step):
+        raise RuntimeError("cannot be captured")
+
+    monkeypatch.setattr(Traces, "capture", failing)
+    monkeypatch.setattr(traces, "capture", lambda step: failing(traces, step))
+    model = drawing_model(5, resolution=16)
+    pool = fastdecode.new_pool(model)
+    init = Decoder.__init__
+
+    def with_failing(self, model, deterministic=False):
+        init(self, model, deterministic)
+        self.captured = CapturedSteps(self, traces.capture)
+
+    monkeypatch.setattr(Decoder, "__init__", with_failing)
+    with pytest.raises(RuntimeError, match="cannot be captured"):
+        fastdecode.generate(model, **prompts_of(model), **IMAGE_ONLY, kv_pool=pool)
+    assert pool.used == 0

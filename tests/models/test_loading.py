@@ -1,0 +1,222 @@
+"""`load`: a whole checkpoint, and every way in which one can be broken."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from models_for_tests import BOS, padded, tiny_model, tiny_processor
+from safetensors.torch import load_file, save_file
+
+import fastdecode
+from fastdecode.models.chameleon import Vocabulary, missing_decoder_keys
+from fastdecode.models.loading import INDEX, WEIGHTS
+from fastdecode.models.vq_decoder import VQDecoder
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "tiny"
+    tiny_model(0).save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(saved, tmp_path / "tiny"))
+
+
+def without_decoder(folder: Path) -> Path:
+    weights = load_file(folder / WEIGHTS)
+    save_file({k: v for k, v in weights.items() if ".decoder." not in k}, folder / WEIGHTS, {"format": "pt"})
+    return folder
+
+
+def taming(path: Path, seed: int = 5) -> dict[str, torch.Tensor]:
+    """Writes a taming-transformers checkpoint with a random decoder, and more that is not of it."""
+    torch.manual_seed(seed)
+    decoder = VQDecoder(tiny_model(0).config.vq_config).state_dict()
+    state = {f"decoder.{key}": torch.randn_like(value) for key, value in decoder.items()}
+    torch.save({"state_dict": state | {"encoder.conv_in.bias": torch.zeros(3), "loss.logvar": torch.zeros(1)}}, path)
+    return state
+
+
+@pytest.mark.parametrize("as_path", [False, True])
+def test_round_trip(saved: Path, as_path: bool):
+    model, processor = fastdecode.load(saved if as_path else str(saved))
+    original = tiny_model(0)
+    assert not model.training
+    assert missing_decoder_keys(model) == []
+    for (key, got), (_, expected) in zip(model.state_dict().items(), original.state_dict().items(), strict=True):
+        assert torch.equal(got, expected), key
+    inputs = processor(text=["w1 w2", "w3"], return_tensors="pt", padding=True)
+    options = {"multimodal_generation_mode": "image-only", "do_sample": True, "seed": 2}
+    found = fastdecode.generate(model, **inputs, **options)
+    assert torch.equal(found, fastdecode.generate(original, **inputs, **options))
+    assert [len(d) for d in fastdecode.to_documents(model, processor, found, start=3)] == [1, 1]
+
+
+def test_dtype_and_device(saved: Path):
+    model, _ = fastdecode.load(saved, dtype=torch.bfloat16, device="cpu")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_shards(folder: Path):
+    shutil.rmtree(folder)
+    tiny_model(0).save_pretrained(folder, max_shard_size="1MB")
+    tiny_processor().save_pretrained(folder)
+    assert (folder / INDEX).is_file()
+    assert missing_decoder_keys(fastdecode.load(folder)[0]) == []
+    index = json.loads((folder / INDEX).read_text())
+    (folder / next(iter(index["weight_map"].values()))).unlink()
+    with pytest.raises((ValueError, FileNotFoundError), match="tiny cannot be loaded"):
+        fastdecode.load(folder)
+    (folder / INDEX).write_text("{")
+    with pytest.raises(ValueError, match="tiny cannot be loaded"):
+        fastdecode.load(folder)
+
+
+def test_a_missing_folder(tmp_path: Path):
+    for name in (tmp_path / "nowhere", str(tmp_path / "nowhere"), "nowhere", "./nowhere", "~/nowhere-at-all"):
+        with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere.*embedded: blocks"):
+            fastdecode.load(name)
+
+
+def test_a_home_folder(saved: Path, monkeypatch):
+    monkeypatch.setenv("HOME", str(saved.parent))
+    assert fastdecode.load("~/tiny")[0].config.model_type == "chameleon"
+
+
+def test_a_file_in_place_of_a_folder(saved: Path):
+    with pytest.raises(ValueError, match=r"config\.json is a file; give the folder that holds config\.json"):
+        fastdecode.load(saved / "config.json")
+
+
+def test_no_config(folder: Path):
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"tiny has no config\.json"):
+        fastdecode.load(folder)
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is not readable JSON"), ("[1]", "holds list, not the settings")])
+def test_a_broken_config(folder: Path, text: str, message: str):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        fastdecode.load(folder)
+
+
+def test_another_family(folder: Path):
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match=r"tiny is a model of type 'llama'; fastdecode\.load reads Chameleon"):
+        fastdecode.load(folder)
+
+
+@pytest.mark.parametrize("damage", ["garbage", "truncated", "empty", "absent"])
+def test_broken_weights(folder: Path, damage: str):
+    path = folder / WEIGHTS
+    if damage == "garbage":
+        path.write_bytes(b"not a checkpoint" * 99)
+    elif damage == "absent":
+        path.unlink()
+    else:
+        os.truncate(path, path.stat().st_size // 2 if damage == "truncated" else 0)
+    with pytest.raises(ValueError, match=r"tiny cannot be loaded: ."):
+        fastdecode.load(folder)
+
+
+def test_missing_weights_are_named(folder: Path):
+    weights = load_file(folder / WEIGHTS)
+    save_file({k: v for k, v in weights.items() if ".q_proj." not in k}, folder / WEIGHTS, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 2 weights of the model \(model\.layers\.0\.self_attn\.q_proj\.weight"):
+        fastdecode.load(folder)
+
+
+def test_weights_of_another_shape(folder: Path):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
+    with pytest.raises(ValueError, match="tiny cannot be loaded"):
+        fastdecode.load(folder)
+
+
+def test_no_tokenizer(folder: Path):
+    for path in folder.iterdir():
+        if path.name not in ("config.json", "generation_config.json", WEIGHTS):
+            path.unlink()
+    with pytest.raises(ValueError, match="tiny cannot be loaded"):
+        fastdecode.load(folder)
+
+
+@pytest.mark.parametrize("name", ["<eoss>", "<racm3:break>", "<image>"])
+def test_a_vocabulary_without_markers(folder: Path, name: str):
+    config = json.loads((folder / "config.json").read_text())
+    del config["vocabulary_map"][name]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"vocabulary_map of this checkpoint has no {name}"):
+        fastdecode.load(folder)
+
+
+def test_a_vocabulary_with_too_few_image_tokens(folder: Path):
+    config = json.loads((folder / "config.json").read_text())
+    del config["vocabulary_map"]["IMGIMGBDZ"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"names 23 image tokens .* but the codebook has 24"):
+        fastdecode.load(folder)
+
+
+def test_without_decoder_weights_text_works_and_pictures_name_them(folder: Path):
+    model, processor = fastdecode.load(without_decoder(folder))
+    assert len(missing_decoder_keys(model)) > 10
+    text = fastdecode.generate(model, **padded([[BOS, 40]]), max_new_tokens=4)
+    assert text.shape == (1, 6)
+    options = {"multimodal_generation_mode": "image-only"}
+    names = r"model\.vqmodel\.decoder\.conv_in\.weight, .*vqgan=PATH"
+    with pytest.raises(ValueError, match=names):
+        fastdecode.generate(model, **padded([[BOS, 40]]), **options)
+    v = Vocabulary.of(model)
+    ids = [[v.begin_image, *[v.code_ids[0]] * v.image_length, v.end_image]]
+    with pytest.raises(ValueError, match=names):
+        fastdecode.to_documents(model, processor, ids)
+
+
+def test_half_a_decoder(folder: Path):
+    weights = load_file(folder / WEIGHTS)
+    kept = {k: v for k, v in weights.items() if not k.endswith("decoder.conv_out.bias")}
+    save_file(kept, folder / WEIGHTS, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"missing \['conv_out\.bias'\]"):
+        fastdecode.load(folder)
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_vqgan_checkpoint(folder: Path, tmp_path: Path, wrapped: bool):
+    expected = taming(tmp_path / "vqgan.ckpt")
+    if not wrapped:
+        torch.save(expected, tmp_path / "vqgan.ckpt")
+    model, _ = fastdecode.load(without_decoder(folder), vqgan=tmp_path / "vqgan.ckpt")
+    found = model.model.vqmodel.decoder.state_dict()
+    assert {f"decoder.{key}" for key in found} == set(expected)
+    assert all(torch.equal(value, expected[f"decoder.{key}"]) for key, value in found.items())
+
+
+def test_broken_vqgan_checkpoints(folder: Path, tmp_path: Path):
+    path = tmp_path / "vqgan.ckpt"
+    with pytest.raises(FileNotFoundError, match=r"vqgan=.*there is no such file"):
+        fastdecode.load(folder, vqgan=path)
+    path.write_bytes(b"garbage")
+    with pytest.raises(ValueError, match="is not a torch checkpoint of plain weights"):
+        fastdecode.load(folder, vqgan=path)
+    torch.save({"state_dict": {"encoder.x": torch.zeros(1)}}, path)
+    with pytest.raises(ValueError, match=r"has no decoder\.\* weights"):
+        fastdecode.load(folder, vqgan=path)
+    torch.save([torch.zeros(1)], path)
+    with pytest.raises(ValueError, match=r"has no decoder\.\* weights"):
+        fastdecode.load(folder, vqgan=path)
+
+
+@pytest.mark.parametrize("name", [None, 3, b"blocks"])
+def test_a_name_that_is_none(name):
+    with pytest.raises(TypeError, match=r"^load takes a name, a folder or a hub id, not a (NoneType|int|bytes): "):
+        fastdecode.load(name)
