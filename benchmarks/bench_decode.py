@@ -33,7 +33,7 @@ from transformers import ChameleonForConditionalGeneration, StoppingCriteria, St
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import fastdecode
-from benchmarks.models import BEGIN_IMAGE, FIRST_WORD, IMAGE_IDS, decode_loops, edit_prompts, random_model, text_prompts
+from benchmarks.models import BEGIN_IMAGE, FIRST_WORD, IMAGE_IDS, edit_prompts, engines, random_model, text_prompts
 from benchmarks.rivals import draw_with_transformers, unmasked
 from fastdecode import Guidance
 from fastdecode.bench.machine import describe
@@ -136,10 +136,10 @@ def rows_of(run: Run, prompts: Tensor) -> int:
 
     class Count(Clock):
         def __call__(self, input_ids: Tensor, scores: Any, **more: Any) -> Tensor:
-            rows.append(loops[0].cache.rows)
+            rows.append(made[0].cache.rows)
             return super().__call__(input_ids, scores, **more)
 
-    with decode_loops() as loops:
+    with engines() as made:
         check_drawn(run(Count(SKIPPED), 0, **GREEDY), prompts, SKIPPED, "fastdecode")
     return rows[-2]  # after the last token they are given up
 

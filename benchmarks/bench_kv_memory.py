@@ -32,11 +32,11 @@ from transformers import StaticCache, StoppingCriteria, StoppingCriteriaList
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import fastdecode
-from benchmarks.models import BOS, FIRST_WORD, decode_loops, edit_prompts, random_model
+from benchmarks.models import BOS, FIRST_WORD, edit_prompts, engines, random_model
 from fastdecode import Guidance
 from fastdecode.bench.machine import describe
 from fastdecode.decoder import Decoder
-from fastdecode.engine.loop import DecodeLoop
+from fastdecode.engine.core import EngineCore
 from fastdecode.models.chameleon import Vocabulary
 
 WORDS = 200
@@ -49,19 +49,19 @@ def statistics_of(cache: Any) -> Any:
     return cache.pool.statistics()
 
 
-def stored_streams(loop: DecodeLoop) -> list[tuple[int, ...]]:
-    """Ids whose keys and values each row of ``loop`` holds, after a step in a picture: all but a stream's newest.
+def stored_streams(engine: EngineCore) -> list[tuple[int, ...]]:
+    """Tokens whose keys and values each row of ``engine`` holds, after a step in a picture: all but a stream's newest.
 
     ``RuntimeError`` if the rows' lengths are others.
     """
-    streams: list[tuple[int, ...]] = [()] * loop.cache.rows
-    for group in loop.live:
-        others, _ = group.plan(loop.vocabulary)
-        for row, ids in zip(group.rows, [tuple(group.ids), *others], strict=True):
-            streams[row] = ids[:-1]
-    lengths = loop.cache.lengths.tolist()
-    if lengths != [len(ids) for ids in streams]:
-        raise RuntimeError(f"the rows hold {lengths} ids, their streams have {[len(ids) for ids in streams]}")
+    streams: list[tuple[int, ...]] = [()] * engine.cache.rows
+    for request in engine.scheduler.running:
+        for sequence in request.live:
+            for row, tokens in zip(sequence.rows, sequence.streams_now(), strict=True):
+                streams[row] = tokens[:-1]
+    lengths = engine.cache.lengths.tolist()
+    if lengths != [len(tokens) for tokens in streams]:
+        raise RuntimeError(f"the rows hold {lengths} tokens, their streams have {[len(t) for t in streams]}")
     return streams
 
 
@@ -91,19 +91,19 @@ def static_bytes(model: Any, batch: int, length: int) -> int:
 
 
 class Watch(StoppingCriteria):
-    """Writes down how much memory the loop's cache needs whenever one of ``when`` new ids are there."""
+    """Writes down how much memory the engine's cache needs whenever one of ``when`` new ids are there."""
 
-    def __init__(self, model: Any, loops: list[DecodeLoop], when: Sequence[int]) -> None:
-        self.model, self.loops, self.when = model, loops, frozenset(when)
+    def __init__(self, model: Any, engines: list[EngineCore], width: int, when: Sequence[int]) -> None:
+        self.model, self.engines, self.width, self.when = model, engines, width, frozenset(when)
         self.points: list[dict[str, Any]] = []
         self.streams: list[tuple[int, ...]] = []
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        loop = self.loops[0]
-        new = input_ids.shape[1] - loop.width
+        engine = self.engines[0]
+        new = input_ids.shape[1] - self.width
         if new in self.when:
-            self.streams = stored_streams(loop)
-            self.points.append({"new ids": new, **self.point(loop.cache)})
+            self.streams = stored_streams(engine)
+            self.points.append({"new ids": new, **self.point(engine.cache)})
         return torch.zeros(len(input_ids), dtype=torch.bool)
 
     def point(self, cache: Any) -> dict[str, Any]:
@@ -133,8 +133,8 @@ def guided_batch(model: Any, sequences: int, words: int = WORDS, points: int = 4
     prompt = edit_prompts(model, 1, words, vocabulary.image_length)
     last = vocabulary.image_length + 1  # then end of image is forced, and fed to no row
     when = [2, *(last * n // points for n in range(1, points + 1))]
-    with decode_loops() as loops:
-        watch = Watch(model, loops, when)
+    with engines() as made:
+        watch = Watch(model, made, prompt.shape[1], when)
         fastdecode.generate(
             model,
             prompt,
@@ -146,7 +146,7 @@ def guided_batch(model: Any, sequences: int, words: int = WORDS, points: int = 4
             seed=0,
             stopping_criteria=StoppingCriteriaList([watch]),
         )
-    pool = statistics_of(loops[0].cache)
+    pool = statistics_of(made[0].cache)
     if pool.used:
         raise RuntimeError(f"{pool.used} pages are still used after all sequences have ended")
     lengths = sorted((len(ids) + 2 for ids in watch.streams), reverse=True)  # the newest id, and the end of image

@@ -34,7 +34,7 @@ from fastdecode import Guidance
 from fastdecode.decoder import Decoder
 from fastdecode.decoder.cuda_graph import MOST_STEPS, CapturedSteps
 from fastdecode.decoder.triton_step import TritonStep
-from fastdecode.engine.sampler import Sampler
+from fastdecode.engine.runner import Runner
 from fastdecode.kv.page_pool import PAGE_SLOTS, PagePool
 from fastdecode.models.chameleon import Vocabulary
 
@@ -120,18 +120,21 @@ def watched(device: str, capture: bool = True, most: int | None = None, steps: i
     """What `fastdecode.generate` does inside the block: with ``capture`` off without captured steps, in blocks of
     ``steps`` at most.
     """
-    watch, draw, get = Watch(device, most), Sampler.draw_unseen, CapturedSteps.get
+    watch, run, get = Watch(device, most), Runner.run, CapturedSteps.get
     seen: list[Any] = []
 
-    def draw_unseen(self: Sampler, cache: Any, drawing: Any, inputs: Any, count: int) -> list[list[int]]:
-        lengths = [cache.length(row) for row in range(cache.rows)]
+    def run_watched(self: Runner, plan: Any, running: Any) -> Iterator[Any]:
+        if not plan.unseen:
+            yield from run(self, plan, running)
+            return
+        lengths = [self.cache.length(row) for row in range(self.cache.rows)]
         watch.before(len(watch.blocks))
         begun = Mark(device)
-        ids = draw(self, cache, drawing, inputs, count)
-        watch.blocks.append(Block(count, Mark(device).since(begun), lengths, ids))
+        block = list(run(self, plan, running))
+        watch.blocks.append(Block(plan.steps, Mark(device).since(begun), lengths, [step.tokens for step in block]))
         if watch.most is not None and len(watch.blocks) >= watch.most:
             raise Enough
-        return ids
+        yield from block
 
     def get_captured(self: CapturedSteps, *args: Any) -> Any:
         if not capture:
@@ -147,10 +150,10 @@ def watched(device: str, capture: bool = True, most: int | None = None, steps: i
         return found
 
     with ExitStack() as stack:
-        stack.enter_context(patch.object(Sampler, "draw_unseen", draw_unseen))
+        stack.enter_context(patch.object(Runner, "run", run_watched))
         stack.enter_context(patch.object(CapturedSteps, "get", get_captured))
         if steps is not None:
-            stack.enter_context(patch("fastdecode.engine.loop.MOST_STEPS", steps))
+            stack.enter_context(patch("fastdecode.engine.scheduler.MOST_STEPS", steps))
         yield watch
 
 

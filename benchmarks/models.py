@@ -13,8 +13,7 @@ from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAEConfig
 from transformers.models.chameleon.modeling_chameleon import ChameleonRotaryEmbedding
 
-from fastdecode.engine.loop import DecodeLoop
-from fastdecode.generation.prepare import Prepared
+from fastdecode.engine.core import EngineCore
 from fastdecode.models.chameleon import attach_decoder
 from fastdecode.models.vq_decoder import VQDecoder
 
@@ -131,14 +130,14 @@ def edit_prompts(
 
 
 @contextmanager
-def decode_loops() -> Iterator[list[DecodeLoop]]:
-    """The loops that `fastdecode.generate` makes inside the block, to look at while they run."""
-    made: list[DecodeLoop] = []
-    build = Prepared.loop
+def engines() -> Iterator[list[EngineCore]]:
+    """The engines that `fastdecode.generate` makes inside the block, to look at while they run."""
+    made: list[EngineCore] = []
+    build = EngineCore.__init__
 
-    def loop(prepared: Prepared, *args: Any, **options: Any) -> DecodeLoop:
-        made.append(build(prepared, *args, **options))
-        return made[-1]
+    def noting(self: EngineCore, *args: Any, **options: Any) -> None:
+        build(self, *args, **options)
+        made.append(self)
 
-    with patch.object(Prepared, "loop", loop):
+    with patch.object(EngineCore, "__init__", noting):
         yield made

@@ -12,6 +12,7 @@ sampled from one of the grammar's sets, or forced. ``advance`` moves it by the t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -70,6 +71,11 @@ class Grammar:
         """Ids of one picture with both markers."""
         return self.image_length + 2
 
+    @property
+    def side(self) -> int:
+        """Tokens of one row of a picture."""
+        return math.isqrt(self.image_length)
+
     def in_picture(self, state: int) -> bool:
         """Whether the next token lies between ``begin_image`` and the end of ``end_image``."""
         return state >= BLOCK
@@ -103,7 +109,7 @@ class Grammar:
         """The state after ``token``. Inside a block the place counts, not the token."""
         return self.tables.follow(state, token)
 
-    def tail(self, length: int, state: int) -> int:
+    def image_start(self, length: int, state: int) -> int:
         """Where the picture that ``state`` is in begins (its begin marker), after ``length`` ids; -1 outside one."""
         return length - 1 - (state - BLOCK) if self.in_picture(state) else -1
 
@@ -126,7 +132,7 @@ def _all_but(ids: Iterable[int], size: int) -> list[tuple[int, int]]:
     return [(start, stop) for start, stop in zip(starts, stops, strict=True) if start < stop]
 
 
-def compile_grammar(mode: str, vocabulary: Vocabulary, eos: Iterable[int]) -> Grammar:
+def compile_grammar(mode: str, vocabulary: Vocabulary, eos: Iterable[int], phase: object = None) -> Grammar:
     """Tables for ``mode``, one of `MODES`.
 
     ``text-only`` bans image ids and nothing else, as transformers' own Chameleon does. ``interleaved-text-image``

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -252,28 +252,24 @@ class CapturedStep:
         groups = len(draws.streams)
         return self.tokens[:steps, :groups], self.statuses[:steps, :groups]
 
-    def run_seen_late(
-        self,
-        cache: StreamCache,
-        draws: Draws,
-        state: ops.DecodeState,
-        steps: int,
-        look: Callable[[list[int], list[int]], bool],
-    ) -> None:
-        """At most so many steps, as of `run`. ``look`` gets a step's tokens and statuses when the next one is on its
-        way and ``cache`` has grown; where it returns False, the next one is for nothing.
+    def run_ahead(
+        self, cache: StreamCache, draws: Draws, state: ops.DecodeState, steps: int
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        """At most so many steps, as of `run`. Yields a step's tokens and statuses when the next one is on its way and
+        ``cache`` has grown; if the iterator is closed, the next one is for nothing.
         """
         self._begin(cache, draws, state)
+        groups = len(draws.streams)
         with torch.cuda.device_of(self.inputs):
             self.replay()
-            for step in range(steps):
-                self.reader.send(step)
-                if step + 1 < steps:
+        for step in range(steps):
+            self.reader.send(step)
+            if step + 1 < steps:
+                with torch.cuda.device_of(self.inputs):
                     self.replay()
-                seen = self.reader.receive(step)
-                cache.grow()
-                if not look(*(row[: len(draws.streams)] for row in seen)):
-                    return
+            tokens, statuses = self.reader.receive(step)
+            cache.grow()
+            yield tokens[:groups], statuses[:groups]
 
 
 class _Reader:

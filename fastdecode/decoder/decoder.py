@@ -201,17 +201,19 @@ class Decoder:
         sizes = (len(self.layers), self.kv_heads, self.head_dim)
         return PagePool(*sizes, self.dtype, self.device, pages=pages, page_slots=page_slots)
 
-    def new_cache(self, pool: PagePool | None = None) -> StreamCache:
-        """Without rows yet, in pages of ``pool``, or of one of its own. ``ValueError`` for a pool of another model."""
+    def new_cache(self, pool: PagePool | None = None, retain: int | None = 0) -> StreamCache:
+        """Without rows yet, in pages of ``pool``, or of one of its own; ``retain`` as of `StreamCache`. ``ValueError``
+        for a pool of another model.
+        """
         if pool is None:
-            return StreamCache(self.new_pool())
+            return StreamCache(self.new_pool(), retain)
         layers, (kv_heads, head_dim) = len(pool.keys), (pool.keys[0].shape[1], pool.keys[0].shape[3])
         have = (layers, kv_heads, head_dim, pool.keys[0].dtype, pool.keys[0].device)
         need = (len(self.layers), self.kv_heads, self.head_dim, self.dtype, self.device)
         if have != need:
             what = "layers, heads of keys, head_dim, dtype and device"
             raise ValueError(f"the KV pool has {what} {have}; this model needs {need}")
-        return StreamCache(pool)
+        return StreamCache(pool, retain)
 
     def rope(self, positions: Tensor, longest: int) -> tuple[Tensor, Tensor]:
         """cos and sin for `rotate`, each ``(*positions.shape, 1, head_dim)``, by the model's own rotary embedding.

@@ -1,55 +1,167 @@
-"""Sequences being generated: what a draw and the decode loop need to know of each."""
+"""One sequence being generated: its tokens, its place in the grammar, its streams, and its own parameters."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fastdecode.grammar import DONE, Grammar
+from torch import Tensor
+
+from fastdecode.engine.parameters import Sampling
+from fastdecode.grammar import DONE, Grammar, compile_grammar
 from fastdecode.guidance import Guidance
 from fastdecode.models.chameleon import Vocabulary
+from fastdecode.token_rules import TokenRules
+
+Tokens = tuple[int, ...]
 
 
 @dataclass(slots=True, eq=False)
-class Group:
-    """One sequence being generated; ``number`` is its place in the batch.
+class Sequence:
+    """Everything that a step needs to know of one sequence. Nothing of it belongs to a batch.
 
-    ``ids``: prompt (without padding, placeholders filled) and what was generated. ``limit``: most ids it may have.
-    ``tail``: where the picture being drawn begins, or -1. ``rows``: rows of its streams, the full one first. ``shown``:
-    further ids that a repetition penalty counts as seen (placeholders that pictures have replaced).
+    ``tokens``: the prompt (without padding, pictures in place of placeholders) and what was generated. ``limit``: the
+    most tokens it may have. ``also_seen``: further tokens that a repetition penalty counts (placeholders that pictures
+    replaced). ``name``: how errors call it.
+
+    ``state`` is its place in ``grammar``; ``image_start`` is where the picture being drawn begins, or -1. ``streams``
+    are its guidance streams beside the full sequence, as they were when the sequence had ``streams_from`` tokens; every
+    later token follows in each. ``rows``: the cache's rows, the full sequence's first; none while it waits.
     """
 
-    number: int
-    ids: list[int]
+    tokens: list[int]
     limit: int
     seed: int
     guidance: Guidance
-    state: int
-    prompt_length: int = 0
-    tail: int = -1
-    shown: tuple[int, ...] = ()
-    rows: list[int] = field(default_factory=list)
-    weights: list[float] = field(default_factory=lambda: [1.0])
+    vocabulary: Vocabulary
+    mode: str
+    ends: frozenset[int]
+    text: Sampling = field(default_factory=Sampling)
+    image: Sampling = field(default_factory=Sampling)
+    rules: TokenRules = field(default_factory=TokenRules)
+    also_seen: Tokens = ()
+    name: str = "sequence 0"
+    grammar: Grammar = field(init=False)
+    rules_change_at: int | None = field(init=False)
+    state: int = field(init=False)
+    image_start: int = field(init=False)
+    prompt_length: int = field(init=False)
+    streams: list[Tokens] = field(default_factory=list, init=False)
+    streams_from: int = field(default=0, init=False)
+    weights: list[float] = field(default_factory=lambda: [1.0], init=False)
+    rows: list[int] = field(default_factory=list, init=False)
+    inputs: list[int] = field(default_factory=list, init=False)
+    seen: Tensor | None = field(default=None, init=False)
+    reason: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self.prompt_length = len(self.ids)
+        self.prompt_length = len(self.tokens)
+        self.reason = None
+        self.follow_rules()
+        self.state = self.grammar.start(self.tokens)
+        self.image_start = self.grammar.image_start(len(self.tokens), self.state)
+        self.streams_from = len(self.tokens)
+        if self.image_start >= 0 or self.guidance.everywhere:
+            self.plan_streams()
+
+    # --- where it is --------------------------------------------------------------------------------------------
 
     @property
     def done(self) -> bool:
-        return self.state == DONE
+        return self.reason is not None
 
-    def plan(self, vocabulary: Vocabulary) -> tuple[list[tuple[int, ...]], list[float]]:
-        """`Guidance.plan` for the sequence as it is now."""
-        tail = self.tail if self.tail >= 0 else len(self.ids)
-        return self.guidance.plan(self.ids, self.prompt_length, tail, vocabulary)
+    @property
+    def in_picture(self) -> bool:
+        return self.grammar.in_picture(self.state)
 
-    def first_plan(self, grammar: Grammar, vocabulary: Vocabulary) -> tuple[list[tuple[int, ...]], list[float]]:
+    @property
+    def forced(self) -> int:
+        """The token that the grammar forces next, or -1."""
+        return self.grammar.forced[self.state]
+
+    @property
+    def sampling(self) -> Sampling:
+        """The parameters of the next token."""
+        return self.image if self.in_picture else self.text
+
+    @property
+    def generated(self) -> list[int]:
+        return self.tokens[self.prompt_length :]
+
+    def follow_rules(self) -> None:
+        """Take the grammar of the present length; a variant of the same states, so ``state`` stays what it was."""
+        length = len(self.tokens)
+        self.grammar = compile_grammar(self.mode, self.vocabulary, self.ends, self.rules.phase(length))
+        self.rules_change_at = self.rules.next_change(length)
+
+    # --- one more token -----------------------------------------------------------------------------------------
+
+    def append(self, token: int) -> bool:
+        """Add ``token`` and move on in the grammar; whether a picture begins with it."""
+        before = self.state
+        self.tokens.append(token)
+        self.inputs = []
+        self.state = self.grammar.advance(before, token)
+        if len(self.tokens) >= self.limit and self.state != DONE:
+            self.state, self.reason = DONE, "length"
+        elif self.state == DONE:
+            self.reason = "stop"
+        if self.reason is not None:
+            return False
+        if self.rules_change_at is not None and len(self.tokens) >= self.rules_change_at:
+            self.follow_rules()
+        inside, was_inside = self.grammar.in_picture(self.state), self.grammar.in_picture(before)
+        if was_inside and not inside:
+            self.image_start = -1
+        return inside and (self.image_start < 0 or token == self.vocabulary.begin_image)
+
+    def recover(self) -> None:
+        """Find the place in the grammar anew, from the tokens: something interrupted a step."""
+        tokens, self.tokens = self.tokens, self.tokens[: self.prompt_length]
+        self.reason = None
+        self.end_streams()
+        self.__post_init__()
+        for token in tokens[self.prompt_length :]:
+            was_inside = self.in_picture
+            if self.append(token):
+                self.begin_picture()
+            elif was_inside and not self.in_picture and not self.guidance.everywhere:
+                self.end_streams()
+
+    # --- streams ------------------------------------------------------------------------------------------------
+
+    def begin_picture(self) -> None:
+        """The newest token began a picture: plan the streams that guide it, unless guidance acts everywhere."""
+        self.image_start = len(self.tokens) - 1
+        if not self.guidance.everywhere:
+            self.plan_streams()
+
+    def plan_streams(self) -> None:
+        start = self.image_start if self.image_start >= 0 else len(self.tokens)
+        self.streams, self.weights = self.guidance.plan(self.tokens, self.prompt_length, start, self.vocabulary)
+        self.streams_from = len(self.tokens)
+
+    def end_streams(self) -> None:
+        """Only the full sequence goes on."""
+        self.streams, self.weights = [], [1.0]
+
+    def streams_now(self) -> list[Tokens]:
+        """All tokens of every stream: the full sequence's first."""
+        newer = tuple(self.tokens[self.streams_from :])
+        return [tuple(self.tokens), *((*stream, *newer) for stream in self.streams)]
+
+    def streams_planned(self) -> tuple[list[Tokens], list[float]]:
         """Streams and weights where guidance first acts: now, or in a picture that begins next; one if nowhere."""
-        ids = tuple(self.ids)
-        if self.guidance.everywhere or self.tail >= 0:
-            others, weights = self.plan(vocabulary)
-        elif grammar.draws:
-            ids = (*ids, vocabulary.begin_image)
-            others, weights = self.guidance.plan(ids, self.prompt_length, len(self.ids), vocabulary)
-        else:
-            others, weights = [], [1.0]
-        return [ids, *others], weights
+        tokens = tuple(self.tokens)
+        if self.guidance.everywhere or self.image_start >= 0:
+            return self.streams_now(), self.weights
+        if not self.grammar.draws:
+            return [tokens], [1.0]
+        begun = (*tokens, self.vocabulary.begin_image)
+        others, weights = self.guidance.plan(begun, self.prompt_length, len(tokens), self.vocabulary)
+        return [begun, *others], weights
+
+    @property
+    def most_streams(self) -> int:
+        """No more rows than this are ever needed at once."""
+        guided = self.guidance.everywhere or self.grammar.draws
+        return 1 + sum(weight != 0.0 for weight in self.guidance.weights[1:]) if guided else 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -19,8 +20,11 @@ from transformers import (
 from transformers.generation import GenerateDecoderOnlyOutput, StopStringCriteria
 
 from fastdecode.decoder import Decoder
+from fastdecode.engine.core import EngineCore
+from fastdecode.engine.request import Request
 from fastdecode.generation import prepare, validation
 from fastdecode.generation.explanation import Explanation
+from fastdecode.generation.streamers import text_only
 from fastdecode.guidance import Guidance
 from fastdecode.kv.page_pool import PAGE_SLOTS, PagePool
 from fastdecode.models.chameleon import Vocabulary, check_family, check_pixels
@@ -180,38 +184,59 @@ def _calling_generate() -> dict[str, Any]:
     return {**call, "generation_config": given} if isinstance(given, GenerationConfig) else call
 
 
-def _decode(prepared: prepare.Prepared, streamer: Any, progress: bool) -> Output:
+def _decode(call: prepare.Prepared, streamer: Any, progress: bool) -> Output:
+    """Decode a prepared call on an engine of its own."""
+    decoder = _decoder_for(call)
     bar = None
     if progress:
         from tqdm.auto import tqdm
 
-        most = max((g.limit - g.prompt_length for g in prepared.groups), default=0)
+        most = max((s.limit - s.prompt_length for s in call.sequences), default=0)
         bar = tqdm(total=most, unit="token", desc="decoding")
+    put = None if streamer is None else text_only(streamer, call.vocabulary)
 
     def after_step(newest: Tensor) -> None:
-        if streamer is not None:
-            streamer.put(newest)
+        if put is not None:
+            put(newest)
         if bar is not None:
             bar.update(1)
 
-    loop = prepared.loop(after_step)
+    watched = streamer is not None or progress
     try:
-        sequences = loop.run().to(prepared.device).clone()  # an ordinary tensor, not one of inference mode
+        with call.pool.lock if call.pool is not None else nullcontext():
+            decode_all(decoder, call.requests(after_step if watched else None, listened=watched), call.pool)
     finally:
         if bar is not None:
             bar.close()
     if streamer is not None:
         streamer.end()
-    if not prepared.config.return_dict_in_generate:
-        return sequences
-    kept = loop.drawer.recorder
-    output: Any = GenerateDecoderOnlyOutput
-    finished: GenerateDecoderOnlyOutput = output(
-        sequences=sequences,
-        scores=None if kept.scores is None else tuple(s.clone() for s in kept.scores),
-        logits=None if kept.logits is None else tuple(s.clone() for s in kept.logits),
-    )
-    return finished
+    return call.output()
+
+
+def _decoder_for(call: prepare.Prepared) -> Decoder:
+    """A decoder that can do what the call asks for. ``ValueError`` if none can."""
+    decoder = Decoder(call.model, call.deterministic)
+    validation.check_deterministic(decoder)
+    validation.check_pool(decoder, call.pool)
+    validation.check_fits(call.sequences, call.pool)
+    return decoder
+
+
+def decode_all(decoder: Decoder, requests: Sequence[Request], pool: PagePool | None) -> None:
+    """Decode requests on an engine of their own; raises the error of the first that fails. However it ends, their pages
+    are free afterwards.
+    """
+    engine = EngineCore(decoder, pool)
+    try:
+        for request in requests:
+            engine.add(request)
+        failed = next((r for r in requests if r.error is not None), None)
+        while failed is None and engine.step():
+            failed = next((r for r in requests if r.error is not None), None)
+    finally:
+        engine.cache.clear()
+    if failed is not None and failed.error is not None:
+        raise failed.error
 
 
 def explain(model: Any, inputs: Tensor | None = None, **options: Any) -> Explanation:
@@ -224,7 +249,9 @@ def explain(model: Any, inputs: Tensor | None = None, **options: Any) -> Explana
     own |= {"progress": False, "seed": own["seed"] or 0, "deterministic": bool(own["deterministic"])}
     extras = prepare.GenerateOptions(**own)
     options.pop("streamer", None)
-    found: Explanation = _through_transformers(model, inputs, options, extras, Explanation.of)
+    found: Explanation = _through_transformers(
+        model, inputs, options, extras, lambda call: Explanation.of(call, _decoder_for(call))
+    )
     return found
 
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fastdecode.decoder import support
+from fastdecode.decoder import Decoder, support
 from fastdecode.generation.prepare import Prepared
 from fastdecode.grammar import BLOCK, IMAGE_SET, TEXT, TEXT_SET
 from fastdecode.models.chameleon import missing_decoder_keys
@@ -35,41 +35,41 @@ class Explanation:
     limits: list[int]
 
     @classmethod
-    def of(cls, prepared: Prepared) -> Explanation:
-        """Read a `Prepared` call; nothing is decoded."""
+    def of(cls, prepared: Prepared, decoder: Decoder) -> Explanation:
+        """Read a `Prepared` call, which ``decoder`` would decode; nothing is decoded."""
         model, grammar, vocabulary = prepared.model, prepared.grammar, prepared.vocabulary
         device = model.model.embed_tokens.weight.device.type
         backend, reasons = _backend(device)
-        if prepared.plan.unfused:
+        if prepared.processors.unfused:
             reasons.append("logits are mixed in PyTorch, because other logits processors run on them")
-        elif prepared.keeps("scores") or prepared.keeps("logits"):
+        elif prepared.recorder.wanted:
             reasons.append("logits are mixed in PyTorch, because they are to be returned")
         elif prepared.normalise and prepared.text.repetition_penalty != 1:
             reasons.append("logits are mixed in PyTorch, because transformers penalises mixed log-probabilities")
         slower = support.unsupported_reason(model) if device == "cpu" else support.unsupported_by_triton(model)
-        if prepared.decoder.uses_cpu_step:
+        if decoder.uses_cpu_step:
             steps = f"each step one call of the C++ library ({core().cpu_isa()})"
-            if prepared.decoder.deterministic:
+            if decoder.deterministic:
                 steps += ", prompts too (deterministic)"
-        elif prepared.decoder.uses_triton_step:
+        elif decoder.uses_triton_step:
             steps = "each step made of Triton kernels"
-            if prepared.decoder.captured is not None:
+            if decoder.captured is not None:
                 steps += ", captured as a CUDA graph"
             else:
-                reasons.append(f"steps are not captured: {prepared.decoder.uncaptured_reason}")
+                reasons.append(f"steps are not captured: {decoder.uncaptured_reason}")
         else:
             steps = "steps of PyTorch operations"
             reasons.append(f"the layers cannot be run as one: {slower}")
         streams = []
-        for group in prepared.groups:
-            planned = zip(*group.first_plan(grammar, vocabulary), strict=True)
+        for s in prepared.sequences:
+            planned = zip(*s.streams_planned(), strict=True)
             streams.append([f"{weight:+g} x stream of {len(ids)} ids" for ids, weight in planned])
         can_draw, none = vocabulary.has_pictures and not missing_decoder_keys(model), "none: a model of text"
-        mixes = any(len(g.guidance.streams) > 1 for g in prepared.groups)
-        everywhere = any(g.guidance.everywhere for g in prepared.groups)
+        mixes = any(len(g.guidance.streams) > 1 for g in prepared.sequences)
+        everywhere = any(g.guidance.everywhere for g in prepared.sequences)
         return cls(
             mode=grammar.mode,
-            sequences=len(prepared.groups),
+            sequences=len(prepared.sequences),
             streams=streams,
             where="off" if not mixes else "every token" if everywhere else "inside pictures",
             allowed={
@@ -82,12 +82,12 @@ class Explanation:
             why_not_faster=reasons,
             decoder=f"ragged batch over the model's own {len(model.model.layers)} layers, {device}, "
             f"{str(model.dtype).removeprefix('torch.')}, {steps}",
-            memory=_memory(prepared, [len(planned) for planned in streams]),
-            unfused_processors=[type(p).__name__ for p in prepared.plan.unfused],
+            memory=_memory(prepared, decoder, [len(planned) for planned in streams]),
+            unfused_processors=[type(p).__name__ for p in prepared.processors.unfused],
             stopping_criteria=[type(c).__name__ for c in prepared.stopping],
             can_draw=can_draw,
             vq_decoder=none if not vocabulary.has_pictures else "present" if can_draw else "missing: text only",
-            limits=[g.limit for g in prepared.groups],
+            limits=[g.limit for g in prepared.sequences],
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,10 +123,10 @@ class Explanation:
         return "\n".join(lines)
 
 
-def _memory(prepared: Prepared, streams: list[int]) -> str:
+def _memory(prepared: Prepared, decoder: Decoder, streams: list[int]) -> str:
     """The pages that ``streams`` of every sequence take at their longest, if none are shared."""
-    pool = prepared.pool if prepared.pool is not None else prepared.decoder.new_pool()
-    pages = sum(n * -(-g.limit // pool.page_slots) for n, g in zip(streams, prepared.groups, strict=True))
+    pool = prepared.pool if prepared.pool is not None else decoder.new_pool()
+    pages = sum(n * -(-g.limit // pool.page_slots) for n, g in zip(streams, prepared.sequences, strict=True))
     size = f"at most {pages} pages of {pool.page_slots} ids, {pages * pool.page_bytes / 1e6:.1f} MB"
     return size if pool.limit is None else f"{size}; kv_pool has {pool.limit}, {pool.free} of them free"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,13 +25,14 @@ from transformers.generation import (
 )
 
 from fastdecode.engine.parameters import Sampling
+from fastdecode.token_rules import TokenRules
 
 TRANSFORMERS_TOP_K = 50
 """What transformers samples with when nobody chose a top_k. It suits text; it would cut 8,192 image ids to 50."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class SplitProcessors:
     """`LogitsProcessorList` told apart.
 
     ``guidance``: transformers' guidance processor, or None. ``unfused``: processors that run on the mixed logits.
@@ -41,6 +42,7 @@ class Plan:
     guidance: UnbatchedClassifierFreeGuidanceLogitsProcessor | None
     unfused: LogitsProcessorList
     sampling: Sampling
+    rules: TokenRules = field(default_factory=TokenRules)
 
     def check_modality(self, name: str, values: Mapping[str, Any]) -> None:
         """``ValueError`` if ``values`` (a user's ``text=`` or ``image=``) want what runs unfused, the same for both."""
@@ -86,7 +88,7 @@ def _fits(processor: Any, position: int, padding: Tensor) -> bool:
     return True
 
 
-def tell_apart(processors: LogitsProcessorList, do_sample: bool, padding: Tensor) -> Plan:
+def split_processors(processors: LogitsProcessorList, do_sample: bool, padding: Tensor) -> SplitProcessors:
     """The longest tail of ``processors`` that the kernel computes in its own order is fused.
 
     ``padding`` (sequences,) int64: how many ids of each prompt are padding.
@@ -109,4 +111,4 @@ def tell_apart(processors: LogitsProcessorList, do_sample: bool, padding: Tensor
     sampling = Sampling(**values)
     if not do_sample:
         sampling = replace(sampling, temperature=0.0)
-    return Plan(guidance, LogitsProcessorList(rest), sampling.checked())
+    return SplitProcessors(guidance, LogitsProcessorList(rest), sampling.checked())

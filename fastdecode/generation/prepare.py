@@ -1,33 +1,31 @@
-"""From a call that transformers prepared to the groups of a decode loop."""
+"""From a call that transformers prepared to the requests of an engine."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation import EosTokenCriteria, MaxLengthCriteria
+from transformers.generation import EosTokenCriteria, GenerateDecoderOnlyOutput, MaxLengthCriteria
 from transformers.utils import logging
 
-from fastdecode.decoder import Decoder
-from fastdecode.engine.loop import DecodeLoop
+from fastdecode.engine.callbacks import Callbacks, Recorder
 from fastdecode.engine.parameters import Sampling
-from fastdecode.engine.sampler import Recorder, Sampler
-from fastdecode.engine.sequence import Group
-from fastdecode.generation.logits_processors import TRANSFORMERS_TOP_K, Plan, tell_apart
+from fastdecode.engine.request import Request
+from fastdecode.engine.sequence import Sequence
+from fastdecode.generation.logits_processors import TRANSFORMERS_TOP_K, SplitProcessors, split_processors
 from fastdecode.generation.validation import (
     DRAWING_MODES,
     LENGTHS,
     check_ids,
-    check_memory,
     check_options,
     check_positions,
     check_room,
-    check_streams,
+    check_stream_tokens,
 )
 from fastdecode.grammar import Grammar, compile_grammar
 from fastdecode.guidance import Guidance, guidance_from
@@ -50,7 +48,7 @@ class GenerateOptions:
     guidance: Guidance | float | None = None
     text: Mapping[str, Any] | None = None
     image: Mapping[str, Any] | None = None
-    seed: int | Sequence[int] | None = None
+    seed: int | Iterable[int] | None = None
     progress: bool = False
     deterministic: bool = False
     kv_pool: PagePool | None = None
@@ -58,47 +56,81 @@ class GenerateOptions:
 
 @dataclass
 class Prepared:
-    """A call, ready to decode."""
+    """A call, ready to decode: its sequences, and what of the caller's looks at them between steps."""
 
     model: Any
     vocabulary: Vocabulary
     grammar: Grammar
-    groups: list[Group]
+    sequences: list[Sequence]
     prompts: Tensor
     device: torch.device
     pad: int
     text: Sampling
     image: Sampling
-    plan: Plan
+    processors: SplitProcessors
     stopping: StoppingCriteriaList
     config: GenerationConfig
-    decoder: Decoder
+    deterministic: bool
     pool: PagePool | None
+    recorder: Recorder
 
     @property
     def normalise(self) -> bool:
         """Whether streams are normalised before they are mixed: as transformers' guidance of text does."""
-        return self.plan.guidance is not None and all(g.guidance.everywhere for g in self.groups)
+        return self.processors.guidance is not None and all(s.guidance.everywhere for s in self.sequences)
 
-    def keeps(self, what: str) -> bool:
-        """Whether the call wants the ``"scores"`` or the ``"logits"`` of every step returned."""
-        return bool(self.config.return_dict_in_generate and getattr(self.config, f"output_{what}"))
+    @property
+    def unfused(self) -> bool:
+        """Whether logits are mixed in PyTorch: other processors run on them, they are to be returned, or transformers
+        penalises mixed log-probabilities.
+        """
+        penalised = self.text.repetition_penalty != 1.0 or self.image.repetition_penalty != 1.0
+        return bool(self.processors.unfused) or self.recorder.wanted or (self.normalise and penalised)
 
-    def loop(self, after_step: Callable[[Tensor], None] | None = None) -> DecodeLoop:
-        recorder = Recorder(*([] if self.keeps(what) else None for what in ("scores", "logits")))
-        drawer = Sampler(
-            self.decoder,
-            self.grammar,
-            self.vocabulary,
-            self.groups,
-            self.text,
-            self.image,
-            self.plan.unfused,
-            recorder,
-            self.normalise,
+    def requests(
+        self, after_step: Callable[[Tensor], None] | None = None, *, listened: bool = False, priority: int = 0
+    ) -> list[Request]:
+        """One request per sequence; or one of them all, in lock step, where something of the caller's looks at the
+        whole batch between steps. ``listened``: tokens are wanted as they come, also inside pictures.
+        """
+        if not self.unfused and not self.stopping and after_step is None:
+            return [Request([s], listened=listened, priority=priority) for s in self.sequences]
+        callbacks = Callbacks(
+            self.prompts,
+            max((s.limit - s.prompt_length for s in self.sequences), default=0),
+            self.pad,
+            processors=self.processors.unfused,
+            stopping=self.stopping,
+            recorder=self.recorder,
+            process=self.unfused,
+            normalise=self.normalise,
+            after_step=after_step,
         )
-        where = (self.prompts, self.pad, self.stopping, after_step, self.pool)
-        return DecodeLoop(drawer, self.vocabulary, self.groups, *where)
+        return [Request(self.sequences, callbacks, listened=listened, priority=priority)]
+
+    def output(self) -> Tensor | GenerateDecoderOnlyOutput:
+        """What `generate` returns, from the sequences as they are: the prompts as the caller gave them, and behind each
+        what was generated, padded to the longest.
+        """
+        width = self.prompts.shape[1]
+        longest = max((len(s.tokens) - s.prompt_length for s in self.sequences), default=0)
+        found = torch.full((len(self.sequences), width + longest), self.pad, dtype=torch.long, device="cpu")
+        found[:, :width] = self.prompts
+        for row, s in zip(found, self.sequences, strict=True):
+            new = s.generated
+            row[width : width + len(new)] = torch.tensor(new, dtype=torch.long)
+        found = found.to(self.device)
+        if not self.config.return_dict_in_generate:
+            return found
+        scores, logits = self.recorder.scores, self.recorder.logits
+        return _DICT(
+            sequences=found,
+            scores=None if scores is None else tuple(t.clone() for t in scores),
+            logits=None if logits is None else tuple(t.clone() for t in logits),
+        )
+
+
+_DICT: Any = GenerateDecoderOnlyOutput
 
 
 def prepare(
@@ -124,32 +156,43 @@ def prepare(
         check_can_draw(model)
     if config.do_sample and config.top_p is not None:
         Sampling(top_p=config.top_p).checked()  # transformers takes a top_p above 1 for none, without a word
-    plan = tell_apart(logits_processor, bool(config.do_sample), padding)
-    image_base = plan.sampling
+    processors = split_processors(logits_processor, bool(config.do_sample), padding)
+    image_base = processors.sampling
     if "top_k" not in chosen and grammar.draws:
-        plan.check_default_top_k()
+        processors.check_default_top_k()
         if image_base.top_k == TRANSFORMERS_TOP_K:
             image_base = replace(image_base, top_k=0)
-    text = plan.sampling.override(extras.text or {}, "text", bool(config.do_sample))
+    text = processors.sampling.override(extras.text or {}, "text", bool(config.do_sample))
     image = image_base.override(extras.image or {}, "image", bool(config.do_sample))
-    plan.check_modality("text", extras.text or {})
-    plan.check_modality("image", extras.image or {})
+    processors.check_modality("text", extras.text or {})
+    processors.check_modality("image", extras.image or {})
     repeats = config.num_return_sequences or 1
     prompts = _prompt_ids(model, input_ids, model_kwargs, vocabulary, repeats)
-    guidances = _guidances(plan, extras, grammar, len(prompts), repeats)
+    guidances = _guidances(processors, extras, grammar, len(prompts), repeats)
     seeds = _seeds(extras.seed, len(prompts), repeats)
     limits = _limits(prompts, input_ids.shape[1], config, stopping_criteria, grammar, vocabulary, chosen)
     replaced = (input_ids == vocabulary.placeholder).any(1).tolist()
-    groups: list[Group] = []
-    for ids, guidance, seed, limit, shows in zip(prompts, guidances, seeds, limits, replaced, strict=True):
-        state = grammar.start(ids)
-        check_room(ids, limit, state, grammar)
-        group = Group(len(groups), ids, limit, seed, guidance, state, tail=grammar.tail(len(ids), state))
-        group.shown = (vocabulary.placeholder,) if shows else ()
-        check_streams(group, grammar, vocabulary)
-        groups.append(group)
-    decoder = Decoder(model, bool(extras.deterministic))
-    check_memory(decoder, groups, grammar, extras.kv_pool)
+    sequences: list[Sequence] = []
+    for number, ids in enumerate(prompts):
+        guidance, limit = guidances[number], limits[number]
+        check_room(ids, limit, grammar.start(ids), grammar)
+        check_stream_tokens(guidance, vocabulary)
+        s = Sequence(
+            ids,
+            limit,
+            seeds[number],
+            guidance,
+            vocabulary,
+            grammar.mode,
+            frozenset(ends),
+            text=text,
+            image=image,
+            rules=processors.rules.shifted(int(padding[number])),
+            also_seen=(vocabulary.placeholder,) if replaced[number] else (),
+            name=f"sequence {number}",
+        )
+        s.streams_planned()  # raises where a stream cannot be made
+        sequences.append(s)
     native = (MaxLengthCriteria, EosTokenCriteria)
     stopping = StoppingCriteriaList(c for c in stopping_criteria if type(c) not in native)
     pad = config._pad_token_tensor
@@ -157,18 +200,24 @@ def prepare(
         model=model,
         vocabulary=vocabulary,
         grammar=grammar,
-        groups=groups,
+        sequences=sequences,
         prompts=input_ids.cpu(),
         device=input_ids.device,
         pad=int(pad) if pad is not None else (vocabulary.pad if vocabulary.pad is not None else 0),
         text=text,
         image=image,
-        plan=plan,
+        processors=processors,
         stopping=stopping,
         config=config,
-        decoder=decoder,
+        deterministic=bool(extras.deterministic),
         pool=extras.kv_pool,
+        recorder=Recorder(*([] if _keeps(config, what) else None for what in ("scores", "logits"))),
     )
+
+
+def _keeps(config: GenerationConfig, what: str) -> bool:
+    """Whether a call wants the ``"scores"`` or the ``"logits"`` of every step returned."""
+    return bool(config.return_dict_in_generate and getattr(config, f"output_{what}"))
 
 
 def _prompt_ids(
@@ -197,17 +246,19 @@ def _prompt_ids(
     return [list(ids) for ids in rows for _ in range(repeats)]
 
 
-def _guidances(plan: Plan, extras: GenerateOptions, grammar: Grammar, count: int, repeats: int) -> list[Guidance]:
+def _guidances(
+    processors: SplitProcessors, extras: GenerateOptions, grammar: Grammar, count: int, repeats: int
+) -> list[Guidance]:
     """Guidance of every sequence: ours if given, else transformers' two-way with its negative prompts."""
-    if plan.guidance is not None:
+    if processors.guidance is not None:
         if extras.guidance is not None:
             raise ValueError(
-                f"both guidance={extras.guidance!r} and guidance_scale={plan.guidance.guidance_scale} were given: "
-                "give one of them"
+                f"both guidance={extras.guidance!r} and guidance_scale={processors.guidance.guidance_scale} were "
+                "given: give one of them"
             )
         everywhere = grammar.mode in ("text-only", "unrestricted")
-        scale = float(plan.guidance.guidance_scale)
-        context: dict[str, Any] = plan.guidance.unconditional_context
+        scale = float(processors.guidance.guidance_scale)
+        context: dict[str, Any] = processors.guidance.unconditional_context
         negative = context["input_ids"]
         if negative is None:
             return [Guidance.two_way(scale, everywhere=everywhere)] * count
@@ -233,7 +284,7 @@ def _guidances(plan: Plan, extras: GenerateOptions, grammar: Grammar, count: int
     return [guidance] * count
 
 
-def _seeds(seed: int | Sequence[int] | None, count: int, repeats: int) -> list[int]:
+def _seeds(seed: int | Iterable[int] | None, count: int, repeats: int) -> list[int]:
     """One 64-bit seed per sequence: the request's own for its first, derived from it for the others."""
     requests = count // repeats
     if seed is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fastdecode.decoder import Decoder
 from fastdecode.decoder.support import unsupported_reason
-from fastdecode.engine.sequence import Group
+from fastdecode.engine.sequence import Sequence
 from fastdecode.grammar import Grammar
+from fastdecode.guidance import Guidance
 from fastdecode.kv.page_pool import PagePool
 from fastdecode.models.chameleon import Vocabulary, check_picture_count, check_pixels
 
@@ -155,40 +156,49 @@ def check_room(ids: list[int], limit: int, state: int, grammar: Grammar) -> None
         )
 
 
-def check_streams(group: Group, grammar: Grammar, vocabulary: Vocabulary) -> None:
-    """``ValueError`` if a stream that the call will need cannot be made: not in the middle of decoding."""
-    for stream in group.guidance.streams:
-        for i in stream.ids:
-            if not 0 <= i < vocabulary.size:
+def check_stream_tokens(guidance: Guidance, vocabulary: Vocabulary) -> None:
+    """``ValueError`` if a stream has a token that the checkpoint has not."""
+    for stream in guidance.streams:
+        for token in stream.ids:
+            if not 0 <= token < vocabulary.size:
                 raise ValueError(
-                    f"a stream of kind 'prompt' (or negative_prompt_ids) has id {i}, which is not an id of this "
+                    f"a stream of kind 'prompt' (or negative_prompt_ids) has id {token}, which is not an id of this "
                     f"checkpoint (0 to {vocabulary.size - 1})"
                 )
-    group.first_plan(grammar, vocabulary)
 
 
-def check_memory(decoder: Decoder, groups: Sequence[Group], grammar: Grammar, pool: PagePool | None) -> None:
-    """``ValueError`` for a pool of another model, one that a sequence can never fit in, and for a model that cannot be
-    deterministic.
-    """
+def check_deterministic(decoder: Decoder) -> None:
+    """``ValueError`` for a model that cannot be deterministic."""
     if decoder.deterministic and not decoder.uses_cpu_step:
         raise ValueError(
             "deterministic=True needs steps of the C++ library, and this model has none: "
             f"{unsupported_reason(decoder.model)}"
         )
+
+
+def check_pool(decoder: Decoder, pool: Any) -> None:
+    """``ValueError`` unless ``pool`` is None, or a pool for this model."""
     if pool is None:
         return
     if not isinstance(pool, PagePool):
         raise ValueError(f"kv_pool is a {type(pool).__name__}: it must be what fastdecode.new_pool(model) returns")
     decoder.new_cache(pool)
-    if pool.limit is None:
+
+
+def check_fits(sequences: Iterable[Sequence], pool: PagePool | None, whose: str = "kv_pool") -> None:
+    """``ValueError`` for a sequence that can never fit into a pool's pages, even alone: what it stores at the least,
+    its prompt and a picture that is sure to come, in the full stream and in those that guide it.
+    """
+    if pool is None or pool.limit is None:
         return
-    for group in groups:
-        # All but the last id are stored: of a picture that is sure to come too.
-        stored = len(group.ids) + max(0, grammar.remaining(group.state) - 2)
-        pages = -(-stored // pool.page_slots)
+    slots = pool.page_slots
+    for s in sequences:
+        # All but the last token are stored.
+        more = max(0, s.grammar.remaining(s.state) - 2)
+        stored = len(s.tokens) + more
+        pages = -(-stored // slots)
         if pages > pool.limit:
             raise ValueError(
-                f"sequence {group.number} can never fit: its {stored} ids alone take {pages} pages of "
-                f"{pool.page_slots}, and kv_pool has {pool.limit}"
+                f"{s.name} can never fit: its {stored} ids alone take {pages} pages of {slots}, and {whose} has "
+                f"{pool.limit}"
             )

@@ -120,7 +120,8 @@ class StreamCache:
     """
 
     @torch.inference_mode()
-    def __init__(self, pool: PagePool) -> None:
+    def __init__(self, pool: PagePool, retain: int | None = 0) -> None:
+        self.retain = 0
         self.pool, self.keys, self.values = pool, pool.keys, pool.values
         self.longest = 0
         self._rows: list[_Row] = []
@@ -133,6 +134,16 @@ class StreamCache:
         self._lengths = torch.zeros(0, dtype=torch.long, device=device)
         self._table = torch.zeros((0, 0), dtype=torch.int32, device=device)
         self._show()
+
+    @property
+    def available(self) -> int | None:
+        return self.pool.free
+
+    def pages_missing(self, prompts: Sequence[Sequence[int]]) -> int:
+        return sum(-(-len(p) // self.pool.page_slots) for p in prompts)
+
+    def known(self, prompt: Sequence[int]) -> int:
+        return 0
 
     @property
     def rows(self) -> int:

@@ -7,6 +7,7 @@ owner, or know that the others expect it.
 from __future__ import annotations
 
 import math
+import threading
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -86,6 +87,7 @@ class PagePool:
             if size < 1:
                 raise ValueError(f"{name} is {size}; a pool of pages needs at least 1")
         self.limit, self.page_slots = pages, page_slots
+        self.lock = threading.RLock()
         self.capacity = self.peak = self.shared = 0
         self._shape = (kv_heads, page_slots, head_dim)
         empty = torch.empty((0, *self._shape), dtype=dtype, device=device)

@@ -14,7 +14,7 @@ from fastdecode import Guidance
 from fastdecode.decoder import Decoder
 from fastdecode.decoder import cuda_graph as captured
 from fastdecode.decoder.cuda_graph import CannotCapture, CapturedSteps, bucket
-from fastdecode.engine.loop import DecodeLoop
+from fastdecode.engine.core import EngineCore
 from fastdecode.models.chameleon import Vocabulary
 
 
@@ -108,13 +108,13 @@ class Columns:
 
 def test_a_step_of_text_is_seen_while_the_next_one_is_under_way(traces: Traces, monkeypatch: pytest.MonkeyPatch):
     model, seen = drawing_model(5, resolution=16), []
-    follow = DecodeLoop._follow
+    commit = EngineCore.commit
 
-    def following(self, tokens):
-        seen.append((self.steps, traces.replays))
-        follow(self, tokens)
+    def committing(self, step):
+        seen.append((len(seen), traces.replays))
+        return commit(self, step)
 
-    monkeypatch.setattr(DecodeLoop, "_follow", following)
+    monkeypatch.setattr(EngineCore, "commit", committing)
     options = {**prompts_of(model, (9,)), "multimodal_generation_mode": "text-only", "seed": 3, "do_sample": True}
     fastdecode.generate(model, **options, max_new_tokens=32)
     assert len(seen) > 8

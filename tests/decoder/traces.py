@@ -11,7 +11,7 @@ from models_for_tests import BOS, padded, text_ids
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fastdecode
-from fastdecode.engine.loop import DecodeLoop
+from fastdecode.engine.scheduler import Scheduler
 
 IMAGE_ONLY = {"multimodal_generation_mode": "image-only", "do_sample": True, "seed": 3}
 INTERLEAVED = {**IMAGE_ONLY, "multimodal_generation_mode": "interleaved-text-image"}
@@ -37,8 +37,7 @@ class Traces:
 
 
 def uncaptured(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(DecodeLoop, "_steps_unseen", lambda self: 0)
-    patch.setattr(DecodeLoop, "_draw_seen_late", lambda self: False)
+    patch.setattr(Scheduler, "_steps", lambda self: (1 if self.running else 0, False))
 
 
 def both(model, traces: Traces, monkeypatch: pytest.MonkeyPatch, **options) -> torch.Tensor:

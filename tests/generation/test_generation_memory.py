@@ -87,15 +87,39 @@ def test_an_error_in_prefill_frees_the_pages():
     assert pool.used == 0
 
 
-@pytest.mark.parametrize(("pages", "at"), [(30, 0), (32, 1)])  # the prompts take 31, the second step 33
-def test_a_pool_that_is_too_small(pages: int, at: int):
+@pytest.mark.parametrize("pages", [24, 30, 32, 40])  # the prompts take 31 at once, the longest alone 18 to 23
+def test_sequences_of_a_pool_that_is_too_small_for_all_take_turns(pages: int):
     model = tiny_model(1)
     pool = fastdecode.new_pool(model, pages=pages, page_slots=4)
-    message = rf"^the KV pool needs \d+ pages?, \d+ of its {pages} (is|are) free, at new token {at} of 4 sequences "
+    options = {**padded(prompts_of(model)), "max_new_tokens": 20, "deterministic": True, **SAMPLED}
+    assert torch.equal(fastdecode.generate(model, **options, kv_pool=pool), fastdecode.generate(model, **options))
+    assert pool.used == 0
+    assert pool.peak > 18
+
+
+def test_a_pool_that_is_too_small_for_one():
+    model = tiny_model(1)
+    pool = fastdecode.new_pool(model, pages=18, page_slots=4)
+    message = (
+        r"^the KV pool needs 1 page, 0 of its 18 are free, at new token \d+ of 1 sequence \(1 streams\): give more "
+        "pages, or fewer sequences at once$"
+    )
     with pytest.raises(fastdecode.PoolExhausted, match=message):
         fastdecode.generate(model, **padded(prompts_of(model)), max_new_tokens=20, kv_pool=pool)
     assert pool.used == 0
     fastdecode.generate(model, torch.tensor([text_ids(model, 0, 9)]), max_new_tokens=20, kv_pool=pool)
+
+
+def test_a_batch_in_lock_step_needs_pages_for_all_at_once():
+    model = tiny_model(1)
+    pool = fastdecode.new_pool(model, pages=32, page_slots=4)
+    criteria = StoppingCriteriaList([StopsWith(ValueError(), 10**6)])
+    message = r"^the KV pool needs \d pages?, \d of its 32 are free, at new token 1 of 4 sequences \(4 streams\): "
+    with pytest.raises(fastdecode.PoolExhausted, match=message):
+        fastdecode.generate(
+            model, **padded(prompts_of(model)), max_new_tokens=20, kv_pool=pool, stopping_criteria=criteria
+        )
+    assert pool.used == 0
 
 
 def test_requests_that_can_never_fit_and_pools_that_cannot_serve():

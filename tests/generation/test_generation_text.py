@@ -370,7 +370,7 @@ def test_logits_that_are_not_numbers_are_an_error(do_sample: bool):
 def test_a_processor_that_bans_everything_is_an_error():
     call = Call(75, batch=1)
     ban = LogitsProcessorList([lambda ids, scores: torch.full_like(scores, -torch.inf)])
-    with pytest.raises(RuntimeError, match="produced no distribution to draw from"):
+    with pytest.raises(RuntimeError, match="produced no distribution to sample from"):
         fastdecode.generate(call.model, **call.inputs, max_new_tokens=2, logits_processor=ban)
 
 

@@ -11,8 +11,8 @@ import fastdecode
 from fastdecode import Guidance
 from fastdecode.decoder import Decoder
 from fastdecode.decoder.cuda_graph import MOST_STEPS
-from fastdecode.engine.loop import DecodeLoop
-from fastdecode.engine.sampler import Sampler
+from fastdecode.engine.runner import Runner
+from fastdecode.engine.scheduler import Scheduler
 from fastdecode.models.chameleon import Vocabulary
 
 SAMPLED = {"do_sample": True, "seed": 3}
@@ -44,25 +44,26 @@ class Listener:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
-    """How many groups drew at each call of `draw`, and how many steps each call of `draw_unseen` took."""
-    found: dict[str, list[int]] = {"draw": [], "draw_unseen": []}
-    draw, draw_unseen = Sampler.draw, Sampler.draw_unseen
+    """How many sequences each step sampled that was looked at, and how many steps were taken without a look."""
+    found: dict[str, list[int]] = {"seen": [], "unseen": []}
+    one, unseen = Runner._one, Runner._unseen
 
-    def noting_draw(self, hidden, drawing, so_far):
-        found["draw"].append(len(drawing))
-        return draw(self, hidden, drawing, so_far)
+    def noting_one(self, batch):
+        step = one(self, batch)
+        found["seen"].append(len(step.sequences))
+        return step
 
-    def noting_draw_unseen(self, cache, drawing, inputs, steps):
-        found["draw_unseen"].append(steps)
-        return draw_unseen(self, cache, drawing, inputs, steps)
+    def noting_unseen(self, batch, steps):
+        found["unseen"].append(steps)
+        return unseen(self, batch, steps)
 
-    monkeypatch.setattr(Sampler, "draw", noting_draw)
-    monkeypatch.setattr(Sampler, "draw_unseen", noting_draw_unseen)
+    monkeypatch.setattr(Runner, "_one", noting_one)
+    monkeypatch.setattr(Runner, "_unseen", noting_unseen)
     return found
 
 
 def step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DecodeLoop, "_steps_unseen", lambda self: 0)
+    monkeypatch.setattr(Scheduler, "_steps", lambda self: (1 if self.running else 0, False))
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["C++ step", "PyTorch's step"])
@@ -92,11 +93,11 @@ def test_the_same_ids(options: dict, fused: bool, calls, monkeypatch: pytest.Mon
     options = {**padded(prompts), **IMAGE_ONLY, **options}
     unseen = fastdecode.generate(model, **options)
     free = options["multimodal_generation_mode"] == "unrestricted"
-    assert (sum(calls["draw_unseen"]) == 0) == free
+    assert (sum(calls["unseen"]) == 0) == free
     step_by_step(monkeypatch)
-    calls["draw_unseen"].clear()
+    calls["unseen"].clear()
     assert torch.equal(fastdecode.generate(model, **options), unseen)
-    assert calls["draw_unseen"] == []
+    assert calls["unseen"] == []
 
 
 def test_a_picture_is_drawn_in_as_few_looks_as_may_be(calls):
@@ -104,7 +105,7 @@ def test_a_picture_is_drawn_in_as_few_looks_as_may_be(calls):
     length = Vocabulary.of(model).image_length
     assert length > MOST_STEPS
     fastdecode.generate(model, **padded(prompts_of(model)), **IMAGE_ONLY, guidance=2.0)
-    assert calls == {"draw": [], "draw_unseen": [MOST_STEPS, length - MOST_STEPS]}
+    assert calls == {"seen": [], "unseen": [MOST_STEPS, length - MOST_STEPS]}
 
 
 @pytest.mark.parametrize(
@@ -119,8 +120,8 @@ def test_a_picture_is_drawn_in_as_few_looks_as_may_be(calls):
 def test_who_asks_is_told_at_every_step(asks: dict, calls):
     model = drawing_model(2, resolution=SIDE)
     fastdecode.generate(model, **padded(prompts_of(model)), **IMAGE_ONLY, **asks)
-    assert calls["draw_unseen"] == []
-    assert len(calls["draw"]) >= Vocabulary.of(model).image_length
+    assert calls["unseen"] == []
+    assert len(calls["seen"]) >= Vocabulary.of(model).image_length
 
 
 def test_limits_of_length_ask_for_nothing(calls):
@@ -128,7 +129,7 @@ def test_limits_of_length_ask_for_nothing(calls):
     inputs = padded(prompts_of(model))
     criteria = StoppingCriteriaList([MaxLengthCriteria(31 + 18)])
     fastdecode.generate(model, **inputs, **IMAGE_ONLY, max_new_tokens=18, stopping_criteria=criteria)
-    assert calls["draw_unseen"] == [16]
+    assert calls["unseen"] == [16]
 
 
 def test_a_streamer_hears_every_column(monkeypatch: pytest.MonkeyPatch):

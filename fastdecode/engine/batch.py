@@ -1,0 +1,148 @@
+"""What one step gives the sampling kernel: the tensors of all sequences that it samples for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdecode import ops
+from fastdecode.decoder.cuda_graph import Draws
+from fastdecode.engine.parameters import Sampling
+from fastdecode.engine.sequence import Sequence
+from fastdecode.engine.tables import SharedTables
+from fastdecode.grammar import BLOCK, TEXT
+
+SPAN_GAP = 64
+"""Rows of the output head that are multiplied for nothing rather than begin another product."""
+
+MOST_SPANS = 8
+
+Spans = tuple[tuple[int, int], ...]
+
+
+class Batch:
+    """The sequences of a step that the kernel samples, and their tensors; ``state`` moves with every step.
+
+    It serves as many steps as nothing but tokens changes: the same rows, modalities and grammars. ``inputs`` (rows,)
+    int64 has the next token of every row of the cache, also of those that are sampled elsewhere.
+    """
+
+    def __init__(
+        self,
+        sampled: list[Sequence],
+        inputs: list[int],
+        shared: SharedTables,
+        device: torch.device,
+    ) -> None:
+        self.sampled = list(sampled)
+        self.inputs = torch.tensor(inputs, dtype=torch.long, device=device)
+        self.bias: Tensor | None = None
+        self.draws: Draws | None = None
+        self.state: ops.DecodeState | None = None
+        if self.sampled:
+            self._lay_out(shared, device)
+
+    def _lay_out(self, shared: SharedTables, device: torch.device) -> None:
+        sampled = self.sampled
+        tables = shared.include(s.grammar for s in sampled)
+        vocab = tables.vocab
+        biased = [s for s in sampled if s.rules.bias]
+        width = max(len(s.rows) for s in sampled) + bool(biased)
+        first = len(self.inputs)
+        bias_row = {id(s): first + k for k, s in enumerate(biased)}
+        streams, weights = [], []
+        for s in sampled:
+            rows, weighed = list(s.rows), list(s.weights)
+            if id(s) in bias_row:
+                rows, weighed = [*rows, bias_row[id(s)]], [*weighed, 1.0]
+            streams.append(rows + [-1] * (width - len(rows)))
+            weights.append(weighed + [0.0] * (width - len(weighed)))
+        if biased:
+            self.bias = torch.zeros(len(biased), vocab, dtype=torch.float32, device=device)
+            for row, s in zip(self.bias, biased, strict=True):
+                tokens, values = zip(*s.rules.bias, strict=True)
+                row[torch.tensor(tokens, device=device)] = torch.tensor(values, device=device)
+        reachable = {(id(s.grammar), number) for s in sampled for number in reachable_sets(s)}
+        grammars = {id(s.grammar): s.grammar for s in sampled}
+        largest = max((grammars[key].sets.count(number) for key, number in reachable), default=0)
+        penalised = any(s.sampling.repetition_penalty != 1.0 for s in sampled)
+        self.draws = Draws(
+            tables=tables.bounded(largest),
+            streams=torch.tensor(streams, dtype=torch.int32, device=device),
+            weights=torch.tensor(weights, dtype=torch.float32, device=device),
+            seeds=torch.tensor([s.seed for s in sampled], device=device),
+            parameters=parameters_of([s.sampling for s in sampled], device),
+            spans=spans_of((r for key, number in reachable for r in grammars[key].sets[number]), vocab),
+        )
+        if not penalised:
+            for s in sampled:
+                s.seen = None  # nobody counts along
+        self.state = ops.DecodeState(
+            mode=torch.tensor(
+                [shared.first_mode[id(s.grammar)] + s.state for s in sampled], dtype=torch.int32, device=device
+            ),
+            step=torch.tensor([len(s.tokens) for s in sampled], device=device),
+            finished=torch.zeros(len(sampled), dtype=torch.uint8, device=device),
+            limit=torch.tensor([s.limit for s in sampled], device=device),
+            inputs=self.inputs,
+            seen=seen_of(sampled, vocab, device) if penalised else None,
+        )
+
+    def logits_with_bias(self, logits: Tensor) -> Tensor:
+        """``logits`` (rows, vocab), and a row behind them for every sequence with a bias, in float32."""
+        return logits if self.bias is None else torch.cat([logits.float(), self.bias])
+
+    def advance_seen(self, tokens: list[int]) -> None:
+        """Count these tokens, one per sequence, as seen."""
+        if self.state is not None and self.state.seen is not None:
+            ops.set_seen_(self.state.seen, torch.tensor(tokens, device=self.state.seen.device))
+
+
+def reachable_sets(s: Sequence) -> set[int]:
+    """The sets of its grammar that a sequence may sample from before it enters or leaves a picture."""
+    if s.forced >= 0:
+        return set()
+    host = s.grammar.tables.host
+    state = BLOCK if s.in_picture else TEXT
+    tight = s.limit - len(s.tokens) < host.room[state]
+    found = {host.tight_set_of[state]} if tight else {host.set_of[state], host.tight_set_of[state]}
+    return {number for number in found if number >= 0}
+
+
+def spans_of(ranges: Iterable[tuple[int, int]], vocab: int) -> Spans | None:
+    """Ranges of tokens as few spans; None if those are too many, or nearly all tokens."""
+    spans: list[tuple[int, int]] = []
+    for low, high in sorted(ranges):
+        if spans and low <= spans[-1][1] + SPAN_GAP:
+            spans[-1] = (spans[-1][0], max(high, spans[-1][1]))
+        else:
+            spans.append((low, high))
+    few = len(spans) <= MOST_SPANS and sum(high - low for low, high in spans) < 0.97 * vocab
+    return tuple(spans) if few and spans else None
+
+
+def seen_of(sampled: list[Sequence], vocab: int, device: torch.device) -> Tensor:
+    """(sequences, ceil(vocab / 32)) int32: the tokens that a repetition penalty counts as seen."""
+    fresh = [s for s in sampled if s.seen is None]
+    if fresh:
+        bits = ops.seen_bits([[*s.tokens, *s.also_seen] for s in fresh], vocab).to(device)
+        for s, row in zip(fresh, bits, strict=True):
+            s.seen = row
+    seen = torch.stack([s.seen for s in sampled if s.seen is not None])
+    for s, row in zip(sampled, seen, strict=True):
+        s.seen = row  # moves with the batch's state
+    return seen
+
+
+def parameters_of(by_sequence: list[Sampling], device: torch.device) -> dict[str, Any]:
+    """Arguments of `ops.sample`: numbers where all sequences agree, else one value per sequence."""
+    dtypes = {"top_k": torch.int32}
+    found: dict[str, Any] = {}
+    for name in ("temperature", "top_k", "top_p", "min_p", "penalty"):
+        values = [getattr(s, "repetition_penalty" if name == "penalty" else name) for s in by_sequence]
+        dtype = dtypes.get(name, torch.float32)
+        found[name] = values[0] if len(set(values)) == 1 else torch.tensor(values, dtype=dtype, device=device)
+    return found

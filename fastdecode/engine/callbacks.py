@@ -1,0 +1,82 @@
+"""What of a caller's comes between two steps of a batch: processors, stopping criteria, a streamer, recorded scores.
+
+transformers gives all of these the whole batch at once, (batch, length) tokens, so the batch goes in lock step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList, StoppingCriteriaList
+
+
+@dataclass
+class Recorder:
+    """What ``return_dict_in_generate`` asks to be kept, one tensor (batch, vocab) float32 per step."""
+
+    scores: list[Tensor] | None = None
+    logits: list[Tensor] | None = None
+
+    @property
+    def wanted(self) -> bool:
+        return self.scores is not None or self.logits is not None
+
+
+class Callbacks:
+    """Of one call of `generate`.
+
+    ``prompts`` (batch, length) int64 as the caller gave them, left-padded with ``pad``; ``longest``: the most new
+    tokens of a sequence. ``process``: logits are mixed in PyTorch, and processed and recorded there. ``normalise``:
+    where processors follow the mixing of streams, each stream's log-probabilities are mixed in place of its logits, as
+    transformers' guidance does. ``after_step`` gets the batch's newest tokens (batch,) after every step, ``pad`` for
+    sequences that have ended.
+    """
+
+    def __init__(
+        self,
+        prompts: Tensor,
+        longest: int,
+        pad: int,
+        *,
+        processors: LogitsProcessorList | None = None,
+        stopping: StoppingCriteriaList | None = None,
+        recorder: Recorder | None = None,
+        process: bool = False,
+        normalise: bool = False,
+        after_step: Callable[[Tensor], None] | None = None,
+    ) -> None:
+        self.processors: Any = processors or LogitsProcessorList()
+        self.stopping: Any = stopping or StoppingCriteriaList()
+        self.recorder, self.normalise, self.after_step = recorder or Recorder(), normalise, after_step
+        self.process = process
+        self.pad, self.length = pad, prompts.shape[1]
+        self._tokens = torch.full((len(prompts), self.length + longest), pad, dtype=torch.long, device="cpu")
+        self._tokens[:, : self.length] = prompts
+
+    @property
+    def tokens(self) -> Tensor:
+        """(batch, length) int64: prompts and what was generated so far."""
+        return self._tokens[:, : self.length]
+
+    @property
+    def asks(self) -> bool:
+        """Whether every step must be looked at before the next one begins."""
+        return self.process or bool(self.stopping)
+
+    def step(self, newest: list[int]) -> list[bool]:
+        """Append one token per sequence, -1 where it had ended; returns which sequences the criteria stop."""
+        column = torch.tensor(newest, device="cpu")
+        column[column < 0] = self.pad
+        self._tokens[:, self.length] = column
+        self.length += 1
+        stops = [False] * len(newest)
+        if self.stopping:
+            scores = self.recorder.scores
+            stops = self.stopping(self.tokens, None if scores is None else tuple(scores)).tolist()
+        if self.after_step is not None:
+            self.after_step(column)
+        return stops

@@ -1,0 +1,264 @@
+"""The engine's core: schedule, step, commit. For one thread; `fastdecode.Engine` on top of it is for several."""
+
+from __future__ import annotations
+
+from fastdecode.decoder import Decoder
+from fastdecode.engine.request import Request
+from fastdecode.engine.runner import Runner, Step
+from fastdecode.engine.scheduler import Plan, Scheduler
+from fastdecode.engine.sequence import Sequence
+from fastdecode.grammar import DONE
+from fastdecode.kv.kv_cache import StreamCache
+from fastdecode.kv.page_pool import PagePool, PoolExhausted
+from fastdecode.ops import STATUS_INVALID_LOGITS
+
+
+class EngineCore:
+    """Decodes requests until there are none.
+
+    ``pool``: where keys and values go; None: a pool of its own. ``max_rows``: the most rows of a step. ``retain``: the
+    most pages that are kept for prompts to come that begin alike; None: all that the pool has room for.
+    """
+
+    def __init__(
+        self, decoder: Decoder, pool: PagePool | None = None, *, max_rows: int | None = None, retain: int | None = 0
+    ) -> None:
+        self.decoder = decoder
+        self.cache: StreamCache = decoder.new_cache(pool, retain)
+        self.scheduler = Scheduler(self.cache, max_rows, ahead=decoder.captured is not None)
+        self.runner = Runner(decoder, self.cache)
+        self._owners: dict[int, Request] = {}
+
+    @property
+    def idle(self) -> bool:
+        return not self.scheduler.waiting and not self.scheduler.running
+
+    # --- the loop -----------------------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """One iteration; False if there was nothing to do.
+
+        A failure is that of a request where it can be told whose, else of all that run. What is no ``Exception`` (an
+        interrupt) is raised, with no pages taken: all requests wait, and the next call goes on with them.
+        """
+        if self.idle:
+            return False
+        try:
+            plan = self.scheduler.schedule()
+            if self._prefill(plan):
+                self._decode(plan)
+        except BaseException:
+            self._reset()
+            raise
+        return True
+
+    def _decode(self, plan: Plan) -> None:
+        steps = self.runner.run(plan, self.scheduler.running)
+        try:
+            for step in steps:
+                if not self.commit(step) and not plan.unseen:
+                    break
+        except PoolExhausted as error:
+            self._make_way(error)
+        except Exception as error:
+            for request in list(self.scheduler.running):
+                self.fail(request, error)
+            self.runner.clear()
+        finally:
+            steps.close()
+
+    def commit(self, step: Step) -> bool:
+        """Hand a step's tokens to their sequences; whether the same rows go on."""
+        changed = bool(step.failed)
+        for request, error in step.failed:
+            self.fail(request, error)
+        by_request: dict[int, tuple[Request, dict[int, int]]] = {}
+        for s, token, status in zip(step.sequences, step.tokens, step.statuses, strict=True):
+            owner = self._owners.get(id(s))
+            if owner is None or owner.done or s.done:
+                continue  # it ended at an earlier one of these steps
+            if token < 0:
+                self.fail(owner, no_distribution(s, status))
+                changed = True
+                continue
+            by_request.setdefault(id(owner), (owner, {}))[1][id(s)] = token
+        for request, tokens in by_request.values():
+            if not request.done:
+                changed |= self._commit_to(request, tokens)
+        return not changed
+
+    def _commit_to(self, request: Request, tokens: dict[int, int]) -> bool:
+        """One token for each live sequence of a request, and those that need no step; whether its rows change."""
+        changed = self._append(request, tokens)
+        while request.live and all(self._ends_by_force(s) for s in request.live) and not request.records:
+            changed |= self._append(request, {id(s): s.forced for s in request.live})
+        if not request.done and not request.live:
+            self._finish(request)
+        elif request.on_change is not None:
+            request.on_change()
+        return changed
+
+    @staticmethod
+    def _ends_by_force(s: Sequence) -> bool:
+        """Whether a sequence ends with the token that is forced on it, so that its rows are of no more use."""
+        return s.forced >= 0 and (s.grammar.advance(s.state, s.forced) == DONE or len(s.tokens) + 1 >= s.limit)
+
+    def _append(self, request: Request, tokens: dict[int, int]) -> bool:
+        changed = False
+        for s in list(request.live):
+            token = tokens[id(s)]
+            grammar, was_inside, had_rows = s.grammar, s.in_picture, bool(s.rows)
+            begins = s.append(token)
+            if s.done:
+                self._end(request, s)
+                changed = True
+                continue
+            if begins:
+                s.begin_picture()
+                if had_rows and not s.guidance.everywhere:
+                    self.runner.release(s, 1)
+                    if s.streams:
+                        self.scheduler.beginning.append(s)
+            elif was_inside and not s.in_picture and not s.guidance.everywhere:
+                s.end_streams()
+                self.runner.release(s, min(1, len(s.rows)))
+            if s.in_picture != was_inside or s.grammar is not grammar or begins:
+                self.runner.batch = None
+                changed = True
+        if request.callbacks is not None:
+            changed |= self._call_back(request, [tokens.get(id(s), -1) for s in request.sequences])
+        return changed
+
+    def _call_back(self, request: Request, newest: list[int]) -> bool:
+        assert request.callbacks is not None
+        try:
+            stops = request.callbacks.step(newest)
+        except Exception as error:
+            self.fail(request, error)
+            return True
+        stopped = [s for s, stop in zip(request.sequences, stops, strict=True) if stop and not s.done]
+        for s in stopped:
+            s.state, s.reason = DONE, "stop"
+            self._end(request, s)
+        return bool(stopped)
+
+    # --- requests -----------------------------------------------------------------------------------------------
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Tokens that the grammar forces before anything is sampled are appended at once."""
+        for s in request.sequences:
+            self._owners[id(s)] = request
+        self.scheduler.add(request)
+        while request.live and all(s.forced >= 0 for s in request.live) and not request.records:
+            self._append(request, {id(s): s.forced for s in request.live})
+        if not request.live and not request.done:
+            self._finish(request)
+
+    def abort(self, request: Request) -> None:
+        """End a request now; nothing to do if it has ended."""
+        if not request.done:
+            request.aborted = True
+            self._finish(request)
+
+    def fail(self, request: Request, error: BaseException) -> None:
+        """End a request with its error."""
+        if not request.done:
+            request.error = error
+            self._finish(request)
+
+    def preempt(self, request: Request) -> None:
+        """A running request gives its pages back and waits; it goes on from its tokens."""
+        for s in request.live:
+            self.runner.release(s)
+        self.scheduler.preempt(request)
+
+    def _end(self, request: Request, s: Sequence) -> None:
+        self.runner.release(s)
+        request.live.remove(s)
+        self.scheduler.forget(s)
+
+    def _finish(self, request: Request) -> None:
+        for s in list(request.live):
+            self._end(request, s)
+        for s in request.sequences:
+            self._owners.pop(id(s), None)
+        self.scheduler.remove(request)
+        request.done = True
+        if request.on_change is not None:
+            request.on_change()
+
+    # --- when something goes wrong ------------------------------------------------------------------------------
+
+    def _prefill(self, plan: Plan) -> bool:
+        """Do what a plan begins with. False if that was not possible for all: another plan is wanted."""
+        try:
+            self.runner.read_ahead([tokens for _, tokens in plan.read])
+        except PoolExhausted:
+            pass  # the pages are wanted by those that run; it is only ahead
+        except Exception as error:
+            for request, _ in plan.read:
+                self.fail(request, error)
+            return False
+        try:
+            self.runner.start([part for _, parts in plan.starting for part in parts])
+            return True
+        except Exception:
+            return self._prefill_one_by_one(plan)
+
+    def _prefill_one_by_one(self, plan: Plan) -> bool:
+        """Prefill failed: each request by itself, so that only the one that cannot be started has the failure."""
+        all_started = True
+        for request, parts in plan.starting:
+            if request.done or request not in self.scheduler.running:
+                continue
+            try:
+                self.runner.start(parts)
+            except PoolExhausted as error:
+                all_started = False
+                self._make_way(error)
+                if request in self.scheduler.running:
+                    if request.rows:
+                        self.scheduler.beginning += [s for s, _ in parts]
+                    else:
+                        self.preempt(request)
+            except Exception as error:
+                self.fail(request, error)
+        return all_started
+
+    def _make_way(self, error: PoolExhausted) -> None:
+        """Pages are lacking: the request that came last gives its own back; one that runs alone fails."""
+        running = self.scheduler.running
+        if len(running) > 1:
+            self.preempt(self.scheduler.last_admitted())
+            return
+        [request] = running
+        tokens = max(len(s.generated) for s in request.sequences)
+        sequences = "1 sequence" if len(request.sequences) == 1 else f"{len(request.sequences)} sequences"
+        message = (
+            f"{error}, at new token {tokens} of {sequences} ({self.cache.rows} streams): give more pages, or fewer "
+            "sequences at once"
+        )
+        self.fail(request, PoolExhausted(message))
+
+    def _reset(self) -> None:
+        """All requests wait, and no page is taken, whatever was interrupted."""
+        self.runner.clear()
+        for request in list(self.scheduler.running):
+            self.scheduler.preempt(request)
+        for request in list(self.scheduler.waiting):
+            for s in request.sequences:
+                s.rows, s.inputs, s.seen = [], [], None
+                if not s.done:
+                    s.recover()
+            request.live = [s for s in request.sequences if not s.done]
+            if not request.live:
+                self._finish(request)
+
+
+def no_distribution(s: Sequence, status: int) -> RuntimeError:
+    """Why a sequence got no token."""
+    what = "NaN, +inf or nothing but -inf" if status == STATUS_INVALID_LOGITS else "no allowed token"
+    return RuntimeError(
+        f"{s.name} has {what} among the logits of its token {len(s.tokens)} (prompt included): the model, or a logits "
+        "processor, produced no distribution to sample from"
+    )

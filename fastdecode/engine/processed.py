@@ -1,0 +1,141 @@
+"""Sampling with a caller's own logits processors in between: mixed in PyTorch, processed, then sampled by the kernel.
+
+Processors get what transformers gives them: all tokens of the batch so far, and float32 scores (batch, vocab), with
+what the grammar bans at -inf, before and after them. Rows of sequences that sample nothing in this step are zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList
+from transformers.generation import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from fastdecode import ops
+from fastdecode.engine.batch import parameters_of
+from fastdecode.engine.callbacks import Callbacks
+from fastdecode.engine.parameters import Sampling
+from fastdecode.engine.request import Request
+from fastdecode.engine.sequence import Sequence
+
+
+def sample_processed(request: Request, logits: Tensor) -> tuple[list[int], list[int]]:
+    """Tokens and statuses of all sequences of ``request``, in their order; a sequence that has ended gets token -1 and
+    status `fastdecode.ops.STATUS_FINISHED`, one whose token is forced gets that.
+
+    ``logits`` (rows, vocab) are those of all rows of the cache.
+    """
+    callbacks = request.callbacks
+    assert callbacks is not None
+    batch = request.sequences
+    tokens = [-1] * len(batch)
+    statuses = [ops.STATUS_FINISHED] * len(batch)
+    sampling = []
+    for i, s in enumerate(batch):
+        if not s.done:
+            tokens[i], statuses[i] = s.forced, ops.STATUS_OK
+            if s.forced < 0:
+                sampling.append(i)
+    if not sampling and not callbacks.recorder.wanted:
+        return tokens, statuses
+    raw, mixed, banned = _mix(batch, sampling, logits, callbacks.normalise)
+    so_far = callbacks.tokens.to(mixed.device)
+    scores = mixed
+    if callbacks.processors:
+        scores = callbacks.processors(so_far, mixed)
+        _check_shape(scores, mixed)
+        scores = scores.masked_fill(banned, -torch.inf)
+    _record(callbacks, batch, sampling, raw, scores)
+    if not sampling:
+        return tokens, statuses
+    rows = torch.tensor([[i] for i in sampling], dtype=torch.int32, device=scores.device)
+    chosen = [batch[i] for i in sampling]
+    drawn = ops.sample(
+        scores,
+        streams=rows,
+        seen=_seen(chosen, scores.shape[1], scores.device),
+        seed=torch.tensor([s.seed for s in chosen], device=scores.device),
+        step=torch.tensor([len(s.tokens) for s in chosen], device=scores.device),
+        **parameters_of([s.sampling for s in chosen], scores.device),
+    )
+    for i, token, status in zip(sampling, drawn.token.tolist(), drawn.status.tolist(), strict=True):
+        tokens[i], statuses[i] = token, status
+    return tokens, statuses
+
+
+def _mix(batch: list[Sequence], sampling: list[int], logits: Tensor, normalise: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The full sequences' own logits, the mixed ones and what is banned, each (batch, vocab)."""
+    vocab = logits.shape[1]
+    raw = torch.zeros((len(batch), vocab), dtype=torch.float32, device=logits.device)
+    mixed = torch.zeros_like(raw)
+    banned = torch.zeros_like(raw, dtype=torch.bool)
+    for i in sampling:
+        s = batch[i]
+        raw[i] = logits[s.rows[0]]
+        banned[i] = True
+        for low, high in s.grammar.sets[s.grammar.set_index(s.state, len(s.tokens), s.limit)]:
+            banned[i, low:high] = False
+        for row, weight in zip(s.rows, s.weights, strict=True):
+            if weight != 0.0:
+                z = logits[row].float().masked_fill(banned[i], -torch.inf)
+                banned[i] |= z == -torch.inf
+                mixed[i] += weight * (z.log_softmax(0) if normalise else z)
+        for token, value in s.rules.bias:
+            mixed[i, token] += value
+    return raw, mixed.masked_fill_(banned, -torch.inf), banned
+
+
+def _check_shape(scores: Any, mixed: Tensor) -> None:
+    if not isinstance(scores, Tensor) or scores.shape != mixed.shape:
+        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"a logits processor returned {got}; it must return scores of {tuple(mixed.shape)}")
+
+
+def _record(callbacks: Callbacks, batch: list[Sequence], sampling: list[int], raw: Tensor, scores: Tensor) -> None:
+    recorder = callbacks.recorder
+    if recorder.logits is not None:
+        recorder.logits.append(raw)
+    if recorder.scores is not None:
+        warped = scores.clone()
+        for i in sampling:
+            s = batch[i]
+            warped[i : i + 1] = warp(scores[i : i + 1], [*s.tokens, *s.also_seen], s.sampling)
+        recorder.scores.append(warped)
+
+
+def _seen(chosen: list[Sequence], vocab: int, device: torch.device) -> Tensor | None:
+    if all(s.sampling.repetition_penalty == 1.0 for s in chosen):
+        return None
+    return ops.seen_bits([[*s.tokens, *s.also_seen] for s in chosen], vocab).to(device)
+
+
+def warp(scores: Tensor, tokens: Iterable[int], sampling: Sampling) -> Tensor:
+    """``scores`` (1, vocab) after ``sampling``, by transformers' own processors: what ``output_scores`` returns.
+
+    ``tokens`` are those that the repetition penalty counts as seen.
+    """
+    penalty = sampling.repetition_penalty
+    if penalty != 1.0:
+        seen = torch.tensor(sorted(set(tokens)), device=scores.device)
+        z = scores[:, seen]
+        scores = scores.index_copy(1, seen, torch.where(z < 0, z * penalty, z / penalty))
+    chain: Any = LogitsProcessorList()
+    if sampling.temperature != 0.0:
+        if sampling.temperature != 1.0:
+            chain.append(TemperatureLogitsWarper(float(sampling.temperature)))
+        if sampling.top_k:
+            chain.append(TopKLogitsWarper(sampling.top_k))
+        if sampling.top_p < 1.0:
+            chain.append(TopPLogitsWarper(sampling.top_p))
+        if sampling.min_p > 0.0:
+            chain.append(MinPLogitsWarper(sampling.min_p))
+    warped: Tensor = chain(None, scores)
+    return warped

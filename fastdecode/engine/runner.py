@@ -1,0 +1,232 @@
+"""How a step runs: prefill, the model's layers, the sampling kernel; captured or not. It knows no request's fate."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdecode import ops
+from fastdecode.decoder import Decoder
+from fastdecode.engine.batch import Batch
+from fastdecode.engine.processed import sample_processed
+from fastdecode.engine.request import Request
+from fastdecode.engine.scheduler import Plan
+from fastdecode.engine.sequence import Sequence, Tokens
+from fastdecode.engine.tables import SharedTables
+from fastdecode.kv.kv_cache import StreamCache
+from fastdecode.kv.page_pool import PoolExhausted
+
+
+@dataclass(slots=True)
+class Step:
+    """One step's tokens and statuses of ``sequences``, in their order; ``failed``: requests whose own processors
+    raised, with what they raised.
+    """
+
+    sequences: list[Sequence]
+    tokens: list[int]
+    statuses: list[int]
+    failed: list[tuple[Request, Exception]]
+
+
+class Runner:
+    """Runs the plans of a scheduler over one cache. ``rows``: the sequence that each of the cache's rows belongs to."""
+
+    def __init__(self, decoder: Decoder, cache: StreamCache) -> None:
+        self.decoder, self.cache = decoder, cache
+        self.rows: list[Sequence] = []
+        self.shared = SharedTables(decoder.device)
+        self.batch: Batch | None = None
+        self.processed: list[Request] = []
+
+    # --- rows ---------------------------------------------------------------------------------------------------
+
+    def read_ahead(self, prompts: list[Tokens]) -> None:
+        """Compute keys and values of the beginnings of prompts; the cache keeps them for whoever begins so."""
+        rows = self.decoder.prefill(self.cache, prompts)
+        for row in reversed(range(rows.start, rows.stop)):
+            self.cache.remove(row)
+
+    def start(self, starting: list[tuple[Sequence, list[Tokens]]]) -> None:
+        """A row for each stream, all prefilled at once but for its last token, which goes into the next step.
+
+        With any exception nothing has changed.
+        """
+        streams = [(s, stream) for s, of_sequence in starting for stream in of_sequence]
+        if not streams:
+            return
+        self.cache.pool.expect(pages_to_come(starting, self.cache.pool.page_slots))
+        rows = self.decoder.prefill(self.cache, [stream[:-1] for _, stream in streams])
+        self.batch = None
+        for row, (s, stream) in zip(range(rows.start, rows.stop), streams, strict=True):
+            if len(s.inputs) < len(s.rows):  # the rows that it had before go on with its newest token
+                s.inputs = [s.tokens[-1]] * len(s.rows)
+            s.rows.append(row)
+            s.inputs.append(stream[-1])
+            self.rows.append(s)
+
+    def release(self, s: Sequence, keep: int = 0) -> None:
+        """Give up all but the first ``keep`` rows of a sequence."""
+        while len(s.rows) > keep:
+            self.batch = None
+            row = s.rows.pop()
+            if len(s.inputs) > len(s.rows):
+                s.inputs.pop()
+            moved = self.cache.remove(row)
+            last = self.rows.pop()
+            if moved != row:
+                last.rows[last.rows.index(moved)] = row
+                self.rows[row] = last
+
+    def clear(self) -> None:
+        """Give up all rows of all sequences, whatever state an exception left them in."""
+        self.batch = None
+        for s in self.rows:
+            s.rows, s.inputs = [], []
+        self.rows = []
+        self.cache.clear()
+
+    # --- steps --------------------------------------------------------------------------------------------------
+
+    def _lay_out(self, running: list[Request]) -> Batch:
+        if self.batch is None:
+            self.processed = [r for r in running if r.callbacks is not None and r.callbacks.process]
+            sampled = [s for r in running if r not in self.processed for s in r.live]
+            inputs = [0] * len(self.rows)
+            for r in running:
+                for s in r.live:
+                    for place, row in enumerate(s.rows):
+                        inputs[row] = s.inputs[place] if s.inputs else s.tokens[-1]
+            self.batch = Batch(sampled, inputs, self.shared, self.decoder.device)
+        return self.batch
+
+    @torch.inference_mode()
+    def run(self, plan: Plan, running: list[Request]) -> Generator[Step, None, None]:
+        """At most ``plan.steps`` steps of all rows. Each is yielded when its tokens can be read; a step that is begun
+        ahead counts for nothing if the iterator is closed before. ``PoolExhausted``, with nothing changed by the step,
+        if pages are lacking.
+        """
+        batch = self._lay_out(running)
+        if not self.processed and batch.bias is None and batch.draws is not None and self.decoder.captured is not None:
+            captured = self._captured(batch, plan)
+            if captured is not None:
+                yield from captured
+                return
+        if plan.unseen and self._has_room(plan.steps):
+            yield from self._unseen(batch, plan.steps)
+            return
+        for _ in range(plan.steps):
+            if self.batch is None:
+                batch = self._lay_out(running)
+            yield self._one(batch)
+
+    def _has_room(self, steps: int) -> bool:
+        """Whether the pool has the pages for so many steps; they are taken."""
+        try:
+            self.cache.make_room(steps)
+        except PoolExhausted:
+            return False
+        return True
+
+    def _one(self, batch: Batch) -> Step:
+        """One step, and its tokens."""
+        hidden = self.decoder.step(self.cache, batch.inputs)
+        sampled = batch.sampled
+        if not self.processed:
+            if all(s.forced >= 0 for s in sampled):
+                self.batch = None
+                return Step(sampled, [s.forced for s in sampled], [ops.STATUS_OK] * len(sampled), [])
+            drawn = self._sample(batch, self.decoder.logits(hidden, batch.draws.spans if batch.draws else None))
+            return Step(sampled, drawn.token.tolist(), drawn.status.tolist(), [])
+        logits = self.decoder.logits(hidden)
+        step = Step(list(sampled), [], [], [])
+        if sampled:
+            drawn = self._sample(batch, logits)
+            step.tokens, step.statuses = drawn.token.tolist(), drawn.status.tolist()
+        for request in self.processed:
+            try:
+                tokens, statuses = sample_processed(request, logits)
+            except Exception as error:
+                step.failed.append((request, error))
+                continue
+            for s, token, status in zip(request.sequences, tokens, statuses, strict=True):
+                if status == ops.STATUS_FINISHED:
+                    continue
+                step.sequences.append(s)
+                step.tokens.append(token)
+                step.statuses.append(status)
+                batch.inputs[s.rows] = token
+        return step
+
+    def _sample(self, batch: Batch, logits: Tensor) -> ops.Sample:
+        draws, state = batch.draws, batch.state
+        assert draws is not None
+        assert state is not None
+        where: dict[str, Any] = {"streams": draws.streams, "weights": draws.weights, "seed": draws.seeds}
+        logits = batch.logits_with_bias(logits)
+        if batch.bias is None:
+            return ops.sample_advance(logits, draws.tables, state, **where, **draws.parameters)
+        inputs, state.inputs = state.inputs, None  # the rows of biases take no input
+        drawn = ops.sample_advance(logits, draws.tables, state, **where, **draws.parameters)
+        state.inputs = inputs
+        for s, token in zip(batch.sampled, drawn.token.tolist(), strict=True):
+            batch.inputs[s.rows] = token
+        return drawn
+
+    def _unseen(self, batch: Batch, steps: int) -> Generator[Step, None, None]:
+        """Steps whose tokens are read when all are there."""
+        draws = batch.draws
+        assert draws is not None
+        samples = []
+        for _ in range(steps):
+            samples.append(
+                self._sample(batch, self.decoder.logits(self.decoder.step(self.cache, batch.inputs), draws.spans))
+            )
+        tokens = torch.stack([s.token for s in samples]).tolist()
+        statuses = torch.stack([s.status for s in samples]).tolist()
+        for row, status in zip(tokens, statuses, strict=True):
+            yield Step(batch.sampled, row, status, [])
+
+    def _captured(self, batch: Batch, plan: Plan) -> Generator[Step, None, None] | None:
+        """The same by a captured step; None where there is none."""
+        draws, state, captures = batch.draws, batch.state, self.decoder.captured
+        assert draws is not None
+        assert state is not None
+        assert captures is not None
+        if plan.steps < 2 or any(s.forced >= 0 for s in batch.sampled):
+            return None
+        captured = captures.get(self.cache, draws, state, plan.steps)
+        if captured is None:
+            return None
+        return self._replay(captured, batch, plan)
+
+    def _replay(self, captured: Any, batch: Batch, plan: Plan) -> Generator[Step, None, None]:
+        draws, state, sampled = batch.draws, batch.state, batch.sampled
+        self.batch = None  # what was captured has buffers of its own
+        if plan.unseen:
+            tokens, statuses = captured.run(self.cache, draws, state, plan.steps)
+            for row, status in zip(tokens.tolist(), statuses.tolist(), strict=True):
+                yield Step(sampled, row, status, [])
+            return
+        accepted: list[list[int]] = []
+        try:
+            for tokens, statuses in captured.run_ahead(self.cache, draws, state, plan.steps):
+                accepted.append(tokens)
+                yield Step(sampled, tokens, statuses, [])
+        finally:
+            for tokens in accepted:
+                batch.advance_seen(tokens)
+
+
+def pages_to_come(starting: list[tuple[Sequence, list[Tokens]]], slots: int) -> int:
+    """At most so many pages will be taken until the pictures that these sequences are in are closed."""
+    pages = 0
+    for s, streams in starting:
+        left = min(s.grammar.remaining(s.state), s.limit - len(s.tokens))
+        pages += sum(-(-(len(stream) + left) // slots) for stream in streams)
+        pages += len(s.rows) * (-(-left // slots))
+    return pages

@@ -1,0 +1,96 @@
+"""The grammars of all sequences of a step as one set of tables, so that one kernel call samples for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import torch
+
+from fastdecode.grammar import Grammar
+from fastdecode.ops import GrammarTables, TokenSets
+
+MOST_GRAMMARS = 32
+"""Grammars are forgotten when there are more than so many, all but those of the present step."""
+
+
+class SharedTables:
+    """Tables of all grammars that steps have needed lately; a grammar keeps its place until all are forgotten.
+
+    ``tables`` are on ``device``. A sequence whose state is ``s`` in its own grammar has mode ``first_mode[id(grammar)]
+    + s`` here.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.grammars: list[Grammar] = []
+        self.first_mode: dict[int, int] = {}
+        self.tables: GrammarTables | None = None
+
+    def include(self, grammars: Iterable[Grammar]) -> GrammarTables:
+        """The tables, with these grammars among them. All have one vocabulary."""
+        wanted = {id(grammar): grammar for grammar in grammars}
+        if self.tables is None or any(key not in self.first_mode for key in wanted):
+            kept = [g for g in self.grammars if id(g) not in wanted] if len(self.grammars) < MOST_GRAMMARS else []
+            self._compile([*kept, *wanted.values()])
+        assert self.tables is not None
+        return self.tables
+
+    def _compile(self, grammars: list[Grammar]) -> None:
+        self.grammars = grammars
+        mode = 0
+        self.first_mode = {}
+        for grammar in grammars:
+            self.first_mode[id(grammar)] = mode
+            mode += grammar.tables.modes
+        tables = grammars[0].tables if len(grammars) == 1 else joined([g.tables for g in grammars])
+        self.tables = tables.to(self.device)
+
+
+def joined(parts: Sequence[GrammarTables]) -> GrammarTables:
+    """One table after another: modes and sets are numbered through; classes are split so that they serve all."""
+    bounds, classes = _classes([part.host.class_ranges for part in parts], parts[0].vocab)
+    numbers: dict[tuple[int, ...], int] = {(0,) * len(parts): 0}
+    ranges = []
+    for (low, high), kinds in zip(pairwise(bounds), classes, strict=True):
+        number = numbers.setdefault(kinds, len(numbers))
+        if number:
+            ranges.append((low, high, number))
+    sets: list[list[tuple[int, int]]] = []
+    columns: dict[str, list[int]] = {"set_of": [], "tight_set_of": [], "room": [], "forced": []}
+    following: list[list[int]] = []
+    for place, part in enumerate(parts):
+        host, first = part.host, len(sets)
+        first_mode = len(following)
+        for name in ("set_of", "tight_set_of"):
+            columns[name] += [first + number if number >= 0 else -1 for number in getattr(host, name)]
+        columns["room"] += host.room
+        columns["forced"] += host.forced
+        following += [[first_mode + row[kinds[place]] for kinds in numbers] for row in host.following]
+        sets += [list(ranges_of_set) for ranges_of_set in part.sets]
+    return GrammarTables(
+        TokenSets(sets, parts[0].vocab),
+        columns["set_of"],
+        columns["forced"],
+        following,
+        ranges,
+        vocab=parts[0].vocab,
+        tight_set_of=columns["tight_set_of"],
+        room=columns["room"],
+    )
+
+
+def _classes(tables: Sequence[Sequence[tuple[int, int, int]]], vocab: int) -> tuple[list[int], list[tuple[int, ...]]]:
+    """Bounds of stretches of tokens within which no table's class changes, and every table's class in each."""
+    bounds = sorted({0, vocab, *(bound for table in tables for low, high, _ in table for bound in (low, high))})
+    classes = []
+    places = [0] * len(tables)
+    for low in bounds[:-1]:
+        kinds = []
+        for number, table in enumerate(tables):
+            while places[number] < len(table) and table[places[number]][1] <= low:
+                places[number] += 1
+            here = places[number] < len(table) and table[places[number]][0] <= low
+            kinds.append(table[places[number]][2] if here else 0)
+        classes.append(tuple(kinds))
+    return bounds, classes
