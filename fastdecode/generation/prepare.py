@@ -18,7 +18,7 @@ from fastdecode.engine.loop import DecodeLoop
 from fastdecode.engine.parameters import Sampling
 from fastdecode.engine.sampler import Recorder, Sampler
 from fastdecode.engine.sequence import Group
-from fastdecode.generation.logits_processors import TRANSFORMERS_TOP_K, Plan, tell_apart
+from fastdecode.generation.logits_processors import TRANSFORMERS_TOP_K, SplitProcessors, split_processors
 from fastdecode.generation.validation import (
     DRAWING_MODES,
     LENGTHS,
@@ -69,7 +69,7 @@ class Prepared:
     pad: int
     text: Sampling
     image: Sampling
-    plan: Plan
+    plan: SplitProcessors
     stopping: StoppingCriteriaList
     config: GenerationConfig
     decoder: Decoder
@@ -124,7 +124,7 @@ def prepare(
         check_can_draw(model)
     if config.do_sample and config.top_p is not None:
         Sampling(top_p=config.top_p).checked()  # transformers takes a top_p above 1 for none, without a word
-    plan = tell_apart(logits_processor, bool(config.do_sample), padding)
+    plan = split_processors(logits_processor, bool(config.do_sample), padding)
     image_base = plan.sampling
     if "top_k" not in chosen and grammar.draws:
         plan.check_default_top_k()
@@ -197,7 +197,9 @@ def _prompt_ids(
     return [list(ids) for ids in rows for _ in range(repeats)]
 
 
-def _guidances(plan: Plan, extras: GenerateOptions, grammar: Grammar, count: int, repeats: int) -> list[Guidance]:
+def _guidances(
+    plan: SplitProcessors, extras: GenerateOptions, grammar: Grammar, count: int, repeats: int
+) -> list[Guidance]:
     """Guidance of every sequence: ours if given, else transformers' two-way with its negative prompts."""
     if plan.guidance is not None:
         if extras.guidance is not None:
