@@ -260,6 +260,11 @@ def test_end_of_image_closes_a_picture_though_it_may_not_end_the_sequence_yet():
     assert choices(found, found.close, 4, 99) == [END]
 
 
+def test_begin_of_image_opens_a_picture_though_it_may_not_end_the_sequence_yet():
+    found = phased("image-only", banned=[BEGIN], eos=(EOS, BEGIN))
+    assert choices(found, found.start([BOS]), 1, 99) == [BEGIN]
+
+
 def test_tokens_beyond_the_vocabulary_change_nothing():
     found = phased("interleaved-text-image", banned=[10, 70000, WORD])
     assert choices(found, TEXT, 1, 99) == [EOS, BEGIN, 8]

@@ -186,8 +186,7 @@ def _followed_by(first: TokenRules, then: TokenRules) -> TokenRules | None:
     """
     forced = dict(first.forced_at) | dict(then.forced_at)
     for length, tokens in first.forced_at:
-        phase = then.phase(length)
-        if phase.forced is None and tokens & phase.banned:
+        if tokens & then.phase(length).banned:
             return None
     if dict(first.bias).keys() & dict(then.bias).keys():
         return None

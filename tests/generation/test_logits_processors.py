@@ -203,6 +203,7 @@ def test_nothing_to_absorb():
     assert found.sampling == Sampling(0.7, 9, 0.9, 0.05, 1.3)
     assert split([]).sampling == Sampling()
     assert split([SuppressTokensLogitsProcessor([])]).rules == TokenRules()
+    assert split([SequenceBiasLogitsProcessor([[[12], 0.0]])]).rules == TokenRules()
 
 
 def test_guidance_stays_at_the_head():
