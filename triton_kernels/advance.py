@@ -13,19 +13,16 @@ token or row lies out of range fails; nothing is read or written there.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdecode.triton_kernels.arguments import DecodeState, GrammarTables
 from fastdecode.triton_kernels.case import Case
 from fastdecode.triton_kernels.numerics import INF
-
-if TYPE_CHECKING:
-    from fastdecode.ops.decode_state import DecodeState
-    from fastdecode.ops.grammar_tables import GrammarTables
 
 LIMIT = tl.constexpr(1)
 INPUTS = tl.constexpr(2)

@@ -15,19 +15,15 @@ row alone, and not on how the row's ids lie in pages: the same bits among any ot
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdecode.triton_kernels.arguments import Pages
 from fastdecode.triton_kernels.case import Case
 from fastdecode.triton_kernels.numerics import INF, exp_f32
 from fastdecode.triton_kernels.products import product
-
-if TYPE_CHECKING:
-    from fastdecode.ops.step_checks import Pages
 
 STRETCH = tl.constexpr(128)
 """Ids of a program."""

@@ -14,18 +14,16 @@ A matrix that is not there has no features.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdecode.triton_kernels.arguments import Matrix
 from fastdecode.triton_kernels.case import Case
 from fastdecode.triton_kernels.products import product
-
-if TYPE_CHECKING:
-    from fastdecode.ops.linear import Matrix
 
 ROWS = tl.constexpr(16)
 FEATURES = tl.constexpr(32)
@@ -123,9 +121,8 @@ def launch_linear(x: Tensor, matrices: Sequence[Matrix]) -> Tensor:
 
 
 def _alike(a: Matrix, b: Matrix) -> bool:
-    return a.weight.dtype == b.weight.dtype and all(
-        (p is None) == (q is None) for p, q in zip(a[1:], b[1:], strict=True)
-    )
+    biases, scales = (a.bias is None) == (b.bias is None), (a.scale is None) == (b.scale is None)
+    return a.weight.dtype == b.weight.dtype and biases and scales
 
 
 def _launch(x: Tensor, matrices: Sequence[Matrix], out: Tensor) -> None:

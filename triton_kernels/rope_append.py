@@ -14,18 +14,13 @@ A row whose new id has no place in its pages, or a page that does not exist, sto
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdecode.triton_kernels.arguments import HeadNorm, Pages
 from fastdecode.triton_kernels.case import Case
-
-if TYPE_CHECKING:
-    from fastdecode.ops.rope_append import HeadNorm
-    from fastdecode.ops.step_checks import Pages
 
 NO_NORM = tl.constexpr(0)
 RMS_NORM = tl.constexpr(1)
@@ -132,7 +127,8 @@ def launch_rope_append(
     rows, heads = len(qkv), qkv.shape[1] // head_dim - 2 * kv_heads
     queries = torch.empty(rows, heads, head_dim, dtype=torch.float32, device=qkv.device)
     if rows:
-        norms = (qkv if part is None else part for norm in (q_norm, k_norm) for part in norm)
+        parts = (q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias)
+        norms = (qkv if part is None else part for part in parts)
         table = (stored.table, stored.table.stride(0), stored.table.shape[1])
         constants = (_kind(q_norm), _kind(k_norm), slots, head_dim, triton.next_power_of_2(head_dim // 2))
         with torch.cuda.device_of(qkv):

@@ -7,19 +7,14 @@ without a bound of their size are read once.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastdecode.triton_kernels import group as bits
+from fastdecode.triton_kernels.arguments import SampleArguments, TokenSets
 from fastdecode.triton_kernels.sample_large import CHUNK, launch_large
 from fastdecode.triton_kernels.sample_small import LARGEST, launch_small
-
-if TYPE_CHECKING:
-    from fastdecode.ops.arguments import SampleArguments
-    from fastdecode.ops.token_sets import TokenSets
 
 _MAX_K = 1 << 22
 
