@@ -108,7 +108,7 @@ def test_mixed_requests_share_steps_and_keep_their_tokens(monkeypatch: pytest.Mo
     assert engine.cache.pool.used == 0
 
 
-@pytest.mark.parametrize("pages", [36, 50, 80])
+@pytest.mark.parametrize("pages", [46, 60, 90])
 def test_a_small_pool_preempts_and_resumes(pages: int, monkeypatch: pytest.MonkeyPatch):
     whole_guidance(monkeypatch)
     engine = core(pages)
