@@ -73,7 +73,7 @@ def finish(engine: EngineCore) -> int:
     steps = 0
     while engine.step():
         steps += 1
-        assert steps < 10_000
+        assert steps < 1_500
     return steps
 
 
