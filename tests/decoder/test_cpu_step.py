@@ -127,7 +127,7 @@ def test_nothing_is_written_beside_the_new_ids():
 def test_every_instruction_set(isa: str):
     assert_runs_with(
         isa,
-        "import test_fused as t\n"
+        "import test_cpu_step as t\n"
         "for shape in t.SHAPES:\n"
         "    for lengths in ([9], [5, 70, 6, 20, 33], [8] * 13): t.test_equal_to_pytorch(shape, lengths)\n"
         "    for count in (2, 3, 4, 5, 9): t.test_a_row_has_the_same_bits_alone_and_among_others(shape, count)\n",
