@@ -318,6 +318,7 @@ class CapturedSteps:
                     captured.insert(0, step)
                     return step
             cache.pool.allocate()  # what is captured knows this memory
+            cache.reclaim(1)
             spare = cache.pool.take(1)
         except PoolExhausted:
             return None

@@ -115,7 +115,7 @@ def document_of(events) -> list:
     return [part for part in stripped if part != ""]
 
 
-def check_events(events, handle) -> None:
+def check_events(events, handle, fewest_parts: int = 8) -> None:
     assert isinstance(events[-1], Finished)
     assert events[-1].reason == "stop"
     assert same_document(document_of(events), handle.document())
@@ -125,7 +125,7 @@ def check_events(events, handle) -> None:
     assert [e.picture for e in events if isinstance(e, PictureBegun)] == list(range(pictures))
     for number in range(pictures):
         parts = [e.tokens for e in events if isinstance(e, PicturePart) and e.picture == number]
-        assert len(parts) >= 8  # it fills row by row
+        assert len(parts) >= fewest_parts  # it fills row by row
         assert len(parts[-1]) == 64
         assert all(b[: len(a)] == a for a, b in pairwise(parts))
 
@@ -157,7 +157,7 @@ def test_async_events(threaded: bool):
         made.start()
     handles, heard = asyncio.run(several(made))
     for handle, events in zip(handles, heard, strict=True):
-        check_events(events, handle)
+        check_events(events, handle, fewest_parts=1)  # others may have decoded several rows meanwhile
     made.close()
 
 
