@@ -1,5 +1,5 @@
 // fastdecode_advance: the checks, and the call for each group. core/grammar.h appends the token;
-// fastdecode/ops/advance.py does the same in torch.
+// fastdecode/ops/advance/reference.py does the same in torch.
 
 #include "cpu/advance.h"
 
