@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from fastdecode.ops.backends import core
 
@@ -12,6 +13,11 @@ ISAS = ("portable", "avx2", "avx512")
 """Of the sampler."""
 
 DECODE_ISAS = (*ISAS, "avx512bf16")
+
+
+def each(isas: tuple[str, ...]) -> list[ParameterSet]:
+    """As parameters of a test. The best that the processor has is what all other tests run with."""
+    return [pytest.param(isa, marks=[] if isa == "portable" else pytest.mark.long) for isa in isas]
 
 
 def run_with(isa: str, code: str) -> subprocess.CompletedProcess[str]:

@@ -1,5 +1,6 @@
 """The kernels under test: their own lines on the CPU, thread by thread, and the library itself where there is a GPU."""
 
+import ctypes
 import shutil
 import sys
 from pathlib import Path
@@ -42,12 +43,20 @@ def build_on_device(folder: Path, library: Path, *compiler: str) -> Kernels:
 
 
 @pytest.fixture(scope="session")
-def on_device(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    options = ("-Xcompiler", "-fPIC,-Wall,-Wextra,-Werror")
-    kernels = build_on_device(tmp_path_factory.mktemp("on_device"), library, "nvcc", *options)
-    if kernels.library.on_device_count() < 1:
+def gpu() -> None:
+    """Skips where there is none, before anything is built for it."""
+    try:
+        driver, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(0)
+    except OSError:
+        pytest.skip("no driver of a GPU here")
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value < 1:
         pytest.skip("no GPU here")
-    return kernels
+
+
+@pytest.fixture(scope="session")
+def on_device(gpu: None, library: Path, tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    options = ("-Xcompiler", "-fPIC,-Wall,-Wextra,-Werror")
+    return build_on_device(tmp_path_factory.mktemp("on_device"), library, "nvcc", *options)
 
 
 @pytest.fixture(scope="session")

@@ -48,6 +48,7 @@ def test_on_device(on_device: Kernels, server: Path, expected: list[str], device
     assert lines(server, device, workers, slots) == expected
 
 
+@pytest.mark.long
 def test_without_a_gpu_it_is_a_sentence(server: Path):
     if Path("/dev/nvidiactl").exists():
         pytest.skip("there is a GPU")

@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-SECONDS = 60
-"""Of fuzzing, over both seeds."""
-LEAST_RUNS = 1500
-"""In half of them, on a busy machine; a quiet one does twenty times as many."""
+LEAST_RUNS = 50
+"""In a second, on a busy machine; a quiet one does twenty times as many."""
 
 
 def has_sanitizers(tmp_path: Path) -> bool:
@@ -40,16 +38,16 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_arguments_of_all_kinds(build: Path, seed: int):
+@pytest.mark.parametrize(("seed", "seconds"), [(1, 10), pytest.param(2, 50, marks=pytest.mark.long)])
+def test_arguments_of_all_kinds(build: Path, seed: int, seconds: int):
     """No sanitizer speaks, refused calls write nothing, and accepted ones give the same on every instruction set."""
-    command = [str(build / "fuzz_abi"), "--seconds", str(SECONDS / 2), "--seed", str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=build, timeout=20 * SECONDS)
+    command = [str(build / "fuzz_abi"), "--seconds", str(seconds), "--seed", str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=build, timeout=20 * seconds + 300)
     assert done.returncode == 0, done.stderr[-5000:]
     said = re.match(r"runs (\d+), seconds [\d.]+, outcomes (\d+),", done.stdout)
     assert said, done.stdout
-    assert int(said[1]) > LEAST_RUNS
-    assert int(said[2]) > 200
+    assert int(said[1]) > LEAST_RUNS * seconds
+    assert int(said[2]) > 100
 
 
 def test_calls_from_several_threads(build: Path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from cases import DTYPES, SIZES, assert_same_bits, random_arguments
-from isas import ISAS, assert_runs_with
+from isas import ISAS, assert_runs_with, each
 
 from fastdecode.ops import TokenSets, last_backend, sample
 from fastdecode.ops.backends import core
@@ -32,7 +32,7 @@ def test_same_bits_on_random_arguments(vocab, dtype):
         assert_same_bits(got, expected)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", each(ISAS))
 def test_every_instruction_set(isa: str):
     assert_runs_with(
         isa,
