@@ -14,7 +14,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fastdecode import ops
     from fastdecode.build_info import get_include, get_library
+    from fastdecode.engine.events import Finished, PictureBegun, PictureDone, PicturePart, TextDelta, Tokens
     from fastdecode.generation.api import custom_generate, disable, enable, explain, generate, new_pool
+    from fastdecode.generation.engine import Engine, EngineStatistics, stream
+    from fastdecode.generation.handle import Handle, RequestFailed
     from fastdecode.guidance import Guidance, Stream
     from fastdecode.kv.page_pool import PagePool, PoolExhausted
     from fastdecode.kv.transformers_cache import PagedCache
@@ -22,29 +25,50 @@ if TYPE_CHECKING:
     from fastdecode.models.loading import load
 
 _HOMES = {
-    "Guidance": "fastdecode.guidance",
-    "Stream": "fastdecode.guidance",
     "custom_generate": "fastdecode.generation.api",
     "disable": "fastdecode.generation.api",
     "enable": "fastdecode.generation.api",
+    "Engine": "fastdecode.generation.engine",
+    "EngineStatistics": "fastdecode.generation.engine",
     "explain": "fastdecode.generation.api",
+    "Finished": "fastdecode.engine.events",
     "generate": "fastdecode.generation.api",
     "get_include": "fastdecode.build_info",
     "get_library": "fastdecode.build_info",
+    "Guidance": "fastdecode.guidance",
+    "Handle": "fastdecode.generation.handle",
     "load": "fastdecode.models.loading",
     "new_pool": "fastdecode.generation.api",
-    "PagePool": "fastdecode.kv.page_pool",
     "PagedCache": "fastdecode.kv.transformers_cache",
+    "PagePool": "fastdecode.kv.page_pool",
+    "PictureBegun": "fastdecode.engine.events",
+    "PictureDone": "fastdecode.engine.events",
+    "PicturePart": "fastdecode.engine.events",
     "PoolExhausted": "fastdecode.kv.page_pool",
+    "RequestFailed": "fastdecode.generation.handle",
+    "Stream": "fastdecode.guidance",
+    "stream": "fastdecode.generation.engine",
+    "TextDelta": "fastdecode.engine.events",
     "to_documents": "fastdecode.models.documents",
+    "Tokens": "fastdecode.engine.events",
 }
 
 __all__ = [
+    "Engine",
+    "EngineStatistics",
+    "Finished",
     "Guidance",
+    "Handle",
     "PagePool",
     "PagedCache",
+    "PictureBegun",
+    "PictureDone",
+    "PicturePart",
     "PoolExhausted",
+    "RequestFailed",
     "Stream",
+    "TextDelta",
+    "Tokens",
     "__version__",
     "custom_generate",
     "disable",
@@ -56,6 +80,7 @@ __all__ = [
     "load",
     "new_pool",
     "ops",
+    "stream",
     "to_documents",
 ]
 

@@ -17,7 +17,8 @@ class EngineCore:
     """Decodes requests until there are none.
 
     ``pool``: where keys and values go; None: a pool of its own. ``max_rows``: the most rows of a step. ``retain``: the
-    most pages that are kept for prompts to come that begin alike; None: all that the pool has room for.
+    most pages that are kept for prompts to come that begin alike; None: all that the pool has room for. ``finished``:
+    requests that ended and that nobody has taken from this list.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class EngineCore:
         self.cache: StreamCache = decoder.new_cache(pool, retain)
         self.scheduler = Scheduler(self.cache, max_rows, ahead=decoder.captured is not None)
         self.runner = Runner(decoder, self.cache)
+        self.finished: list[Request] = []
         self._owners: dict[int, Request] = {}
 
     @property
@@ -184,6 +186,7 @@ class EngineCore:
             self._owners.pop(id(s), None)
         self.scheduler.remove(request)
         request.done = True
+        self.finished.append(request)
         if request.on_change is not None:
             request.on_change()
 

@@ -129,6 +129,11 @@ def _through_transformers(
     return GenerationMixin.generate(model, inputs, custom_generate=decode, **options)
 
 
+def prepare_call(model: Any, inputs: Tensor | None, options: dict[str, Any], extras: prepare.GenerateOptions) -> Any:
+    """A call of `generate`, checked and prepared, but not decoded."""
+    return _through_transformers(model, inputs, options, extras, lambda call: call)
+
+
 def custom_generate(
     model: Any,
     input_ids: Tensor,

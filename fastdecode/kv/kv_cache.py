@@ -142,6 +142,13 @@ class StreamCache:
     def pages_missing(self, prompts: Sequence[Sequence[int]]) -> int:
         return sum(-(-len(p) // self.pool.page_slots) for p in prompts)
 
+    @property
+    def retained(self) -> int:
+        return 0
+
+    def drop_retained(self) -> None:
+        pass
+
     def known(self, prompt: Sequence[int]) -> int:
         return 0
 

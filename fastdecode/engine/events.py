@@ -1,0 +1,158 @@
+"""What a request tells while it is decoded: its tokens as events of a document, text and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from fastdecode.models.chameleon import Vocabulary, decode_pictures, missing_decoder_keys
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """New tokens, of text and of pictures; the other events tell what they mean."""
+
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """More text. The deltas between two pictures, joined and stripped, are a string of the document."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class PictureBegun:
+    """Picture ``picture`` (counted from 0) begins; it will have ``total`` tokens."""
+
+    picture: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class PicturePart:
+    """More of a picture: all its image tokens so far, of ``total``."""
+
+    picture: int
+    tokens: tuple[int, ...]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class PictureDone:
+    """A whole picture; ``image`` is None where there is no VQ decoder to paint it."""
+
+    picture: int
+    image: Image.Image | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event. ``reason``: "stop" (an end token or a stopping criterion), "length", "aborted" or "error", with
+    the ``error`` then.
+    """
+
+    reason: str
+    error: BaseException | None = None
+
+
+Event = Tokens | TextDelta | PictureBegun | PicturePart | PictureDone | Finished
+
+
+class TextDecoder:
+    """Text of tokens that come one by one: only what later tokens cannot change."""
+
+    WINDOW = 8
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.tokens: list[int] = []
+        self.begin = self.told = 0
+
+    def feed(self, token: int) -> str:
+        self.tokens.append(token)
+        before = self._text(self.tokens[self.begin : self.told])
+        text = self._text(self.tokens[self.begin :])
+        if text.endswith("�") or len(text) <= len(before):
+            return ""  # a character whose further bytes are still to come, or nothing to be seen
+        self.begin = max(self.told - self.WINDOW, self.begin)
+        self.told = len(self.tokens)
+        return text[len(before) :]
+
+    def end(self) -> str:
+        """What is left, complete or not; the next token begins another text."""
+        before = self._text(self.tokens[self.begin : self.told])
+        text = self._text(self.tokens[self.begin :])
+        self.tokens, self.begin, self.told = [], 0, 0
+        return text[len(before) :]
+
+    def _text(self, tokens: list[int]) -> str:
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True) if tokens else ""
+        return text
+
+
+class DocumentEvents:
+    """Turns the tokens of one sequence into events. ``processor`` (or tokenizer) None: tokens and pictures only.
+
+    ``begun``: image tokens of a picture that the prompt has begun; None if it has begun none.
+    """
+
+    def __init__(self, model: Any, processor: Any, vocabulary: Vocabulary, begun: list[int] | None = None) -> None:
+        self.model, self.vocabulary = model, vocabulary
+        tokenizer = getattr(processor, "tokenizer", processor)
+        self.text = None if tokenizer is None else TextDecoder(tokenizer)
+        self.paints = vocabulary.has_pictures and not missing_decoder_keys(model)
+        self.picture: list[int] | None = begun
+        self.pictures = 0
+
+    def feed(self, tokens: list[int]) -> Iterator[Event]:
+        """Events of these tokens. Painting a picture takes as long as its VQ decoder does."""
+        v, part = self.vocabulary, False
+        yield Tokens(tuple(tokens))
+        for token in tokens:
+            if self.picture is not None and token in v.image_ids:
+                self.picture.append(token)
+                part = True
+                continue
+            if part:
+                yield self._part()
+                part = False
+            if self.picture is not None:
+                yield from self._close(closed=token == v.end_image)
+                if token == v.end_image:
+                    continue
+            if token == v.begin_image and v.has_pictures:
+                yield from self._flush()
+                self.picture = []
+                yield PictureBegun(self.pictures, v.image_length)
+            elif self.text is not None and token not in v.image_ids:
+                text = self.text.feed(token)
+                if text:
+                    yield TextDelta(text)
+        if part:
+            yield self._part()
+
+    def end(self) -> Iterator[Event]:
+        """What is left when no more tokens come."""
+        yield from self._flush()
+
+    def _part(self) -> PicturePart:
+        assert self.picture is not None
+        return PicturePart(self.pictures, tuple(self.picture), self.vocabulary.image_length)
+
+    def _close(self, closed: bool) -> Iterator[Event]:
+        """A picture ends; one that is not whole is not painted, as `fastdecode.to_documents` leaves it out."""
+        tokens, self.picture = self.picture or [], None
+        if closed and len(tokens) == self.vocabulary.image_length:
+            image = decode_pictures(self.model, [tokens], self.vocabulary)[0] if self.paints else None
+            yield PictureDone(self.pictures, image)
+        self.pictures += 1
+
+    def _flush(self) -> Iterator[Event]:
+        text = self.text.end() if self.text is not None else ""
+        if text:
+            yield TextDelta(text)

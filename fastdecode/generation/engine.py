@@ -1,0 +1,355 @@
+"""`Engine`: many requests at once, from any thread; and `stream`, one request whose document comes as it is made."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdecode.decoder import Decoder
+from fastdecode.engine.core import EngineCore
+from fastdecode.engine.events import Event
+from fastdecode.generation import validation
+from fastdecode.generation.api import prepare_call
+from fastdecode.generation.handle import Handle
+from fastdecode.generation.prepare import GenerateOptions, Prepared
+from fastdecode.models.chameleon import check_family
+
+RETAIN_BYTES = 256 << 20
+"""Most memory of prompts' pages that an engine without a limit keeps for prompts to come."""
+
+OWN_OPTIONS = tuple(GenerateOptions.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
+class EngineStatistics:
+    """Requests, tokens and pages of an engine, since it was made or now.
+
+    ``submitted`` = ``waiting`` + ``running`` + ``finished`` + ``aborted`` + ``failed``. ``preemptions``: times that a
+    request gave its pages back to be resumed later. ``tokens``: generated. ``rows``: streams in a step now. Pages:
+    ``pages_used`` by requests, ``pages_retained`` for prompts to come that begin alike, ``pages_limit`` None where
+    there is none.
+    """
+
+    submitted: int
+    waiting: int
+    running: int
+    finished: int
+    aborted: int
+    failed: int
+    preemptions: int
+    tokens: int
+    rows: int
+    pages_used: int
+    pages_retained: int
+    pages_peak: int
+    pages_limit: int | None
+
+
+class Engine:
+    """Decodes many requests at once: their steps share a batch, whatever their modality, guidance and parameters.
+
+        model          a model that `fastdecode.generate` takes
+        processor      its processor, for prompts given as text and pictures, and for text in events
+        pages          most pages (of 32 tokens of one stream) of keys and values; None: as many as are needed
+        max_rows       most streams in a step; None: any number
+        deterministic  a request's tokens are the same bits whatever runs beside it, as alone
+
+    `submit` requests from any thread, then `run` until all have ended, or `start` a thread that decodes as they come
+    (``with Engine(…) as engine`` starts and closes it). Without either, `Handle.result` and iteration decode.
+
+    A request waits until there are rows and pages for all its streams; first come, first served within a priority. When
+    pages run out, the request that came last gives its own back and is resumed later with the same tokens. Raises
+    TypeError for another model, ValueError for sizes below 1 or a model that cannot be deterministic.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any = None,
+        *,
+        pages: int | None = None,
+        max_rows: int | None = None,
+        deterministic: bool = False,
+    ) -> None:
+        check_family(model)
+        for name, value in (("pages", pages), ("max_rows", max_rows)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}={value!r}: give a whole number of at least 1, or None for no limit")
+        if not isinstance(deterministic, bool):
+            raise ValueError(f"deterministic={deterministic!r}: give True or False")
+        self.model, self.processor, self.deterministic = model, processor, deterministic
+        decoder = Decoder(model, deterministic)
+        validation.check_deterministic(decoder)
+        pool = decoder.new_pool(pages)
+        retain = None if pages is not None else max(1, RETAIN_BYTES // pool.page_bytes)
+        self._core = EngineCore(decoder, pool, max_rows=max_rows, retain=retain)
+        self._max_rows = max_rows
+        self._preparing = threading.Lock()
+        self._stepping = threading.Lock()
+        self._work = threading.Condition()
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._handles: dict[int, Handle] = {}
+        self._submitted = 0
+        self._ended = {"finished": 0, "aborted": 0, "failed": 0}
+        self._tokens = 0
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    # --- requests -----------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        inputs: str | Mapping[str, Any] | Sequence[int] | Tensor | None = None,
+        *,
+        images: Sequence[Any] | Any = None,
+        priority: int = 0,
+        **options: Any,
+    ) -> Handle:
+        """Queue a request and return at once.
+
+            inputs    the prompt: text (with ``images`` for its ``<image>``, through the processor), what the processor
+                      returned, or tokens, (length,) or (1, length)
+            images    PIL pictures of a prompt given as text
+            priority  requests of a higher one go first
+            options   those of `fastdecode.generate`
+
+        Raises, in the caller's thread and before anything changes, what `fastdecode.generate` raises for a wrong
+        option, ValueError for a request that can never fit into the engine's pages or rows, and RuntimeError if the
+        engine is closed.
+        """
+        self._check_open()
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            raise ValueError(f"priority={priority!r}: give a whole number; higher ones go first")
+        prepared = self._prepare(self._as_inputs(inputs, images, options), dict(options))
+        validation.check_fits(prepared.sequences, self._core.cache.pool, "the engine")
+        [request] = prepared.requests(priority=priority)
+        if self._max_rows is not None and request.most_rows > self._max_rows:
+            raise ValueError(
+                f"the request needs {request.most_rows} streams at once, and the engine has max_rows={self._max_rows}: "
+                "use a Guidance of fewer streams, or an engine with more rows"
+            )
+        with self._work:
+            self._check_open()
+            request.number = self._submitted
+            self._submitted += 1
+            for s in request.sequences:
+                s.name = f"request {request.number}"
+            handle = Handle(self, prepared, request, self.processor)
+            self._handles[request.number] = handle
+            self._inbox.append(lambda: self._core.add(request))
+            self._work.notify_all()
+        return handle
+
+    def _as_inputs(self, inputs: Any, images: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The prompt as keyword arguments of `fastdecode.generate`."""
+        if images is not None and not isinstance(inputs, str):
+            raise ValueError("images were given without a text: give the prompt as text, with an <image> for each")
+        if isinstance(inputs, str):
+            if self.processor is None:
+                raise ValueError("a prompt given as text needs a processor: give one to the Engine, or submit tokens")
+            return dict(self.processor(text=inputs, images=images, return_tensors="pt"))
+        if isinstance(inputs, Mapping):
+            double = sorted(set(inputs) & set(options))
+            if double:
+                raise ValueError(f"{double[0]} was given twice: in the inputs, and as an option")
+            return dict(inputs)
+        if inputs is None:
+            return {}
+        if not isinstance(inputs, Tensor):
+            try:
+                inputs = torch.tensor(list(inputs), dtype=torch.long)
+            except (TypeError, ValueError, RuntimeError):
+                raise ValueError(
+                    f"the prompt is a {type(inputs).__name__}: give text, what the processor returned, or tokens"
+                ) from None
+        return {"input_ids": inputs[None] if inputs.ndim == 1 else inputs}
+
+    def _prepare(self, inputs: dict[str, Any], options: dict[str, Any]) -> Prepared:
+        refused = {
+            "kv_pool": "an engine has pages of its own: give pages=… to the Engine",
+            "progress": "iterate over the handle instead",
+            "streamer": "iterate over the handle instead, which tells text and pictures as they come",
+        }
+        for name, why in refused.items():
+            if options.pop(name, None) not in (None, False):
+                raise ValueError(f"{name}: {why}")
+        if options.pop("deterministic", self.deterministic) != self.deterministic:
+            raise ValueError(
+                f"deterministic: this engine has deterministic={self.deterministic} for all its requests: make another"
+            )
+        if options.get("num_return_sequences") not in (None, 1):
+            raise ValueError(
+                f"num_return_sequences={options['num_return_sequences']}: submit takes one prompt and returns one "
+                "handle; submit it several times, with seeds of their own"
+            )
+        own = {name: options.pop(name) for name in OWN_OPTIONS if name in options}
+        extras = GenerateOptions(**own, deterministic=self.deterministic)
+        with self._preparing:
+            prepared = prepare_call(self.model, inputs.pop("inputs", None), {**inputs, **options}, extras)
+        if len(prepared.sequences) != 1:
+            raise ValueError(
+                f"submit takes one prompt, and got {len(prepared.sequences)}: submit each by itself; they are decoded "
+                "together all the same"
+            )
+        return prepared
+
+    def abort(self, handle: Handle) -> None:
+        """As `Handle.abort`."""
+        self._inbox.append(lambda: self._core.abort(handle._request))
+        with self._work:
+            self._work.notify_all()
+        if self._stepping.acquire(blocking=False):  # nobody decodes: nobody else would look
+            try:
+                self._take_inbox()
+            finally:
+                self._stepping.release()
+
+    # --- decoding -----------------------------------------------------------------------------------------------
+
+    @property
+    def started(self) -> bool:
+        """Whether a thread of the engine's own decodes."""
+        return self._thread is not None
+
+    def run(self) -> None:
+        """Decode until no request is left, those submitted meanwhile included. Several threads may call it.
+
+        Interrupted (Ctrl-C), no page stays taken; call it again to go on where it was.
+        """
+        self._check_open()
+        while self._iterate():
+            pass
+
+    def advance(self, handle: Handle) -> None:
+        """Decode a little, unless ``handle`` has ended while this thread waited for its turn."""
+        with self._stepping:
+            if not handle.done:
+                self._step()
+
+    def _iterate(self) -> bool:
+        with self._stepping:
+            return self._step()
+
+    def _step(self) -> bool:
+        """One iteration; False if there is nothing to do. Only with ``_stepping`` held."""
+        self._take_inbox()
+        try:
+            return self._core.step()
+        except Exception as error:
+            for request in [*self._core.scheduler.running, *self._core.scheduler.waiting]:
+                self._core.fail(request, error)
+            return False
+        finally:
+            self._sweep()
+
+    def _take_inbox(self) -> None:
+        while self._inbox:
+            self._inbox.popleft()()
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Count requests that ended, and forget them."""
+        while self._core.finished:
+            request = self._core.finished.pop()
+            kind = "failed" if request.error is not None else "aborted" if request.aborted else "finished"
+            with self._work:
+                self._ended[kind] += 1
+                self._tokens += sum(len(s.generated) for s in request.sequences)
+                self._handles.pop(request.number, None)
+
+    def start(self) -> Engine:
+        """Decode in a thread of the engine's own, as requests come; returns the engine."""
+        with self._work:
+            self._check_open()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="fastdecode engine", daemon=True)
+                self._thread.start()
+        return self
+
+    def _serve(self) -> None:
+        while True:
+            with self._work:
+                self._work.wait_for(lambda: self._closed or self._inbox or not self._core.idle)
+                if self._closed:
+                    return
+            self._iterate()
+
+    def close(self) -> None:
+        """Stop the thread, if there is one; requests that have not ended are aborted. The engine takes no others."""
+        with self._work:
+            if self._closed:
+                return
+            self._closed = True
+            self._work.notify_all()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        self._thread = None
+        with self._stepping:
+            self._take_inbox()
+            for handle in list(self._handles.values()):
+                self._core.abort(handle._request)
+            self._sweep()
+            self._core.cache.clear()
+
+    def __enter__(self) -> Engine:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("this engine is closed: make another one")
+
+    # --- what is going on ---------------------------------------------------------------------------------------
+
+    def statistics(self) -> EngineStatistics:
+        """Counts of requests, tokens and pages, as they are now; from any thread."""
+        core = self._core
+        pool, scheduler = core.cache.pool, core.scheduler
+        with self._work:
+            ended, submitted, open_now = dict(self._ended), self._submitted, len(self._handles)
+            generated = self._tokens + sum(len(h.tokens) for h in self._handles.values())
+        running = len(scheduler.running)
+        retained = core.cache.retained
+        return EngineStatistics(
+            submitted=submitted,
+            waiting=max(0, open_now - running),
+            running=min(running, open_now),
+            **ended,
+            preemptions=scheduler.preemptions,
+            tokens=generated,
+            rows=core.cache.rows,
+            pages_used=pool.used - retained,
+            pages_retained=retained,
+            pages_peak=pool.peak,
+            pages_limit=pool.limit,
+        )
+
+    def forget_prompts(self) -> None:
+        """Give back the pages that are kept for prompts to come."""
+        with self._stepping:
+            self._core.cache.drop_retained()
+
+
+def stream(model: Any, processor: Any, inputs: Any = None, **options: Any) -> Iterator[Event]:
+    """Decode one prompt and tell its document as it comes: events of `fastdecode.engine.events`, such as `TextDelta`
+    and `PictureDone`. Takes what `Engine.submit` takes (``**inputs`` of the processor too), and raises what it raises,
+    at once. Leaving the loop early ends the request.
+    """
+    engine = Engine(model, processor, deterministic=bool(options.pop("deterministic", False)))
+    handle = engine.submit(inputs, **options)
+
+    def events() -> Iterator[Event]:
+        try:
+            yield from handle
+        finally:
+            engine.close()
+
+    return events()

@@ -1,0 +1,215 @@
+"""A submitted request, as its caller sees it: events while it is decoded, and its result."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+from PIL import Image
+from torch import Tensor
+from transformers.generation import GenerateDecoderOnlyOutput
+
+from fastdecode.engine.events import DocumentEvents, Event, Finished
+from fastdecode.engine.request import Request
+from fastdecode.generation.prepare import Prepared
+from fastdecode.models.documents import to_documents
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
+
+class RequestFailed(RuntimeError):
+    """A request has no result: it failed (its own error is the ``__cause__``), or was aborted."""
+
+
+class Driver(Protocol):
+    """What a handle asks of its engine."""
+
+    def advance(self, handle: Handle) -> None: ...
+
+    def abort(self, handle: Handle) -> None: ...
+
+
+class Handle:
+    """Made by `fastdecode.Engine.submit`. Every method may be called from any thread.
+
+    Iterate over it, with ``for`` or ``async for``, for the events of `fastdecode.engine.events` as they come: each
+    iteration tells all of them from the beginning. The last is `Finished`; a request that failed then raises
+    `RequestFailed`. Text is decoded and pictures are painted in the thread that iterates.
+    """
+
+    def __init__(self, engine: Driver, prepared: Prepared, request: Request, processor: Any) -> None:
+        self._engine, self._prepared, self._request, self._processor = engine, prepared, request, processor
+        self._changed = threading.Condition()
+        self._wakers: list[Callable[[], None]] = []
+        request.on_change = self._notify
+
+    def __repr__(self) -> str:
+        return f"<Handle of request {self.number}: {self.reason or 'running or waiting'}>"
+
+    @property
+    def number(self) -> int:
+        """Requests of an engine are numbered from 0 in the order in which they were submitted."""
+        return self._request.number
+
+    @property
+    def done(self) -> bool:
+        return self._request.done
+
+    @property
+    def reason(self) -> str | None:
+        """Why it ended, "stop", "length", "aborted" or "error"; None while it has not."""
+        return self._request.reason if self._request.done else None
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens generated so far."""
+        return self._request.sequences[0].generated
+
+    def abort(self) -> None:
+        """End it now; its pages are free within a step. Nothing happens to one that has ended."""
+        self._engine.abort(self)
+
+    def result(self, timeout: float | None = None) -> Tensor | GenerateDecoderOnlyOutput:
+        """What `fastdecode.generate` would return for this prompt: (1, length + new) int64. Waits for the end, and
+        decodes meanwhile if the engine has no thread of its own.
+
+        Raises `RequestFailed` with the request's number if it failed or was aborted, TimeoutError after ``timeout``
+        seconds.
+        """
+        self._wait_until(lambda: self.done, timeout)
+        self._raise_if_failed()
+        return self._prepared.output()
+
+    def document(self, timeout: float | None = None) -> list[str | Image.Image]:
+        """The result as text and pictures, as `fastdecode.to_documents` gives it, without the prompt."""
+        self._wait_until(lambda: self.done, timeout)
+        self._raise_if_failed()
+        if self._processor is None:
+            raise ValueError("document() needs a processor: give one to the Engine")
+        s = self._request.sequences[0]
+        [document] = to_documents(self._prepared.model, self._processor, [s.tokens], s.prompt_length)
+        return document
+
+    # --- events -------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Event]:
+        teller = self._teller()
+        while True:
+            events, finished = teller.news()
+            yield from events
+            if finished:
+                break
+            if not teller.behind():
+                self._wait_until(teller.behind, None)
+        yield from self._last_events(teller)
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        loop, woken = asyncio.get_running_loop(), asyncio.Event()
+        waker = _waker(loop, woken)
+        teller = self._teller()
+        with self._changed:
+            self._wakers.append(waker)
+        try:
+            while True:
+                woken.clear()
+                events, finished = teller.news()
+                told = await asyncio.to_thread(list, events)
+                for event in told:
+                    yield event
+                if finished:
+                    break
+                if not teller.behind():
+                    if self._engine_has_thread():
+                        await woken.wait()
+                    else:
+                        await asyncio.to_thread(self._engine.advance, self)
+            for event in self._last_events(teller):
+                yield event
+        finally:
+            with self._changed:
+                self._wakers.remove(waker)
+
+    def _engine_has_thread(self) -> bool:
+        return bool(getattr(self._engine, "started", False))
+
+    def _teller(self) -> _Teller:
+        self._request.listened = True
+        return _Teller(self._request, self._prepared, self._processor)
+
+    def _last_events(self, teller: _Teller) -> Iterator[Event]:
+        yield from teller.parser.end()
+        yield Finished(self._request.reason, self._request.error)
+        if self._request.error is not None:
+            self._raise_if_failed()
+
+    # --- within -------------------------------------------------------------------------------------------------
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+            for waker in self._wakers:
+                waker()
+
+    def _wait_until(self, ready: Callable[[], bool], timeout: float | None) -> None:
+        """Wait for the engine's thread, or decode until ``ready``."""
+        if self._engine_has_thread():
+            with self._changed:
+                if not self._changed.wait_for(lambda: ready() or not self._engine_has_thread(), timeout):
+                    raise TimeoutError(f"request {self.number} has not ended after {timeout} s")
+        deadline = _Deadline(timeout)
+        while not ready():
+            if deadline.passed:
+                raise TimeoutError(f"request {self.number} has not ended after {timeout} s")
+            self._engine.advance(self)
+
+    def _raise_if_failed(self) -> None:
+        error = self._request.error
+        if error is not None:
+            raise RequestFailed(f"request {self.number} failed: {type(error).__name__}: {error}") from error
+        if self._request.aborted:
+            raise RequestFailed(f"request {self.number} was aborted")
+
+
+class _Teller:
+    """What one iteration has told of a request."""
+
+    def __init__(self, request: Request, prepared: Prepared, processor: Any) -> None:
+        self.request, self.sequence, self.told = request, request.sequences[0], 0
+        s = self.sequence
+        start = s.grammar.image_start(s.prompt_length, s.grammar.start(s.tokens[: s.prompt_length]))
+        begun = s.tokens[start + 1 : s.prompt_length] if start >= 0 else None
+        self.parser = DocumentEvents(prepared.model, processor, prepared.vocabulary, begun)
+
+    def behind(self) -> bool:
+        """Whether there is something to tell."""
+        return self.request.done or len(self.sequence.tokens) - self.sequence.prompt_length > self.told
+
+    def news(self) -> tuple[Iterator[Event], bool]:
+        """Events of new tokens, and whether no more will come."""
+        done = self.request.done  # before the tokens are looked at: later ones belong to the next time
+        new = self.sequence.tokens[self.sequence.prompt_length + self.told :]
+        self.told += len(new)
+        return (self.parser.feed(new) if new else iter(())), done
+
+
+class _Deadline:
+    def __init__(self, timeout: float | None) -> None:
+        import time
+
+        self._now = time.monotonic
+        self._end = None if timeout is None else self._now() + timeout
+
+    @property
+    def passed(self) -> bool:
+        return self._end is not None and self._now() >= self._end
+
+
+def _waker(loop: AbstractEventLoop, woken: asyncio.Event) -> Callable[[], None]:
+    def wake() -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(woken.set)
+
+    return wake
