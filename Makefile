@@ -13,7 +13,7 @@ demo: $(VENV)/.built
 	$(BIN)/fastdecode demo -o demo
 
 # Two processes, each with one thread. `long` tests are more cases of what the others try, or minutes of searching.
-PYTEST = $(BIN)/python -m pytest -q -p no:cacheprovider -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest -q -p no:cacheprovider -p no:benchmark -n 2 --dist loadgroup --no-loadscope-reorder
 
 test: $(VENV)/.built-test
 	@echo "make test leaves out the long tests; make test-all runs them too"

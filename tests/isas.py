@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-from _pytest.mark import ParameterSet
 
 from fastdecode.ops.backends import core
 
@@ -15,7 +14,7 @@ ISAS = ("portable", "avx2", "avx512")
 DECODE_ISAS = (*ISAS, "avx512bf16")
 
 
-def each(isas: tuple[str, ...]) -> list[ParameterSet]:
+def each(isas: tuple[str, ...]) -> list:
     """As parameters of a test. The best that the processor has is what all other tests run with."""
     return [pytest.param(isa, marks=[] if isa == "portable" else pytest.mark.long) for isa in isas]
 
