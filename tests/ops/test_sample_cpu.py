@@ -230,6 +230,7 @@ def test_the_environment_can_choose_the_backend(name):
     assert finished.stdout.strip() == name
 
 
+@pytest.mark.long
 def test_the_long_comparison_runs():
     """A short run of ``compare_backends.py``, which compares millions by hand."""
     program = os.path.join(os.path.dirname(__file__), "compare_backends.py")
