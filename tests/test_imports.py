@@ -13,7 +13,7 @@ FASTDECODE = Package(
     layers=(
         ("__main__", "generation", "cli", "jobs", "bench", "environment"),
         ("engine",),
-        ("guidance", "grammar"),
+        ("guidance", "grammar", "token_rules"),
         ("models",),
         ("decoder",),
         ("kv",),
@@ -37,7 +37,7 @@ def test_the_imports_of_fastdecode_are_found():
         ("fastdecode.ops.sample.triton", "fastdecode.triton_kernels.sample"),  # whose source is elsewhere
         ("fastdecode.ops.backends", "fastdecode._C"),  # compiled
         ("fastdecode.decoder.decoder", "fastdecode.ops"),  # through the facade
-        ("fastdecode.engine.sampler", "fastdecode.decoder"),  # run before fastdecode.decoder.cuda_graph
+        ("fastdecode.engine.runner", "fastdecode.decoder"),  # run before fastdecode.decoder.cuda_graph
     }
 
 

@@ -1,8 +1,7 @@
 """Steps inside pictures, captured once and replayed: on a GPU as a CUDA graph, which costs the host one call a step.
 
-What a step reads and writes lies in buffers that stay where they are: the next ids, lengths, page table, sampling
-parameters and places in the grammar. The host gives the rows pages for a run of steps, and reads
-its ids when it is over.
+A captured step reads and writes buffers at fixed addresses: the next tokens, lengths, page table, sampling parameters
+and grammar states. The host takes pages for a whole run of steps, and reads the tokens when the run is over.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from fastdecode.kv.page_pool import PoolExhausted
 from fastdecode.ops.decode_state import ENDED
 
 Capture = Callable[[Callable[[], None]], Callable[[], Any]]
-"""Takes what a step does, in buffers that stay; returns what does it again."""
+"""Captures a function that works on fixed buffers; returns a function that replays it."""
 
 
 class CapturableDecoder(Protocol):
@@ -43,10 +42,10 @@ class CapturableDecoder(Protocol):
 
 
 MOST_STEPS = 64
-"""Of one run: their ids are read together."""
+"""The most steps of one run, whose tokens are read together."""
 
 MOST_KEPT = 16
-"""Captured steps of a pool."""
+"""The most captured steps that a pool keeps."""
 
 
 def bucket(count: int) -> int:
@@ -56,7 +55,7 @@ def bucket(count: int) -> int:
 
 
 def _fill(mine: Tensor, given: Tensor) -> None:
-    """``given`` into the first of ``mine``, and its first one into the others."""
+    """Copy ``given`` to the first entries of ``mine``, and its first entry to the remaining ones."""
     mine[: len(given)].copy_(given)
     mine[len(given) :] = given[0]
 
@@ -110,13 +109,13 @@ class _Rows:
         rows, device = bucket(cache.rows), cache.lengths.device
         self.keys, self.values = list(cache.keys), list(cache.values)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
-        self.table = torch.zeros((rows, width), dtype=torch.int32, device=device)
+        self.page_table = torch.zeros((rows, width), dtype=torch.int32, device=device)
         self.like = torch.zeros(rows, dtype=torch.long, device=device)
         self.some_alike = any(bucket(n) == rows for n in range(1, rows))
 
     def load(self, cache: StreamCache) -> None:
         _fill(self.lengths, cache.lengths)
-        _fill(self.table[:, : cache.table.shape[1]], cache.table)
+        _fill(self.page_table[:, : cache.page_table.shape[1]], cache.page_table)
         self.like.zero_()
         torch.arange(cache.rows, out=self.like[: cache.rows])
 
@@ -142,7 +141,7 @@ class CapturedStep:
         self.decoder, self.tables, self.spans = decoder, draws.tables, draws.spans
         self.beside = decoder.beside_layers()
         # A captured table cannot grow: room for twice what there is, and for one more run.
-        width = 2 * cache.table.shape[1] + -(-MOST_STEPS // cache.pool.page_slots)
+        width = 2 * cache.page_table.shape[1] + -(-MOST_STEPS // cache.pool.page_slots)
         self.rows = _Rows(cache, width)
         self.cos, self.sin = decoder.rope_tables(width * cache.pool.page_slots)
         self.streams, self.weights, self.seeds = (
@@ -166,7 +165,7 @@ class CapturedStep:
         self.tokens = torch.full((MOST_STEPS, groups), -1, dtype=torch.long, device=device)
         self.statuses = torch.zeros((MOST_STEPS, groups), dtype=torch.int32, device=device)
         self.reader = _Reader(self.tokens, self.statuses)
-        self.rows.table.fill_(spare)
+        self.rows.page_table.fill_(spare)
         self._load(draws, state)
         begin = time.perf_counter()
         with torch.cuda.device_of(self.inputs):
@@ -181,7 +180,7 @@ class CapturedStep:
             and self.streams.shape[1] == draws.streams.shape[1]
             and self.draws_alike(draws)
             and (self.state.seen is None) == (state.seen is None)
-            and cache.table.shape[1] <= self.rows.table.shape[1]
+            and cache.page_table.shape[1] <= self.rows.page_table.shape[1]
             and self.beside == decoder.beside_layers()
             and self.decoder.stand_in_for(decoder)
         )
@@ -303,21 +302,23 @@ class CapturedSteps:
         self.decoder, self.capture, self.possible = decoder, capture, True
 
     def get(self, cache: StreamCache, draws: Draws, state: ops.DecodeState, steps: int) -> CapturedStep | None:
-        """One that fits, captured now if there is none, and ``cache`` with room for its ``steps``; None where pages
-        are lacking, for that or to capture with, for more than `MOST_STEPS`, and where nothing can be captured, with a
-        warning the first time.
+        """A captured step that fits, captured now if there is none; ``cache`` then has room for ``steps`` steps.
+
+        None if there are too few pages, for more than `MOST_STEPS` steps, and if the step cannot be captured (with a
+        warning the first time).
         """
         if steps > MOST_STEPS or not self.possible:
             return None
         try:
             cache.make_room(steps)
-            known = cache.pool.known
-            for step in known:
+            captured = cache.pool.captured
+            for step in captured:
                 if step.fits(self.decoder, cache, draws, state):
-                    known.remove(step)
-                    known.insert(0, step)
+                    captured.remove(step)
+                    captured.insert(0, step)
                     return step
             cache.pool.allocate()  # what is captured knows this memory
+            cache.reclaim(1)
             spare = cache.pool.take(1)
         except PoolExhausted:
             return None
@@ -329,5 +330,5 @@ class CapturedSteps:
             return None
         finally:
             cache.pool.release(spare)
-        known[:] = [made, *known[: MOST_KEPT - 1]]
+        captured[:] = [made, *captured[: MOST_KEPT - 1]]
         return made
