@@ -6,13 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from kernels import Kernels
+from kernels import FOLDER, INCLUDE, Kernels
 from linking import ROOT, moved_build, run
 
 sys.path.append(str(ROOT / "tests" / "ops"))
 
-FOLDER = Path(__file__).parent
-INCLUDE = (f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/include'}")
 EXACT = ("-std=c++17", "-O2", "-ffp-contract=off", "-fno-fast-math", "-Wall", "-Wextra", "-Werror")
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FOLDER, INCLUDE
-from kernels import AdvanceArgs, Kernels, SampleArgs, filled
+from kernels import FOLDER, INCLUDE, AdvanceArgs, Kernels, SampleArgs, filled
 from linking import ROOT, build_example, moved_build, run
 
 from fastdecode.ops import DecodeState, GrammarTables, TokenSets

@@ -4,8 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import FOLDER, INCLUDE
-from kernels import Kernels
+from kernels import FOLDER, INCLUDE, Kernels
 from linking import build_example, config, run
 from test_cpp_server import EXAMPLE, STRICT, decode
 
