@@ -260,6 +260,15 @@ def test_rope_append(rows: int, heads: int, kv_heads: int, head_dim: int, dtype:
         assert changed.sum() == rows
 
 
+def test_numbers_between_two_of_bfloat16_are_rounded_to_the_even_one():
+    cache = on_device(paged([3], 1, 8, 4, torch.bfloat16, room=1))
+    values = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, -1 - 3 * 2**-8, 5 + 2**-6, 1e30, -0.0, torch.inf])
+    qkv, (cos, sin) = torch.cat((randn(16), values))[None], rotation(torch.tensor([3]), 8, torch.float32)
+    run(rope_append, qkv, cos, sin, *cache.arguments)
+    _, stored = new_ids(Paged(*(tensor.cpu() for tensor in cache.arguments), cache.ids))
+    assert torch.equal(stored[0, 0], values.bfloat16())
+
+
 def test_appended_ids_are_attended():
     """Ids of one sequence one by one, and as rows of one call: the same bits."""
     ids, d = 6, 16
