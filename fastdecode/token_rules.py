@@ -80,6 +80,16 @@ class TokenRules:
     def __bool__(self) -> bool:
         return bool(self.banned or self.banned_while or self.forced_at or self.bias)
 
+    def __str__(self) -> str:
+        """What the rules say, in short; empty if they say nothing. Lengths are those of the rules."""
+        parts = [f"{len(self.banned)} banned"] if self.banned else []
+        parts += [
+            f"{len(tokens)} banned from length {start} to {stop - 1}" for start, stop, tokens in self.banned_while
+        ]
+        parts += [f"{sorted(tokens)} forced at length {length}" for length, tokens in self.forced_at]
+        parts += [f"{len(self.bias)} biased"] if self.bias else []
+        return ", ".join(parts)
+
     def shifted(self, padding: int) -> TokenRules:
         """These rules for a sequence that stands behind ``padding`` padding tokens.
 

@@ -1,16 +1,16 @@
-// exp and log of the sampling contract: float32 polynomials with a fixed order of separate
-// multiplications and additions. Compile with -ffp-contract=off (nvcc: -fmad=false); every backend
-// mirrors these lines, and a change of one bit here is a change of the contract.
-// fastdecode/ops/numerics.py is the twin.
+// exp, log and probability masses of the sampling contract: float32 polynomials with a fixed order
+// of separate multiplications and additions. Compile with -ffp-contract=off (nvcc: -fmad=false).
+// Every backend computes the same bits, so a change of one bit here changes the contract.
+// fastdecode/ops/numerics.py has the same functions in torch.
 //
-// Everything is static and in an unnamed namespace: units built for different instruction sets
-// must never share a compiled copy.
+// Everything is in an unnamed namespace: units built for different instruction sets must never
+// share a compiled copy.
 #pragma once
 
 #include <stdint.h>
 #include <string.h>
 
-// Compiled by nvcc too, where the same lines are the GPU's arithmetic.
+// nvcc compiles these functions for the GPU too.
 #if defined(__CUDACC__)
 #define FASTDECODE_HD __host__ __device__
 #else
@@ -94,22 +94,42 @@ FASTDECODE_HD inline float log_f32(float x) {
   return log_reduced(reduced.f, reduced.e);
 }
 
-// round(p * 2^40), ties to even, for 0 <= p <= 1: a probability mass that sums exactly in any
-// order.
+// round(p * 2^40), ties to even, for 0 <= p <= 1: probabilities as integers, whose sum is exact in
+// any order.
 FASTDECODE_HD inline int64_t mass_of(float p) {
   const float m = p * 0x1p+40f;
-  // Above 2^23 a float32 is an integer already.
+  // A float32 above 2^23 is an integer already.
   const float rounded = m < 0x1p+23f ? (m + 0x1p+23f) - 0x1p+23f : m;
   return static_cast<int64_t>(rounded);
 }
 
-// Order-preserving image: a < b as floats exactly when key(a) < key(b); -0 must have been made +0.
+// A token this far below the largest z has no mass: mass_of(exp_f32(kNoMass)) is 0.
+constexpr float kNoMass = -29.0f;
+
+// ceil(top_p * total), the product rounded once in float64, and at least 1: an integer mass is
+// below top_p * total exactly when it is below this limit, and the limit is never reached by
+// nothing, so that the largest z is always kept.
+FASTDECODE_HD inline uint64_t top_p_limit(float top_p, uint64_t total) {
+  const double product = static_cast<double>(top_p) * static_cast<double>(total);
+  const uint64_t floor = static_cast<uint64_t>(product);
+  const uint64_t ceiling = floor + (static_cast<double>(floor) < product ? 1 : 0);
+  return ceiling > 1 ? ceiling : 1;
+}
+
+// Log-probability of a token with this z among tokens whose masses sum to `mass`. `top` is the
+// largest z.
+FASTDECODE_HD inline float logprob_of(float z, float top, uint64_t mass) {
+  return (z - top) - log_f32(static_cast<float>(static_cast<int64_t>(mass)) * 0x1p-40f);
+}
+
+// An integer that orders as the float does: a < b exactly when order_key(a) < order_key(b). Not for
+// -0, whose key is below that of +0.
 FASTDECODE_HD inline uint32_t order_key(float x) {
   const uint32_t bits = float_bits(x);
   return bits ^ ((bits >> 31) != 0 ? 0xffffffffu : 0x80000000u);
 }
 
-// The float whose order key this is.
+// The inverse of order_key.
 FASTDECODE_HD inline float float_of_key(uint32_t key) {
   return bits_float(key ^ ((key >> 31) != 0 ? 0x80000000u : 0xffffffffu));
 }

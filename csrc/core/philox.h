@@ -1,13 +1,13 @@
-// Gumbel noise g(seed, step, id): Philox4x32-10 (Salmon et al., SC'11), one block per id.
+// Gumbel noise g(seed, step, token): Philox4x32-10 (Salmon et al., SC'11), one block per token.
 //
 //   key     = (seed low 32, seed high 32)
-//   counter = (id, 0, step low 32, step high 32)      the second word is kept for other purposes
+//   counter = (token, 0, step low 32, step high 32)   the second word is reserved
 //
-// Of the four result words the first two make a uniform u with 62 bits below 1/2 and the mirror
-// image above it: bit 31 of word 0 chooses the side, its other bits are hi, and
+// The first two of the four result words make a uniform number u. Bit 31 of word 0 says whether u
+// lies above 1/2, the other bits of word 0 are hi, and
 //   v = hi * 2^-32 + (word1 >> 1 | 1) * 2^-63   in [2^-63, 1/2]
-// is u, or 1 - u on the upper side. Then E = -log(u) (as -log1p(-v) above) and g = -log(E), so both
-// tails are resolved to 2^-62, and g lies in (-3.8, 43.7).
+// is u below 1/2, and 1 - u above. Then E = -log(u), computed as -log1p(-v) above 1/2, and
+// g = -log(E). Both tails are resolved to 2^-62, and g lies in (-3.8, 43.7).
 #pragma once
 
 #include <stdint.h>
@@ -42,7 +42,7 @@ FASTDECODE_HD inline float gumbel_of(uint32_t word0, uint32_t word1) {
   const float lo = static_cast<float>(static_cast<int32_t>(word1 >> 1 | 1u));
   const float v = hi * 0x1p-32f + lo * 0x1p-63f;
   const LogArgument lower = reduce_log(v);
-  // Upper side: log(1 - v), from f = -v itself so that a small v keeps all its bits.
+  // Above 1/2: log(1 - v). A small v is used as f = -v, so that none of its bits are lost.
   const float w = 1.0f - v;
   const bool halve = w < 0x1.6a09e6p-1f;
   const float upper_f = halve ? (w + w) - 1.0f : -v;
@@ -52,14 +52,14 @@ FASTDECODE_HD inline float gumbel_of(uint32_t word0, uint32_t word1) {
   return -log_f32(-log_u);
 }
 
-FASTDECODE_HD inline PhiloxBlock philox_noise(uint64_t seed, uint64_t step, uint32_t id) {
+FASTDECODE_HD inline PhiloxBlock philox_noise(uint64_t seed, uint64_t step, uint32_t token) {
   const PhiloxBlock counter = {
-      {id, 0, static_cast<uint32_t>(step), static_cast<uint32_t>(step >> 32)}};
+      {token, 0, static_cast<uint32_t>(step), static_cast<uint32_t>(step >> 32)}};
   return philox4x32_10(counter, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
 }
 
-FASTDECODE_HD inline float gumbel_noise(uint64_t seed, uint64_t step, uint32_t id) {
-  const PhiloxBlock block = philox_noise(seed, step, id);
+FASTDECODE_HD inline float gumbel_noise(uint64_t seed, uint64_t step, uint32_t token) {
+  const PhiloxBlock block = philox_noise(seed, step, token);
   return gumbel_of(block.word[0], block.word[1]);
 }
 

@@ -1,50 +1,13 @@
-// fastdecode_advance: see the header for what it does, and
-// fastdecode/ops/advance/reference.py for the same in torch.
+// fastdecode_advance: the checks, and the call for each group. core/grammar.h appends the token;
+// fastdecode/ops/advance.py does the same in torch.
 
 #include "cpu/advance.h"
 
-#include <cinttypes>
-#include <cstring>
-
-#include "cpu/error.h"
+#include "core/check.h"
+#include "core/grammar.h"
 
 namespace fastdecode {
 namespace {
-
-constexpr int64_t kMaxStep = int64_t{1} << 62;
-
-fastdecode_result check_pointers(const fastdecode_advance_args& a) {
-  const fastdecode_grammar& tables = a.grammar;
-  if (a.groups < 0 || a.rows < 0 || a.streams_per_group < 0 || a.vocab < 0 || a.capacity < 0 ||
-      tables.class_range_count < 0) {
-    return fail(FASTDECODE_INVALID_ARGUMENT,
-                "groups, rows, streams_per_group, vocab, capacity and class_range_count must be >= "
-                "0");
-  }
-  if (a.groups == 0) return FASTDECODE_OK;
-  if (tables.modes < 1 || tables.classes < 1) {
-    return fail(FASTDECODE_INVALID_ARGUMENT,
-                "grammar.modes = %" PRId64 ", grammar.classes = %" PRId64 ": must be at least 1",
-                tables.modes, tables.classes);
-  }
-  if (tables.set_of == nullptr || tables.forced == nullptr || tables.following == nullptr) {
-    return fail(FASTDECODE_INVALID_ARGUMENT,
-                "grammar.set_of, grammar.forced and grammar.following must not be NULL");
-  }
-  if (tables.class_ranges == nullptr && tables.class_range_count > 0) {
-    return fail(FASTDECODE_INVALID_ARGUMENT,
-                "grammar.class_ranges = NULL: must be given with class_range_count > 0");
-  }
-  if (a.mode == nullptr || a.step == nullptr || a.finished == nullptr) {
-    return fail(FASTDECODE_INVALID_ARGUMENT, "mode, step and finished must not be NULL");
-  }
-  if (a.streams == nullptr && (a.inputs != nullptr || a.lengths != nullptr) &&
-      (a.streams_per_group != 1 || a.groups > a.rows)) {
-    return fail(FASTDECODE_INVALID_ARGUMENT,
-                "streams = NULL: needs streams_per_group = 1 and groups <= rows");
-  }
-  return FASTDECODE_OK;
-}
 
 fastdecode_result check_class_ranges(const fastdecode_grammar& tables) {
   int32_t end = 0;
@@ -62,7 +25,7 @@ fastdecode_result check_class_ranges(const fastdecode_grammar& tables) {
   return FASTDECODE_OK;
 }
 
-// What the grammar says of one mode.
+// The grammar's tables of one mode.
 fastdecode_result check_mode(const fastdecode_advance_args& a, int32_t mode, int64_t sets) {
   const fastdecode_grammar& tables = a.grammar;
   const int32_t set = tables.set_of[mode];
@@ -123,96 +86,17 @@ fastdecode_result check_group(const fastdecode_advance_args& a, int64_t g, int64
   return check_mode(a, a.mode[g], sets);
 }
 
-int32_t class_of(const fastdecode_grammar& tables, int64_t token) {
-  int64_t first = 0, last = tables.class_range_count;
-  while (first < last) {
-    const int64_t middle = first + (last - first) / 2;
-    const int32_t* range = tables.class_ranges + 3 * middle;
-    if (token < range[0]) {
-      last = middle;
-    } else if (token >= range[1]) {
-      first = middle + 1;
-    } else {
-      return range[2];
-    }
-  }
-  return 0;
-}
-
-int64_t room_left(const fastdecode_advance_args& args, int64_t group) {
-  if (args.limit == nullptr) return INT64_MAX;
-  const int64_t limit = args.limit[group], step = args.step[group];  // step >= 0, limit whatever
-  return limit > step ? limit - step : 0;
-}
-
 }  // namespace
 
-fastdecode_result check_advance_size(const fastdecode_advance_args* args) {
-  if (args == nullptr) {
-    return fail(FASTDECODE_INVALID_ARGUMENT, "args = NULL: must point to the arguments");
-  }
-  if (args->size == sizeof *args) return FASTDECODE_OK;
-  return fail(FASTDECODE_INVALID_ARGUMENT,
-              "args->size = %zu: this library expects %zu; call fastdecode_advance_args_init",
-              args->size, sizeof *args);
-}
-
 fastdecode_result check_advance_args(const fastdecode_advance_args& args, int64_t sets) {
-  fastdecode_result result = check_pointers(args);
-  if (args.groups == 0) return result;
-  if (result == FASTDECODE_OK && sets < 0 && args.token == nullptr) {
-    result = fail(FASTDECODE_INVALID_ARGUMENT, "token = NULL: must point to the tokens");
-  }
-  if (result == FASTDECODE_OK) result = check_class_ranges(args.grammar);
-  for (int64_t g = 0; result == FASTDECODE_OK && g < args.groups; ++g) {
-    result = check_group(args, g, sets);
-  }
-  return result;
-}
-
-Coming coming(const fastdecode_advance_args& args, int64_t group) {
-  const fastdecode_grammar& tables = args.grammar;
-  const int32_t mode = args.mode[group];
-  const int64_t left = room_left(args, group);
-  if (left <= 0) return {Next::kNothing, 0};
-  const bool tight =
-      tables.tight_set_of != nullptr && tables.room != nullptr && left < tables.room[mode];
-  const int32_t set = tight ? tables.tight_set_of[mode] : tables.set_of[mode];
-  if (set >= 0) return {Next::kDrawn, set};
-  if (tables.forced[mode] >= 0) return {Next::kForced, tables.forced[mode]};
-  return {Next::kNothing, 0};
-}
-
-void advance_group(const fastdecode_advance_args& args, int64_t group) {
-  if (args.finished[group] != FASTDECODE_RUNNING) return;
-  if (coming(args, group).next == Next::kNothing) {
-    args.finished[group] = FASTDECODE_ENDED;
-    return;
-  }
-  const int32_t before = args.mode[group];
-  const int64_t token = args.token[group], step = args.step[group];
-  if (token < 0) {
-    args.finished[group] = FASTDECODE_FAILED;
-    return;
-  }
-  for (int64_t k = 0; k < args.streams_per_group; ++k) {
-    const int64_t row =
-        args.streams != nullptr ? args.streams[group * args.streams_per_group + k] : group;
-    if (row < 0) continue;
-    if (args.inputs != nullptr) args.inputs[row] = token;
-    if (args.lengths != nullptr) {
-      args.lengths[row] = static_cast<int64_t>(static_cast<uint64_t>(args.lengths[row]) + 1);
-    }
-  }
-  if (args.seen != nullptr) {
-    uint32_t* words = reinterpret_cast<uint32_t*>(args.seen) + group * ((args.vocab + 31) / 32);
-    words[token >> 5] |= 1u << (token & 31);
-  }
-  if (args.sequences != nullptr) args.sequences[group * args.capacity + step] = token;
-  const fastdecode_grammar& tables = args.grammar;
-  args.mode[group] = tables.following[before * tables.classes + class_of(tables, token)];
-  args.step[group] = step + 1;
-  if (coming(args, group).next == Next::kNothing) args.finished[group] = FASTDECODE_ENDED;
+  CHECKED(check_advance_sizes(args));
+  if (args.groups == 0) return FASTDECODE_OK;
+  CHECKED(check_advance_pointers(args));
+  CHECKED(check_advance_streams(args));
+  if (sets < 0) CHECKED(check_advance_tokens(args));
+  CHECKED(check_class_ranges(args.grammar));
+  for (int64_t g = 0; g < args.groups; ++g) CHECKED(check_group(args, g, sets));
+  return FASTDECODE_OK;
 }
 
 }  // namespace fastdecode
@@ -220,16 +104,14 @@ void advance_group(const fastdecode_advance_args& args, int64_t group) {
 extern "C" {
 
 void fastdecode_advance_args_init(fastdecode_advance_args* args) {
-  std::memset(args, 0, sizeof *args);
-  args->size = sizeof *args;
+  fastdecode::set_up(args);
   args->streams_per_group = 1;
 }
 
 fastdecode_result fastdecode_advance(const fastdecode_advance_args* given) {
   using namespace fastdecode;
-  fastdecode_result checked = check_advance_size(given);
-  if (checked == FASTDECODE_OK) checked = check_advance_args(*given, -1);
-  if (checked != FASTDECODE_OK) return checked;
+  CHECKED(check_struct(given, "fastdecode_advance_args_init"));
+  CHECKED(check_advance_args(*given, -1));
   for (int64_t group = 0; group < given->groups; ++group) advance_group(*given, group);
   return FASTDECODE_OK;
 }

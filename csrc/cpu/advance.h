@@ -1,4 +1,4 @@
-// The grammar as the CPU reads it: what comes next in a group, and what a token does to it.
+// Checks of a grammar's tables and of the groups that they lead.
 #pragma once
 
 #include <stdint.h>
@@ -7,24 +7,9 @@
 
 namespace fastdecode {
 
-// Both: FASTDECODE_OK, or FASTDECODE_INVALID_ARGUMENT with the message set.
-fastdecode_result check_advance_size(const fastdecode_advance_args* args);
-// Names the argument, the value and its index. Of the grammar's tables only what the running groups
-// use is looked at. `sets`: how many there are to draw from, or -1 if nothing is drawn.
+// FASTDECODE_OK, or FASTDECODE_INVALID_ARGUMENT with the message set. The message names the
+// argument, the value and its index. Of the grammar's tables it checks only what the running groups
+// use. `sets`: how many sets there are to draw from, or -1 if no token is drawn.
 fastdecode_result check_advance_args(const fastdecode_advance_args& args, int64_t sets);
-
-enum class Next { kNothing, kForced, kDrawn };
-
-// What comes next in a running group: nothing, since it is at its end; the token `value`; or one of
-// the set `value`.
-struct Coming {
-  Next next;
-  int32_t value;
-};
-Coming coming(const fastdecode_advance_args& args, int64_t group);
-
-// Appends args.token[group] to a group that is running; a group at its end, or without a token,
-// finishes.
-void advance_group(const fastdecode_advance_args& args, int64_t group);
 
 }  // namespace fastdecode

@@ -2,23 +2,17 @@
 
 #include <algorithm>
 
+#include "core/dtypes.h"
 #include "cpu/decode_linear.h"
+#include "cpu/memory.h"
 #include "cpu/thread_pool.h"
 
 namespace fastdecode {
 namespace {
 
-// Ids of a row that are attended to in one stretch; what the stretches find is joined. Always of
-// this length, so that a row's sums do not depend on how many threads share them.
+// A row's tokens are cut into stretches of this length. Each is attended to by itself, and then the
+// results are joined. The length is fixed, so that a row's sums do not depend on the threads.
 constexpr int64_t kStretch = 512;
-
-const float* of_head(const float* weights, int64_t head, int64_t head_dim) {
-  return weights != nullptr ? weights + head * head_dim : nullptr;
-}
-
-HeadNorm of_head(const HeadNorm& norm, int64_t head, int64_t head_dim) {
-  return {of_head(norm.weight, head, head_dim), of_head(norm.bias, head, head_dim), norm.epsilon};
-}
 
 }  // namespace
 
@@ -27,8 +21,8 @@ Attention::Attention(const Rows& rows, const DecodeKernels& kernels, int threads
   const int64_t kv = rows.kv_heads * rows.head_dim, heads = rows.rows * rows.kv_heads;
   int64_t stored = 0;
   for (int64_t r = 0; r < rows.rows; ++r) {
-    longest_ = std::max(longest_, seen(r));
-    stored += 2 * seen(r) * kv;
+    longest_ = std::max(longest_, tokens_of(r));
+    stored += 2 * tokens_of(r) * kv;
   }
   parts_ = std::max<int64_t>(longest_ + kStretch - 1, kStretch) / kStretch;
   scratch_stride_ = rounded_up(rows.head_dim + std::min(longest_, kStretch));
@@ -74,7 +68,8 @@ void Attention::place_and_attend(const Heads& heads, bool chained) {
     share<&Attention::all_of_one>(items, attend_threads_);
     return;
   }
-  // Rows may see what others place, and a head's stretches what the head places.
+  // All are placed before any is attended to: rows may attend to what other rows place, and every
+  // stretch needs what its row places.
   share<&Attention::place_one>(items, std::min(place_threads_, attend_threads_));
   attend_and_join();
 }
@@ -92,9 +87,9 @@ char* Attention::at(void* storage, int64_t page, int64_t head, int64_t slot) con
 
 void Attention::place_one(int64_t item) {
   const int64_t row = item / rows_.kv_heads, head = item % rows_.kv_heads, d = rows_.head_dim;
-  const int64_t first = head * group_;  // of its query heads
-  const int64_t id = seen(row) - 1;
-  const int64_t page = table_of(row)[id / rows_.page_slots], slot = id % rows_.page_slots;
+  const int64_t first = head * group_;  // the first of its query heads
+  const int64_t token = tokens_of(row) - 1;
+  const int64_t page = table_of(row)[token / rows_.page_slots], slot = token % rows_.page_slots;
   PlaceArgs args;
   args.head_dim = d;
   args.group = group_;
@@ -116,7 +111,7 @@ void Attention::attend_one(int64_t item) {
   const int64_t head = item / parts_ % rows_.kv_heads, d = rows_.head_dim;
   AttendArgs args;
   args.begin = part * kStretch;
-  args.end = std::min(args.begin + kStretch, seen(row));
+  args.end = std::min(args.begin + kStretch, tokens_of(row));
   if (args.begin >= args.end) return;
   args.head_dim = d;
   args.group = group_;
@@ -128,7 +123,7 @@ void Attention::attend_one(int64_t item) {
   args.page_stride = rows_.kv_heads * rows_.page_slots * d;
   args.scale = heads_->scale;
   args.scratch = scratch_ + item * scratch_stride_;
-  // By part, row, head: the heads of a group lie side by side, and so do all of a part.
+  // Ordered by part, row and head: the heads of a group lie side by side, and so does each part.
   const int64_t place = (part * rows_.rows + row) * rows_.heads + head * group_;
   args.out = part_ + place * d;
   args.largest = largest_ + place;
@@ -136,10 +131,10 @@ void Attention::attend_one(int64_t item) {
   kernels_.attend[rows_.dtype](args);
 }
 
-// Of one query head of one row.
+// Joins one query head of one row.
 void Attention::join_one(int64_t item) {
   const int64_t stride = rows_.rows * rows_.heads, d = rows_.head_dim;
-  const int64_t parts = (seen(item / rows_.heads) - 1) / kStretch + 1;
+  const int64_t parts = (tokens_of(item / rows_.heads) - 1) / kStretch + 1;
   kernels_.join(part_ + item * d, stride * d, largest_ + item, sum_ + item, stride, parts, d,
                 heads_->out + item * d);
 }

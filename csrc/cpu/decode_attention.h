@@ -1,4 +1,4 @@
-// The attention of one layer of few rows, its heads shared out to threads.
+// The attention of one layer for few rows. Threads share the heads.
 #pragma once
 
 #include <stdint.h>
@@ -7,8 +7,8 @@
 
 namespace fastdecode {
 
-// Row r's ids are [0, lengths[r] + fresh). With fresh = 1 the last of them is new, and may be
-// placed.
+// Row r has the tokens [0, lengths[r] + fresh). With fresh = 1 the last token is new, and `place`
+// may store it.
 struct Rows {
   int64_t rows, heads, kv_heads, head_dim;
   int dtype;
@@ -19,7 +19,14 @@ struct Rows {
   int64_t fresh;
 };
 
-// Of one layer. Row r's queries, key and value begin r * stride behind those of row 0.
+// The rows of any call with pages.
+template <typename Args>
+Rows rows_of(const Args& a, int64_t fresh) {
+  return {a.rows,       a.heads, a.kv_heads,     a.head_dim, a.dtype,
+          a.page_slots, a.table, a.table_stride, a.lengths,  fresh};
+}
+
+// The queries, keys and values of one layer. Those of row r begin r * stride after those of row 0.
 struct Heads {
   void *keys, *values;  // (pages, kv_heads, page_slots, head_dim)
   float* q;             // (heads, head_dim) of each row
@@ -36,15 +43,15 @@ class Attention {
  public:
   Attention(const Rows& rows, const DecodeKernels& kernels, int threads);
 
-  // Floats of memory that it works in.
+  // Floats of working memory that it needs, which `use` gives it.
   int64_t floats() const;
   void use(float* memory);
 
-  // Norms and rotates the new ids' queries in place, and stores their keys and values.
+  // Norms and rotates the new tokens' queries in place, and stores their keys and values.
   void place(const Heads& heads);
-  // What the queries find in their rows' pages.
+  // Attention of each row's queries to the tokens in its pages.
   void attend(const Heads& heads);
-  // Both. With `chained` rows may see what others place.
+  // Both. With `chained`, rows may attend to tokens that other rows place.
   void place_and_attend(const Heads& heads, bool chained);
 
  private:
@@ -55,7 +62,7 @@ class Attention {
   void join_one(int64_t item);
   void all_of_one(int64_t item);
   void attend_and_join();
-  int64_t seen(int64_t row) const { return rows_.lengths[row] + rows_.fresh; }
+  int64_t tokens_of(int64_t row) const { return rows_.lengths[row] + rows_.fresh; }
   const int32_t* table_of(int64_t row) const { return rows_.table + row * rows_.table_stride; }
   char* at(void* storage, int64_t page, int64_t head, int64_t slot) const;
 

@@ -2,8 +2,6 @@
 
 #include <cstdio>
 
-#include "cpu/error.h"
-
 namespace fastdecode {
 namespace {
 
@@ -28,7 +26,7 @@ const char* missing(const fastdecode_layer& layer) {
   return nullptr;
 }
 
-// A weight's bias may be absent, but not the weight of a bias.
+// A norm may have a weight without a bias, but not a bias without a weight.
 fastdecode_result check_head_norm(const char* where, const char* name, const float* weight,
                                   const float* bias) {
   if (weight != nullptr || bias == nullptr) return FASTDECODE_OK;
@@ -48,14 +46,14 @@ fastdecode_result check_halves(int64_t head_dim) {
               static_cast<long long>(head_dim));
 }
 
-// The pages of a row's ids up to its last one, which is `last` behind its length.
+// The pages of each row's tokens. The row's last token is number length + `last`.
 template <typename Args>
 fastdecode_result check_pages(const Args& a, int64_t last) {
   for (int64_t r = 0; r < a.rows; ++r) {
-    // Unsigned: what is below the least length lies beyond every table.
-    const uint64_t id = static_cast<uint64_t>(a.lengths[r]) + static_cast<uint64_t>(last);
+    // Unsigned: no overflow. A length that is too small is refused before `token` is used.
+    const uint64_t token = static_cast<uint64_t>(a.lengths[r]) + static_cast<uint64_t>(last);
     if (a.lengths[r] < -last ||
-        id / static_cast<uint64_t>(a.page_slots) >= static_cast<uint64_t>(a.table_width)) {
+        token / static_cast<uint64_t>(a.page_slots) >= static_cast<uint64_t>(a.table_width)) {
       return fail(FASTDECODE_INVALID_ARGUMENT,
                   "lengths[%lld] = %lld: must be at least %lld, and in one of table_width = %lld "
                   "pages of page_slots = %lld",
@@ -63,7 +61,7 @@ fastdecode_result check_pages(const Args& a, int64_t last) {
                   static_cast<long long>(-last), static_cast<long long>(a.table_width),
                   static_cast<long long>(a.page_slots));
     }
-    const int64_t pages = static_cast<int64_t>(id) / a.page_slots;
+    const int64_t pages = static_cast<int64_t>(token) / a.page_slots;
     for (int64_t p = 0; p <= pages; ++p) {
       const int32_t page = a.table[r * a.table_stride + p];
       if (page < 0 || page >= a.pages) {
@@ -98,17 +96,31 @@ fastdecode_result check_pointers(std::initializer_list<Pointer> pointers) {
   return FASTDECODE_OK;
 }
 
-fastdecode_result check_size(size_t size, size_t expected, const char* init) {
-  if (size == expected) return FASTDECODE_OK;
-  return fail(FASTDECODE_INVALID_ARGUMENT, "args->size = %zu: this library expects %zu; call %s",
-              size, expected, init);
-}
-
 fastdecode_result check_dtype(int32_t dtype) {
-  if (dtype >= FASTDECODE_FLOAT32 && dtype <= FASTDECODE_FLOAT16) return FASTDECODE_OK;
+  if (is_dtype(dtype)) return FASTDECODE_OK;
   return fail(FASTDECODE_INVALID_ARGUMENT,
               "dtype = %d: must be 0 (float32), 1 (bfloat16) or 2 (float16)", dtype);
 }
+
+namespace {
+
+// The numbers of an operation on heads and pages.
+template <typename Args>
+fastdecode_result check_shapes(const Args& a, int64_t least_head_dim) {
+  CHECKED(check_numbers({{"rows", a.rows, 0},
+                         {"heads", a.heads, 1},
+                         {"kv_heads", a.kv_heads, 1},
+                         {"head_dim", a.head_dim, least_head_dim},
+                         {"pages", a.pages, 0},
+                         {"page_slots", a.page_slots, 1},
+                         {"table_width", a.table_width, 0},
+                         {"table_stride", a.table_stride, a.table_width},
+                         {"threads", a.threads, 0}}));
+  CHECKED(check_dtype(a.dtype));
+  return check_heads(a.heads, a.kv_heads);
+}
+
+}  // namespace
 
 fastdecode_result check_decode_args(const fastdecode_decode_args& a) {
   CHECKED(check_numbers({{"layer_count", a.layer_count, 0},
@@ -148,17 +160,7 @@ fastdecode_result check_decode_args(const fastdecode_decode_args& a) {
 }
 
 fastdecode_result check_rope_append_args(const fastdecode_rope_append_args& a) {
-  CHECKED(check_numbers({{"rows", a.rows, 0},
-                         {"heads", a.heads, 1},
-                         {"kv_heads", a.kv_heads, 1},
-                         {"head_dim", a.head_dim, 2},
-                         {"pages", a.pages, 0},
-                         {"page_slots", a.page_slots, 1},
-                         {"table_width", a.table_width, 0},
-                         {"table_stride", a.table_stride, a.table_width},
-                         {"threads", a.threads, 0}}));
-  CHECKED(check_dtype(a.dtype));
-  CHECKED(check_heads(a.heads, a.kv_heads));
+  CHECKED(check_shapes(a, 2));
   CHECKED(check_halves(a.head_dim));
   const bool any = a.rows > 0;
   CHECKED(check_pointers({{"qkv", a.qkv, any},
@@ -175,17 +177,7 @@ fastdecode_result check_rope_append_args(const fastdecode_rope_append_args& a) {
 }
 
 fastdecode_result check_attend_args(const fastdecode_attend_args& a) {
-  CHECKED(check_numbers({{"rows", a.rows, 0},
-                         {"heads", a.heads, 1},
-                         {"kv_heads", a.kv_heads, 1},
-                         {"head_dim", a.head_dim, 1},
-                         {"pages", a.pages, 0},
-                         {"page_slots", a.page_slots, 1},
-                         {"table_width", a.table_width, 0},
-                         {"table_stride", a.table_stride, a.table_width},
-                         {"threads", a.threads, 0}}));
-  CHECKED(check_dtype(a.dtype));
-  CHECKED(check_heads(a.heads, a.kv_heads));
+  CHECKED(check_shapes(a, 1));
   const bool any = a.rows > 0;
   CHECKED(check_pointers({{"queries", a.queries, any},
                           {"keys", a.keys, any},

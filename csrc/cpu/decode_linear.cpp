@@ -1,16 +1,17 @@
 #include "cpu/decode_linear.h"
 
 #include <algorithm>
-#include <cstdlib>
 
+#include "core/dtypes.h"
 #include "cpu/isa.h"
+#include "cpu/memory.h"
 #include "cpu/thread_pool.h"
 
 namespace fastdecode {
 namespace {
 
-// Another thread pays from about ten microseconds of work on: so many bytes of weights or keys, at
-// about 13 GB/s, or so many multiplications, at about 26 per nanosecond. Tests build with less.
+// A second thread helps from about ten microseconds of work on: so many bytes of weights or keys,
+// at about 13 GB/s, or so many multiplications, at about 26 per nanosecond. Tests build with less.
 #if !defined(FASTDECODE_BYTES_TO_SHARE)
 #define FASTDECODE_BYTES_TO_SHARE (1 << 17)
 #define FASTDECODE_WORK_TO_SHARE (1 << 18)
@@ -18,16 +19,15 @@ namespace {
 constexpr int64_t kBytesPerThread = FASTDECODE_BYTES_TO_SHARE;
 constexpr int64_t kWorkPerThread = FASTDECODE_WORK_TO_SHARE;
 
-// Features of an item are those of so many bytes of weights, in multiples of a kernel's tile.
+// An item of work is about so many bytes of weights: whole tiles of features.
 constexpr int64_t kBytesPerItem = 1 << 15;
-constexpr int64_t kTile = 4;
 
 struct Job {
   const DecodeKernels& kernels;
   const Linear* linears;
   int dtype;
   int64_t per_item;  // features
-  LinearArgs args;   // but for what is a linear layer's own
+  LinearArgs args;   // those that all linear layers share
 };
 
 int64_t items_of(const Linear& linear, int64_t per_item) {
@@ -51,25 +51,6 @@ void run_item(void* context, int64_t item) {
 
 }  // namespace
 
-Memory::~Memory() {
-  std::free(bytes_);
-}
-
-void* Memory::reserve(int64_t bytes) {
-  if (bytes_ != nullptr && bytes <= size_) return bytes_;
-  bytes = std::max<int64_t>((bytes + 63) / 64 * 64, 64);
-  void* more = std::aligned_alloc(64, static_cast<size_t>(bytes));
-  if (more == nullptr) return nullptr;
-  std::free(bytes_);
-  bytes_ = more;
-  size_ = bytes;
-  return more;
-}
-
-int64_t size_of(int dtype) {
-  return dtype == FASTDECODE_FLOAT32 ? 4 : 2;
-}
-
 const DecodeKernels& decode_kernels() {
 #if defined(FASTDECODE_X86)
   switch (cpu_isa()) {
@@ -92,8 +73,8 @@ int useful_threads(int64_t bytes, int64_t work, int limit) {
 
 bool run_linears(const Linear* linears, int count, int dtype, const float* x, int64_t rows,
                  int64_t k, float* out, int64_t out_stride, bool add, int threads) {
-  const int64_t tile_bytes = std::max<int64_t>(kTile * k * size_of(dtype), 1);
-  const int64_t per_item = kTile * std::max<int64_t>(kBytesPerItem / tile_bytes, 1);
+  const int64_t tile_bytes = std::max<int64_t>(kFeatures * k * size_of(dtype), 1);
+  const int64_t per_item = kFeatures * std::max<int64_t>(kBytesPerItem / tile_bytes, 1);
   int64_t items = 0, features = 0;
   for (int i = 0; i < count; ++i) {
     items += items_of(linears[i], per_item);

@@ -1,4 +1,4 @@
-// Linear layers of few rows, their features shared out to threads.
+// Linear layers of few rows. Threads share the features.
 #pragma once
 
 #include <stdint.h>
@@ -7,23 +7,11 @@
 
 namespace fastdecode {
 
-// The kernels of cpu_isa().
+// The kernels for the instruction set cpu_isa().
 const DecodeKernels& decode_kernels();
 
-// Memory that the calling thread keeps from call to call, freed with it.
-class Memory {
- public:
-  ~Memory();
-  // At least so many bytes, aligned to a cache line; null if there are none to be had.
-  void* reserve(int64_t bytes);
-
- private:
-  void* bytes_ = nullptr;
-  int64_t size_ = 0;
-};
-
-// At most `limit` threads, and no more than pay for their waking: `bytes` are read and `work`
-// multiplications done in all.
+// `limit`, or 1 if the work is too small to be worth waking other threads: `bytes` are read in all,
+// and `work` multiplications done.
 int useful_threads(int64_t bytes, int64_t work, int limit);
 
 struct Linear {
@@ -32,18 +20,10 @@ struct Linear {
   int64_t features;
 };
 
-// Runs `count` linear layers, their weights of `dtype`, of one input (rows, k), dense. Their
-// results lie side by side in `out`, or with `add` raise what lies there. False if there was no
-// memory.
+// Runs `count` linear layers, whose weights are of `dtype`, on one dense input (rows, k). Writes
+// their results side by side to `out` or, with `add`, adds them to what `out` holds. False if there
+// was no memory.
 bool run_linears(const Linear* linears, int count, int dtype, const float* x, int64_t rows,
                  int64_t k, float* out, int64_t out_stride, bool add, int threads);
-
-// Floats of an array, so that the next one begins at a cache line.
-inline int64_t rounded_up(int64_t n) {
-  return (n + 15) / 16 * 16;
-}
-
-// Bytes of a value of a fastdecode_dtype.
-int64_t size_of(int dtype);
 
 }  // namespace fastdecode

@@ -1,4 +1,4 @@
-// The operations of a decode step, each on its own.
+// The operations of a decode step, each as a function of its own.
 
 #include <cstring>
 
@@ -6,25 +6,15 @@
 #include "cpu/decode_check.h"
 #include "cpu/decode_linear.h"
 #include "cpu/decode_rows.h"
-#include "cpu/error.h"
 #include "cpu/isa.h"
+#include "cpu/memory.h"
 #include "cpu/thread_pool.h"
 #include "fastdecode/fastdecode.h"
 
 namespace fastdecode {
 namespace {
 
-int limit_of(int32_t threads) {
-  return threads > 0 ? threads : processors();
-}
-
-template <typename Args>
-Rows rows_of(const Args& a, int64_t fresh) {
-  return {a.rows,       a.heads, a.kv_heads,     a.head_dim, a.dtype,
-          a.page_slots, a.table, a.table_stride, a.lengths,  fresh};
-}
-
-// The memory that `attention` works in; false if there is none.
+// Gives `attention` the memory that it works in; false if there is none.
 bool give_memory(Attention& attention) {
   static thread_local Memory memory;
   void* found = memory.reserve(attention.floats() * int64_t{sizeof(float)});
@@ -34,17 +24,6 @@ bool give_memory(Attention& attention) {
 
 fastdecode_result no_memory(int64_t rows) {
   return fail(FASTDECODE_OUT_OF_MEMORY, "no memory for %lld rows", static_cast<long long>(rows));
-}
-
-template <typename Args>
-void clear(Args* args) {
-  std::memset(args, 0, sizeof *args);
-  args->size = sizeof *args;
-  args->threads = 1;
-}
-
-fastdecode_result no_args() {
-  return fail(FASTDECODE_INVALID_ARGUMENT, "args = NULL: must point to the arguments");
 }
 
 }  // namespace
@@ -70,8 +49,8 @@ fastdecode_result fastdecode_linear(const void* weight, int32_t dtype, const flo
   }
   CHECKED(check_isa());
   const Linear linear = {weight, bias, features};
-  if (!run_linears(&linear, 1, dtype, x, rows, k, out, out_stride, false, limit_of(threads))) {
-    return fail(FASTDECODE_OUT_OF_MEMORY, "no memory for %lld rows", static_cast<long long>(rows));
+  if (!run_linears(&linear, 1, dtype, x, rows, k, out, out_stride, false, thread_limit(threads))) {
+    return no_memory(rows);
   }
   return FASTDECODE_OK;
 }
@@ -88,7 +67,8 @@ fastdecode_result fastdecode_rms_norm(const float* x, const float* residual, con
                 residual == nullptr ? "residual" : "sum", residual == nullptr ? "sum" : "residual");
   }
   CHECKED(check_isa());
-  norm_rows({decode_kernels(), x, residual, weight, epsilon, n, sum, out}, rows, limit_of(threads));
+  norm_rows({decode_kernels(), x, residual, weight, epsilon, n, sum, out}, rows,
+            thread_limit(threads));
   return FASTDECODE_OK;
 }
 
@@ -98,7 +78,7 @@ fastdecode_result fastdecode_swiglu(const float* gate_up, int64_t rows, int64_t 
   CHECKED(check_numbers({{"rows", rows, 0}, {"inner", inner, 1}, {"threads", threads, 0}}));
   CHECKED(check_pointers({{"gate_up", gate_up, rows > 0}, {"out", out, rows > 0}}));
   CHECKED(check_isa());
-  gate_rows({decode_kernels(), gate_up, inner, out}, rows, limit_of(threads));
+  gate_rows({decode_kernels(), gate_up, inner, out}, rows, thread_limit(threads));
   return FASTDECODE_OK;
 }
 
@@ -120,24 +100,24 @@ fastdecode_result fastdecode_embed(const int64_t* tokens, int64_t rows, const vo
     }
   }
   CHECKED(check_isa());
-  embed_rows({decode_kernels(), tokens, weight, dtype, hidden, out}, rows, limit_of(threads));
+  embed_rows({decode_kernels(), tokens, weight, dtype, hidden, out}, rows, thread_limit(threads));
   return FASTDECODE_OK;
 }
 
 void fastdecode_rope_append_args_init(fastdecode_rope_append_args* args) {
-  fastdecode::clear(args);
+  fastdecode::set_up(args);
+  args->threads = 1;
   args->epsilon = 1e-5f;
 }
 
 fastdecode_result fastdecode_rope_append(const fastdecode_rope_append_args* given) {
   using namespace fastdecode;
-  if (given == nullptr) return no_args();
+  CHECKED(check_struct(given, "fastdecode_rope_append_args_init"));
   const fastdecode_rope_append_args& a = *given;
-  CHECKED(check_size(a.size, sizeof a, "fastdecode_rope_append_args_init"));
   CHECKED(check_rope_append_args(a));
   CHECKED(check_isa());
   if (a.rows == 0) return FASTDECODE_OK;
-  Attention attention(rows_of(a, 1), decode_kernels(), limit_of(a.threads));
+  Attention attention(rows_of(a, 1), decode_kernels(), thread_limit(a.threads));
   if (!give_memory(attention)) return no_memory(a.rows);
   const int64_t queries = a.heads * a.head_dim, kv = a.kv_heads * a.head_dim;
   Heads heads = {};
@@ -161,22 +141,22 @@ fastdecode_result fastdecode_rope_append(const fastdecode_rope_append_args* give
 }
 
 void fastdecode_attend_args_init(fastdecode_attend_args* args) {
-  fastdecode::clear(args);
+  fastdecode::set_up(args);
+  args->threads = 1;
   args->scale = 1.0f;
 }
 
 fastdecode_result fastdecode_attend(const fastdecode_attend_args* given) {
   using namespace fastdecode;
-  if (given == nullptr) return no_args();
+  CHECKED(check_struct(given, "fastdecode_attend_args_init"));
   const fastdecode_attend_args& a = *given;
-  CHECKED(check_size(a.size, sizeof a, "fastdecode_attend_args_init"));
   CHECKED(check_attend_args(a));
   CHECKED(check_isa());
   if (a.rows == 0) return FASTDECODE_OK;
-  Attention attention(rows_of(a, 0), decode_kernels(), limit_of(a.threads));
+  Attention attention(rows_of(a, 0), decode_kernels(), thread_limit(a.threads));
   if (!give_memory(attention)) return no_memory(a.rows);
   Heads heads = {};
-  heads.keys = const_cast<void*>(a.keys);  // read alone
+  heads.keys = const_cast<void*>(a.keys);  // only read
   heads.values = const_cast<void*>(a.values);
   heads.q = const_cast<float*>(a.queries);
   heads.q_stride = a.heads * a.head_dim;

@@ -1,5 +1,6 @@
 #include "cpu/decode_rows.h"
 
+#include "core/dtypes.h"
 #include "cpu/decode_linear.h"
 #include "cpu/thread_pool.h"
 
@@ -27,7 +28,7 @@ void embed_one(const EmbedRows& a, int64_t row) {
   a.kernels.widen[a.dtype](from, a.n, a.out + row * a.n);
 }
 
-// `work`: about how many multiplications a row costs as much as.
+// `work`: the cost of a row, in multiplications.
 template <typename Args, void (*one)(const Args&, int64_t)>
 void share(const Args& args, int64_t rows, int64_t work, int threads) {
   parallel_for(

@@ -1,4 +1,4 @@
-// What a decode step does to rows one by one, the rows shared out to threads.
+// The operations of a decode step that treat each row by itself. Threads share the rows.
 #pragma once
 
 #include <stdint.h>
@@ -7,8 +7,8 @@
 
 namespace fastdecode {
 
-// RMS norms of (rows, n): out may be x. With `residual` (rows, n) it is sum = x + residual that is
-// normed; sum may be either, and out may be sum.
+// out (rows, n) = RMS norms of x (rows, n); out may be x. With `residual` (rows, n), the norms of
+// sum = x + residual, which is stored too; sum may be x or residual, and out may be sum.
 struct NormRows {
   const DecodeKernels& kernels;
   const float *x, *residual, *weight;
@@ -27,7 +27,7 @@ struct GateRows {
 };
 void gate_rows(const GateRows& args, int64_t rows, int threads);
 
-// out (rows, n) = the rows `tokens` of weight (vocab, n), of dtype.
+// out (rows, n) = weight[tokens], where weight (vocab, n) is of dtype.
 struct EmbedRows {
   const DecodeKernels& kernels;
   const int64_t* tokens;

@@ -1,14 +1,12 @@
-// fastdecode_decode_step: the order of a step's parts.
-
-#include <cstring>
+// fastdecode_decode_step: calls the parts of a step in their order.
 
 #include "cpu/decode_attention.h"
 #include "cpu/decode_check.h"
 #include "cpu/decode_kernels.h"
 #include "cpu/decode_linear.h"
 #include "cpu/decode_rows.h"
-#include "cpu/error.h"
 #include "cpu/isa.h"
+#include "cpu/memory.h"
 #include "cpu/thread_pool.h"
 #include "fastdecode/fastdecode.h"
 
@@ -22,10 +20,8 @@ class Runner {
         kernels_(kernels),
         queries_(step.heads * step.head_dim),
         kv_(step.kv_heads * step.head_dim),
-        threads_(step.threads > 0 ? step.threads : processors()),
-        attention_({step.rows, step.heads, step.kv_heads, step.head_dim, step.dtype,
-                    step.page_slots, step.table, step.table_stride, step.lengths, 1},
-                   kernels, threads_) {}
+        threads_(thread_limit(step.threads)),
+        attention_(rows_of(step, 1), kernels, threads_) {}
 
   bool reserve() {
     const fastdecode_decode_args& s = step_;
@@ -64,15 +60,16 @@ class Runner {
               step_.rows, threads_);
   }
 
-  // x normed by `weight`, or x itself where the norm stands behind the block.
+  // The input of a block (attention or MLP): x normed by `weight`, or x itself where the norm comes
+  // after the block.
   const float* block_input(const float* weight) {
     if (step_.swin != 0) return step_.x;
     norm(step_.x, weight, normed_);
     return normed_;
   }
 
-  // Adds to x the block's last linear layer of `from` (rows, k), normed where the norm stands
-  // there.
+  // The end of a block: applies its last linear layer to `from` (rows, k), norms the result if the
+  // norm comes after the block, and adds it to x.
   bool block_output(const Linear& last, const float* from, int64_t k, const float* weight) {
     if (step_.swin == 0) return linear(&last, 1, from, k, step_.x, step_.hidden, true);
     if (!linear(&last, 1, from, k, normed_, step_.hidden, false)) return false;
@@ -135,8 +132,7 @@ class Runner {
 extern "C" {
 
 void fastdecode_decode_args_init(fastdecode_decode_args* args) {
-  std::memset(args, 0, sizeof *args);
-  args->size = sizeof *args;
+  fastdecode::set_up(args);
   args->threads = 1;
   args->epsilon = 1e-5f;
   args->qk_epsilon = 1e-5f;
@@ -144,10 +140,7 @@ void fastdecode_decode_args_init(fastdecode_decode_args* args) {
 
 fastdecode_result fastdecode_decode_step(const fastdecode_decode_args* given) {
   using namespace fastdecode;
-  if (given == nullptr) {
-    return fail(FASTDECODE_INVALID_ARGUMENT, "args = NULL: must point to the arguments");
-  }
-  CHECKED(check_size(given->size, sizeof *given, "fastdecode_decode_args_init"));
+  CHECKED(check_struct(given, "fastdecode_decode_args_init"));
   CHECKED(check_decode_args(*given));
   CHECKED(check_isa());
   if (given->rows == 0) return FASTDECODE_OK;

@@ -3,14 +3,14 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "cpu/error.h"
+#include "core/error.h"
 
 namespace fastdecode {
 namespace {
 
 constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512bf16"};
 
-// The compiler's check asks CPUID and, by XGETBV, whether the system saves the wide registers.
+// __builtin_cpu_supports asks CPUID, and XGETBV whether the system saves the wide registers.
 Isa best() {
 #if defined(FASTDECODE_X86)
   __builtin_cpu_init();
@@ -35,7 +35,7 @@ const char* wanted() {
 
 struct Choice {
   Isa isa;
-  bool had;  // whether what was asked for can be had
+  bool supported;  // whether FASTDECODE_CPU_ISA, if set, names an instruction set that is here
 };
 
 Choice choose() {
@@ -60,7 +60,7 @@ Isa cpu_isa() {
 }
 
 fastdecode_result check_isa() {
-  if (choice().had) return FASTDECODE_OK;
+  if (choice().supported) return FASTDECODE_OK;
   return fail(
       FASTDECODE_INVALID_ARGUMENT,
       "FASTDECODE_CPU_ISA = %s: must be portable, avx2, avx512 or avx512bf16, and this machine "

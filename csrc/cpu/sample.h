@@ -1,5 +1,6 @@
-// What the sampler's parts share: checked arguments, the per-thread scratch, one entry per ISA.
-// Plain C types only, since this header is included by units built for different instruction sets.
+// What the sampler's parts share: the scratch memory of a thread, and one function for each
+// instruction set. Units built for different instruction sets include this header, so it has only
+// plain C types.
 #pragma once
 
 #include <stdint.h>
@@ -8,9 +9,9 @@
 
 namespace fastdecode {
 
-constexpr int kSampleTile = 64;  // ids whose largest z is noted, to pass over them together
+constexpr int kSampleTile = 64;  // tokens whose largest z is stored, to skip them together
 
-// One thread's working memory for sets of up to `capacity` ids.
+// One thread's working memory for sets of up to `capacity` tokens.
 struct SampleScratch {
   int64_t capacity;
   float* gathered;  // (capacity + a tile,) z of the whole set
@@ -22,10 +23,10 @@ struct SampleScratch {
   int32_t* places;  // (capacity + a tile,)
 };
 
-// Samples one group from one set (0 where there are no sets) as token `step` of its sequence: reads
-// checked arguments but set_index and step, writes element `group` of the four outputs. The scratch
-// holds at least vocab ids. A large set is shared out to up to `threads` threads. One for each
-// instruction set.
+// Samples token `step` of one group's sequence from one set (0 where there are no sets), and writes
+// element `group` of the four outputs. The arguments have been checked; set_index and step are not
+// read. The scratch holds at least vocab tokens. Up to `threads` threads share a large set. There
+// is one such function for each instruction set.
 using SampleGroup = void(const fastdecode_sample_args& args, int64_t group, int64_t set,
                          int64_t step, int threads, const SampleScratch& scratch);
 SampleGroup sample_group_portable;
@@ -33,8 +34,8 @@ SampleGroup sample_group_portable;
 SampleGroup sample_group_avx2, sample_group_avx512;
 #endif
 
-// The calling thread's scratch for `capacity` ids, grown if needed; null when out of memory.
-// Freed when the thread ends.
+// The calling thread's scratch for `capacity` tokens, grown if needed; null when out of memory. It
+// is freed when the thread ends.
 const SampleScratch* thread_scratch(int64_t capacity);
 
 }  // namespace fastdecode

@@ -1,11 +1,10 @@
-// fastdecode_sample and fastdecode_sample_advance: check the arguments, and run the groups.
+// fastdecode_sample and fastdecode_sample_advance: they check the arguments and run the groups.
 
 #include <atomic>
-#include <cmath>
-#include <cstring>
 
+#include "core/check.h"
+#include "core/grammar.h"
 #include "cpu/advance.h"
-#include "cpu/error.h"
 #include "cpu/isa.h"
 #include "cpu/sample.h"
 #include "cpu/sample_check.h"
@@ -14,7 +13,7 @@
 namespace fastdecode {
 namespace {
 
-// Below this many logits a second thread costs more than it saves. Tests build with less.
+// With fewer logits a second thread costs more than it saves. Tests build with a smaller number.
 #if !defined(FASTDECODE_LOGITS_TO_SHARE)
 #define FASTDECODE_LOGITS_TO_SHARE (2 * 131072)
 #endif
@@ -38,18 +37,10 @@ SampleGroup* sample_group() {
 struct Call {
   SampleGroup* sample_group;
   const fastdecode_sample_args* args;
-  const fastdecode_advance_args* advance;  // null: only a draw is wanted
-  int threads;                             // for each group
+  const fastdecode_advance_args* advance;  // null: only sample
+  int threads;                             // that share each group
   std::atomic<bool> out_of_memory;
 };
-
-void write(const fastdecode_sample_args& args, int64_t group, int64_t token,
-           fastdecode_status status) {
-  args.token[group] = token;
-  args.logprob[group] = token < 0 ? -HUGE_VALF : 0.0f;
-  args.kept[group] = token < 0 ? 0 : 1;
-  args.status[group] = status;
-}
 
 void draw(Call& call, int64_t group, int64_t set, int64_t step) {
   const SampleScratch* scratch = thread_scratch(call.args->vocab);
@@ -60,20 +51,12 @@ void draw(Call& call, int64_t group, int64_t set, int64_t step) {
   call.sample_group(*call.args, group, set, step, call.threads, *scratch);
 }
 
-// What the grammar wants of a group: a draw, or what there is to say without one.
+// Draws a token for a group, or writes the answer of one that the grammar draws none for.
 void run_advancing(Call& call, int64_t group) {
-  const fastdecode_sample_args& args = *call.args;
   const fastdecode_advance_args& advance = *call.advance;
-  Coming next = {Next::kNothing, 0};
-  if (advance.finished[group] == FASTDECODE_RUNNING) next = coming(advance, group);
-  switch (next.next) {
-    case Next::kNothing:
-      return write(args, group, -1, FASTDECODE_STATUS_FINISHED);
-    case Next::kForced:
-      return write(args, group, next.value, FASTDECODE_STATUS_OK);
-    case Next::kDrawn:
-      return draw(call, group, next.value, advance.step[group]);
-  }
+  const Coming next = coming_if_running(advance, group);
+  if (next.next != Next::kDrawn) return write_undrawn(*call.args, group, next);
+  draw(call, group, next.value, advance.step[group]);
 }
 
 void run_group(void* context, int64_t group) {
@@ -87,10 +70,10 @@ void run_group(void* context, int64_t group) {
 int threads_for(const fastdecode_sample_args& args) {
   const int64_t logits = args.groups * args.streams_per_group * args.vocab;
   if (args.threads == 1 || logits < kLogitsToShare) return 1;
-  return args.threads > 0 ? args.threads : processors();
+  return thread_limit(args.threads);
 }
 
-// Groups are shared out to the threads; where there are fewer groups than threads, each group is.
+// The threads share the groups or, where there are fewer groups than threads, each group.
 fastdecode_result run(Call& call) {
   const fastdecode_sample_args& args = *call.args;
   const int threads = threads_for(args);
@@ -111,8 +94,7 @@ fastdecode_result run(Call& call) {
 extern "C" {
 
 void fastdecode_sample_args_init(fastdecode_sample_args* args) {
-  std::memset(args, 0, sizeof *args);
-  args->size = sizeof *args;
+  fastdecode::set_up(args);
   args->threads = 1;
   args->streams_per_group = 1;
   args->temperature_value = 1.0f;
@@ -122,8 +104,7 @@ void fastdecode_sample_args_init(fastdecode_sample_args* args) {
 
 fastdecode_result fastdecode_sample(const fastdecode_sample_args* given) {
   using namespace fastdecode;
-  const fastdecode_result checked = check_sample_args(given);
-  if (checked != FASTDECODE_OK) return checked;
+  CHECKED(check_sample_args(given));
   Call call = {sample_group(), given, nullptr, 1, {false}};
   return run(call);
 }
@@ -131,27 +112,12 @@ fastdecode_result fastdecode_sample(const fastdecode_sample_args* given) {
 fastdecode_result fastdecode_sample_advance(const fastdecode_sample_args* sample,
                                             const fastdecode_advance_args* given) {
   using namespace fastdecode;
-  fastdecode_result checked = check_sample_args(sample);
-  if (checked != FASTDECODE_OK) return checked;
-  if (sample->set_index != nullptr || sample->step != nullptr) {
-    return fail(FASTDECODE_INVALID_ARGUMENT,
-                "sample->set_index and sample->step must be NULL: the grammar and the steps of the "
-                "groups take their place");
-  }
-  checked = check_advance_size(given);
-  if (checked != FASTDECODE_OK) return checked;
-  fastdecode_advance_args advance = *given;
-  advance.groups = sample->groups;
-  advance.streams_per_group = sample->streams_per_group;
-  advance.streams = sample->streams;
-  advance.rows = sample->rows;
-  advance.vocab = sample->vocab;
-  advance.token = sample->token;
-  if (sample->seen != nullptr && sample->seen != advance.seen) {
-    return fail(FASTDECODE_INVALID_ARGUMENT, "sample->seen must be NULL or advance->seen");
-  }
-  checked = check_advance_args(advance, sample->sets > 0 ? sample->sets : 1);
-  if (checked != FASTDECODE_OK) return checked;
+  CHECKED(check_sample_args(sample));
+  CHECKED(check_sample_of_advance(*sample));
+  CHECKED(check_struct(given, "fastdecode_advance_args_init"));
+  const fastdecode_advance_args advance = joined(*sample, *given);
+  CHECKED(check_same_seen(*sample, advance));
+  CHECKED(check_advance_args(advance, sample->sets > 0 ? sample->sets : 1));
   Call call = {sample_group(), sample, &advance, 1, {false}};
   const fastdecode_result result = run(call);
   for (int64_t group = 0; result == FASTDECODE_OK && group < advance.groups; ++group) {

@@ -1,4 +1,4 @@
-// Checks of fastdecode_sample's arguments, before an output is written.
+// The checks of fastdecode_sample's arguments, which come before any output is written.
 #pragma once
 
 #include "fastdecode/fastdecode.h"

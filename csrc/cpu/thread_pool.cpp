@@ -15,8 +15,8 @@
 namespace fastdecode {
 namespace {
 
-// A worker that has nothing to do looks for more this many times, some 50 microseconds, before it
-// sleeps: the parts of a decode step follow each other faster than a sleeper wakes.
+// An idle worker looks for work this many times, about 50 microseconds, before it sleeps: the parts
+// of a decode step follow each other faster than a sleeping thread wakes.
 constexpr int kLooks = 1500;
 
 inline void pause() {
@@ -27,9 +27,9 @@ inline void pause() {
 #endif
 }
 
-// Entry of the OpenMP runtime that the process has, if it has one: torch brings it. Its threads
-// wait, spinning, on the processors where others would work; threads of our own would have to share
-// those with them, and be late.
+// GOMP_parallel of the process's OpenMP runtime, or null: torch loads one. OpenMP's threads spin
+// while they wait for work. Threads of our own would have to share the processors with them, and
+// would be late.
 using OpenMp = void (*)(void (*run)(void*), void* context, unsigned threads, unsigned flags);
 
 OpenMp openmp() {
@@ -47,20 +47,20 @@ int threads_there() {
   return count;
 }
 
-// OpenMP ends the process if it cannot have so many threads.
+// OpenMP ends the process if it cannot start as many threads as it is asked for.
 unsigned at_most_useful(int threads) {
   return static_cast<unsigned>(std::min(threads, 4 * processors()));
 }
 
-// Set in a forked child, which has no threads but the one that forked.
+// True in a forked child, whose only thread is a copy of the one that forked.
 std::atomic<bool> forked{false};
 
 __attribute__((constructor)) void notice_forks() {
   pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
 }
 
-// Items shared out to threads: each takes those of its own range one after another, so that it
-// reads memory as one stream, and then helps with what is left of the others'.
+// The items of a call, one range for each thread. A thread does its own range in order, so that it
+// reads memory as one stream, and then takes items that are left in other threads' ranges.
 class Shares {
  public:
   void set(int64_t items, int threads) {
@@ -72,10 +72,10 @@ class Shares {
     threads_.store(1, std::memory_order_relaxed);
   }
 
-  // Number of a thread that comes to help the caller, whose number is 0.
+  // A number for a thread that joins. The caller's number is 0.
   int number() { return threads_.fetch_add(1, std::memory_order_relaxed); }
 
-  // Does items until none is left, as the thread of this number. How many it did.
+  // Does items until none is left, as the thread of this number. Returns how many it did.
   int64_t work(int number, void (*task)(void*, int64_t), void* context) {
     int64_t done = 0;
     for (int i = 0; i < ranges_; ++i) {
@@ -94,8 +94,8 @@ class Shares {
 
  private:
   static constexpr int kMost = 64;
-  // Of what is left of a range, a thread takes one in so many items at a time: with every taking,
-  // reads of memory wait for those before it.
+  // A thread takes one kPart-th of a range's remaining items at a time. Taking items one by one
+  // would be slow: at each atomic operation, reads of memory wait for earlier ones.
   static constexpr int64_t kPart = 4;
   struct alignas(64) Range {
     std::atomic<int64_t> next;
@@ -108,7 +108,8 @@ class Shares {
 
 class Pool {
  public:
-  // False, with nothing done, if another caller has the pool or this is a forked child.
+  // False, with nothing done, if another caller uses the pool, this is a forked child, or the team
+  // is avoided (see run_on_team).
   bool run(int64_t items, int threads, void (*task)(void*, int64_t), void* context) {
     if (forked.load() || !busy_.try_lock()) return false;
     const bool team = has_team();
@@ -133,9 +134,9 @@ class Pool {
   static constexpr std::chrono::microseconds kLate{500};
   static constexpr std::chrono::milliseconds kAlone{50};
 
-  // A team's calls begin and end with all of its threads, also with one that has nothing to do but
-  // that another program keeps from its processor: for milliseconds, every time. Whoever meets that
-  // works alone for a while.
+  // A call of an OpenMP team begins and ends when all of its threads do. If another program
+  // occupies the processor of one of them, every call takes milliseconds longer. Once a call was
+  // late like that, callers work alone for a while.
   void run_on_team(int threads) {
     caller_ = pthread_self();
     const Clock::time_point asked = Clock::now();
@@ -156,8 +157,8 @@ class Pool {
     left_ = Clock::now();
   }
 
-  // Whether OpenMP's threads are seen to be there. Those that a process had before it forked are
-  // not, in the child, but the runtime would wait for them.
+  // Whether the process has OpenMP's threads. A forked child has not, but its OpenMP runtime would
+  // wait for those of the parent.
   bool has_team() {
     if (!team_ && openmp() != nullptr) team_ = threads_there() > 1 + workers_;
     return team_;
@@ -171,7 +172,7 @@ class Pool {
       wake_.notify_all();
     }
     shares_.work(0, task_, context_);
-    // Nobody joins from here on; wait for those who did.
+    // No worker can join from here on; wait for those that did.
     gate_.fetch_and(kSeat - 1);
     for (int64_t looks = 0; gate_.load() != 0; ++looks) {
       if (looks < kLooks) {
@@ -186,7 +187,7 @@ class Pool {
     try {
       for (; workers_ < workers; ++workers_) std::thread(&Pool::serve, this).detach();
     } catch (const std::exception&) {
-      // No more threads to be had: those there are, and the caller, do the work.
+      // The system allows no more threads: those that exist, and the caller, do the work.
     }
   }
 
@@ -237,6 +238,10 @@ class Pool {
 int processors() {
   static const int count = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   return count;
+}
+
+int thread_limit(int32_t threads) {
+  return threads > 0 ? threads : processors();
 }
 
 void parallel_for(int64_t items, int threads, void (*run)(void*, int64_t), void* context) {

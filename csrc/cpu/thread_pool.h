@@ -1,19 +1,26 @@
-// Runs the same task over a range of items on a small persistent set of threads.
+// A few threads that are kept from call to call, and share the items of a task.
 #pragma once
 
 #include <stdint.h>
 
 namespace fastdecode {
 
-// How many this machine has; found out once, which takes longer than some kernels.
+// How many processors this machine has. Asked once, since asking takes longer than some kernels.
 int processors();
 
-// Calls run(context, item) once for each item in [0, items), on at most `threads` threads of which
-// the caller is one, and returns when all have finished. Where the process has threads of an
-// OpenMP runtime the others are those; ask for as many at every call, or for one, since a smaller
-// team than the last ends threads. Safe from any thread: while another caller has the pool, and in
-// a forked child, which has no workers, the caller does all items itself. `run` must not throw, nor
-// call this.
+// The most threads that a call may use, by its argument `threads`: that many, or with 0 one per
+// processor.
+int thread_limit(int32_t threads);
+
+// Calls run(context, item) once for each item in [0, items), on the caller's thread and at most
+// `threads` - 1 others, and returns when all items are done. `run` must not throw, and must not
+// call parallel_for.
+//
+// Where the process has an OpenMP runtime, its threads do the work. Then ask for the same number of
+// threads at every call, or for one: OpenMP ends threads when a team is smaller than the last.
+//
+// Safe from any thread. The caller does all items itself while another caller uses the threads, and
+// in a forked child, which has no other threads.
 void parallel_for(int64_t items, int threads, void (*run)(void* context, int64_t item),
                   void* context);
 

@@ -8,7 +8,7 @@ namespace {
 
 constexpr unsigned kEveryLane = 0xffffffffu;
 constexpr int kWarp = 32;
-constexpr int kTogether = 4;  // reads of a thread
+constexpr int kTogether = 4;  // reads that a thread starts before it uses the first
 
 extern __shared__ float dynamic_shared[];
 
@@ -45,7 +45,7 @@ class CudaBlock {
     return reduced(n, f, [](uint64_t a, uint64_t b) { return a > b ? a : b; });
   }
 
-  // Without a branch around them the reads of a round can be under way together.
+  // No branch surrounds the loads of a round, so that all of them start before the first is used.
   template <typename Load, typename Use>
   __device__ uint64_t max_of(int n, Load load, Use use) const {
     return over_threads(
@@ -70,8 +70,8 @@ class CudaBlock {
         [](uint64_t a, uint64_t b) { return a > b ? a : b; });
   }
 
-  // The fences make of the barriers and the count an order of this block's writes before the
-  // count, and of the count before the last one's reads.
+  // The first fence orders this block's writes before its count; the second orders the count before
+  // the last block's reads. The barriers extend both to all threads.
   __device__ bool last(uint32_t* count, uint32_t of) const {
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -85,7 +85,7 @@ class CudaBlock {
     return is_last;
   }
 
-  // Each thread has a stretch of its own.
+  // Each thread adds up a stretch of its own.
   template <typename F, typename To>
   __device__ uint64_t prefix(int n, F f, To to) const {
     __syncthreads();
@@ -94,7 +94,7 @@ class CudaBlock {
     uint64_t own = 0;
     for (int i = first; i < last; ++i) own += f(i);
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    uint64_t through = own;  // of the lanes up to this one
+    uint64_t through = own;  // the sum of the lanes up to this one
     for (int step = 1; step < kWarp; step *= 2) {
       const uint64_t lower = __shfl_up_sync(kEveryLane, through, step);
       if (lane >= step) through += lower;

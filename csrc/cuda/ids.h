@@ -1,4 +1,5 @@
-// The ids of a set by their positions, 0 for the least, shared out to the threads of a block.
+// The tokens of a set by their positions: the smallest token has position 0. The threads of a block
+// share them.
 #pragma once
 
 #include "cuda/group.h"
@@ -9,7 +10,7 @@ namespace {
 template <class Block>
 class Ids {
  public:
-  // Counts the ids, and looks whether the ranges are what they should be.
+  // Counts the tokens, and checks the ranges.
   FASTDECODE_DEVICE Ids(Block& block, const Set& set) : block_(block), set_(set) {
     const int32_t first = set.first, count = set.last - set.first;
     bad_ = set.bad || block.max(count, [&](int i) { return set.wrong(first + i) ? 1u : 0u; }) != 0;
@@ -21,12 +22,12 @@ class Ids {
   FASTDECODE_DEVICE bool bad() const { return bad_; }
   FASTDECODE_DEVICE int32_t size() const { return size_; }
 
-  // Of a set that has been looked at before: that many ids, none of them wrong.
+  // For a set that was checked before, and has so many tokens.
   FASTDECODE_DEVICE Ids(Block& block, const Set& set, int32_t size)
       : block_(block), set_(set), size_(size) {}
 
-  // The largest use(position, id, load(id)) of the positions [first, last). The load of a few ids
-  // comes before the use of the first of them, so that their reads are under way together.
+  // The largest use(position, token, load(token)) of the positions [first, last). A thread loads a
+  // few tokens before it uses the first of them, so that it waits for memory once.
   template <typename Load, typename Use>
   FASTDECODE_DEVICE uint64_t max(int32_t first, int32_t last, Load load, Use use) {
     uint64_t largest = 0;
@@ -75,7 +76,7 @@ class Ids {
     int32_t ranges, size;
   };
 
-  // Lists ranges from r on, and where the ids of each begin.
+  // Copies up to kRanges ranges, from r on, to shared memory, with each one's first position.
   FASTDECODE_DEVICE Batch batch(int32_t r) {
     Shared& s = block_.shared();
     const int32_t n = set_.last - r < kRanges ? set_.last - r : kRanges;

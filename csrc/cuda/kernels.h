@@ -1,4 +1,4 @@
-// The kernels of small sets, and of advance alone: what each block does of a launch.
+// The kernels for small sets, and for advance without sample: what each block of a launch does.
 #pragma once
 
 #include "cuda/call.h"
@@ -19,7 +19,7 @@ struct SampleSmall {
       sample_small<T>(block, a, group_of(a, group, choice.step), set_of(a, choice.set),
                       call.capacity);
     }
-    if (call.advances) block.once([&] { complete_group(a, call.advance, group); });
+    if (call.advances) block.once([&] { complete_group(call, group); });
   }
 };
 

@@ -1,8 +1,8 @@
-// The host's side of a call: checks, and which kernels are launched. A template over Device, which
-// launches a kernel on a stream or, in a test, runs its blocks one after another.
+// The host's side of a call: it checks the arguments and launches kernels. These are templates over
+// the class Device, which launches a kernel on a stream or, in a test, runs its blocks one by one.
 #pragma once
 
-#include "cpu/error.h"
+#include "core/check.h"
 #include "cuda/check.h"
 #include "cuda/kernels.h"
 #include "cuda/sample_cut.h"
@@ -10,7 +10,7 @@
 namespace fastdecode {
 namespace {
 
-// Ids of which a block holds all: 64 KiB. Tests build with none.
+// Sets of up to so many tokens fit into a block's shared memory: 64 KiB. Tests build with 0.
 #if !defined(FASTDECODE_CUDA_SMALL_SET)
 #define FASTDECODE_CUDA_SMALL_SET 16384
 #endif
@@ -20,7 +20,7 @@ inline int64_t largest_of(const fastdecode_sample_args& a, int64_t largest_set) 
   return largest_set > 0 && largest_set < a.vocab ? largest_set : a.vocab;
 }
 
-// Blocks that share a group; 0: one block holds it.
+// How many blocks share a group; 0: its set fits into one block.
 inline int64_t chunks_of(const fastdecode_sample_args& a, int64_t largest_set) {
   const int64_t largest = largest_of(a, largest_set);
   return largest <= kSmallSet ? 0 : (largest + kChunk - 1) / kChunk;
@@ -32,12 +32,11 @@ inline size_t workspace_of(const fastdecode_sample_args& a, int64_t largest_set)
 }
 
 inline fastdecode_result check_sample(const fastdecode_sample_args* args, int64_t largest_set) {
-  const fastdecode_result checked = check_cuda_sample(args, largest_set);
-  if (checked != FASTDECODE_OK) return checked;
+  CHECKED(check_cuda_sample(args, largest_set));
   return check_cuda_blocks(args->groups, chunks_of(*args, largest_set));
 }
 
-// Launches one kernel after another; after one that CUDA refuses, none.
+// Launches one kernel after another, until CUDA refuses one.
 template <class Device>
 class Launches {
  public:
@@ -80,7 +79,7 @@ fastdecode_result launch_large(Device& device, Call& call) {
   return launches.result();
 }
 
-// Draws for checked arguments and, if `advance` is given, appends.
+// Samples and, if `advance` is given, appends the tokens. The arguments have been checked.
 template <class Device>
 fastdecode_result run_sample(Device& device, const fastdecode_sample_args& a,
                              const fastdecode_advance_args* advance, int64_t largest_set,
@@ -93,47 +92,28 @@ fastdecode_result run_sample(Device& device, const fastdecode_sample_args& a,
   call.capacity = static_cast<int32_t>(largest_of(a, largest_set));
   call.workspace = static_cast<char*>(workspace);
   call.chunks = static_cast<int32_t>(chunks_of(a, largest_set));
-  const bool large = call.chunks > 0;
-  if (a.dtype == FASTDECODE_FLOAT32) {
-    return large ? launch_large<float>(device, call) : launch_small<float>(device, call);
-  }
-  if (a.dtype == FASTDECODE_BFLOAT16) {
-    return large ? launch_large<BFloat16>(device, call) : launch_small<BFloat16>(device, call);
-  }
-  return large ? launch_large<Float16>(device, call) : launch_small<Float16>(device, call);
+  return with_type_of(a.dtype, [&](auto type) {
+    using T = decltype(type);
+    return call.chunks > 0 ? launch_large<T>(device, call) : launch_small<T>(device, call);
+  });
 }
 
 template <class Device>
 fastdecode_result run_advance(Device& device, const fastdecode_advance_args* given) {
-  const fastdecode_result checked = check_cuda_advance(given, false);
-  if (checked != FASTDECODE_OK || given->groups == 0) return checked;
+  CHECKED(check_cuda_advance(given, false));
+  if (given->groups == 0) return FASTDECODE_OK;
   const int64_t blocks = (given->groups + kAdvanceThreads - 1) / kAdvanceThreads;
   return device.template launch<Advance, kAdvanceThreads>(blocks, 0, *given);
 }
 
-// The advance of a sample_advance, with what it takes from the sample.
+// The arguments of a sample_advance's advance: those given, with those that it takes from the
+// sample's. The sample's have been checked.
 inline fastdecode_result join(const fastdecode_sample_args* sample,
                               const fastdecode_advance_args* given, fastdecode_advance_args* to) {
-  if (sample->set_index != nullptr || sample->step != nullptr) {
-    return fail(FASTDECODE_INVALID_ARGUMENT,
-                "sample->set_index and sample->step must be NULL: the grammar and the steps of the "
-                "groups take their place");
-  }
-  if (given != nullptr) {
-    *to = *given;
-    to->groups = sample->groups;
-    to->streams_per_group = sample->streams_per_group;
-    to->streams = sample->streams;
-    to->rows = sample->rows;
-    to->vocab = sample->vocab;
-    to->token = sample->token;
-  }
-  const fastdecode_result checked = check_cuda_advance(given != nullptr ? to : nullptr, true);
-  if (checked != FASTDECODE_OK) return checked;
-  if (sample->seen != nullptr && sample->seen != to->seen) {
-    return fail(FASTDECODE_INVALID_ARGUMENT, "sample->seen must be NULL or advance->seen");
-  }
-  return FASTDECODE_OK;
+  CHECKED(check_sample_of_advance(*sample));
+  if (given != nullptr) *to = joined(*sample, *given);
+  CHECKED(check_cuda_advance(given != nullptr ? to : nullptr, true));
+  return check_same_seen(*sample, *to);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// libfastdecode_cuda.so: the kernels as such, and their launches. Built with -fmad=false: products
-// and sums are rounded separately, as in the reference.
+// libfastdecode_cuda.so: the __global__ functions and their launches. Built with -fmad=false:
+// products and sums are rounded separately, as in the reference.
 
 #include <cuda_runtime.h>
 
@@ -10,7 +10,7 @@
 namespace fastdecode {
 namespace {
 
-constexpr size_t kSharedUnasked = 48 * 1024;  // a kernel says so if it wants more
+constexpr size_t kSharedUnasked = 48 * 1024;  // a kernel that needs more must ask for it
 
 template <class Kernel, int kThreads, class Call>
 __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Call call) {

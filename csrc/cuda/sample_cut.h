@@ -1,13 +1,12 @@
-// The cut of top-k and top-p of sets that several blocks share; part of sample_large.h.
+// The cuts of top-k and top-p in sets that several blocks share; part of sample_large.h.
 //
-//   count  counts and masses of z by their depth below the group's top; the last block finds the
-//          depths in which the cuts must lie
-//   list   lists the z of these depths; the last block finds the cuts exactly among them
+//   count  adds up the number and the mass of the z at each depth below the group's top; the last
+//          block finds the depths in which the cuts must lie
+//   list   lists the z at these depths; the last block finds the exact cuts among them
 //
-// Depths spread the z of a distribution evenly, which order keys do not: a few hundred of 65,536
-// are listed. Sums are of integers, so that the order of the additions does not matter; nor does
-// the order of the list. Where all z lie at one depth the list holds them all: slower, and still
-// right.
+// Depths spread the z of a distribution evenly, which order keys do not: of 65,536 z, a few hundred
+// are listed. The sums are of integers, so the order of additions does not matter, and neither does
+// the order of the list. If all z lie at one depth, the list holds all of them: slower, but right.
 #pragma once
 
 #include "cuda/sample_large.h"
@@ -16,13 +15,13 @@
 namespace fastdecode {
 namespace {
 
-// 0 for the top, rising as z <= top falls: the upper bits of a float that is at least 2.
+// 0 for the top, and larger for smaller z <= top: the upper bits of top - z + 2 as a float.
 FASTDECODE_DEVICE inline uint32_t depth_of(float z, float top) {
   const uint32_t depth = (float_bits((top - z) + 2.0f) - 0x40000000u) >> 16;
   return depth < kDepths ? depth : kDepths - 1;
 }
 
-// What a group is filtered by.
+// The filters of a group.
 struct Filters {
   uint64_t k;  // 0: all are kept
   float p;     // 1: all are kept
@@ -59,7 +58,7 @@ struct Count {
     if (n == 0) return;
     const float* z = chunk.w.z + chunk.first();
     Shared& s = block.shared();
-    uint32_t* counts = s.low + kDepths;  // masses take the first half of low and of high
+    uint32_t* counts = s.low + kDepths;  // the first halves of low and high hold the masses
     block.each(kDepths, [&](int i) { s.low[i] = s.high[i] = counts[i] = 0; });
     block.each(n, [&](int i) {
       const float x = z[i];
@@ -96,7 +95,8 @@ struct Count {
     uint32_t p_first = 1, p_last = 0;
     uint64_t before = 0;
     if (filters.p < 1.0f) {
-      // What top-k leaves weighs no less than what lies above k_at, no more than that and it.
+      // What top-k keeps weighs at least `before`, the mass above depth k_at, and at most `before`
+      // and the mass at depth k_at.
       const int above = static_cast<int>(k_at);
       before = block.sum(above, mass_at);
       const uint64_t most = before + (k_at < kDepths ? w.masses[k_at] : 0);
@@ -169,8 +169,8 @@ struct List {
         });
   }
 
-  // The largest key such that the listed z of one depth from it up weigh the limit, which all of
-  // them do.
+  // The largest key such that the listed z of one depth from that key up weigh at least the limit.
+  // All z of the depth together do.
   template <class Block, typename Weight>
   FASTDECODE_DEVICE static uint32_t cut_at(Block& block, const float* listed, int n, float top,
                                            uint32_t depth, uint64_t limit, Weight weight) {

@@ -1,20 +1,20 @@
 // `sample` for sets of any size: several blocks per group, z in the workspace.
 //
-// The positions of a group's set are cut into chunks, a block each:
+// The positions of a group's set are cut into chunks, one per block. The kernels are
 //
-//   mix    z of each id, and the chunk's outcome; the group's workspace is set up
-//   count  \ the cut of top-k and top-p, see sample_cut.h; left out where both are off, for all
-//   list   / groups
-//   draw   noise for what is kept; the last block of a group writes its answer
+//   mix    sets up the workspace; computes the z of each token, and the chunk's outcome
+//   count  \ find the cut of top-k and top-p, see sample_cut.h; not launched if both filters are
+//   list   / off for all groups
+//   draw   adds noise to the kept z; the last block of a group writes the group's answer
 //
-// With contrast, mix, count and list run once more before, on the logits of the expert.
+// With contrast, mix, count and list first run on the logits of the expert.
 //
-// These are the stages of triton_kernels/sample_large.py, but for two things. What a group's blocks
-// find is put together by the last of them, in the same launch: four launches with a filter and two
-// without, where the Triton kernels take six and three. And chunks are of positions, not of ids
-// from the set's first to its last: a set with holes, or one that is smaller than the largest,
-// costs what it has. Each weighted logit of the set is read once; with contrast the first stream's
-// twice.
+// triton_kernels/sample_large.py has the same stages, with two differences. Here the last block of
+// a group combines what its blocks found, in the same launch: four launches with a filter and two
+// without, where the Triton kernels take six and three. And chunks are cut from the set's
+// positions, not from the range of its tokens: a set with holes, or one smaller than the largest,
+// costs no more than its size. Each logit of the set is read once; with contrast, those of the
+// first stream twice.
 #pragma once
 
 #include "cuda/call.h"
@@ -26,7 +26,7 @@ namespace {
 
 constexpr int kLargeThreads = 256;
 
-// The group and the part of its positions that are a block's.
+// A block's group, and its part of the group's positions.
 struct Chunk {
   int64_t group;
   int32_t number;
@@ -38,7 +38,7 @@ struct Chunk {
         w(workspace_at(call.workspace, call.chunks, group)) {}
 
   FASTDECODE_DEVICE int32_t first() const { return number * kChunk; }
-  // How many of the set's positions are here.
+  // How many of the set's positions are in this chunk.
   FASTDECODE_DEVICE int size(int32_t set_size) const {
     const int32_t left = set_size - first();
     return left < 0 ? 0 : left < kChunk ? left : kChunk;
@@ -75,7 +75,7 @@ struct Mix {
   }
 
  private:
-  // What later launches add to, but the expert's keys, which are read in this one.
+  // Sets to 0 what later launches add to. Not the expert's keys: this launch reads them.
   template <class Block>
   FASTDECODE_DEVICE static void set_up(Block& block, const Call& call, const Chunk& chunk) {
     const Workspace& w = chunk.w;
@@ -142,11 +142,11 @@ struct Draw {
     if (has_top(outcome)) draw(block, chunk, g, ids, outcome);
     if (!block.last(&w.state->drawn_blocks, static_cast<uint32_t>(call.chunks))) return;
     if (outcome != kIdle) finish(block, call.sample, w, g, ids, outcome);
-    if (call.advances) block.once([&] { complete_group(call.sample, call.advance, chunk.group); });
+    if (call.advances) block.once([&] { complete_group(call, chunk.group); });
   }
 
  private:
-  // A chunk's mass is at most 2^50, so that a count of its ids fits above it.
+  // A chunk's mass is at most 2^50, so the number of its tokens fits into the bits above.
   static constexpr int kCountShift = 52;
   static_assert(kChunk <= 1 << 10, "2^40 each");
 
@@ -202,7 +202,7 @@ struct Draw {
     const float top = float_of_key(static_cast<uint32_t>(outcome));
     const int32_t place = place_of(w.state->best), id = ids.at(place);
     block.once([&] {
-      if (g.greedy()) return write(a, g.number, id, 0.0f, 1, FASTDECODE_STATUS_OK);
+      if (g.greedy()) return write_certain(a, g.number, id);
       const float logprob = logprob_of(w.z[place], top, w.state->mass);
       write(a, g.number, id, logprob, static_cast<int32_t>(w.state->kept), FASTDECODE_STATUS_OK);
     });

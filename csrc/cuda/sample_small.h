@@ -1,5 +1,5 @@
-// `sample` for sets that fit into a block's shared memory: one block per group, one launch.
-// Each weighted logit of the set is read once; with contrast the first stream's twice.
+// `sample` for sets that fit into a block's shared memory: one block per group, one launch. Each
+// logit of the set is read once; with contrast, those of the first stream twice.
 #pragma once
 
 #include "cuda/ids.h"
@@ -9,7 +9,7 @@
 namespace fastdecode {
 namespace {
 
-// Steps 5 and 6: the least key that top-k and top-p keep.
+// Steps 5 and 6: the smallest key that top-k and top-p keep.
 template <class Block>
 FASTDECODE_DEVICE uint32_t filter(Block& block, const Group& g, const float* z, int n, float top) {
   const uint32_t hi = order_key(top);
@@ -27,8 +27,9 @@ FASTDECODE_DEVICE uint32_t filter(Block& block, const Group& g, const float* z, 
   return lo;
 }
 
-// Draws for group g from the set, or finds why it cannot, and writes element g.number of the
-// outputs. Sets of more than `capacity` ids, which block.values() holds, are refused.
+// Samples group g from the set and writes element g.number of the outputs: the answer, or the
+// status that says why there is none. A set of more than `capacity` tokens, which is what
+// block.values() holds, is refused.
 template <typename T, class Block>
 FASTDECODE_DEVICE void sample_small(Block& block, const fastdecode_sample_args& a, const Group& g,
                                     const Set& set, int32_t capacity) {
@@ -70,7 +71,7 @@ FASTDECODE_DEVICE void sample_small(Block& block, const fastdecode_sample_args& 
     const uint64_t rank =
         block.max(n, [&](int i) { return z[i] == top ? rank_of(0.0f, i) : uint64_t{0}; });
     const int32_t id = ids.at(place_of(rank));
-    block.once([&] { write(a, g.number, id, 0.0f, 1, FASTDECODE_STATUS_OK); });
+    block.once([&] { write_certain(a, g.number, id); });
     return;
   }
 

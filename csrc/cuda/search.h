@@ -1,5 +1,5 @@
-// Thresholds of top-k and top-p, by a block: the digits of an order key, 11 bits at a time, from
-// histograms. Sums are of integers, so that the order of the additions does not matter.
+// The search of a block for the thresholds of top-k and top-p: histograms give an order key, 11
+// bits at a time. The sums are of integers, so the order of additions does not matter.
 #pragma once
 
 #include "core/numerics.h"
@@ -8,23 +8,14 @@
 namespace fastdecode {
 namespace {
 
-constexpr uint32_t kLeastKey = 0x00800000u;  // of the least finite float32
-constexpr float kNoMass = -29.0f;            // this far below the top, masses round to 0
-
-// ceil(top_p * total), the product rounded once in float64, and at least 1.
-FASTDECODE_DEVICE inline uint64_t top_p_limit(float top_p, uint64_t total) {
-  const double product = static_cast<double>(top_p) * static_cast<double>(total);
-  const uint64_t floor = static_cast<uint64_t>(product);
-  const uint64_t ceiling = floor + (static_cast<double>(floor) < product ? 1 : 0);
-  return ceiling > 1 ? ceiling : 1;
-}
+constexpr uint32_t kLeastKey = 0x00800000u;  // of the smallest finite float32
 
 struct Found {
   int32_t at;
-  uint64_t before;  // weight of those before
+  uint64_t before;  // sum of the weights before it
 };
 
-// The first of n weights at which their running sum reaches the limit, if all together do.
+// The first of n weights at which the running sum reaches the limit; n if it never does.
 template <class Block, typename Weight>
 FASTDECODE_DEVICE Found first_reaching(Block& block, int n, uint64_t limit, Weight weight) {
   uint64_t* found = block.shared().found;
@@ -38,7 +29,7 @@ FASTDECODE_DEVICE Found first_reaching(Block& block, int n, uint64_t limit, Weig
   return {static_cast<int32_t>(found[0]), found[1]};
 }
 
-// Adds to a sum in two words, since atomic additions of one are much faster than of both.
+// Adds to a sum of 64 bits in two words: atomic additions of 32 bits are much faster.
 template <class Block>
 FASTDECODE_DEVICE void add_wide(Block& block, uint32_t* low, uint32_t* high, uint64_t value) {
   const uint32_t part = static_cast<uint32_t>(value);
@@ -47,8 +38,9 @@ FASTDECODE_DEVICE void add_wide(Block& block, uint32_t* low, uint32_t* high, uin
   if (rest != 0) block.add(high, rest);
 }
 
-// The largest key c of [lo, hi] such that the z whose keys are in [c, hi] weigh at least
-// limit_of(the weight of all with keys in [lo, hi]), which is no more than that; lo where it is 0.
+// The largest key c in [lo, hi] such that the z with keys in [c, hi] weigh at least the limit. The
+// limit is limit_of(total), where total is the weight of the z with keys in [lo, hi], and at most
+// total. If the limit is 0, the result is lo.
 template <class Block, typename Weight, typename Limit>
 FASTDECODE_DEVICE uint32_t weighted_cut(Block& block, const float* z, int n, uint32_t lo,
                                         uint32_t hi, Weight weight, Limit limit_of) {

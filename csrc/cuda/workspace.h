@@ -1,14 +1,13 @@
-// The workspace of a call whose sets are shared out to several blocks: for each group, with
-// C chunks of kChunk positions of its set each,
+// The workspace of a call in which several blocks share a group. The positions of a group's set are
+// cut into C chunks of kChunk positions. Each group has
 //
-//   State                 of the group; the first chunk's block of `mix` sets it up
-//   uint64_t (kDepths)    mass of each depth below the top
+//   State                 set up by the block of its first chunk in `mix`
+//   uint64_t (kDepths)    mass at each depth below the top
 //   uint64_t (C)          outcome of each chunk: the order key of its largest z, 0 if it has none,
-//   or
-//                         why the group is not drawn for
-//   float    (C * kChunk) z by position; -inf for what is not kept
+//                         or the reason why no token is drawn for the group
+//   float    (C * kChunk) z by position; -inf if the token is not kept
 //   float    (C * kChunk) listed z, of the depths in which a cut lies
-//   uint32_t (kDepths)    ids at each depth
+//   uint32_t (kDepths)    number of tokens at each depth
 #pragma once
 
 #include "cuda/block.h"
@@ -17,28 +16,29 @@
 namespace fastdecode {
 namespace {
 
-// 65,536 ids are shared out to 64 blocks. Tests build with fewer.
+// 64 blocks share 65,536 tokens. Tests build with smaller chunks.
 #if !defined(FASTDECODE_CUDA_CHUNK)
 #define FASTDECODE_CUDA_CHUNK 1024
 #endif
 constexpr int kChunk = FASTDECODE_CUDA_CHUNK;
 constexpr int kDepths = 1024;  // 128 for each doubling of top - z + 2, up to 510
-static_assert(2 * kDepths <= kBins, "a block counts ids and masses of its own in shared memory");
+static_assert(2 * kDepths <= kBins, "a block's counts and masses share an array of bins");
 
-// Outcomes above every key; the larger one counts.
+// Outcomes above every key. A group's outcome is the largest of its chunks'.
 constexpr uint64_t kEmpty = kWrong + 1, kIdle = kWrong + 2;
 
 struct State {
-  uint64_t best, mass;           // of what is kept: the largest rank, and the sum
-  uint64_t before;               // mass above depth k_at
-  uint32_t kept, size;           // ids
-  uint32_t counted, cut_blocks;  // blocks that are through with counting, and with listing
-  uint32_t drawn_blocks;
-  uint32_t listed;
-  uint32_t k_at, k_rank;  // the k-th largest is the k_rank-th at its depth; kDepths: all are kept
-  uint32_t p_first, p_last;  // depths between which top-p's cut lies; none if p_last < p_first
-  uint32_t cut;              // least key that is kept
-  uint32_t expert_top, expert_kth;  // keys; 0: none. They outlive the search for the expert
+  uint64_t best, mass;              // of the kept tokens: the largest rank, and the sum of masses
+  uint64_t before;                  // mass above depth k_at
+  uint32_t kept, size;              // tokens kept, and in the set
+  uint32_t counted, cut_blocks;     // blocks that have finished `count`, and `list`
+  uint32_t drawn_blocks;            // and `draw`
+  uint32_t listed;                  // number of listed z
+  uint32_t k_at, k_rank;            // the k-th largest z is the k_rank-th at depth k_at; k_at =
+                                    // kDepths: top-k keeps all
+  uint32_t p_first, p_last;         // top-p's cut lies in these depths; none if p_last < p_first
+  uint32_t cut;                     // smallest key that is kept
+  uint32_t expert_top, expert_kth;  // keys of the expert, 0: none; for the `mix` after its search
 };
 
 struct Workspace {

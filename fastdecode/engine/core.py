@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from fastdecode.decoder import Decoder
 from fastdecode.engine.request import Request
 from fastdecode.engine.runner import Runner, Step
@@ -54,6 +56,7 @@ class EngineCore:
             raise
         return True
 
+    @torch.inference_mode()
     def _decode(self, plan: Plan) -> None:
         steps = self.runner.run(plan, self.scheduler.running)
         try:

@@ -104,11 +104,10 @@ class Runner:
             self.batch = Batch(sampled, inputs, self.shared, self.decoder.device)
         return self.batch
 
-    @torch.inference_mode()
     def run(self, plan: Plan, running: list[Request]) -> Generator[Step, None, None]:
-        """At most ``plan.steps`` steps of all rows. Each is yielded when its tokens can be read; a step that is begun
-        ahead counts for nothing if the iterator is closed before. ``PoolExhausted``, with nothing changed by the step,
-        if pages are lacking.
+        """At most ``plan.steps`` steps of all rows, in inference mode. Each is yielded when its tokens can be read; a
+        step that is begun ahead counts for nothing if the iterator is closed before. ``PoolExhausted``, with nothing
+        changed by the step, if pages are lacking.
         """
         batch = self._lay_out(running)
         if not self.processed and batch.bias is None and batch.draws is not None and self.decoder.captured is not None:

@@ -1,4 +1,4 @@
-"""`generate`: what ``model.generate`` does, and pictures. transformers prepares a call; the loop here decodes it."""
+"""`generate`: what ``model.generate`` does, and pictures. transformers prepares a call; an engine decodes it."""
 
 from __future__ import annotations
 
@@ -71,10 +71,13 @@ def generate(
     deterministic: a sequence's logits, and so its tokens, are the same bits whatever runs beside it. Needs a model
     whose steps the C++ library can take; long prompts take about a tenth longer to read.
 
-    kv_pool: of `new_pool`, for a bound on the memory of keys and values, or to share it with other calls of this
-    thread. PoolExhausted (a RuntimeError) if it is too small; its pages are free again however the call ends.
+    kv_pool: of `new_pool`, for a bound on the memory of keys and values. Sequences that do not fit at once take turns,
+    unless a streamer, stopping criteria or processors of the caller's look at the whole batch. PoolExhausted (a
+    RuntimeError) if it is too small for one; its pages are free again however the call ends. Calls in several threads
+    that share a pool run one after another.
 
-    progress: show a bar. streamer, stop_strings (with tokenizer) and all else: as in transformers.
+    progress: show a bar. streamer, stop_strings (with tokenizer) and all else: as in transformers; a `TextStreamer`
+    gets the tokens of text only, other streamers all of them, those of pictures a row of the picture at a time.
 
     Raises TypeError for another model, ValueError for an option that is wrong or not supported, naming it, before any
     work is done; RuntimeError if the model's logits are not numbers.
@@ -192,30 +195,39 @@ def _calling_generate() -> dict[str, Any]:
 def _decode(call: prepare.Prepared, streamer: Any, progress: bool) -> Output:
     """Decode a prepared call on an engine of its own."""
     decoder = _decoder_for(call)
-    bar = None
-    if progress:
-        from tqdm.auto import tqdm
-
-        most = max((s.limit - s.prompt_length for s in call.sequences), default=0)
-        bar = tqdm(total=most, unit="token", desc="decoding")
-    put = None if streamer is None else text_only(streamer, call.vocabulary)
-
-    def after_step(newest: Tensor) -> None:
-        if put is not None:
-            put(newest)
-        if bar is not None:
-            bar.update(1)
-
-    watched = streamer is not None or progress
-    try:
-        with call.pool.lock if call.pool is not None else nullcontext():
-            decode_all(decoder, call.requests(after_step if watched else None, listened=watched), call.pool)
-    finally:
-        if bar is not None:
-            bar.close()
+    requests = call.requests(
+        None if streamer is None else text_only(streamer, call.vocabulary), listened=streamer is not None
+    )
+    with (
+        _progress_bar(requests) if progress else nullcontext(),
+        call.pool.lock if call.pool is not None else nullcontext(),
+    ):
+        decode_all(decoder, requests, call.pool)
     if streamer is not None:
         streamer.end()
     return call.output()
+
+
+def _progress_bar(requests: Sequence[Request]) -> Any:
+    """A bar of all new tokens of all sequences, which the requests move."""
+    from tqdm.auto import tqdm
+
+    bar = tqdm(total=sum(s.limit - s.prompt_length for r in requests for s in r.sequences), unit="token")
+
+    def moved_by(request: Request) -> Callable[[], None]:
+        told = 0
+
+        def move() -> None:
+            nonlocal told
+            tokens = sum(len(s.tokens) - s.prompt_length for s in request.sequences)
+            bar.update(tokens - told)
+            told = tokens
+
+        return move
+
+    for request in requests:
+        request.listened, request.on_change = True, moved_by(request)
+    return bar
 
 
 def _decoder_for(call: prepare.Prepared) -> Decoder:

@@ -24,6 +24,7 @@ class Explanation:
     allowed: dict[str, int]
     text: dict[str, Any]
     image: dict[str, Any]
+    token_rules: str
     sampling_backend: str
     why_not_faster: list[str]
     decoder: str
@@ -78,6 +79,7 @@ class Explanation:
             },
             text=asdict(prepared.text),
             image=asdict(prepared.image),
+            token_rules=str(prepared.processors.rules),
             sampling_backend=backend,
             why_not_faster=reasons,
             decoder=f"ragged batch over the model's own {len(model.model.layers)} layers, {device}, "
@@ -111,6 +113,8 @@ class Explanation:
         ]
         if self.mode != "text-only":
             lines.append(f"picture sampling  {_sampling(self.image)}")
+        if self.token_rules:
+            lines.append(f"token rules       {self.token_rules}")
         lines.append(f"sampling backend  {self.sampling_backend}")
         lines += [f"  not faster because {reason}" for reason in self.why_not_faster]
         lines.append(f"decoder           {self.decoder}")

@@ -19,7 +19,7 @@ def build_emulation(folder: Path, *options: str) -> Path:
     target = folder / "libemulated.so"
     sources = [FOLDER / "emulate.cpp", FOLDER / "fake_cuda/fake_cuda.cpp", ROOT / "csrc/cuda/check.cpp"]
     hidden = ("-fPIC", "-shared", "-fvisibility=hidden", "-DFASTDECODE_CUDA_BUILDING")
-    run("g++", *EXACT, *options, *hidden, *INCLUDE, *sources, ROOT / "csrc/cpu/error.cpp", "-o", target)
+    run("g++", *EXACT, *options, *hidden, *INCLUDE, *sources, ROOT / "csrc/core/error.cpp", "-o", target)
     return target
 
 

@@ -140,7 +140,7 @@ def test_events_tell_the_document_while_it_is_made():
 def test_events_from_the_engines_thread():
     with engine() as made:
         handle = made.submit(GOALS[1], seed=7, **INSTRUCTIONS)
-        check_events(list(handle), handle)
+        check_events(list(handle), handle, fewest_parts=1)  # the engine does not wait for who listens
 
 
 @pytest.mark.parametrize("threaded", [True, False])

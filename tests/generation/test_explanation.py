@@ -89,7 +89,7 @@ def test_guidance_everywhere():
 @pytest.mark.parametrize(
     ("options", "reason", "processors"),
     [
-        ({"suppress_tokens": [40]}, "other logits processors run on them", ["SuppressTokensLogitsProcessor"]),
+        ({"no_repeat_ngram_size": 2}, "other logits processors run on them", ["NoRepeatNGramLogitsProcessor"]),
         ({"return_dict_in_generate": True, "output_scores": True}, "they are to be returned", []),
         ({"guidance_scale": 2.0, "repetition_penalty": 1.2}, "transformers penalises mixed log-probabilities", []),
     ],
@@ -107,6 +107,17 @@ def test_a_penalty_is_fused_with_padding_too():
     assert found.unfused_processors == []
     assert found.text["repetition_penalty"] == 1.2
     assert found.text["top_p"] == 0.9
+
+
+def test_token_rules_are_told_and_cost_nothing():
+    found = explain(
+        suppress_tokens=[33], bad_words_ids=[[34]], min_new_tokens=3, eos_token_id=2, sequence_bias=[[[35], 1.5]]
+    )
+    assert found.unfused_processors == []
+    assert found.token_rules == "2 banned, 1 banned from length 0 to 6, 1 biased"
+    assert "token rules       2 banned" in str(found)
+    assert "token rules" not in str(explain())
+    assert not any("logits are mixed in PyTorch" in reason for reason in found.why_not_faster)
 
 
 def test_criteria_are_named():

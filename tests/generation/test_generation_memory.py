@@ -1,6 +1,9 @@
 """Pages of keys and values under generate: shared, bounded, given back; and sequences that no neighbour changes."""
 
+import random
 import re
+import signal
+import threading
 
 import pytest
 import torch
@@ -199,3 +202,53 @@ def test_deterministic_needs_the_cpp_step():
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         fastdecode.generate(model, torch.tensor([[5, 6]]), max_new_tokens=2, deterministic=True)
+
+
+def test_ctrl_c_at_any_moment_leaks_no_page():
+    """A signal's handler runs between any two instructions of the interpreter: of the pool, the cache or the engine."""
+    model = drawing_model(6)
+    pool = fastdecode.new_pool(model, page_slots=2)
+    inputs = padded(prompts_of(model, (5, 9, 7)))
+    options = {**inputs, "multimodal_generation_mode": "image-only", "guidance": Guidance.instruct(), "kv_pool": pool}
+    expected = fastdecode.generate(model, **options, **SAMPLED)
+    generator, interrupted = random.Random(9), 0
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for _ in range(80):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, generator.uniform(0.0005, 0.02))
+                fastdecode.generate(model, **options, **SAMPLED)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                interrupted += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            assert pool.used == 0
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted > 10
+    assert torch.equal(fastdecode.generate(model, **options, **SAMPLED), expected)
+
+
+def test_one_pool_in_several_threads():
+    model = tiny_model(1)
+    pool = fastdecode.new_pool(model, page_slots=4)
+    inputs = padded(prompts_of(model))
+    expected = [fastdecode.generate(model, **inputs, max_new_tokens=12, do_sample=True, seed=i) for i in range(4)]
+    found: dict[int, torch.Tensor] = {}
+
+    def call(i: int) -> None:
+        for _ in range(3):
+            found[i] = fastdecode.generate(model, **inputs, max_new_tokens=12, do_sample=True, seed=i, kv_pool=pool)
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(found[i], expected[i]) for i in range(4))
+    assert pool.used == 0

@@ -181,7 +181,7 @@ BAD = {
     "seeds": ({"seed": [1, 2]}, "seed has 2 values for 1 prompts: give one number, or one per prompt"),
     "seed of 65 bits": ({"seed": 2**63}, f"seed {2**63} of prompt 0 does not fit 64 bits"),
     "penalty twice": (
-        {"repetition_penalty": 1.2, "min_new_tokens": 2, "text": {"repetition_penalty": 1.3}},
+        {"repetition_penalty": 1.2, "no_repeat_ngram_size": 2, "text": {"repetition_penalty": 1.3}},
         r"text\['repetition_penalty'\]=1.3 would act on top of the call's own repetition_penalty",
     ),
     "default top_k in front of others": (

@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 SOURCES = HERE.parent.parent / "csrc"
 FLAGS = {
     "portable": [],
-    "avx2": ["-mavx2", "-mfma"],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-w"],
 }
 

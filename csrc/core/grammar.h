@@ -1,8 +1,10 @@
-// A token appended to a group: the grammar as tables, by one thread. As csrc/cpu/advance.cpp, but
-// that what does not fit together fails the group, since nobody has looked at it before.
+// The grammar as tables: what may come next in a group, and what a token changes. All tables and
+// values that a group uses are checked here, since those in a GPU's memory cannot be checked before
+// a launch; a group whose values are out of range fails.
 #pragma once
 
-#include "cuda/block.h"
+#include "core/numerics.h"
+#include "core/sample_group.h"
 #include "fastdecode/fastdecode.h"
 
 namespace fastdecode {
@@ -10,19 +12,19 @@ namespace {
 
 constexpr int64_t kMaxStep = int64_t{1} << 62;
 
+// What comes next in a group: nothing, since it has ended; the token `value`; a token drawn from
+// the set `value`; or an error, because the mode, the step or the forced token is out of range.
 enum class Next { kNothing, kForced, kDrawn, kWrong };
 
-// What comes next in a group: nothing, the token `value`, one of the set `value`; wrong if the
-// group's mode or step, or the token, is none.
 struct Coming {
   Next next;
   int32_t value;
 };
 
-FASTDECODE_DEVICE inline Coming coming_at(const fastdecode_advance_args& a, int64_t group,
-                                          int32_t mode, int64_t step) {
+FASTDECODE_HD inline Coming coming_at(const fastdecode_advance_args& a, int64_t group, int32_t mode,
+                                      int64_t step) {
   const fastdecode_grammar& tables = a.grammar;
-  int64_t left = INT64_MAX;
+  int64_t left = INT64_MAX;  // tokens below the limit
   if (a.limit != nullptr) left = a.limit[group] > step ? a.limit[group] - step : 0;
   if (left <= 0) return {Next::kNothing, 0};
   const bool tight =
@@ -35,7 +37,7 @@ FASTDECODE_DEVICE inline Coming coming_at(const fastdecode_advance_args& a, int6
 }
 
 // Of a group that is running.
-FASTDECODE_DEVICE inline Coming coming(const fastdecode_advance_args& a, int64_t group) {
+FASTDECODE_HD inline Coming coming(const fastdecode_advance_args& a, int64_t group) {
   const int32_t mode = a.mode[group];
   const int64_t step = a.step[group];
   if (mode < 0 || mode >= a.grammar.modes || step < 0 || step >= kMaxStep ||
@@ -45,7 +47,7 @@ FASTDECODE_DEVICE inline Coming coming(const fastdecode_advance_args& a, int64_t
   return coming_at(a, group, mode, step);
 }
 
-FASTDECODE_DEVICE inline int32_t class_of(const fastdecode_grammar& tables, int64_t token) {
+FASTDECODE_HD inline int32_t class_of(const fastdecode_grammar& tables, int64_t token) {
   int64_t first = 0, last = tables.class_range_count;
   while (first < last) {
     const int64_t middle = first + (last - first) / 2;
@@ -61,38 +63,35 @@ FASTDECODE_DEVICE inline int32_t class_of(const fastdecode_grammar& tables, int6
   return 0;
 }
 
-// The mode behind the token; -1 if the tables name none.
-FASTDECODE_DEVICE inline int32_t mode_after(const fastdecode_grammar& tables, int32_t mode,
-                                            int64_t token) {
+// The mode after the token; -1 if the tables name none.
+FASTDECODE_HD inline int32_t mode_after(const fastdecode_grammar& tables, int32_t mode,
+                                        int64_t token) {
   const int32_t number = class_of(tables, token);
   if (number < 0 || number >= tables.classes) return -1;
   const int32_t next = tables.following[mode * tables.classes + number];
   return next < tables.modes ? next : -1;
 }
 
-FASTDECODE_DEVICE inline int64_t row_of(const fastdecode_advance_args& a, int64_t group,
-                                        int64_t k) {
-  return a.streams != nullptr ? a.streams[group * a.streams_per_group + k] : group;
-}
-
-FASTDECODE_DEVICE inline bool rows_exist(const fastdecode_advance_args& a, int64_t group) {
+// Whether the streams' rows are rows of `inputs` and `lengths`, or -1.
+FASTDECODE_HD inline bool rows_exist(const fastdecode_advance_args& a, int64_t group) {
   if (a.inputs == nullptr && a.lengths == nullptr) return true;
   for (int64_t k = 0; k < a.streams_per_group; ++k) {
-    const int64_t row = row_of(a, group, k);
+    const int64_t row = row_of(a.streams, a.streams_per_group, group, k);
     if (row < -1 || row >= a.rows) return false;
   }
   return true;
 }
 
-// Appends the token, an id, to a running group that is good.
-FASTDECODE_DEVICE inline void append(const fastdecode_advance_args& a, int64_t group,
-                                     int64_t token) {
+// Appends a token to a group whose values have been checked.
+FASTDECODE_HD inline void append(const fastdecode_advance_args& a, int64_t group, int64_t token) {
   const int64_t step = a.step[group];
   for (int64_t k = 0; k < a.streams_per_group; ++k) {
-    const int64_t row = row_of(a, group, k);
+    const int64_t row = row_of(a.streams, a.streams_per_group, group, k);
     if (row < 0) continue;
     if (a.inputs != nullptr) a.inputs[row] = token;
-    if (a.lengths != nullptr) a.lengths[row] += 1;
+    if (a.lengths != nullptr) {  // unsigned, since a length is whatever the caller stored
+      a.lengths[row] = static_cast<int64_t>(static_cast<uint64_t>(a.lengths[row]) + 1);
+    }
   }
   if (a.seen != nullptr) {
     uint32_t* words = reinterpret_cast<uint32_t*>(a.seen) + group * ((a.vocab + 31) / 32);
@@ -101,8 +100,10 @@ FASTDECODE_DEVICE inline void append(const fastdecode_advance_args& a, int64_t g
   if (a.sequences != nullptr) a.sequences[group * a.capacity + step] = token;
 }
 
-FASTDECODE_DEVICE inline uint8_t advanced(const fastdecode_advance_args& a, int64_t group,
-                                          Coming next, int64_t token) {
+// Appends the token to a running group, for which `next` came next, and moves its mode and step.
+// Returns its fastdecode_finished.
+FASTDECODE_HD inline uint8_t advanced(const fastdecode_advance_args& a, int64_t group, Coming next,
+                                      int64_t token) {
   if (next.next == Next::kNothing) return FASTDECODE_ENDED;
   if (next.next == Next::kWrong || token < 0 || token >= a.vocab || !rows_exist(a, group)) {
     return FASTDECODE_FAILED;
@@ -116,26 +117,24 @@ FASTDECODE_DEVICE inline uint8_t advanced(const fastdecode_advance_args& a, int6
                                                                           : FASTDECODE_RUNNING;
 }
 
-FASTDECODE_DEVICE inline void advance_group(const fastdecode_advance_args& a, int64_t group) {
+// Appends a.token[group], if the group is running.
+FASTDECODE_HD inline void advance_group(const fastdecode_advance_args& a, int64_t group) {
   if (a.finished[group] != FASTDECODE_RUNNING) return;
   a.finished[group] = advanced(a, group, coming(a, group), a.token[group]);
 }
 
-// Writes what there is to say of a group that was not drawn for, and appends what there is.
-FASTDECODE_DEVICE inline void complete_group(const fastdecode_sample_args& drawn,
-                                             const fastdecode_advance_args& a, int64_t group) {
-  const bool running = a.finished[group] == FASTDECODE_RUNNING;
-  const Coming next = running ? coming(a, group) : Coming{Next::kNothing, 0};
-  if (next.next != Next::kDrawn) {
-    const bool forced = next.next == Next::kForced, wrong = next.next == Next::kWrong;
-    drawn.token[group] = forced ? next.value : -1;
-    drawn.logprob[group] = forced ? 0.0f : -__builtin_inff();
-    drawn.kept[group] = forced ? 1 : 0;
-    drawn.status[group] = forced  ? FASTDECODE_STATUS_OK
-                          : wrong ? FASTDECODE_STATUS_INVALID_LOGITS
-                                  : FASTDECODE_STATUS_FINISHED;
-  }
-  if (running) a.finished[group] = advanced(a, group, next, drawn.token[group]);
+// Of sample_advance: what comes next in a group, running or not.
+FASTDECODE_HD inline Coming coming_if_running(const fastdecode_advance_args& a, int64_t group) {
+  return a.finished[group] == FASTDECODE_RUNNING ? coming(a, group) : Coming{Next::kNothing, 0};
+}
+
+// Writes the answer of a group for which no token is drawn.
+FASTDECODE_HD inline void write_undrawn(const fastdecode_sample_args& args, int64_t group,
+                                        Coming next) {
+  if (next.next == Next::kForced) return write_certain(args, group, next.value);
+  write_none(
+      args, group,
+      next.next == Next::kWrong ? FASTDECODE_STATUS_INVALID_LOGITS : FASTDECODE_STATUS_FINISHED);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// This thread's last error message, behind fastdecode_last_error.
+// The message that fastdecode_last_error returns: one per thread.
 #pragma once
 
 #include "fastdecode/fastdecode.h"
