@@ -6,23 +6,21 @@ BIN := $(VENV)/bin
 # Built from these: when one changes, the package is built again.
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f)
 
-.PHONY: demo test test-emulated test-rest lint bench clean
+.PHONY: demo test test-all lint bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.built
 	$(BIN)/fastdecode demo -o demo
 
-# Two at a time: the kernels in Triton's interpreter and in the emulation of CUDA use one processor.
+# Two processes, each with one thread. `long` tests are more cases of what the others try, or minutes of searching.
+PYTEST = $(BIN)/python -m pytest -q -p no:cacheprovider -p no:benchmark -n 2 --dist loadgroup --no-loadscope-reorder
+
 test: $(VENV)/.built-test
-	$(MAKE) --no-print-directory -j2 --output-sync=target test-emulated test-rest
+	@echo "make test leaves out the long tests; make test-all runs them too"
+	$(PYTEST)
 
-EMULATED := tests/triton_kernels tests/cuda
-
-test-emulated: $(VENV)/.built-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider $(EMULATED)
-
-test-rest: $(VENV)/.built-test
-	$(BIN)/python -m pytest -q $(addprefix --ignore=,$(EMULATED))
+test-all: $(VENV)/.built-test
+	$(PYTEST) -m ""
 
 lint: $(VENV)/.built-dev
 	$(BIN)/ruff check .

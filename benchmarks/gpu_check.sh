@@ -80,7 +80,7 @@ tests() {
   if "$PYTHON" -c 'import xdist' 2>/dev/null; then
     set -- -n "$(($(nproc) < 8 ? $(nproc) : 8))" "$@"
   fi
-  run "$part" "$limit" "$PYTHON" -m pytest -q -p no:cacheprovider "$@"
+  run "$part" "$limit" "$PYTHON" -m pytest -q -p no:cacheprovider -m "" "$@"
 }
 
 figures() { # part, seconds
@@ -97,7 +97,7 @@ sanitize() { # tool, seconds
     note "$1" "left out" 0 "there is no tests/cuda"
   else
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 run "$1" "$2" compute-sanitizer --tool "$1" --target-processes all \
-      --error-exitcode 86 "$PYTHON" -m pytest -q -x -p no:cacheprovider tests/cuda -k "on_device and not emulated"
+      --error-exitcode 86 "$PYTHON" -m pytest -q -x -p no:cacheprovider -m "" tests/cuda -k "on_device and not emulated"
   fi
 }
 
@@ -110,7 +110,7 @@ for part in $parts; do
     triton) tests triton 130 tests/triton_kernels --ignore tests/triton_kernels/test_interpreter.py --ignore tests/triton_kernels/test_triton_compile.py ;;
     cuda) # its other tests are of the emulation
       if [ -d tests/cuda ]; then
-        run cuda 60 "$PYTHON" -m pytest -q -p no:cacheprovider tests/cuda -k "on_device and not emulated"
+        run cuda 60 "$PYTHON" -m pytest -q -p no:cacheprovider -m "" tests/cuda -k "on_device and not emulated"
       else
         note cuda "left out" 0 "there is no tests/cuda"
       fi
@@ -119,7 +119,7 @@ for part in $parts; do
       files=$(grep -lE 'device="cuda"|\bDEVICE\b|cuda\.is_available' tests/decoder/test_*.py || true)
       if [ -n "$files" ]; then
         # shellcheck disable=SC2086 # one word for each file
-        run decoder 60 "$PYTHON" -m pytest -q -p no:cacheprovider $files
+        run decoder 60 "$PYTHON" -m pytest -q -p no:cacheprovider -m "" $files
       else
         note decoder "left out" 0 "none of tests/decoder asks for a GPU"
       fi

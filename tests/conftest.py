@@ -1,4 +1,13 @@
-"""Poisons what torch.empty returns, so that an output left unwritten cannot look plausible."""
+"""For all tests: what torch.empty returns is poisoned, so that an output left unwritten cannot look plausible.
+
+One thread for torch, so that two processes of tests do not hinder each other; tests of threads ask for theirs. Where
+pytest-xdist shares tests out, a file stays together, and so do those that build the same programs.
+"""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here and in the processes that tests start
 
 import pytest
 import torch
@@ -26,6 +35,29 @@ def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("empty", "empty_like", "empty_strided"):
         monkeypatch.setattr(torch, name, poisoning(getattr(torch, name)))
+
+
+FIRST = ("tests/cuda", "tests/triton_kernels/test_interpreter.py", "tests/fuzz")
+"""What takes longest is begun first: then two processes end at about the same time."""
+
+BUILDS = ("tests/cuda", "tests/test_linkers.py", "tests/test_cpp_server.py")
+"""These share programs that are built once in a process."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    def path(item: pytest.Item) -> str:
+        return item.path.relative_to(Path(__file__).parents[1]).as_posix()
+
+    def turn(item: pytest.Item) -> int:
+        return next((number for number, first in enumerate(FIRST) if path(item).startswith(first)), len(FIRST))
+
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    items.sort(key=turn)
+    for item in items:
+        alone = item.get_closest_marker("alone") is not None
+        group = item.nodeid if alone else "builds" if path(item).startswith(BUILDS) else path(item)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 settings.register_profile("short", derandomize=True, max_examples=500, **_EVERY_PROFILE)

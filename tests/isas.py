@@ -14,6 +14,11 @@ ISAS = ("portable", "avx2", "avx512")
 DECODE_ISAS = (*ISAS, "avx512bf16")
 
 
+def each(isas: tuple[str, ...]) -> list:
+    """As parameters of a test. The best that the processor has is what all other tests run with."""
+    return [pytest.param(isa, marks=[] if isa == "portable" else pytest.mark.long) for isa in isas]
+
+
 def run_with(isa: str, code: str) -> subprocess.CompletedProcess[str]:
     """``code`` with ``tests`` and its folders on the path."""
     code = f"import sys; sys.path[:0] = ['tests', 'tests/ops', 'tests/decoder']\n{code}"

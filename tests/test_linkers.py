@@ -61,6 +61,7 @@ def test_with_cmake_and_the_installed_package(tmp_path, expected):
     assert run(tmp_path / "draw") == expected
 
 
+@pytest.mark.long
 def test_with_a_plain_cmake_build_that_was_moved(tmp_path, tmp_path_factory, expected):
     build_example(EXAMPLE, tmp_path, moved_build(tmp_path_factory))
     assert run(tmp_path / "draw") == expected

@@ -21,6 +21,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
+QUICK = ("make", "fastdecode env")
 COMMANDS = [line.split("    #")[0].strip() for block in blocks("bash") for line in block.splitlines() if line.strip()]
 
 
@@ -29,14 +30,20 @@ def test_there_is_something_to_run() -> None:
     assert len(COMMANDS) >= 6
 
 
-@pytest.mark.parametrize("program", blocks("python"))
+@pytest.mark.parametrize(
+    "program",
+    [pytest.param(block, marks=pytest.mark.long if number else []) for number, block in enumerate(blocks("python"))],
+)
 def test_programs(program: str, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(line, marks=[] if line.startswith(QUICK) else pytest.mark.long) for line in COMMANDS],
+)
 def test_commands(command: str, tmp_path: Path) -> None:
     words = shlex.split(command)
     if words[0] == "make":  # what make would do here is what this test run is part of; the target must exist

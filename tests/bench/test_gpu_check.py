@@ -56,6 +56,7 @@ def assert_positive(row: dict[str, Any], *names: str) -> None:
         assert math.isfinite(row[name]), (name, row)
 
 
+@pytest.mark.long
 def test_every_part_says_what_it_measured(dry):
     for part, found in dry["parts"].items():
         assert found["part"] == part
@@ -68,6 +69,7 @@ def test_every_part_says_what_it_measured(dry):
         assert "left out" not in found
 
 
+@pytest.mark.long
 def test_every_configuration_of_the_step_is_there(dry):
     rows = dry["parts"]["step"]["configurations"]
     assert [Configuration(row["sequences"], row["streams"]) for row in rows] == gpu_step.DRY_CONFIGURATIONS
@@ -91,6 +93,7 @@ def test_every_configuration_of_the_step_is_there(dry):
     assert all(kernel["calls per step"] > 0 for kernel in kernels)
 
 
+@pytest.mark.long
 def test_every_operation_is_timed_by_every_backend(dry):
     found = dry["parts"]["kernels"]
     shape = gpu_kernels.SHAPES["dry"]
@@ -108,6 +111,7 @@ def test_every_operation_is_timed_by_every_backend(dry):
         assert row["distances"]["triton"] < 1e-5
 
 
+@pytest.mark.long
 def test_rivals_are_measured_beside_ours(dry):
     found = dry["parts"]["rivals"]
     rows = found["rivals"]
@@ -126,6 +130,7 @@ def test_rivals_are_measured_beside_ours(dry):
     assert rows[1]["cache slots"] == gpu_step.PROMPT + 1 + 16
 
 
+@pytest.mark.long
 def test_draws_are_measured(dry):
     rows = dry["parts"]["sample"]["draws"]
     assert [row["filter"] for row in rows] == ["greedy", "top_p 0.9", "top_k 50"]
@@ -133,6 +138,7 @@ def test_draws_are_measured(dry):
         assert_positive(row, "fastdecode", "transformers", "torch", "softmax", "floor", "bandwidth_fraction")
 
 
+@pytest.mark.long
 def test_one_file_has_every_configuration(dry):
     whole, parts = dry["whole"], dry["parts"]
     counts = {
@@ -153,6 +159,7 @@ def test_one_file_has_every_configuration(dry):
     assert whole["other machines"] == {}
 
 
+@pytest.mark.long
 def test_the_tables_are_whole(dry):
     text = dry["text"]
     assert "commit 0123abc" in text
@@ -179,6 +186,7 @@ def test_a_part_that_is_none_is_named(tmp_path: Path):
     assert "there is no part kernel" in run.stderr
 
 
+@pytest.mark.long
 def test_a_part_that_fails_loses_no_other(tmp_path: Path):
     """An interpreter that fails, then hangs: all parts are begun, and each says how it ended."""
     fake = tmp_path / "python"

@@ -1,17 +1,16 @@
 """The kernels under test: their own lines on the CPU, thread by thread, and the library itself where there is a GPU."""
 
+import ctypes
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from kernels import Kernels
+from kernels import FOLDER, INCLUDE, Kernels
 from linking import ROOT, moved_build, run
 
 sys.path.append(str(ROOT / "tests" / "ops"))
 
-FOLDER = Path(__file__).parent
-INCLUDE = (f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/include'}")
 EXACT = ("-std=c++17", "-O2", "-ffp-contract=off", "-fno-fast-math", "-Wall", "-Wextra", "-Werror")
 
 
@@ -42,12 +41,20 @@ def build_on_device(folder: Path, library: Path, *compiler: str) -> Kernels:
 
 
 @pytest.fixture(scope="session")
-def on_device(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    options = ("-Xcompiler", "-fPIC,-Wall,-Wextra,-Werror")
-    kernels = build_on_device(tmp_path_factory.mktemp("on_device"), library, "nvcc", *options)
-    if kernels.library.on_device_count() < 1:
+def gpu() -> None:
+    """Skips where there is none, before anything is built for it."""
+    try:
+        driver, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(0)
+    except OSError:
+        pytest.skip("no driver of a GPU here")
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value < 1:
         pytest.skip("no GPU here")
-    return kernels
+
+
+@pytest.fixture(scope="session")
+def on_device(gpu: None, library: Path, tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    options = ("-Xcompiler", "-fPIC,-Wall,-Wextra,-Werror")
+    return build_on_device(tmp_path_factory.mktemp("on_device"), library, "nvcc", *options)
 
 
 @pytest.fixture(scope="session")

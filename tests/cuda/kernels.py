@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from linking import ROOT
 from torch import Tensor
 
 from fastdecode.ops import DecodeState, GrammarTables, Sample
@@ -14,6 +15,8 @@ from fastdecode.ops.advance.cpu import advance_fields
 from fastdecode.ops.sample.checks import check_arguments
 from fastdecode.ops.sample.cpu import new_sample, sample_fields
 
+FOLDER = Path(__file__).parent
+INCLUDE = (f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/include'}")
 _P, _I32, _I64, _F32 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FOLDER, INCLUDE
-from kernels import AdvanceArgs, Kernels, SampleArgs, filled
+from kernels import FOLDER, INCLUDE, AdvanceArgs, Kernels, SampleArgs, filled
 from linking import ROOT, build_example, moved_build, run
 
 from fastdecode.ops import DecodeState, GrammarTables, TokenSets
@@ -28,7 +27,7 @@ def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return moved_build(tmp_path_factory)
 
 
-@pytest.fixture(scope="module", params=["emulated", "library"])
+@pytest.fixture(scope="module", params=["emulated", pytest.param("library", marks=pytest.mark.long)])
 def checking(request: pytest.FixtureRequest) -> Kernels:
     """What checks arguments: the emulation, and the library itself, which could launch nothing here."""
     kernels = request.getfixturevalue(request.param)
@@ -42,6 +41,7 @@ def test_header_is_c_and_cpp(tmp_path: Path):
         run(compiler, f"-std={standard}", *STRICT, "-fsyntax-only", *INCLUDE, source)
 
 
+@pytest.mark.long
 def test_exports_what_the_header_declares(library: Path):
     listed = run("nm", "-D", "--defined-only", library).splitlines()
     declared = re.findall(r"^FASTDECODE_CUDA_API [^(]*?(\w+)\(", HEADER.read_text(), re.MULTILINE)
@@ -49,12 +49,14 @@ def test_exports_what_the_header_declares(library: Path):
     assert len(declared) == 5
 
 
+@pytest.mark.long
 def test_needs_nothing_but_libc(library: Path):
     needed = re.findall(r"NEEDED.*\[(.*)\]", run("readelf", "-d", library))
     allowed = ("libc.so", "libm.so", "libpthread.so", "libdl.so", "librt.so", "ld-linux")
     assert all(name.startswith(allowed) for name in needed)
 
 
+@pytest.mark.long
 def test_a_c_program_links_it(prefix: Path, tmp_path: Path):
     folder = prefix / "lib"
     flags = [f"-I{prefix / 'include'}", f"-L{folder}", "-lfastdecode_cuda", "-lfastdecode", f"-Wl,-rpath,{folder}"]
@@ -62,6 +64,7 @@ def test_a_c_program_links_it(prefix: Path, tmp_path: Path):
     assert run(tmp_path / "link") == SAID
 
 
+@pytest.mark.long
 def test_pkg_config(prefix: Path, tmp_path: Path):
     if not shutil.which("pkg-config"):
         pytest.skip("no pkg-config here")
@@ -71,6 +74,7 @@ def test_pkg_config(prefix: Path, tmp_path: Path):
     assert run(tmp_path / "link") == SAID
 
 
+@pytest.mark.long
 def test_cmake(prefix: Path, tmp_path: Path):
     source = tmp_path / "source"
     source.mkdir()
@@ -83,6 +87,7 @@ def test_cmake(prefix: Path, tmp_path: Path):
     assert run(tmp_path / "build" / "link") == SAID
 
 
+@pytest.mark.long
 def test_builds_without_a_cuda_compiler(tmp_path: Path):
     """Without a CUDA compiler ON is refused, AUTO goes on and says so."""
     cmake = shutil.which("cmake")
@@ -224,6 +229,7 @@ def test_sample_advance_wants_the_grammars_sets(checking: Kernels):
     assert said.startswith("sample->set_index and sample->step must be NULL")
 
 
+@pytest.mark.long
 def test_without_a_gpu_cuda_says_why(library: Path):
     """A launch that CUDA refuses is an error with its reason."""
     kernels = Kernels(library, "fastdecode_cuda_")
@@ -236,6 +242,7 @@ def test_without_a_gpu_cuda_says_why(library: Path):
     assert kernels.library.fastdecode_cuda_last_error().decode().startswith("CUDA: cudaError")
 
 
+@pytest.mark.long
 def test_ptx_keeps_products_and_sums_apart(tmp_path: Path):
     nvcc = shutil.which("nvcc")
     if nvcc is None:

@@ -4,8 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import FOLDER, INCLUDE
-from kernels import Kernels
+from kernels import FOLDER, INCLUDE, Kernels
 from linking import build_example, config, run
 from test_cpp_server import EXAMPLE, STRICT, decode
 
@@ -48,6 +47,7 @@ def test_on_device(on_device: Kernels, server: Path, expected: list[str], device
     assert lines(server, device, workers, slots) == expected
 
 
+@pytest.mark.long
 def test_without_a_gpu_it_is_a_sentence(server: Path):
     if Path("/dev/nvidiactl").exists():
         pytest.skip("there is a GPU")

@@ -3,6 +3,7 @@
 import gc
 import re
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import fastdecode
 from fastdecode import Guidance
 from fastdecode.decoder import Decoder
 from fastdecode.decoder import cuda_graph as captured
-from fastdecode.decoder.cuda_graph import CannotCapture, CapturedSteps, bucket
+from fastdecode.decoder.cuda_graph import CannotCapture, CapturedSteps, Draws, bucket
 from fastdecode.engine.core import EngineCore
 from fastdecode.models.chameleon import Vocabulary
 
@@ -140,11 +141,40 @@ def test_requests_of_one_pool_share_what_was_captured(traces: Traces, monkeypatc
     assert traces.captures == 1
     assert not torch.equal(second, third)
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flip(1))
-    assert not torch.equal(both(model, traces, monkeypatch, **options), third)
+    fourth = both(model, traces, monkeypatch, **options)
+    assert not torch.equal(fourth, third)
+    assert traces.captures == 1
+    model.model.rotary_emb.inv_freq = model.model.rotary_emb.inv_freq * 3
+    assert not torch.equal(both(model, traces, monkeypatch, **options), fourth)
     assert traces.captures == 1
     other = drawing_model(6, resolution=16)
     both(other, traces, monkeypatch, **options)
     assert traces.captures == 1
+
+
+def test_a_request_whose_pages_do_not_fit_in_what_was_captured(traces: Traces, monkeypatch: pytest.MonkeyPatch):
+    model = drawing_model(5, resolution=16, context=400)
+    options = {**IMAGE_ONLY, "kv_pool": fastdecode.new_pool(model, pages=60, page_slots=8)}
+    both(model, traces, monkeypatch, **prompts_of(model, (3,)), **options)
+    assert traces.captures == 1
+    [step] = options["kv_pool"].known
+    long = 8 * step.rows.table.shape[1] + 1
+    both(model, traces, monkeypatch, **prompts_of(model, (long,)), **options)
+    assert traces.captures == 1
+    both(model, traces, monkeypatch, **prompts_of(model, (5,)), **options)
+    assert traces.captures == 0
+
+
+def test_kernels_that_were_captured_for_small_sets_draw_from_no_larger_one(traces: Traces):
+    model = drawing_model(5, resolution=16)
+    pool = fastdecode.new_pool(model)
+    fastdecode.generate(model, **prompts_of(model), **IMAGE_ONLY, kv_pool=pool)
+    [step] = pool.known
+    draws = Draws(step.tables, step.streams, step.weights, step.seeds, step.parameters, step.spans)
+    assert step.draws_alike(draws)
+    assert not step.draws_alike(replace(draws, tables=step.tables.bounded(step.tables.sets.largest + 1)))
+    assert not step.draws_alike(replace(draws, spans=[(0, 1)]))
+    assert not step.draws_alike(replace(draws, parameters={}))
 
 
 def test_it_is_told(traces: Traces):
@@ -159,7 +189,7 @@ def test_buckets():
     assert all(n <= bucket(n) <= 1.5 * n and bucket(bucket(n)) == bucket(n) for n in range(1, 1000))
 
 
-@pytest.mark.parametrize("sequences", [5, 8])
+@pytest.mark.parametrize("sequences", [5, pytest.param(8, marks=pytest.mark.long)])
 def test_rows_and_groups_that_are_not_there(sequences: int, traces: Traces, monkeypatch: pytest.MonkeyPatch):
     """Five of six, then seven of eight; ten rows of twelve, then fourteen of sixteen."""
     model = drawing_model(5, resolution=16)

@@ -83,6 +83,25 @@ def test_positions_beyond_the_first_table_of_rotations():
     assert relative_error(logits[1], whole_logits(model, ids)[-1]) < 1e-5
 
 
+def test_the_first_position_behind_the_first_table_of_rotations():
+    """Of 512: reached by a step, and in the middle of a part of a prefill in steps."""
+    model = tiny_model(2, context=600, layers=1)
+    ids = text_ids(model, 0, 530)
+    decoder = Decoder(model)
+    cache = decoder.new_cache()
+    decoder.prefill(cache, [ids[:3]])  # which makes the table
+    decoder.prefill(cache, [ids[:511]])
+    for i in (511, 512):
+        logits = decoder.logits(decoder.step(cache, torch.tensor([ids[i], ids[i]])))
+    expected = whole_logits(model, ids)
+    assert relative_error(logits[1], expected[512]) < 1e-5
+    decoder = Decoder(model, deterministic=True)
+    cache = decoder.new_cache()
+    decoder.prefill(cache, [ids[:-1], text_ids(model, 1, 10)])
+    logits = decoder.logits(decoder.step(cache, torch.tensor([ids[-1], ids[0]])))
+    assert relative_error(logits[0], expected[-1]) < 1e-5
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_span_computes_its_rows_of_the_head_only(rows: int):
     model = tiny_model(3)

@@ -81,6 +81,10 @@ def test_other_kinds_are_refused():
     weight = quantised(model, quantization.Int8DynamicActivationInt8WeightConfig()).lm_head.weight
     assert unsupported_bytes(weight, "cpu") == "with activations made smaller too, which is not weight-only"
     weight = quantised(model, quantization.Int8WeightOnlyConfig()).lm_head.weight
+    weight.act_pre_scale = torch.ones(weight.shape[1])
+    assert unsupported_bytes(weight, "cpu") == "with activations made smaller too, which is not weight-only"
+    weight.act_pre_scale = None
+    assert unsupported_bytes(weight, "cpu") is None
     weight.zero_point.fill_(3)
     assert unsupported_bytes(weight, "cpu") == "with zero points"
     weight.block_size = [1, 16]

@@ -58,7 +58,7 @@ def probabilities(model, prompt, scale: float, other, banned, settings) -> torch
         return chain(ids, model(ids).logits[:, -1]).double().softmax(-1)[0]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long if "," in name else []) for name in CASES])
 def test_counts(name: str):
     scale, negative, settings = CASES[name]
     model = tiny_model(1, cls=Unmasked)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from models_for_tests import BOS, padded, tiny_model, tiny_processor
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging
 
 import fastdecode
 from fastdecode.models.chameleon import Vocabulary, missing_decoder_keys
@@ -58,6 +59,33 @@ def test_round_trip(saved: Path, as_path: bool):
     found = fastdecode.generate(model, **inputs, **options)
     assert torch.equal(found, fastdecode.generate(original, **inputs, **options))
     assert [len(d) for d in fastdecode.to_documents(model, processor, found, start=3)] == [1, 1]
+
+
+def test_what_transformers_says_is_as_before(saved: Path):
+    level = logging.get_verbosity()
+    try:
+        for chosen, bars in (
+            (logging.INFO, logging.enable_progress_bar),
+            (logging.ERROR, logging.disable_progress_bar),
+        ):
+            logging.set_verbosity(chosen)
+            bars()
+            shown = logging.is_progress_bar_enabled()
+            fastdecode.load(saved)
+            assert logging.get_verbosity() == chosen
+            assert logging.is_progress_bar_enabled() == shown
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()
+
+
+def test_a_decoder_without_the_models_prefix(folder: Path):
+    weights = load_file(folder / WEIGHTS)
+    renamed = {k.removeprefix("model.") if ".decoder." in k else k: v for k, v in weights.items()}
+    assert any(k.startswith("vqmodel.decoder.") for k in renamed)
+    save_file(renamed, folder / WEIGHTS, {"format": "pt"})
+    found = fastdecode.load(folder)[0].model.vqmodel.decoder.state_dict()
+    assert all(torch.equal(value, weights[f"model.vqmodel.decoder.{key}"]) for key, value in found.items())
 
 
 def test_dtype_and_device(saved: Path):

@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from isas import DECODE_ISAS, ISAS
+from isas import DECODE_ISAS, ISAS, each
 
 from fastdecode.ops.backends import core
 
@@ -17,7 +17,7 @@ FLAGS = {
 }
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", each(ISAS))
 def test_the_estimate_keeps_its_bound(tmp_path: Path, isa: str):
     if DECODE_ISAS.index(isa) > DECODE_ISAS.index(core().cpu_isa()):
         pytest.skip(f"this processor has no {isa}")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from cases import DTYPES, SIZES, assert_same_bits, random_arguments
-from isas import ISAS, assert_runs_with
+from isas import ISAS, assert_runs_with, each
 
 from fastdecode.ops import TokenSets, last_backend, sample
 from fastdecode.ops.backends import core
@@ -32,7 +32,7 @@ def test_same_bits_on_random_arguments(vocab, dtype):
         assert_same_bits(got, expected)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", each(ISAS))
 def test_every_instruction_set(isa: str):
     assert_runs_with(
         isa,
@@ -230,6 +230,7 @@ def test_the_environment_can_choose_the_backend(name):
     assert finished.stdout.strip() == name
 
 
+@pytest.mark.long
 def test_the_long_comparison_runs():
     """A short run of ``compare_backends.py``, which compares millions by hand."""
     program = os.path.join(os.path.dirname(__file__), "compare_backends.py")

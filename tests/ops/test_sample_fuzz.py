@@ -56,6 +56,7 @@ def test_same_bits_in_tritons_interpreter(args: dict):
         check_same("triton", args)
 
 
+@pytest.mark.long
 @HALF
 @given(args=arguments(LONG))
 def test_same_bits_of_long_rows_on_threads(args: dict):

@@ -23,7 +23,7 @@ else:
     CASES = []
 
 
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("arch", [pytest.param(80, marks=pytest.mark.long), 90])
 @pytest.mark.parametrize("case", CASES)
 def test_shipped_configuration(case, arch):
     made = compiling.compile_case(case, arch)

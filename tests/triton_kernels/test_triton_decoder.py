@@ -19,7 +19,7 @@ from fastdecode.ops import Matrix, joint_linear, last_backend
 ROWS = [[3, 5, 4, 9, 8], [7, 6, 5, 4, 3, 8, 9, 12, 11, 10] * 4, [9, 8, 3]]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.long), torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[3]] if INTERPRETED else SHAPES, ids=str)
 def test_steps_and_logits(shape: dict, dtype: torch.dtype):
     model = shaped_model(1, shape).to(DEVICE, dtype)

@@ -97,6 +97,23 @@ def test_cuts_among_equals_and_extremes(path, scale):
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_a_cut_of_top_p_among_those_that_top_k_cuts(path):
+    """Ten z apart, then a hundred in one bin, of which top-k leaves fifty: what these weigh places the cut of top-p."""
+    z = torch.cat((-torch.arange(10) * 0.02, -1.0 - torch.arange(100) * 1e-5, torch.full((200,), -9.0)))
+    for top_p in (0.1, 0.15, 0.2, 0.5):
+        assert_same(path, logits=z[None], top_k=60, top_p=top_p, seed=1)
+
+
+def test_ties_among_more_chunks_than_are_read_at_a_time():
+    """The first of them wins, in whichever block of 256 chunks the others are."""
+    arguments = {"logits": torch.zeros(1, 16 * 257), "temperature": 0.0}
+    arguments["logits"][0, :5], arguments["logits"][0, 9:16] = -1.0, -torch.inf
+    got = Sample(*launch_sample(check_arguments(**(NONE | moved(arguments))), _largest=-1, _chunk=16))
+    assert_same_bits(Sample(*(value.cpu() for value in got)), sample(**arguments, backend="reference"))
+    assert got.token.item() == 5
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_top_p_counts_the_mass_of_the_many_unlikely(path):
     logits = torch.full((1, 3000), -19.0)
     logits[0, 7] = 0.0

@@ -11,7 +11,7 @@ import pytest
 import torch
 from devices import DEVICE, INTERPRETED
 from step_cases import DTYPES, Paged, attention, close, paged, rotation
-from test_step_ops import NORMS, SHAPES, SIZES, new_ids, norm_weights, placed, randn
+from test_step_ops import NORMS, SHAPES, SIZES, far_above, new_ids, norm_weights, placed, randn
 from test_step_ops_checks import PAGED, good
 from torch.nn import functional as F
 
@@ -47,11 +47,20 @@ def on_device(cache: Paged) -> Paged:
     return replace(cache, **{name: getattr(cache, name).to(DEVICE) for name in ("keys", "values", "table", "lengths")})
 
 
+def crossed(sizes: list[tuple[int, ...]], dtypes: tuple[torch.dtype, ...]) -> list:
+    """(*size, dtype): every size in the first dtype, and the last size in all; the other pairs are long."""
+    found = []
+    for size in sizes:
+        for dtype in dtypes:
+            marks = [] if dtype == dtypes[0] or size == sizes[-1] else pytest.mark.long
+            found.append(pytest.param(*size, dtype, marks=marks, id="-".join(map(str, (*size, dtype)))))
+    return found
+
+
 # --- rows by themselves
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("rows", "k"), [*SIZES, (17, 130), (33, 5)])
+@pytest.mark.parametrize(("rows", "k", "dtype"), crossed([*SIZES, (33, 5), (17, 130)], DTYPES))
 def test_linear(rows: int, k: int, dtype: torch.dtype):
     """Against torch's own product in float32: x is not rounded to the weights' dtype."""
     for features in (1, 30, 67):
@@ -72,8 +81,7 @@ def of_bytes(dtype: torch.dtype, *shape: int, seed: int = 0) -> torch.Tensor:
     return codes.view(dtype)
 
 
-@pytest.mark.parametrize("dtype", BYTES, ids=str)
-@pytest.mark.parametrize(("rows", "k"), [*SIZES, (17, 130), (33, 5)])
+@pytest.mark.parametrize(("rows", "k", "dtype"), crossed([*SIZES, (33, 5), (17, 130)], BYTES))
 def test_linear_of_bytes(rows: int, k: int, dtype: torch.dtype):
     for features in (1, 30, 67):
         x, weight, bias = randn(rows, k), of_bytes(dtype, features, k), randn(features, seed=2)
@@ -100,7 +108,7 @@ def test_every_byte(dtype: torch.dtype):
 
 
 @pytest.mark.parametrize("dtypes", [(0, 0), (0, 0, 0), (0, 1, 1), (1, 0, 3, 3), (0, 0, 0, 0, 0), (3, 4, 4)], ids=str)
-@pytest.mark.parametrize("rows", [1, 3, 17])
+@pytest.mark.parametrize("rows", [1, pytest.param(3, marks=pytest.mark.long), 17])
 def test_matrices_side_by_side(rows: int, dtypes: tuple[int, ...]):
     """The bits of each alone, in one launch or in several."""
     x, matrices = randn(rows, 70), []
@@ -113,6 +121,15 @@ def test_matrices_side_by_side(rows: int, dtypes: tuple[int, ...]):
     alone = [run(linear, x, *matrix) for matrix in matrices]
     assert torch.equal(run(joint_linear, x, matrices), torch.cat(alone, 1))
     assert run(joint_linear, x[:0], matrices).shape == (0, sum(len(m.weight) for m in matrices))
+
+
+def test_matrices_side_by_side_of_which_some_have_biases():
+    x, matrices = randn(3, 70), []
+    for features, biased in ((67, True), (32, False), (5, True), (33, False), (1, False)):
+        weight, bias = randn(features, 70, seed=features).to(DEVICE), randn(features, seed=9).to(DEVICE)
+        matrices.append(Matrix(weight, bias if biased else None))
+    alone = [run(linear, x, *matrix) for matrix in matrices]
+    assert torch.equal(run(joint_linear, x, matrices), torch.cat(alone, 1))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -179,8 +196,7 @@ def test_a_row_has_the_same_bits_alone_and_among_others():
 # --- attention
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("rows", "heads", "kv_heads", "head_dim"), [*SHAPES, (1, 34, 2, 64)])
+@pytest.mark.parametrize(("rows", "heads", "kv_heads", "head_dim", "dtype"), crossed([(1, 34, 2, 64), *SHAPES], DTYPES))
 def test_attend(rows: int, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype):
     queries = randn(rows, heads, head_dim)
     for slots, scale, lengths in ((1, 0.5, [1, 8, 7, 3, 40]), (5, None, [40, 1, 128, 129, 300]), (32, None, [33] * 5)):
@@ -197,13 +213,14 @@ def test_attend_to_more_stretches_than_are_joined_at_once():
 
 
 def test_attend_where_one_score_is_far_above():
+    """Behind the first 128 ids, which are one stretch."""
     cache = paged([700], 1, 16, 8, torch.float32)
     keys, values = cache.ids[0][:, 0]
-    q = keys[650] * 1000
-    assert torch.equal(run(attend, q[None, None], *cache.arguments, 1.0)[0, 0], values[(keys @ q).argmax()])
+    place = far_above(keys, 128)
+    assert torch.equal(run(attend, keys[place][None, None] * 1000, *cache.arguments, 1.0)[0, 0], values[place])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [DTYPES[0], *(pytest.param(d, marks=pytest.mark.long) for d in DTYPES[1:])], ids=str)
 def test_attend_gives_the_same_bits_in_any_layout(dtype: torch.dtype):
     """Alone, among others, and in pages of other sizes and numbers."""
     lengths, queries = [3, 300, 128, 129, 90], randn(5, 4, 32)
@@ -241,6 +258,15 @@ def test_rope_append(rows: int, heads: int, kv_heads: int, head_dim: int, dtype:
     for old, new in zip((cache.keys, cache.values), (after.keys, after.values), strict=True):
         changed = ((old != new) & ~(old.isnan() & new.isnan())).any(-1).all(1)  # (pages, slots)
         assert changed.sum() == rows
+
+
+def test_numbers_between_two_of_bfloat16_are_rounded_to_the_even_one():
+    cache = on_device(paged([3], 1, 8, 4, torch.bfloat16, room=1))
+    values = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, -1 - 3 * 2**-8, 5 + 2**-6, 1e30, -0.0, torch.inf])
+    qkv, (cos, sin) = torch.cat((randn(16), values))[None], rotation(torch.tensor([3]), 8, torch.float32)
+    run(rope_append, qkv, cos, sin, *cache.arguments)
+    _, stored = new_ids(Paged(*(tensor.cpu() for tensor in cache.arguments), cache.ids))
+    assert torch.equal(stored[0, 0], values.bfloat16())
 
 
 def test_appended_ids_are_attended():
