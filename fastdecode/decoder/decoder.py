@@ -47,6 +47,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
+def _padded(x: Tensor, there: Tensor) -> Tensor:
+    """``x`` (tokens, heads, head_dim) of the places ``there`` (rows, width) bool as (rows, heads, width, head_dim), zero
+    elsewhere.
+    """
+    padded = x.new_zeros(*there.shape, *x.shape[1:])
+    padded[there] = x
+    return padded.transpose(1, 2)
+
+
 class RMSNorm:
     """A layer's RMS norm in few operations (`F.rms_norm` takes three times as long for a few rows on a CPU).
 
@@ -328,8 +337,9 @@ class Decoder:
         there = offsets < count[:, None]
         positions = (begin[:, None] + offsets).where(there, begin[:, None])
         longest = max(s + n for s, n in zip(starts, counts, strict=True))
-        cos, sin = (t.to(self.dtype) for t in self.rope(positions, longest))
-        x = self.embed(ids[chosen[:, None], positions])
+        own = positions[there]  # products are of tokens that are there, side by side; attention alone is padded
+        cos, sin = (t.to(self.dtype) for t in self.rope(own[None], longest))
+        x = self.embed(ids[chosen[:, None], positions][there][None])
         slots = cache.pool.page_slots
         pages = cache.page_table[first + chosen].long()[:, : -(-longest // slots)]
         at = (positions // slots).expand_as(positions)
@@ -341,17 +351,19 @@ class Decoder:
         for i, layer in enumerate(self.layers):
             normed = x if self.swin else layer.norm_attention(x)
             q, k, v = self._project(layer, normed, cos, sin)
-            cache.keys[i][place, :, slot], cache.values[i][place, :, slot] = k[there], v[there]
+            cache.keys[i][place, :, slot], cache.values[i][place, :, slot] = k[0], v[0]
             if i == len(self.layers) - 1:
                 break
-            if blank is None:
-                k, v = k.transpose(1, 2), v.transpose(1, 2)
-            else:
-                k, v = self._stored(cache, i, pages, blank)
-            attended = F.scaled_dot_product_attention(
-                q.transpose(1, 2), k, v, attn_mask=mask, is_causal=fresh, scale=layer.scaling, enable_gqa=self.grouped
+            q = _padded(q[0], there)
+            k, v = (
+                self._stored(cache, i, pages, blank)
+                if blank is not None
+                else (_padded(k[0], there), _padded(v[0], there))
             )
-            x = self._finish(layer, x, attended.transpose(1, 2).reshape(*x.shape[:2], -1))
+            attended = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=fresh, scale=layer.scaling, enable_gqa=self.grouped
+            )
+            x = self._finish(layer, x, attended.transpose(1, 2)[there].reshape(1, len(own), -1))
 
     def _stored(self, cache: StreamCache, layer: int, pages: Tensor, blank: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (rows, kv_heads, slots, head_dim) of ``pages`` (rows, n), zero where ``blank``: what is there
