@@ -1,13 +1,15 @@
-"""Which tokens may come next: text, begin of image, a block of image ids, end of image, end of sequence.
+"""Which tokens may come next: text, begin of image, the tokens of a picture, end of image, end of sequence.
 
-A `Grammar` is compiled once per call into small tables over *states*. A group's state says what its next token is:
-sampled from one of the grammar's sets, or forced. ``advance`` moves it by the token that came.
+A `Grammar` is a small table over *states*. The state of a sequence says where its next token comes from: it is sampled
+from one of the grammar's token sets, or it is forced, because only one token may come. ``advance`` gives the state
+after a token.
 
-    TEXT      any text id; ``begin_image`` opens a block where one fits; an end-of-sequence id leads to DONE
-    OPEN      ``begin_image`` is forced (a picture was asked for)
-    BLOCK+i   the i-th image id of a block
-    CLOSE     ``end_image`` is forced
-    DONE      nothing more
+    TEXT      text is sampled; ``begin_image`` begins a picture, where a whole one still fits; an end-of-sequence token
+              leads to DONE
+    OPEN      a picture was asked for: ``begin_image`` is forced
+    BLOCK+i   image token i of a picture is sampled
+    CLOSE     the picture is complete: ``end_image`` is forced
+    DONE      nothing more comes
 """
 
 from __future__ import annotations
@@ -16,9 +18,14 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from fastdecode.models.chameleon import Vocabulary
 from fastdecode.ops import GrammarTables, TokenSets
+from fastdecode.token_rules import Phase
 
 MODES = ("text-only", "image-only", "interleaved-text-image", "unrestricted")
 
@@ -28,10 +35,10 @@ TEXT_SET, TEXT_WITHOUT_BEGIN_SET, IMAGE_SET, EVERYTHING_SET = 0, 1, 2, 3
 
 @dataclass(frozen=True)
 class Grammar:
-    """Tables for one mode and vocabulary; build with `compile_grammar`.
+    """The tables of one mode and vocabulary; `compile_grammar` makes them.
 
-    ``tables`` are its states as modes of `fastdecode.ops.GrammarTables`: what `advance` does here on the host,
-    `fastdecode.ops.advance` does on the device.
+    ``tables`` holds the states in the form of `fastdecode.ops.GrammarTables`, where they are called modes: `advance`
+    reads them on the host, and `fastdecode.ops.advance` on the device.
     """
 
     mode: str
@@ -48,27 +55,27 @@ class Grammar:
 
     @property
     def set_of(self) -> tuple[int, ...]:
-        """By state: the set that it draws from where there is room, or -1: its token is forced, or nothing comes."""
+        """By state: the set to sample from while a picture fits; -1 if the token is forced, and for DONE."""
         return self.tables.host.set_of
 
     @property
     def forced(self) -> tuple[int, ...]:
-        """By state: the token that comes without a draw, or -1."""
+        """By state: the token that is forced, or -1."""
         return self.tables.host.forced
 
     @property
     def close(self) -> int:
-        """The state in which ``end_image`` is due."""
+        """The state CLOSE."""
         return BLOCK + self.image_length
 
     @property
     def draws(self) -> bool:
-        """Whether pictures can come out of this mode."""
+        """Whether this mode can write pictures."""
         return self.mode != "text-only"
 
     @property
     def block_length(self) -> int:
-        """Ids of one picture with both markers."""
+        """Number of tokens of one picture, begin and end of image included."""
         return self.image_length + 2
 
     @property
@@ -77,11 +84,11 @@ class Grammar:
         return math.isqrt(self.image_length)
 
     def in_picture(self, state: int) -> bool:
-        """Whether the next token lies between ``begin_image`` and the end of ``end_image``."""
+        """Whether a picture has begun and its ``end_image`` has not come yet."""
         return state >= BLOCK
 
     def start(self, prompt: Sequence[int]) -> int:
-        """The state after ``prompt``: inside a block if the prompt ends in an unfinished one."""
+        """The state after ``prompt``: inside a picture if the prompt ends in an unfinished one."""
         if not self.draws:
             return TEXT
         for back in range(1, min(self.image_length + 1, len(prompt)) + 1):
@@ -93,52 +100,44 @@ class Grammar:
         return OPEN if self.mode == "image-only" else TEXT
 
     def remaining(self, state: int) -> int:
-        """Tokens until the picture that ``state`` is in, or is about to open, is closed; 0 in text."""
+        """Tokens until the picture that ``state`` is in, or that comes next, is closed; 0 in text."""
         if state == OPEN:
             return self.block_length
         return self.close + 1 - state if self.in_picture(state) else 0
 
     def set_index(self, state: int, length: int, limit: int) -> int:
-        """The set that a group in ``state`` draws from; ``begin_image`` only if the whole block fits in ``limit``.
+        """The set that a sequence in ``state`` samples from; it has ``begin_image`` only if a whole picture fits.
 
-        ``length`` counts the ids of the sequence so far, prompt included. -1 in a forced state.
+        ``length`` counts the tokens of the sequence so far, prompt included, of which there may be ``limit``. -1 if the
+        token is forced.
         """
         return self.tables.set_index(state, limit - length)
 
     def advance(self, state: int, token: int) -> int:
-        """The state after ``token``. Inside a block the place counts, not the token."""
+        """The state after ``token``. Inside a picture any image token leads to the next place."""
         return self.tables.follow(state, token)
 
     def image_start(self, length: int, state: int) -> int:
-        """Where the picture that ``state`` is in begins (its begin marker), after ``length`` ids; -1 outside one."""
+        """The position of ``begin_image`` of the picture that ``state`` is in, after ``length`` tokens; -1 in text."""
         return length - 1 - (state - BLOCK) if self.in_picture(state) else -1
 
 
-def _runs(ids: Iterable[int]) -> list[tuple[int, int]]:
-    """``ids`` as half-open ranges."""
-    runs: list[tuple[int, int]] = []
-    for i in sorted(ids):
-        if runs and runs[-1][1] == i:
-            runs[-1] = (runs[-1][0], i + 1)
-        else:
-            runs.append((i, i + 1))
-    return runs
+def compile_grammar(mode: str, vocabulary: Vocabulary, eos: Iterable[int], phase: Phase | None = None) -> Grammar:
+    """The tables for ``mode``, one of `MODES`.
 
+    ``text-only`` bans image tokens and nothing else, as transformers' own Chameleon does. ``interleaved-text-image``
+    also bans what would not parse: end of image outside a picture, the placeholder, padding and begin of sequence.
+    ``image-only`` writes one picture and ends. ``unrestricted`` bans nothing and only keeps track.
 
-def _all_but(ids: Iterable[int], size: int) -> list[tuple[int, int]]:
-    """The ids below ``size`` that are not in ``ids``, as half-open ranges: a vocabulary is long, its ranges are few."""
-    runs = _runs(ids)
-    starts, stops = [0, *(stop for _, stop in runs)], [*(start for start, _ in runs), size]
-    return [(start, stop) for start, stop in zip(starts, stops, strict=True) if start < stop]
+    ``phase`` is what the `fastdecode.token_rules.TokenRules` of a sequence say at its length. Banned tokens are taken
+    out of every set. Forced tokens take the place of the text sets, less what the mode bans in text; a picture in
+    progress is not disturbed by them, and goes on with the image tokens that are not banned. Forced states stay forced:
+    the end of image that closes a picture comes even where it is banned as an end of sequence. All phases of one mode
+    and vocabulary have the same states and sets with the same numbers, so that the state of a sequence stays valid when
+    its phase changes.
 
-
-def compile_grammar(mode: str, vocabulary: Vocabulary, eos: Iterable[int], phase: object = None) -> Grammar:
-    """Tables for ``mode``, one of `MODES`.
-
-    ``text-only`` bans image ids and nothing else, as transformers' own Chameleon does. ``interleaved-text-image``
-    also bans what would not parse: end of image outside a block, the placeholder, padding and begin of sequence.
-    ``image-only`` draws one picture and ends. ``unrestricted`` bans nothing and only keeps track.
-    ``ValueError`` for another mode, and for one that draws with a vocabulary of text only.
+    ``ValueError`` for an unknown mode, for a mode with pictures and a vocabulary of text only, and if the phase leaves
+    nothing to sample where the mode must sample, or bans begin or end of image where the mode needs them.
     """
     if mode not in MODES:
         raise ValueError(f"multimodal_generation_mode={mode!r} is unknown; choose one of {', '.join(MODES)}")
@@ -146,33 +145,64 @@ def compile_grammar(mode: str, vocabulary: Vocabulary, eos: Iterable[int], phase
         raise ValueError(
             f"multimodal_generation_mode={mode!r}: this model writes text only; leave it out, or choose 'text-only'"
         )
-    return _compiled(mode, vocabulary, frozenset(eos))
+    return _compiled(mode, vocabulary, frozenset(eos), phase or None)
 
 
-@lru_cache(maxsize=16)  # it takes longer than drawing ten tokens, and nothing changes it
-def _compiled(mode: str, vocabulary: Vocabulary, ends: frozenset[int]) -> Grammar:
-    v, n = vocabulary, vocabulary.image_length
-    banned = set(v.image_ids)
-    if mode != "text-only":
-        banned |= {v.end_image, v.placeholder} | ({i for i in (v.pad, v.bos) if i is not None} - ends)
-    without_begin = banned if mode == "text-only" else banned | {v.begin_image}
-    sets = TokenSets(
-        [_all_but(banned, v.size), _all_but(without_begin, v.size), _runs(v.image_ids), [(0, v.size)]], v.size
+@lru_cache(maxsize=256)  # a request has a few phases; what is large in a grammar is shared between them
+def _compiled(mode: str, vocabulary: Vocabulary, ends: frozenset[int], phase: Phase | None) -> Grammar:
+    unruled = _unruled(mode, vocabulary, ends)
+    tables = unruled.tables
+    if phase is not None:
+        masks = _ruled(unruled.masks, mode, vocabulary, phase)
+        _check_phase(masks, mode, vocabulary, ends, phase)
+        tables = tables.with_sets(_token_sets(masks))
+    return Grammar(
+        mode=mode,
+        image_length=vocabulary.image_length,
+        begin_image=vocabulary.begin_image,
+        end_image=vocabulary.end_image,
+        image_ids=vocabulary.image_ids,
+        tables=tables,
     )
+
+
+class _Unruled(NamedTuple):
+    """A grammar without a phase: its sets as ``masks`` (sets, vocab) bool on the CPU, and its tables."""
+
+    masks: Tensor
+    tables: GrammarTables
+
+
+@lru_cache(maxsize=16)  # it takes milliseconds, as long as some tokens
+def _unruled(mode: str, vocabulary: Vocabulary, ends: frozenset[int]) -> _Unruled:
+    v, n = vocabulary, vocabulary.image_length
     free = mode == "unrestricted"
+    masks = torch.ones((4, v.size), dtype=torch.bool, device="cpu")
+    image = _indices(v.image_ids, v.size)
+    masks[IMAGE_SET] = False
+    masks[IMAGE_SET, image] = True
+    if not free:
+        masks[TEXT_SET, image] = False
+        if mode != "text-only":
+            unparsed = {v.end_image, v.placeholder} | ({i for i in (v.pad, v.bos) if i is not None} - ends)
+            masks[TEXT_SET, _indices(unparsed, v.size)] = False
+    masks[TEXT_WITHOUT_BEGIN_SET] = masks[TEXT_SET]
+    if _needs_room(mode):
+        masks[TEXT_WITHOUT_BEGIN_SET, v.begin_image] = False
+
     close = BLOCK + n
     states = close + 1
     set_of, forced, room = [-1] * states, [-1] * states, [0] * states
-    set_of[TEXT] = EVERYTHING_SET if free else TEXT_SET
-    tight_set_of = [TEXT_WITHOUT_BEGIN_SET if s == TEXT_SET else s for s in set_of]
+    set_of[TEXT] = TEXT_SET
     room[TEXT] = n + 2
     forced[OPEN] = v.begin_image
     for state in range(BLOCK, close):
-        set_of[state] = tight_set_of[state] = EVERYTHING_SET if free else IMAGE_SET
+        set_of[state] = EVERYTHING_SET if free else IMAGE_SET
     if free:
-        set_of[close] = tight_set_of[close] = EVERYTHING_SET
+        set_of[close] = EVERYTHING_SET
     else:
         forced[close] = v.end_image
+    tight_set_of = [TEXT_WITHOUT_BEGIN_SET if s == TEXT_SET else s for s in set_of]
 
     def following(state: int, begins: bool, ends_sequence: bool, is_image: bool) -> int:
         if state == DONE:
@@ -187,27 +217,82 @@ def _compiled(mode: str, vocabulary: Vocabulary, ends: frozenset[int]) -> Gramma
             return DONE if mode == "image-only" else TEXT
         return BLOCK if begins and mode != "text-only" else TEXT
 
-    special = {i for i in {v.begin_image, *ends, *v.image_ids} if i >= 0}
-    kinds = {i: (i == v.begin_image, i in ends, i in v.image_ids) for i in special}
-    classes = [(False, False, False), *sorted(set(kinds.values()))]
-    return Grammar(
-        mode=mode,
-        image_length=n,
-        begin_image=v.begin_image,
-        end_image=v.end_image,
-        image_ids=v.image_ids,
-        tables=GrammarTables(
-            sets,
-            set_of,
-            forced,
-            [[following(state, *kind) for kind in classes] for state in range(states)],
-            [
-                (low, high, number)
-                for number, kind in enumerate(classes[1:], 1)
-                for low, high in _runs(i for i, k in kinds.items() if k == kind and i < v.size)
-            ],
-            vocab=v.size,
-            tight_set_of=tight_set_of,
-            room=room,
-        ),
+    # Class 1 are the image tokens that mean nothing else; classes of the few tokens with another meaning follow.
+    special = {i: (i == v.begin_image, i in ends, i in v.image_ids) for i in {v.begin_image, *ends} if 0 <= i < v.size}
+    plain_image = masks[IMAGE_SET].clone()
+    plain_image[list(special)] = False
+    classes = [(False, False, False), (False, False, True), *sorted(set(special.values()))]
+    class_ranges = [(low, high, 1) for low, high in _ranges(plain_image)]
+    class_ranges += [(i, i + 1, classes.index(kind)) for i, kind in special.items()]
+    tables = GrammarTables(
+        _token_sets(masks),
+        set_of,
+        forced,
+        [[following(state, *kind) for kind in classes] for state in range(states)],
+        class_ranges,
+        vocab=v.size,
+        tight_set_of=tight_set_of,
+        room=room,
     )
+    return _Unruled(masks, tables)
+
+
+def _needs_room(mode: str) -> bool:
+    """Whether a picture may begin in text only where all of it fits."""
+    return mode in ("image-only", "interleaved-text-image")
+
+
+def _ruled(unruled: Tensor, mode: str, vocabulary: Vocabulary, phase: Phase) -> Tensor:
+    """The masks of the sets in ``phase``."""
+    masks = unruled.clone()
+    masks[:, _indices(phase.banned, vocabulary.size)] = False
+    if phase.forced is not None:
+        forced = torch.zeros(vocabulary.size, dtype=torch.bool, device="cpu")
+        forced[_indices(phase.forced, vocabulary.size)] = True
+        masks[:IMAGE_SET] = unruled[:IMAGE_SET] & forced  # banned or not
+    return masks
+
+
+def _check_phase(masks: Tensor, mode: str, vocabulary: Vocabulary, ends: frozenset[int], phase: Phase) -> None:
+    """``ValueError`` if a set is empty that ``mode`` samples from, or if a marker is banned that it must write."""
+    causes = "suppress_tokens, begin_suppress_tokens, bad_words_ids, sequence_bias or a minimum length"
+    chosen = f"multimodal_generation_mode={mode!r}"
+    text, text_without_begin, image, _ = masks.any(1).tolist()
+    begin, end = vocabulary.begin_image, vocabulary.end_image
+    if mode != "image-only" and not text:
+        if phase.forced is not None:
+            raise ValueError(
+                f"forced_bos_token_id or forced_eos_token_id forces {sorted(phase.forced)}, which {chosen} does not "
+                "allow in text: force a token that it allows"
+            )
+        raise ValueError(f"{causes} leave nothing to sample in text ({chosen}): allow at least one token of text")
+    if mode == "interleaved-text-image" and not text_without_begin and phase.forced is None:
+        # a forced begin of image is not refused here: whether a picture fits at that one length is not known
+        raise ValueError(
+            f"{causes} leave only token {begin}, begin of image, to sample in text, and nothing where no picture fits "
+            f"({chosen}): allow at least one token of text"
+        )
+    if _needs_room(mode) and not image:
+        raise ValueError(f"{causes} leave nothing to sample in a picture ({chosen}): allow at least one image token")
+    if mode == "image-only" and begin in phase.banned - ends:
+        raise ValueError(f"{causes} ban token {begin}, begin of image, which {chosen} must write: allow it")
+    pictures = mode == "image-only" or (mode == "interleaved-text-image" and begin not in phase.banned)
+    if pictures and end in phase.banned - ends:
+        raise ValueError(
+            f"{causes} ban token {end}, end of image, which {chosen} must write after every picture: allow it"
+        )
+
+
+def _indices(tokens: Iterable[int], size: int) -> Tensor:
+    """(n,) int64: those of ``tokens`` that the vocabulary has."""
+    return torch.tensor([i for i in tokens if 0 <= i < size], dtype=torch.int64, device="cpu")
+
+
+def _ranges(mask: Tensor) -> list[tuple[int, int]]:
+    """Where ``mask`` (vocab,) bool is True, as half-open ranges."""
+    edges = torch.nn.functional.pad(mask.to(torch.int8), (1, 1)).diff().nonzero().flatten().tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def _token_sets(masks: Tensor) -> TokenSets:
+    return TokenSets([_ranges(mask) for mask in masks], masks.shape[1])

@@ -1,7 +1,8 @@
-"""Which streams a request runs, and with which weights their logits are mixed: ``z = sum of w[k] * logits[k]``.
+"""Guidance: which streams a request runs, and the weights that mix their logits, ``z = sum of w[k] * logits[k]``.
 
-A *stream* is a rewriting of the sequence so far. Classifier-free guidance and its relatives differ only in which
-rewritings they use and how they weigh them, so a recipe is data: see the constructors of `Guidance`.
+A *stream* is another version of the sequence so far, with something left out or replaced, that the model reads too.
+Classifier-free guidance and its relatives differ only in their streams and weights, so a `Guidance` is plain data. Its
+constructors are the known recipes.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ KINDS = ("full", "images", "unconditional", "prompt")
 
 @dataclass(frozen=True)
 class Stream:
-    """One rewriting of a sequence.
+    """One version of a sequence, made from its tokens.
 
     ``kind``:
       - ``"full"``: the sequence itself.
-      - ``"images"``: begin of sequence and the pictures, with their markers; the text is left out.
+      - ``"images"``: begin of sequence and all pictures with their begin and end tokens, without the text.
       - ``"unconditional"``: begin of sequence (unless ``bos=False``) and the picture being drawn.
-      - ``"prompt"``: ``ids`` in place of the prompt. With ``history`` what was generated since follows them (as
-        transformers does with ``negative_prompt_ids``), without it only the picture being drawn. A picture that the
-        prompt has begun is begun here too, if ``ids`` do not end with that beginning themselves.
+      - ``"prompt"``: the tokens ``ids`` in place of the prompt. All generated tokens follow them, as they do with
+        transformers' ``negative_prompt_ids``; with ``history=False`` only the picture being drawn follows. If the
+        prompt ends inside a picture, so does this stream: that part of the picture is added, unless ``ids`` already
+        end with it.
     """
 
     kind: str
@@ -43,10 +45,10 @@ class Stream:
             raise ValueError(f"ids belong to a stream of kind 'prompt'; this one is {self.kind!r}")
 
     def rewrite(self, ids: Sequence[int], prompt_length: int, tail: int, vocabulary: Vocabulary) -> tuple[int, ...]:
-        """The stream's ids for a sequence ``ids`` whose first ``prompt_length`` are the prompt.
+        """The tokens of this stream for a sequence ``ids``, the first ``prompt_length`` of which are the prompt.
 
-        ``tail`` is where the picture being drawn begins (its begin marker), or ``len(ids)`` in text. ``ValueError``
-        if an unconditional stream cannot be made.
+        ``tail`` is the position of ``begin_image`` of the picture being drawn, or ``len(ids)`` in text. ``ValueError``
+        if an unconditional stream needs a begin of sequence and the vocabulary has none.
         """
         if self.kind == "full":
             return tuple(ids)
@@ -58,7 +60,7 @@ class Stream:
             if begun and self.ids[-len(begun) :] == begun:
                 tail = prompt_length
             return (*self.ids, *ids[min(tail, prompt_length) if self.history else tail :])
-        if tail == len(ids):  # in text there is no picture to begin with: what transformers does by default
+        if tail == len(ids):  # in text, the last token alone, as transformers does without negative_prompt_ids
             return tuple(ids[-1:])
         if not self.bos:
             start: tuple[int, ...] = ()
@@ -79,8 +81,9 @@ FULL, IMAGES, UNCONDITIONAL = Stream("full"), Stream("images"), Stream("uncondit
 class Guidance:
     """Streams and their weights. The first stream must be the full sequence; weights need not add up to one.
 
-    ``everywhere=False`` mixes inside pictures only: the other streams are made when a picture begins, and given up
-    when it ends. ``everywhere=True`` makes them once, from the prompt, and every generated token follows in each.
+    With ``everywhere=False`` only pictures are guided: the other streams start when a picture begins and are freed
+    when it ends. With ``everywhere=True`` text is guided too: the other streams start with the prompt, and every
+    generated token is added to each of them.
     """
 
     streams: tuple[Stream, ...] = (FULL,)
@@ -102,7 +105,7 @@ class Guidance:
 
     @classmethod
     def none(cls) -> Guidance:
-        """One stream: plain decoding."""
+        """No guidance: the full sequence is the only stream."""
         return cls()
 
     @classmethod
@@ -115,7 +118,8 @@ class Guidance:
     ) -> Guidance:
         """Classifier-free guidance ``u + scale * (c - u)``.
 
-        ``u`` is the unconditional stream, or the sequence with ``negative_prompt_ids`` in place of its prompt.
+        ``c`` is the full sequence; ``u`` is the unconditional stream, or the sequence with ``negative_prompt_ids`` in
+        place of its prompt.
         """
         other = UNCONDITIONAL if negative_prompt_ids is None else Stream("prompt", tuple(map(int, negative_prompt_ids)))
         return cls((FULL, other), (float(scale), 1.0 - float(scale)), everywhere)
@@ -124,7 +128,7 @@ class Guidance:
     def instruct(cls, text: float = 3.0, image: float = 1.2, *, everywhere: bool = False) -> Guidance:
         """The three-way recipe of Chameleon's own inference: ``u + image * (i - u) + text * (c - i)``.
 
-        ``c`` is the full sequence, ``i`` its pictures alone, ``u`` neither.
+        ``c`` is the full sequence, ``i`` its pictures without the text, ``u`` the unconditional stream.
         """
         text, image = float(text), float(image)
         return cls((FULL, IMAGES, UNCONDITIONAL), (text, image - text, 1.0 - image), everywhere)
@@ -142,7 +146,8 @@ class Guidance:
     ) -> Guidance:
         """Thinking with generated images: ``u + full (c-i) + image (i-u) - against (n-u) + toward (o-u)``.
 
-        ``n`` begins with the ids ``negative``, ``o`` with ``original``; ``u`` has no begin of sequence.
+        ``c``, ``i`` and ``u`` are as in `instruct`, but ``u`` has no begin of sequence. ``n`` is the picture being
+        drawn after the tokens ``negative``, ``o`` the same after ``original``.
         """
         streams = (
             FULL,
@@ -156,10 +161,11 @@ class Guidance:
     def plan(
         self, ids: Sequence[int], prompt_length: int, tail: int, vocabulary: Vocabulary
     ) -> tuple[list[tuple[int, ...]], list[float]]:
-        """Streams to run besides the full one, and the weights of (full, \\*those).
+        """The tokens of each stream besides the full one, and the weights: the full stream's first, then theirs.
 
-        Streams with equal ids are merged, and those whose weights cancel to 0 are left out; the full stream always
-        stays, since the sequence goes on in it. ``ValueError`` if all weights cancel.
+        Arguments as of `Stream.rewrite`. Streams with equal tokens become one, and its weight is their sum; one of
+        weight 0 is left out, but for the full stream, which is the sequence itself. ``ValueError`` if nothing but the
+        full stream is left and its weight is 0.
         """
         rewritten: dict[tuple[int, ...], float] = {}
         for stream, weight in zip(self.streams, self.weights, strict=True):

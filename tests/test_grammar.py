@@ -7,6 +7,8 @@ import pytest
 
 from fastdecode.grammar import BLOCK, DONE, EVERYTHING_SET, MODES, OPEN, TEXT, compile_grammar
 from fastdecode.models.chameleon import Vocabulary
+from fastdecode.ops import TokenSets
+from fastdecode.token_rules import Phase
 
 BOS, PAD, EOS, BEGIN, END, PLACEHOLDER, WORD = 0, 1, 2, 3, 4, 5, 6
 IMAGE = (9, 7)  # neither monotone nor contiguous: 8 is a word
@@ -111,7 +113,7 @@ def test_a_prompt_that_ends_inside_a_block_goes_on_there(mode: str, offset: int)
         return
     assert state == BLOCK + offset
     assert grammar.remaining(state) == 4 - offset + 1
-    assert grammar.tail(len(prompt), state) == 2
+    assert grammar.image_start(len(prompt), state) == 2
     assert grammar.start([*prompt, WORD]) == outside
     if mode != "unrestricted":
         for new, _ in walks(grammar, prompt, len(prompt) + 4 - offset + 1):
@@ -125,7 +127,7 @@ def test_pictures_of_the_prompt_are_no_state():
     assert grammar.start([BOS, *whole, BEGIN]) == BLOCK
     assert grammar.start([IMAGE[0], IMAGE[1]]) == TEXT  # image ids that no begin opened
     assert compile_grammar("text-only", tiny(2), [EOS]).start([BOS, BEGIN]) == TEXT
-    assert grammar.tail(7, TEXT) == -1
+    assert grammar.image_start(7, TEXT) == -1
 
 
 def test_a_grammar_can_be_used_again():
@@ -176,7 +178,8 @@ def test_text_only_bans_image_ids_and_nothing_else():
 
 def test_unrestricted_bans_nothing_and_keeps_track():
     grammar = compile_grammar("unrestricted", tiny(2), [EOS])
-    assert {grammar.set_of[s] for s in (TEXT, BLOCK, BLOCK + 1, grammar.close)} == {EVERYTHING_SET}
+    assert {grammar.set_of[s] for s in (BLOCK, BLOCK + 1, grammar.close)} == {EVERYTHING_SET}
+    assert choices(grammar, TEXT, 1, 99) == choices(grammar, TEXT, 1, 2) == list(range(10))
     assert grammar.advance(TEXT, BEGIN) == BLOCK
     assert grammar.advance(BLOCK, IMAGE[0]) == BLOCK + 1
     assert grammar.advance(BLOCK + 1, BEGIN) == BLOCK  # begun again
@@ -193,3 +196,150 @@ def test_unknown_mode_names_the_modes():
 def test_without_bos_and_pad():
     grammar = compile_grammar("interleaved-text-image", tiny(2, bos=None, pad=None), [])
     assert choices(grammar, TEXT, 1, 99) == [BOS, PAD, EOS, BEGIN, WORD, 8]
+
+
+# --- phases -------------------------------------------------------------------------------------------------------
+
+
+def phased(mode: str, banned=(), forced=None, length: int = 2, eos=(EOS,)):
+    phase = Phase(frozenset(banned), None if forced is None else frozenset(forced))
+    return compile_grammar(mode, tiny(length), eos, phase)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("mode", MODES)
+def test_banned_tokens_leave_every_set_and_nothing_else_changes(mode: str, seed: int):
+    plain = compile_grammar(mode, tiny(2), [EOS])
+    banned = set(random.Random(seed).sample([BOS, PAD, EOS, PLACEHOLDER, WORD, IMAGE[0]], 3))
+    found = phased(mode, banned)
+    assert found.set_of == plain.set_of
+    for state, forced in enumerate(plain.forced):
+        assert found.forced[state] == forced
+        for token in range(10):
+            assert found.advance(state, token) == plain.advance(state, token)
+        if state == DONE:
+            continue
+        for limit in (2, 99):
+            expected = choices(plain, state, 1, limit)
+            if forced < 0:
+                expected = [i for i in expected if i not in banned]
+            assert choices(found, state, 1, limit) == expected
+
+
+@pytest.mark.parametrize("mode", ["text-only", "interleaved-text-image", "unrestricted"])
+def test_forced_tokens_take_the_place_of_text_and_disturb_no_picture(mode: str):
+    plain = compile_grammar(mode, tiny(2), [EOS])
+    found = phased(mode, banned=[EOS, IMAGE[0]], forced=[EOS, WORD])
+    for limit in (2, 99):
+        assert choices(found, TEXT, 1, limit) == [EOS, WORD]  # banned or not
+    for state in (BLOCK, BLOCK + 1):
+        assert choices(found, state, 1, 99) == [i for i in choices(plain, state, 1, 99) if i not in (EOS, IMAGE[0])]
+    assert found.forced == plain.forced
+    assert found.set_of == plain.set_of
+
+
+def test_forced_tokens_do_not_reach_what_the_mode_writes_by_itself():
+    found = phased("image-only", forced=[WORD])
+    state, new = found.start([BOS]), []
+    while state != DONE:
+        token = choices(found, state, 1 + len(new), 99)[0]
+        new.append(token)
+        state = found.advance(state, token)
+    assert spelled(new) == "biie"
+
+
+def test_a_forced_picture():
+    found = phased("interleaved-text-image", forced=[BEGIN])
+    assert choices(found, TEXT, 1, 99) == [BEGIN]
+    assert found.set_index(TEXT, 1, 2) >= 0
+    assert found.sets[found.set_index(TEXT, 1, 2)] == ()  # it does not fit, and nothing else may come
+
+
+def test_end_of_image_closes_a_picture_though_it_may_not_end_the_sequence_yet():
+    found = phased("interleaved-text-image", banned=[END], eos=(EOS, END))
+    assert choices(found, found.close, 4, 99) == [END]
+
+
+def test_begin_of_image_opens_a_picture_though_it_may_not_end_the_sequence_yet():
+    found = phased("image-only", banned=[BEGIN], eos=(EOS, BEGIN))
+    assert choices(found, found.start([BOS]), 1, 99) == [BEGIN]
+
+
+def test_tokens_beyond_the_vocabulary_change_nothing():
+    found = phased("interleaved-text-image", banned=[10, 70000, WORD])
+    assert choices(found, TEXT, 1, 99) == [EOS, BEGIN, 8]
+
+
+@pytest.mark.parametrize(
+    ("mode", "fields", "message"),
+    [
+        ("text-only", {"banned": set(range(10)) - set(IMAGE)}, "suppress_tokens, .* nothing to sample in text"),
+        ("unrestricted", {"banned": range(10)}, "suppress_tokens, .*bad_words_ids.* nothing to sample in text"),
+        (
+            "interleaved-text-image",
+            {"banned": [EOS, BEGIN, WORD, 8]},
+            "a minimum length leave nothing to sample in text",
+        ),
+        (
+            "interleaved-text-image",
+            {"banned": [EOS, WORD, 8]},
+            "leave only token 3, begin of image, .* no picture fits",
+        ),
+        ("interleaved-text-image", {"banned": IMAGE}, "leave nothing to sample in a picture"),
+        ("image-only", {"banned": IMAGE}, "leave nothing to sample in a picture"),
+        ("image-only", {"banned": [BEGIN]}, "ban token 3, begin of image, which .*'image-only' must write"),
+        ("image-only", {"banned": [END]}, "ban token 4, end of image, which .*'image-only' must write"),
+        ("interleaved-text-image", {"banned": [END]}, "ban token 4, end of image, .* after every picture"),
+        ("text-only", {"forced": IMAGE}, r"forced_bos_token_id or forced_eos_token_id forces \[7, 9\], which"),
+        ("interleaved-text-image", {"forced": [END]}, r"forces \[4\], which .* does not allow in text"),
+        ("text-only", {"forced": [99]}, r"forces \[99\], which"),
+    ],
+)
+def test_phases_that_leave_nothing(mode: str, fields: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        phased(mode, **fields)
+
+
+@pytest.mark.parametrize(
+    ("mode", "banned"),
+    [
+        ("text-only", [*IMAGE, BEGIN, END]),
+        ("image-only", [EOS, WORD, 8, BOS]),  # no text comes
+        ("interleaved-text-image", [BEGIN]),
+        ("interleaved-text-image", [BEGIN, END]),
+        ("interleaved-text-image", [EOS, WORD]),
+        ("unrestricted", [BEGIN, END, *IMAGE]),
+    ],
+)
+def test_phases_that_leave_enough(mode: str, banned):
+    assert phased(mode, banned).mode == mode
+
+
+def test_models_of_text_have_phases_too():
+    text = Vocabulary(
+        size=10, code_ids=(), begin_image=-1, end_image=-1, placeholder=-1, image_length=0, context=9, bos=0
+    )
+    found = compile_grammar("text-only", text, [EOS], Phase(frozenset({EOS, 5})))
+    assert choices(found, TEXT, 1, 99) == [0, 1, 3, 4, 6, 7, 8, 9]
+
+
+def test_grammars_are_compiled_once():
+    vocabulary = tiny(2)
+    plain = compile_grammar("interleaved-text-image", vocabulary, [EOS])
+    assert compile_grammar("interleaved-text-image", tiny(2), (EOS, EOS), Phase()) is plain
+    one = phased("interleaved-text-image", [WORD, EOS])
+    assert phased("interleaved-text-image", [EOS, WORD]) is one
+    assert one is not plain
+    assert phased("interleaved-text-image", [EOS]) is not one
+    assert one.tables.following is plain.tables.following  # large, and the same
+    assert choices(plain, TEXT, 1, 99) == [EOS, BEGIN, WORD, 8]  # as before
+
+
+def test_other_sets_for_the_same_modes():
+    tables = compile_grammar("interleaved-text-image", tiny(2), [EOS]).tables
+    with pytest.raises(ValueError, match=r"len\(sets\) = 1: must be 4, as many as there are"):
+        tables.with_sets(TokenSets([[(0, 1)]]))
+    with pytest.raises(ValueError, match=r"allowed\[3\]\[0\] = \(0, 11\): leaves the vocabulary of 10 ids"):
+        tables.with_sets(TokenSets([[], [], [], [(0, 11)]]))
+    with pytest.raises(ValueError, match="sets: must be on cpu, got meta"):
+        tables.with_sets(TokenSets([[], [], [], []], device="meta"))

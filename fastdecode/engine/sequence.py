@@ -63,6 +63,14 @@ class Sequence:
         if self.image_start >= 0 or self.guidance.everywhere:
             self.plan_streams()
 
+    def check_ahead(self) -> None:
+        """``ValueError`` if its rules leave nothing to sample at any length, or a stream cannot be made."""
+        self.streams_planned()
+        change = self.rules_change_at
+        while change is not None and change < self.limit:
+            compile_grammar(self.mode, self.vocabulary, self.ends, self.rules.phase(change))
+            change = self.rules.next_change(change)
+
     # --- where it is --------------------------------------------------------------------------------------------
 
     @property

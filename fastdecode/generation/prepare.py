@@ -156,7 +156,7 @@ def prepare(
         check_can_draw(model)
     if config.do_sample and config.top_p is not None:
         Sampling(top_p=config.top_p).checked()  # transformers takes a top_p above 1 for none, without a word
-    processors = split_processors(logits_processor, bool(config.do_sample), padding)
+    processors = split_processors(logits_processor, bool(config.do_sample), padding, vocab_size=vocabulary.size)
     image_base = processors.sampling
     if "top_k" not in chosen and grammar.draws:
         processors.check_default_top_k()
@@ -191,7 +191,7 @@ def prepare(
             also_seen=(vocabulary.placeholder,) if replaced[number] else (),
             name=f"sequence {number}",
         )
-        s.streams_planned()  # raises where a stream cannot be made
+        s.check_ahead()
         sequences.append(s)
     native = (MaxLengthCriteria, EosTokenCriteria)
     stopping = StoppingCriteriaList(c for c in stopping_criteria if type(c) not in native)

@@ -236,6 +236,17 @@ class GrammarTables:
         """The same tables, for calls in which no group draws from a set of more than `largest` ids."""
         return self._copy(self.sets.bounded(largest), self.device)
 
+    def with_sets(self, sets: TokenSets) -> GrammarTables:
+        """The same modes with other token sets, as many as now: a mode's number means the same in both. The tables are
+        shared, not copied. Raises ValueError for another number of sets, another device or ids beyond the vocabulary.
+        """
+        if len(sets) != len(self.sets):
+            raise ValueError(f"len(sets) = {len(sets)}: must be {len(self.sets)}, as many as there are")
+        if sets.device != self.device:
+            raise ValueError(f"sets: must be on {self.device}, got {sets.device}")
+        sets.check_vocab(self.vocab)
+        return self._copy(sets, self.device)
+
     def _copy(self, sets: TokenSets, device: torch.device | str) -> GrammarTables:
         copy = object.__new__(GrammarTables)
         copy._host, copy.vocab, copy.sets = self._host, self.vocab, sets
