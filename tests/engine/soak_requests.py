@@ -64,7 +64,7 @@ def drawing_world(pages: int = 20) -> World:
     words = tuple(names[f"w{i}"] for i in range(4))
     rng = random.Random(5)
     beginnings = tuple((BOS, *rng.choices(words, k=length)) for length in (2, 9, 40, 70))
-    return World("drawing", model, tiny_tokenizer(names), words, beginnings, resolution, pages, 150, False)
+    return World("drawing", model, tiny_tokenizer(names), words, beginnings, resolution, pages, 260, False)
 
 
 def blocks_world(pages: int = 24) -> World:
@@ -88,8 +88,9 @@ WORLDS: dict[str, Callable[[], World]] = {"drawing": drawing_world, "blocks": bl
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One prompt and its options. Cases with the same ``key`` are equal. ``hooks`` are names and arguments of what has a state of its own, and so is made anew
-    for each call. ``bad`` is None, or one of `BAD`; ``naming`` must then be in the message.
+    """One prompt and its options. Cases with the same ``key`` are equal. ``hooks`` are names and arguments of what has
+    a state of its own, and so is made anew for each call. ``bad`` is None, or one of `BAD`; ``naming`` must then be in
+    the message.
     """
 
     key: str
@@ -180,7 +181,7 @@ def random_case(world: World, seed: int, number: int, bad: str | None = None) ->
         least = 1 if mode in ("text-only", "unrestricted") else v.image_length + 2
         longest = min(world.longest, world.pages // _streams(plain) * PAGE_SLOTS - len(prompt) - v.image_length)
         plain["max_new_tokens"] = rng.randint(least, max(least, longest))
-        if rng.random() < 0.25:
+        if rng.random() < 0.5:
             plain["min_new_tokens"] = rng.randint(1, plain["max_new_tokens"])
     kind = "edit" if picture is not None else mode
     return Case(key, tuple(prompt), picture, plain, tuple(hooks), kind=kind)
@@ -205,7 +206,11 @@ def _guidance(world: World, rng: random.Random, mode: str) -> dict[str, Any]:
         Guidance.instruct(1.5, 1.2),
         Guidance.five_way(negative, original),
     ]
-    everywhere = [custom, Guidance.two_way(1.5, negative, everywhere=True), Guidance.instruct(1.5, 1.2, everywhere=True)]
+    everywhere = [
+        custom,
+        Guidance.two_way(1.5, negative, everywhere=True),
+        Guidance.instruct(1.5, 1.2, everywhere=True),
+    ]
     if rng.random() < 0.3:
         return {}
     if rng.random() < 0.25:  # as in transformers
@@ -255,7 +260,9 @@ def _bad_case(world: World, rng: random.Random, key: str, bad: str) -> Case:
         prompt = (bos, *rng.choices(words, k=min(pooled, context)))
         return Case(key, prompt, None, plain, (), bad, "can never fit" if pooled < context - new else "context", bad)
     if bad == "grows too long":
-        others = [Stream("prompt", (bos, *rng.choices(words, k=5), words[k % len(words)], *words[:k])) for k in range(7)]
+        others = [
+            Stream("prompt", (bos, *rng.choices(words, k=5), words[k % len(words)], *words[:k])) for k in range(7)
+        ]
         guidance = Guidance((Stream("full"), *others), (1.7, *[-0.1] * len(others)), everywhere=True)
         new = (world.pages // 8 + 2) * PAGE_SLOTS
         plain |= {"guidance": guidance, "max_new_tokens": new, "min_new_tokens": new}
