@@ -2,30 +2,27 @@
 
     token                           (groups,) int64
     mode, step, finished            (groups,) int32, int64, uint8: read and written
-    limit, inputs, lengths, seen, sequences    as in DecodeState; absent where `has` lacks their bit
+    limit, inputs, lengths, seen, sequences    as in DecodeState; not read or written where their bit in `has` is 0
     set_of, tight_set_of, room, forced         (modes,) int32
     following                       (modes, classes) int32
     class_ranges                    (class_count, 3) int32: lo, hi, class
 
-`sample_advance` runs `advance_choose` before the draw and `advance` behind it. A group whose mode, step,
-token or row lies out of range fails; nothing is read or written there.
+`sample_advance` runs `advance_choose`, then the kernels of `sample`, then `advance`. A group whose mode, step,
+token or row is out of range fails (finished = 2); nothing is read or written out of range.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdecode.triton_kernels.arguments import DecodeState, GrammarTables
 from fastdecode.triton_kernels.case import Case
 from fastdecode.triton_kernels.numerics import INF
-
-if TYPE_CHECKING:
-    from fastdecode.ops.decode_state import DecodeState
-    from fastdecode.ops.grammar_tables import GrammarTables
 
 LIMIT = tl.constexpr(1)
 INPUTS = tl.constexpr(2)
@@ -34,7 +31,7 @@ SEEN = tl.constexpr(8)
 SEQUENCES = tl.constexpr(16)
 STREAMS = tl.constexpr(32)
 SAMPLED = tl.constexpr(64)
-"""The outputs of `sample` are there, to be completed."""
+"""The outputs of `sample` were passed, and `advance` completes them for groups that sampled nothing."""
 
 _RUNNING = tl.constexpr(0)
 _ENDED = tl.constexpr(1)
@@ -52,7 +49,7 @@ _LONGS = ("capacity",)
 
 @triton.jit
 def _coming(set_of, tight_set_of, room, forced, limit, mode, step, group, has):
-    """(what, value): nothing, a forced token, or a set to draw from, in a mode that exists."""
+    """(what, value): what comes next: _NOTHING, _FORCED with the token, or _DRAWN with the set to sample from."""
     number = tl.load(set_of + mode)
     left = tl.load(limit + group, mask=(has & LIMIT) != 0, other=0x7FFFFFFFFFFFFFFF)
     left = tl.where(left > step, left - step, 0)
@@ -65,7 +62,7 @@ def _coming(set_of, tight_set_of, room, forced, limit, mode, step, group, has):
 
 @triton.jit
 def _place(mode, step, finished, modes, capacity, group, has):
-    """(mode, step, running, good): where a group is; mode 0 where it is not running or not good."""
+    """(mode, step, running, good) of a group. good: mode and step are in range. mode is 0 unless running and good."""
     running = tl.load(finished + group) == _RUNNING
     at = tl.load(mode + group)
     number = tl.load(step + group)
@@ -100,7 +97,7 @@ def advance_choose(
     mode, step, finished, limit, set_of, tight_set_of, room, forced, modes, capacity: tl.int64, has,
     set_index,
 ):  # fmt: skip
-    """set_index: the set that the group draws from; −1, of which `sample` reads nothing, where it draws none."""
+    """set_index: the set that the group samples from, or −1, for which `sample` reads no logits."""
     group = tl.program_id(0).to(tl.int64)
     at, number, running, good = _place(mode, step, finished, modes, capacity, group, has)
     what, value = _coming(set_of, tight_set_of, room, forced, limit, at, number, group, has)
@@ -156,7 +153,7 @@ def advance(
 
 
 def _arguments(tables: GrammarTables, state: DecodeState, streams: Tensor | None, rows: int) -> dict[str, Any]:
-    """Those of both kernels, by name; what is absent is any tensor of its type."""
+    """The arguments of both kernels, by name. In place of an absent tensor, one of the same dtype that is not used."""
     given = {
         "limit": (state.limit, LIMIT),
         "inputs": (state.inputs, INPUTS),
@@ -195,7 +192,7 @@ def _launch(kernel: Any, groups: int, arguments: dict[str, Any]) -> None:
 
 
 def launch_advance(token: Tensor, tables: GrammarTables, state: DecodeState, streams: Tensor | None, rows: int) -> None:
-    """`advance` for arguments of checked shapes, dtypes and devices."""
+    """`advance`. Shapes, dtypes and devices must have been checked."""
     arguments = _arguments(tables, state, streams, rows)
     if len(token):
         absent = {"logprob": state.step.view(torch.float32), "kept": state.mode, "status": state.mode}
@@ -204,7 +201,7 @@ def launch_advance(token: Tensor, tables: GrammarTables, state: DecodeState, str
 
 
 def launch_choose(tables: GrammarTables, state: DecodeState) -> Tensor:
-    """(groups,) int32: the set that each group draws from, −1 where it draws none."""
+    """(groups,) int32: the set that each group samples from, or −1."""
     set_index = torch.empty_like(state.mode)
     if len(set_index):
         with torch.cuda.device_of(set_index):
@@ -219,7 +216,7 @@ def launch_complete(
     streams: Tensor | None,
     rows: int,
 ) -> None:
-    """Writes what `sample` left to the grammar into its outputs, then `advance`."""
+    """Completes the outputs of `sample` for groups with a forced token or none, then advances all groups."""
     arguments = _arguments(tables, state, streams, rows)
     arguments |= dict(zip(("token", "logprob", "kept", "status"), drawn, strict=True))
     arguments["has"] |= SAMPLED.value

@@ -1,40 +1,36 @@
-"""`attend`: a row's ids in stretches of 128, a program for each, joined by a second kernel in their order.
+"""`attend`: one program for each 128 tokens of a row (a stretch); a second kernel joins the stretches in order.
 
     queries       (rows, heads, HEAD_DIM) float32
     keys, values  (pages, kv_heads, SLOTS, HEAD_DIM) float32 | bfloat16 | float16
     table         (rows, width) int32 at a row stride
     lengths       (rows,) int64
     found         (rows, heads, stretches, HEAD_DIM) float32, scratch: Σᵢ e^(scoreᵢ − top) · valueᵢ
-    tops, sums    (rows, heads, stretches) float32, scratch: the largest score, Σᵢ e^(scoreᵢ − top)
+    tops, sums    (rows, heads, stretches) float32, scratch: top, which is the largest score, and Σᵢ e^(scoreᵢ − top)
     out           (rows, heads, HEAD_DIM) float32: written
 
-A program of `attend_stretch` reads keys and values once for all GROUP query heads that see them. A row whose length is
-out of range, or one of whose pages is, is NaN; of such pages nothing is read. What a program does depends on its own
-row alone, and not on how the row's ids lie in pages: the same bits among any other rows.
+A program of `attend_stretch` reads keys and values once for all GROUP query heads that use them. A row is NaN if its
+length or one of its pages is out of range; such pages are not read. A program's result depends on its own row alone,
+and not on which pages hold the tokens: the bits are the same whatever the other rows are.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdecode.triton_kernels.arguments import Pages
 from fastdecode.triton_kernels.case import Case
 from fastdecode.triton_kernels.numerics import INF, exp_f32
 from fastdecode.triton_kernels.products import product
 
-if TYPE_CHECKING:
-    from fastdecode.ops.step_checks import Pages
-
 STRETCH = tl.constexpr(128)
-"""Ids of a program."""
+"""Number of tokens of one program."""
 
 _TILE = tl.constexpr(32)
 _JOINED = tl.constexpr(16)
-"""Stretches that are joined at once."""
+"""Number of stretches that are joined at a time."""
 
 _INTS = ("width", "pages", "kv_heads", "heads", "stretches")
 _OPTIONS = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": False}
@@ -53,7 +49,7 @@ def attend_stretch(
     found, tops, sums,
     GROUP: tl.constexpr, SLOTS: tl.constexpr, HEAD_DIM: tl.constexpr, HEADS: tl.constexpr, DIMS: tl.constexpr,
 ):  # fmt: skip
-    """HEADS, DIMS: GROUP and HEAD_DIM filled up to powers of two of at least 16."""
+    """HEADS, DIMS: GROUP and HEAD_DIM rounded up to powers of two, and to at least 16."""
     stretch = tl.program_id(0) % stretches
     kv_head = tl.program_id(0) // stretches % kv_heads
     row = (tl.program_id(0) // stretches // kv_heads).to(tl.int64)
@@ -125,7 +121,7 @@ def _power_of_2(n: int) -> int:
 
 
 def launch_attend(queries: Tensor, stored: Pages, scale: float) -> Tensor:
-    """(rows, heads, head_dim) float32 for arguments of checked shapes, dtypes and devices."""
+    """(rows, heads, head_dim) float32. Shapes, dtypes and devices must have been checked."""
     rows, heads, head_dim = queries.shape
     pages, kv_heads, slots, _ = stored.keys.shape
     table, width = stored.table, stored.table.shape[1]

@@ -1,4 +1,4 @@
-"""One configuration in which a kernel is shipped, to be compiled without a GPU."""
+"""One configuration of a kernel, for compile.py to compile without a GPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel, the types of its arguments by name (more may be named), its constants and launch options."""
+    """A kernel, the Triton types of its arguments by name (types of other names are ignored), its constexprs and its
+    launch options.
+    """
 
     kernel: Any
     types: dict[str, str]
@@ -21,7 +23,7 @@ class Case:
 
     @property
     def configuration(self) -> str:
-        """What tells it from the kernel's other cases."""
+        """Text that distinguishes it from the other cases of its kernel."""
         stored = [name for name in ("logits", "weight", "weight0", "keys") if name in self.kernel.arg_names]
         parts = [self.types[name].removeprefix("*") for name in stored]
         parts += [name if value is True else f"{name}={value}" for name, value in self.constexprs.items() if value]

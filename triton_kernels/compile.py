@@ -1,9 +1,9 @@
-"""Compiles every kernel for the GPUs we aim at, on any machine, and reads what ptxas made of it.
+"""Compiles every kernel for sm_80 and sm_90, on any machine, and reads what ptxas reports.
 
     python -m fastdecode.triton_kernels.compile [--arch 80 90]
 
-prints kernel, configuration, architecture, registers of a thread, bytes of shared memory and of
-spills, and fails if anything spills. A kernel file takes part by its COMPILE_CASES, a list of Case.
+prints kernel, configuration, architecture, registers per thread, bytes of shared memory and bytes of
+spills, and fails if a kernel spills registers. A kernel file named in FILES lists its cases in COMPILE_CASES.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ARCHITECTURES = (80, 90)
 
 @dataclass(frozen=True)
 class Compiled:
-    """Registers of a thread; bytes of shared memory of a block and of stack, which spills use, of a thread."""
+    """A compiled case: registers per thread, bytes of shared memory per block, bytes of stack (spills) per thread."""
 
     case: Case
     arch: int
@@ -50,7 +50,7 @@ def cases() -> Iterator[Case]:
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
-    """(registers, stack) of the only kernel of a cubin."""
+    """(registers, stack) of the only kernel in a cubin."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"

@@ -1,8 +1,8 @@
-"""`embed`: one program per 1,024 numbers of a row.
+"""`embed`: one program for each 1,024 elements of a row.
 
 tokens  (rows,) int64
 weight  (vocab, HIDDEN) float32 | bfloat16 | float16
-out     (rows, HIDDEN) float32: written; NaN for a token outside of the vocabulary, of which nothing is read
+out     (rows, HIDDEN) float32: written; NaN for a token outside the vocabulary, for which nothing is read
 """
 
 import torch
@@ -29,7 +29,7 @@ def embed(tokens, weight, out, vocab, HIDDEN: tl.constexpr):
 
 
 def launch_embed(tokens: Tensor, weight: Tensor) -> Tensor:
-    """(rows, hidden) float32 for arguments of checked shapes, dtypes and devices."""
+    """(rows, hidden) float32. Shapes, dtypes and devices must have been checked."""
     rows, (vocab, hidden) = len(tokens), weight.shape
     out = torch.empty(rows, hidden, dtype=torch.float32, device=tokens.device)
     if rows:

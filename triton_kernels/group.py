@@ -1,7 +1,7 @@
-"""What the sampler's kernels share: a group's parameters, set and logits, read from device memory.
+"""Functions that the kernels of `sample` share: they read a group's parameters, token set and logits.
 
-Which of the optional arrays are given is a bit mask at run time, so that one compiled kernel serves
-all combinations; an array that is absent is never dereferenced.
+`given` is a bit mask that says which of the optional arrays are there. It is a number at run time, so that one
+compiled kernel serves all combinations. An array whose bit is not set is never read.
 """
 
 import triton
@@ -29,7 +29,7 @@ _INT32 = (
 _INT64 = ("row_stride", "noise_stride", "seed_value", "step_value")
 
 INTS = [*_INT32, *_INT64]
-"""Numbers that vary from call to call: no kernel is compiled anew for their values."""
+"""Integers for whose values Triton must not compile a kernel again."""
 
 TYPES = (
     dict.fromkeys(_INT32, "i32")
@@ -39,18 +39,18 @@ TYPES = (
     | dict.fromkeys(("streams", "ranges", "offsets", "set_index", "top_ks", "seen", "ints", "kept", "status"), "*i32")
     | dict.fromkeys(("seeds", "steps", "longs", "token"), "*i64")
 )
-"""Triton's types of the sampler's arguments, without the logits, by name."""
+"""The Triton types of all arguments of `sample`'s kernels except the logits, by name."""
 
 
 @triton.jit
 def parameter(values, value, group, given, BIT: tl.constexpr):
-    """values[group] if the array is given, else the value for all groups."""
+    """values[group] if the array is given, else `value`, which is for all groups."""
     return tl.load(values + group, mask=(given & BIT) != 0, other=value)
 
 
 @triton.jit
 def bad_parameters(temperature, top_p, min_p, penalty):
-    """Whether one lies outside its domain; NaN is in none."""
+    """Whether any of the parameters is NaN or outside its valid range."""
     good = (temperature >= 0) & (temperature < INF) & (top_p >= 0) & (top_p <= 1)
     good = good & (min_p >= 0) & (min_p <= 1) & (penalty > 0) & (penalty < INF)
     return ~good
@@ -58,7 +58,7 @@ def bad_parameters(temperature, top_p, min_p, penalty):
 
 @triton.jit
 def set_of(ranges, range_count, offsets, sets, set_index, vocab, group, given):
-    """(first, last, bad): the group's ranges are first to last; none if it names no set."""
+    """(first, last, bad): the ranges of the group's set are [first, last). bad: the set does not exist; no ranges."""
     number = tl.load(set_index + group, mask=(given & SET_INDEX) != 0, other=0)
     bad = (number < 0) | (number >= sets)
     number = tl.where(bad, 0, number)
@@ -78,7 +78,10 @@ def range_at(ranges, r, vocab, given):
 
 @triton.jit
 def bad_ranges(ranges, first, last, vocab, given, part, parts):
-    """Whether ranges are not ascending, disjoint and inside the vocabulary; looks at every parts-th 128 of them."""
+    """Whether any range is not sorted, not disjoint or not inside the vocabulary.
+
+    The work is divided among `parts` programs: each looks at every parts-th block of 128 ranges, from number `part`.
+    """
     wrong = tl.zeros((128,), tl.int32)
     if (given & SETS) != 0:
         for begin in range(first + part * 128, last, parts * 128):
@@ -92,7 +95,9 @@ def bad_ranges(ranges, first, last, vocab, given, part, parts):
 
 @triton.jit
 def ids_at(ranges, first, last, vocab, given, position):
-    """(ids, member, size): the set's ids at ascending positions, and how many it has."""
+    """(tokens, member, size): the tokens at these positions of the ascending set, which of the positions exist, and the
+    size of the set.
+    """
     size = first * 0
     ids = position
     for r in range(first, last):
@@ -104,13 +109,13 @@ def ids_at(ranges, first, last, vocab, given, position):
 
 @triton.jit
 def in_set(ranges, first, last, vocab, given, ids):
-    """Which ids lie in a range of the set, by binary search for the last range that begins at or before."""
+    """Which tokens are in the set: binary search for the last range that begins at or before the token."""
     count = last - first
     stored = tl.where((given & SETS) != 0, count, 0)
     step = 1
     while step < count:
         step = step * 2
-    begun = tl.zeros(ids.shape, tl.int32)  # ranges known to begin at or before the id
+    begun = tl.zeros(ids.shape, tl.int32)  # ranges known to begin at or before the token
     while step > 0:
         probe = begun + step
         lo = tl.load(ranges + (first + probe - 1) * 2, mask=probe <= stored, other=0)
@@ -123,9 +128,9 @@ def in_set(ranges, first, last, vocab, given, ids):
 
 @triton.jit
 def stream_at(k, rows, streams, weights, width, group, given):
-    """(row, weight, read, bad): the group's k-th stream, whether it is read, and whether it is none at all.
+    """(row, weight, read, bad): the group's k-th stream.
 
-    Bad is a row outside [−1, rows) or a weight that is not finite; such a stream is not read.
+    read: whether its logits are read. bad: its row is outside [−1, rows) or its weight is not finite; it is not read.
     """
     at = group * width + k
     row = tl.load(streams + at, mask=(given & STREAMS) != 0, other=group.to(tl.int32))
@@ -136,9 +141,9 @@ def stream_at(k, rows, streams, weights, width, group, given):
 
 @triton.jit
 def mixed(logits, rows, row_stride, streams, weights, width, group, given, ids, member):
-    """(z, possible, invalid): step 1 of the contract.
+    """(z, possible, invalid): step 1 of `sample`, the weighted sum.
 
-    invalid is 1 if a NaN or +inf was read, or a stream is bad, or none was read.
+    invalid: 1 if a NaN or +inf was read, a stream is bad, or no stream was read.
     """
     z = tl.zeros(ids.shape, tl.float32)
     possible = member
@@ -160,7 +165,9 @@ def mixed(logits, rows, row_stride, streams, weights, width, group, given, ids, 
 
 @triton.jit
 def expert_of(logits, rows, row_stride, streams, weights, width, group, given, ids, member):
-    """Logits of the first stream that is read, for contrast; −inf outside the set and for what is not finite."""
+    """Logits of the first stream that is read, the expert of contrast; −inf outside the set and for logits that are not
+    finite.
+    """
     expert = tl.full(ids.shape, -INF, tl.float32)
     reads = width * 0
     for k in range(width):
@@ -173,7 +180,10 @@ def expert_of(logits, rows, row_stride, streams, weights, width, group, given, i
 
 @triton.jit
 def scaled(z, seen, words, group, given, penalty, temperature, ids, member):
-    """Steps 3 and 4: z penalised where seen, divided by the temperature unless that is 0; never −0."""
+    """Steps 3 and 4 of `sample`: the penalty for tokens in `seen`, then division by the temperature unless that is 0.
+
+    The result is never −0.
+    """
     if (given & SEEN) != 0:
         word = tl.load(seen + group * words + (ids >> 5), mask=member, other=0)
         penalised = tl.where(z < 0, z * penalty, tl.div_rn(z, penalty))

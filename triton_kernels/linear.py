@@ -1,31 +1,29 @@
-"""`linear` for few rows: one program per 32 features of one of up to three matrices, and 16 rows.
+"""`linear` and `joint_linear` for few rows: one program for each 16 rows and 32 features of one matrix of up to three.
 
     x               (rows, K) float32
     weight0, …      (features0, K), …, all float32 | bfloat16 | float16, or bytes: int8, or float8_e4m3fn as uint8
-    scale0, …       (features0,), … float32; any pointers where SCALED is off
-    bias0, …        (features0,), … float32; any pointers where BIAS is off
+    scale0, …       (features0,), … float32; not read where SCALED is False
+    bias0, …        (features0,), … float32; not read where BIAS is False
     out             (rows, features0 + features1 + features2) float32: written
 
-Reads the weights once for every 16 rows. Rows up to 16 are multiplied at once, those that are not there as zeros, since
-tensor cores take no fewer: so the kernel is the same for any number of rows, and a row is summed over k in one order.
-A matrix that is not there has no features.
+The weights are read once for every 16 rows. 16 rows are always multiplied together, missing ones as zeros, because
+tensor cores take no fewer. So one kernel serves any number of rows, and every row is summed over k in the same order.
+With fewer than three matrices the others have 0 features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdecode.triton_kernels.arguments import Matrix
 from fastdecode.triton_kernels.case import Case
 from fastdecode.triton_kernels.products import product
-
-if TYPE_CHECKING:
-    from fastdecode.ops.linear import Matrix
 
 ROWS = tl.constexpr(16)
 FEATURES = tl.constexpr(32)
@@ -36,11 +34,11 @@ _INTS = ("rows", "features0", "features1", "features2")
 
 @triton.jit
 def _bf16(w):
-    """Stored bytes, whose few bits bfloat16 holds exactly; unsigned ones are float8_e4m3fn, of which 0x7f is NaN."""
+    """Weights of one byte as bfloat16, which is exact. uint8 holds the bits of float8_e4m3fn, in which 0x7f is NaN."""
     if w.dtype == tl.uint8:
         bits = w.to(tl.int32)
         magnitude = bits & 0x7F
-        # Its exponent and mantissa where float32 has them, which makes it too small by the biases' difference.
+        # Exponent and mantissa moved to their places in float32. The exponent biases differ by 120, hence the factor.
         value = (magnitude << 20).to(tl.float32, bitcast=True) * 1.329227995784916e36  # 2 ** 120
         value = tl.where(magnitude == 0x7F, float("nan"), value)
         result = tl.where(bits >= 0x80, -value, value)
@@ -91,15 +89,17 @@ def linear(
 
 
 def _tuned(dtype: torch.dtype) -> tuple[int, dict[str, Any]]:
-    """Numbers of a row that are multiplied at once, and compile options that spill nothing: on an H200, whose memory
-    needs some 33 KB on the way to each multiprocessor, one program has 36 KB of bfloat16 weights.
+    """(elements of a row that are loaded and multiplied at a time, launch options), chosen so that nothing spills.
+
+    An H200 needs about 33 KB of loads in flight per multiprocessor to use its memory bandwidth; with these numbers one
+    program has 36 KB of bfloat16 weights in flight.
     """
     block, warps, stages = {torch.float32: (32, 4, 8), torch.float16: (64, 8, 6)}.get(dtype, (64, 4, 10))
     return block, {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": False}
 
 
 def launch_linear(x: Tensor, matrices: Sequence[Matrix]) -> Tensor:
-    """(rows, all features) float32 for arguments of checked shapes, dtypes and devices."""
+    """(rows, sum of all features) float32. Shapes, dtypes and devices must have been checked."""
     rows = len(x)
     out = torch.empty(rows, sum(len(m.weight) for m in matrices), dtype=torch.float32, device=x.device)
     if not out.numel():
@@ -123,9 +123,8 @@ def launch_linear(x: Tensor, matrices: Sequence[Matrix]) -> Tensor:
 
 
 def _alike(a: Matrix, b: Matrix) -> bool:
-    return a.weight.dtype == b.weight.dtype and all(
-        (p is None) == (q is None) for p, q in zip(a[1:], b[1:], strict=True)
-    )
+    biases, scales = (a.bias is None) == (b.bias is None), (a.scale is None) == (b.scale is None)
+    return a.weight.dtype == b.weight.dtype and biases and scales
 
 
 def _launch(x: Tensor, matrices: Sequence[Matrix], out: Tensor) -> None:

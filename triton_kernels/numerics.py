@@ -1,7 +1,7 @@
-"""The arithmetic of the sampling contract in Triton: exp, log, masses, order keys, Philox, Gumbel noise.
+"""The arithmetic of `sample` in Triton: exp, log, masses, order keys, Philox, Gumbel noise.
 
-Twin of csrc/core/numerics.h and csrc/core/philox.h, constant by constant and rounding by rounding.
-Kernels that call these are compiled with enable_fp_fusion=False: products and sums stay separate.
+The same constants and the same roundings as in csrc/core/numerics.h and csrc/core/philox.h. Kernels that call these
+functions must be compiled with enable_fp_fusion=False, so that no product and sum are rounded together.
 """
 
 import triton
@@ -38,8 +38,9 @@ _L8 = tl.constexpr(float.fromhex("0x1.555554p-2"))
 
 @triton.jit
 def to_f32(x):
-    """float32 of bfloat16, float16 or float32; bfloat16 by its bits, since the interpreter's conversion loses
-    what is subnormal."""
+    """bfloat16, float16 or float32 as float32. bfloat16 by its bits: the interpreter's own conversion turns subnormal
+    numbers into 0.
+    """
     if x.dtype == tl.bfloat16:
         result = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     else:
@@ -104,7 +105,7 @@ def log_f32(x):
 def mass_of(p):
     """int64 round(p·2⁴⁰), ties to even, for p in [0, 1]."""
     m = p * MASS_ONE
-    rounded = tl.where(m < _TWO_23, (m + _TWO_23) - _TWO_23, m)  # above 2²³ all are integers
+    rounded = tl.where(m < _TWO_23, (m + _TWO_23) - _TWO_23, m)  # above 2²³ every float32 is an integer
     return rounded.to(tl.int64)
 
 
@@ -119,21 +120,21 @@ def top_p_limit(top_p, total):
 
 @triton.jit
 def order_key(x):
-    """int64 that orders as float32 x does, in [−2³¹, 2³¹); −0 must have been made +0."""
+    """int64 in [−2³¹, 2³¹) with the same order as float32 x, in which there must be no −0."""
     bits = x.to(tl.int32, bitcast=True)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
 
 
 @triton.jit
 def float_of_key(key):
-    """The float32 of an order key."""
+    """The float32 that has this order key."""
     bits = key.to(tl.int32)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _philox_words(seed, step, ids):
-    """uint32 words 0 and 1 of the Philox4x32-10 block with key seed and counter (id, 0, step)."""
+    """uint32 words 0 and 1 of the Philox4x32-10 block with key seed and counter (token, 0, step)."""
     c0 = ids.to(tl.uint32)
     c1 = c0 * 0
     c2 = c1 + step.to(tl.uint32)
@@ -156,7 +157,7 @@ def _philox_words(seed, step, ids):
 
 @triton.jit
 def gumbel_noise(seed, step, ids):
-    """float32 g(seed, step, id) for scalar int64 seed and step; see csrc/core/philox.h."""
+    """float32 g(seed, step, token) for scalar int64 seed and step; see csrc/core/philox.h."""
     word0, word1 = _philox_words(seed, step, ids)
     hi = (word0 & 0x7FFFFFFF).to(tl.int32).to(tl.float32)
     lo = ((word1 >> 1) | 1).to(tl.int32).to(tl.float32)

@@ -1,27 +1,28 @@
-"""Products of float32 matrices with stored ones, on tensor cores that multiply bfloat16.
+"""Products of float32 x with stored weights, on tensor cores that multiply bfloat16.
 
-A float32 number is the sum of three of bfloat16, of 8 significant bits each; one of float16 is the sum of two. Products
-of such parts are exact in float32, in which they are summed, the smallest first; those of at most 2⁻²⁴ of the whole are
-left out. So x is never rounded, as it would be with TF32, and an element of the product is summed over k in one order.
+A float32 number is the sum of three bfloat16 numbers of 8 significant bits each; a float16 number is the sum of two.
+The product of two such parts is exact in float32. The products are summed in float32, the smallest first; those that
+are at most 2⁻²⁴ of the whole are left out. So x is not rounded, as it would be with TF32, and each element of the
+result is summed over k in the same order.
 """
 
 import triton
 import triton.language as tl
 
 _ON_TENSOR_CORES = tl.constexpr(not triton.knobs.runtime.interpret)
-"""The interpreter multiplies no bfloat16, and numpy's products of matrices sum in an order that depends on the row."""
+"""False in the interpreter. It cannot multiply bfloat16, and the order in which numpy sums depends on the row."""
 
 
 @triton.jit
 def _leading(x):
-    """float32 x rounded to 8 significant bits; NaN stays NaN, whichever it is."""
+    """float32 x rounded to 8 significant bits; every NaN stays a NaN."""
     rounded = ((x.to(tl.int32, bitcast=True) + 0x8000) & -65536).to(tl.float32, bitcast=True)
     return tl.where(x == x, rounded, x)
 
 
 @triton.jit
 def _without(x, part):
-    """x − part; 0 where they are equal, as infinities are."""
+    """x − part; 0 where both are equal, also where both are the same infinity."""
     return tl.where(x == part, 0.0, x - part)
 
 
@@ -36,7 +37,7 @@ def _add(total, x, w):
 
 @triton.jit
 def product(x, w):
-    """x · w (m, n) float32 of x (m, k) float32 and w (k, n) float32 | bfloat16 | float16; all sizes at least 16."""
+    """x · w: (m, n) float32, for x (m, k) float32 and w (k, n) float32 | bfloat16 | float16. m, k, n ≥ 16."""
     x0 = _leading(x)
     rest = _without(x, x0)
     x1 = _leading(rest)

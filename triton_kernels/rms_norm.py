@@ -1,10 +1,11 @@
 """`rms_norm`: one program per row.
 
-    x, residual   (rows, N) float32; any pointer for residual where RESIDUAL is off
+    x, residual   (rows, N) float32; residual is not read where RESIDUAL is False
     weight        (N,) float32
-    out, total    (rows, N) float32: written, total where RESIDUAL is on
+    out           (rows, N) float32: written
+    total         (rows, N) float32: x + residual, written where RESIDUAL is True
 
-A row of at most 4,096 numbers is read once, a longer one twice.
+A row of up to 4,096 elements is read once, a longer row twice.
 """
 
 import torch
@@ -51,7 +52,7 @@ def rms_norm(
 def launch_rms_norm(
     x: Tensor, weight: Tensor, epsilon: float, residual: Tensor | None
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The norm of x, or that of x + residual and this sum, for arguments of checked shapes, dtypes and devices."""
+    """The norm of x, or (norm of x + residual, x + residual). Shapes, dtypes and devices must have been checked."""
     rows, n = x.shape
     out = torch.empty_like(x)
     total = None if residual is None else torch.empty_like(x)

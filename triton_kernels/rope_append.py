@@ -2,30 +2,26 @@
 
     qkv                       (rows, (heads + 2 · kv_heads) · HEAD_DIM) float32
     cos, sin                  (rows, HEAD_DIM) float32, the first half of sin negated
-    q_weight, q_bias          (heads, HEAD_DIM) float32; any pointers where Q_NORM has none
-    k_weight, k_bias          (kv_heads, HEAD_DIM) float32, likewise
-    keys, values              (pages, kv_heads, SLOTS, HEAD_DIM) float32 | bfloat16 | float16: new ids' slots written
+    q_weight, q_bias          (heads, HEAD_DIM) float32; not read where Q_NORM has none
+    k_weight, k_bias          (kv_heads, HEAD_DIM) float32; not read where K_NORM has none
+    keys, values              (pages, kv_heads, SLOTS, HEAD_DIM) float32 | bfloat16 | float16: the slots of the new
+                              tokens are written
     table                     (rows, width) int32 at a row stride
     lengths                   (rows,) int64
     queries                   (rows, heads, HEAD_DIM) float32: written
 
-A row whose new id has no place in its pages, or a page that does not exist, stores nothing, and its queries are NaN.
+A row stores nothing, and its queries are NaN, if its pages have no slot for the new token or the page does not exist.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdecode.triton_kernels.arguments import HeadNorm, Pages
 from fastdecode.triton_kernels.case import Case
-
-if TYPE_CHECKING:
-    from fastdecode.ops.rope_append import HeadNorm
-    from fastdecode.ops.step_checks import Pages
 
 NO_NORM = tl.constexpr(0)
 RMS_NORM = tl.constexpr(1)
@@ -37,7 +33,7 @@ _OPTIONS = {"num_warps": 1, "enable_fp_fusion": False}
 
 @triton.jit
 def _as(dtype: tl.constexpr, x):
-    """float32 x rounded to a dtype of pages; to bfloat16 by its bits, which the interpreter's conversion cuts off."""
+    """float32 x rounded to the dtype of the pages. To bfloat16 by its bits: the interpreter would truncate."""
     if dtype == tl.bfloat16:
         bits = x.to(tl.int32, bitcast=True)
         bits = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), 0x7FC00000)
@@ -57,7 +53,7 @@ def _placed(
     x, weight, bias, epsilon, cos, sin, i, there,
     NORM: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
-    """The halves of a head's x, normed with the head's weights and rotated."""
+    """Norms and rotates one head x. Returns the two halves of the result."""
     HALF: tl.constexpr = HEAD_DIM // 2
     a = tl.load(x + i, mask=there, other=0.0)
     b = tl.load(x + HALF + i, mask=there, other=0.0)
@@ -127,12 +123,13 @@ def _kind(norm: HeadNorm) -> int:
 def launch_rope_append(
     qkv: Tensor, cos: Tensor, sin: Tensor, stored: Pages, q_norm: HeadNorm, k_norm: HeadNorm, epsilon: float
 ) -> Tensor:
-    """The queries (rows, heads, head_dim) for arguments of checked shapes, dtypes and devices."""
+    """The queries (rows, heads, head_dim) float32. Shapes, dtypes and devices must have been checked."""
     pages, kv_heads, slots, head_dim = stored.keys.shape
     rows, heads = len(qkv), qkv.shape[1] // head_dim - 2 * kv_heads
     queries = torch.empty(rows, heads, head_dim, dtype=torch.float32, device=qkv.device)
     if rows:
-        norms = (qkv if part is None else part for norm in (q_norm, k_norm) for part in norm)
+        parts = (q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias)
+        norms = (qkv if part is None else part for part in parts)
         table = (stored.table, stored.table.stride(0), stored.table.shape[1])
         constants = (_kind(q_norm), _kind(k_norm), slots, head_dim, triton.next_power_of_2(head_dim // 2))
         with torch.cuda.device_of(qkv):

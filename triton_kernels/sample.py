@@ -1,36 +1,31 @@
 """`sample` on a GPU, or in Triton's interpreter: small sets in one launch, large ones in a few.
 
-Every parameter, set and row of a group is read from device memory when the kernels run, and nothing
-is read on the host, so that a call can be captured in a graph; only TokenSets that came as tensors
-without a bound of their size are read once.
+The kernels read all parameters, sets and logits from device memory when they run, and the host reads
+nothing, so a call can be captured in a CUDA graph. One exception: TokenSets that came as tensors without
+a bound of their size are read once by the host.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastdecode.triton_kernels import group as bits
+from fastdecode.triton_kernels.arguments import SampleArguments, TokenSets
 from fastdecode.triton_kernels.sample_large import CHUNK, launch_large
 from fastdecode.triton_kernels.sample_small import LARGEST, launch_small
-
-if TYPE_CHECKING:
-    from fastdecode.ops.arguments import SampleArguments
-    from fastdecode.ops.token_sets import TokenSets
 
 _MAX_K = 1 << 22
 
 
 def _float(value: float) -> float:
-    """Rounded to float32, as a tensor would hold it."""
+    """Rounded to float32, as it would be in a tensor."""
     return float(np.float32(value))
 
 
 def _hull(allowed: TokenSets | None, vocab: int) -> int:
-    """Ids from the first to the last of a set, for the widest set; the vocabulary if only the device knows."""
+    """Distance from the first to the last token of a set, for the widest set; vocab where the host does not know it."""
     if allowed is None or not allowed.checked:
         return vocab
     return max(ranges[-1][1] - ranges[0][0] if ranges else 0 for ranges in allowed)
@@ -41,9 +36,9 @@ def launch_sample(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(token, logprob, kept, status) for arguments of checked shapes, dtypes, devices and numbers.
 
-    What tensors hold is not checked on the host. A group with a row outside [−1, rows), a weight
-    that is not finite, a set that does not exist or is not ascending ranges of the vocabulary, or a
-    parameter outside its domain gets status 1; nothing is read out of range.
+    The host does not check the values in tensors. A group gets status 1 if its values are wrong: a row
+    outside [−1, rows), a weight that is not finite, a set that does not exist or whose ranges are not
+    sorted, disjoint and inside the vocabulary, or a parameter out of range. Nothing is read out of range.
     """
     logits, groups = args.logits, args.groups
     rows, vocab = logits.shape

@@ -1,14 +1,15 @@
-"""`sample` for sets of any size: several programs per group, few launches, z in scratch.
+"""`sample` for sets of any size: several programs per group, a few launches, z in scratch memory.
 
-A group's hull, from the first id of its set to the last, is cut into chunks, one program each:
+The hull of a group's set, from its first to its last token, is divided into chunks. One program works on a chunk, or on
+a group:
 
-    mix      chunk   z of each id, the chunk's largest; zeroes the bins of the search
-    search           the cuts of top-k and top-p, see sample_search.py; left out where both are off
-    draw     chunk   noise for what is kept; the chunk's best value, mass and count
-    finish   group   the best of the chunks
+    mix      chunk   z of each token and the largest z of the chunk; sets the bins of the search to zero
+    search           the cuts of top-k and top-p, see sample_search.py; not launched where both are off
+    draw     chunk   adds noise to the kept tokens; the chunk's best value, mass and count
+    finish   group   the best of all chunks
 
-With contrast, mix and search run once more before, on the logits of the expert. Logits and outputs
-are those of `sample_small`, scratch is that of scratch.py.
+With contrast, mix and search run once before all this, on the logits of the expert. Logits and outputs are those of
+`sample_small`; scratch.py describes the scratch memory.
 """
 
 import triton
@@ -56,7 +57,7 @@ from fastdecode.triton_kernels.scratch import (
 )
 
 CHUNK = 1024
-"""Ids of a program: a vocabulary of 65,536 is shared out to 64 programs."""
+"""Tokens of one program: a vocabulary of 65,536 tokens takes 64 programs."""
 
 _HAS_IDS = tl.constexpr(1)
 _INVALID = tl.constexpr(2)
@@ -76,7 +77,7 @@ def sample_mix(
     floats, longs, ints, span, chunks,
     EXPERT: tl.constexpr, CONTRAST: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """EXPERT: z is the expert alone. CONTRAST: the expert's k-th has been found."""
+    """EXPERT: z is the logits of the expert. CONTRAST: the k-th largest logit of the expert has been found."""
     group = (tl.program_id(0) // chunks).to(tl.int64)
     chunk = tl.program_id(0) % chunks
     for begin in range(chunk * ROW, BINS, chunks * ROW):
@@ -128,7 +129,7 @@ def sample_draw(
     floats, longs, ints, span, chunks,
     FILTERED: tl.constexpr, NOISE: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """FILTERED: the cut has been found; it is −inf for a greedy group."""
+    """FILTERED: the cut has been found. For a greedy group it is −inf."""
     group = (tl.program_id(0) // chunks).to(tl.int64)
     chunk = tl.program_id(0) % chunks
     temperature = parameter(temperatures, temperature_value, group, given, TEMPERATURE)
@@ -186,7 +187,7 @@ def sample_finish(
         count += tl.sum(tl.load(counts_of(ints, group, chunks) + at, mask=here, other=0), 0)
         value = tl.load(bests_of(floats, group, span, chunks) + at, mask=here, other=-INF)
         where = tl.load(places_of(ints, group, chunks) + at, mask=here, other=_NOWHERE)
-        # Of equal values the first: the least place, in the first block that has one.
+        # Of equal values the lowest position wins: the first block that has the value, and the first in it.
         most = tl.max(value, 0)
         where = tl.min(tl.where(value == most, where, _NOWHERE), 0)
         better = (most > best) | (place == _NOWHERE)
@@ -215,7 +216,7 @@ def sample_finish(
 
 
 def launch_large(arguments: dict, groups: int, hull: int, chunk: int = CHUNK) -> None:
-    """Samples groups whose sets lie within `hull` ids from their first; writes the four outputs."""
+    """Samples for groups whose sets span up to `hull` tokens, from first to last. Writes the four outputs."""
     chunks = max(triton.cdiv(hull, chunk), 1)
     span = chunks * chunk
     named = arguments | make_scratch(groups, span, chunks, arguments["token"].device)

@@ -1,12 +1,12 @@
-"""Finds the cuts of top-k and top-p for sets shared out to several programs; part of `sample_large`.
+"""Finds the cuts of top-k and top-p for groups with several programs; a part of `sample_large`.
 
-    histogram  chunk   counts and masses of z by bin of (top − z)
-    collect    chunk   lists the z of the bins in which the cuts must lie
-    resolve    group   finds both cuts exactly among those
+    histogram  chunk   counts and adds up the masses of z in each bin of (top − z)
+    collect    chunk   lists the z in the bins that the cuts must be in
+    resolve    group   finds both cuts exactly, among the listed z
 
-Bins and list are in the call's scratch. Sums by bin are of integers, so that the order of the atomic
-additions does not matter; nor does the order of the list. Where all z fall into one bin the list
-holds them all: slower, and still right.
+Bins and list are in the scratch memory of the call. The sums of a bin are integers, so the order of the atomic
+additions does not matter, and neither does the order of the list. If all z fall into one bin, all are listed: that is
+slower, and still correct.
 """
 
 import triton
@@ -35,7 +35,7 @@ BLOCK = 1024
 
 @triton.jit
 def _filters(temperatures, temperature_value, top_ks, top_k_value, top_ps, top_p_value, group, given):
-    """(top_k, top_p) of the group, both off for a greedy one."""
+    """(top_k, top_p) of the group; both are off for a greedy group."""
     greedy = parameter(temperatures, temperature_value, group, given, TEMPERATURE) == 0
     top_k = parameter(top_ks, top_k_value, group, given, TOP_K)
     top_p = parameter(top_ps, top_p_value, group, given, TOP_P)
@@ -71,9 +71,9 @@ def _first_reaching(weights, limit):
 
 @triton.jit
 def _k_bin(counts, top_k, EXPERT: tl.constexpr):
-    """(bin, rank): the k-th largest z is the rank-th of that bin; BINS where top-k spares all.
+    """(bin, rank): the k-th largest z is the rank-th largest of that bin. bin is BINS where top-k keeps all.
 
-    EXPERT: of fewer than k the last is taken.
+    EXPERT: if there are fewer than k, the smallest z is found.
     """
     bins = tl.arange(0, BINS)
     total = tl.sum(counts, 0)
@@ -97,7 +97,7 @@ def sample_collect(
     p_first = k_bin
     p_last = k_bin
     if top_p < 1:
-        # What top-k leaves weighs no less than the bins before k_bin, no more than these and it.
+        # The mass that top-k keeps is at least that of the bins before k_bin, and at most that with k_bin.
         masses = tl.load(bin_masses_of(longs, group, chunks) + bins)
         least = tl.sum(tl.where(bins < k_bin, masses, 0), 0)
         most = tl.sum(tl.where(bins <= k_bin, masses, 0), 0)
@@ -116,7 +116,7 @@ def sample_collect(
 
 @triton.jit
 def _weight_from(listed, count, least, bin, top, MASS: tl.constexpr, BLOCK: tl.constexpr):
-    """int64 weight of the listed z ≥ least of one bin: their number, or their mass."""
+    """int64 number, or mass where MASS is True, of the listed z of one bin that are ≥ least."""
     weight = tl.full((), 0, tl.int64)
     for begin in range(0, count, BLOCK):
         at = begin + tl.arange(0, BLOCK)
@@ -129,9 +129,9 @@ def _weight_from(listed, count, least, bin, top, MASS: tl.constexpr, BLOCK: tl.c
 
 @triton.jit
 def _cut(listed, count, limit, bin, top, MASS: tl.constexpr, BLOCK: tl.constexpr):
-    """The largest c such that the listed z ≥ c of one bin weigh at least `limit`, no more than all do.
+    """The largest c such that the listed z ≥ c of one bin have a count or mass of at least `limit`.
 
-    Bisects order keys, 33 times at most.
+    All listed z of the bin together must reach `limit`. Bisects order keys in at most 33 steps.
     """
     lowest = tl.full((), INF, tl.float32)
     highest = tl.full((), -INF, tl.float32)
@@ -157,7 +157,7 @@ def sample_resolve(
     floats, longs, ints, span, chunks,
     EXPERT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """EXPERT: notes the top and the k-th, for contrast; otherwise the cut of top-k and top-p."""
+    """EXPERT: stores the top and the k-th largest logit, for contrast. Otherwise stores the cut of top-k and top-p."""
     group = tl.program_id(0).to(tl.int64)
     top_k, top_p = _filters(temperatures, temperature_value, top_ks, top_k_value, top_ps, top_p_value, group, given)
     bins = tl.arange(0, BINS)

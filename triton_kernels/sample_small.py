@@ -1,12 +1,12 @@
-"""`sample` for sets of at most 8,192 ids: one program per group, one launch, everything in registers.
+"""`sample` for sets of up to 8,192 tokens: one program per group, one launch, everything in registers.
 
     logits       (rows, vocab) float32 | bfloat16 | float16 at a row stride
-    ranges       (n, 2) int32; set s owns ranges offsets[s] to offsets[s + 1]
+    ranges       (n, 2) int32; set s has the ranges offsets[s] to offsets[s + 1]
     token, logprob, kept, status    (groups,) int64, float32, int32, int32: written
 
-Reads each weighted logit of the set once; with contrast the first stream's twice. Thresholds are
-bisected over order keys, by at most 33 sums. An array that is absent may be any pointer of its type;
-`given` tells them apart.
+Reads each logit of the weighted streams once; with contrast those of the first stream twice. The cuts are found by
+bisection over order keys, with at most 33 sums. For an array that is not there any pointer of its type may be passed;
+`given` says which are there.
 """
 
 import triton
@@ -45,23 +45,24 @@ from fastdecode.triton_kernels.numerics import (
 )
 
 BLOCKS = (256, 1024, 4096, 8192)
-"""Ids that a program holds: the sizes that are compiled."""
+"""Numbers of tokens that a program can hold; the kernel is compiled for each."""
 
 LARGEST = BLOCKS[-1]
 
-_LEAST_KEY = tl.constexpr(-0x7F800000)  # of the least finite float32
+_LEAST_KEY = tl.constexpr(-0x7F800000)  # the key of the lowest finite float32
 
 
 def warps_of(block: int) -> int:
-    """4 ids a thread, up to 16 where that would take more than 16 warps: no more fit into registers."""
+    """4 tokens per thread, or up to 16 where that would take more than 16 warps. More do not fit into registers."""
     return min(max(block // 128, 1), 16)
 
 
 @triton.jit
 def _cut(z, weight, limit, top, COUNTS: tl.constexpr):
-    """The largest c such that the z ≥ c weigh at least `limit`, 1 ≤ limit ≤ the weight of all finite z.
+    """The largest c such that the weights of all z ≥ c add up to at least `limit`.
 
-    For counts any c that chooses the same z will do.
+    1 ≤ limit ≤ the weight of all finite z. COUNTS: the weights are 0 or 1; then the result may be any c that selects
+    the same z.
     """
     lo = tl.full((), _LEAST_KEY, tl.int64)
     hi = order_key(top) + 1
@@ -77,7 +78,7 @@ def _cut(z, weight, limit, top, COUNTS: tl.constexpr):
 
 @triton.jit
 def _likely(expert, alpha, k):
-    """Step 2: ids whose expert probability is at least alpha times the k-th largest of the set."""
+    """Step 2 of `sample`: tokens whose expert probability is at least alpha times the k-th largest of the set."""
     possible = expert > -INF
     count = tl.sum(possible.to(tl.int32), 0)
     if count > 0:
@@ -113,7 +114,7 @@ def sample_small(
     no_set = no_set | (size > BLOCK) | bad_ranges(ranges, first, last, vocab, given, 0, 1)
     likely = member
     if CONTRAST:
-        # Read apart from the mix: registers are what limits the size of a set here.
+        # Read separately from the mix to save registers, which limit the size of the sets.
         expert = expert_of(logits, rows, row_stride, streams, weights, width, group, given, ids, member)
         likely = _likely(expert, contrast_alpha, contrast_k)
     z, keep, invalid = mixed(logits, rows, row_stride, streams, weights, width, group, given, ids, member)
@@ -121,7 +122,7 @@ def sample_small(
     z = scaled(z, seen, words, group, given, penalty, temperature, ids, member)
     invalid = invalid | tl.max((keep & ~(z < INF)).to(tl.int32), 0) | no_set.to(tl.int32)
     invalid = invalid | bad_parameters(temperature, top_p, min_p, penalty).to(tl.int32)
-    z = tl.where(keep & (z < INF), z, -INF)  # from here on -inf is what has been dropped
+    z = tl.where(keep & (z < INF), z, -INF)  # from here on z = -inf means dropped
     top = tl.max(z, 0)
 
     drawn = tl.full((), -1, tl.int32)
@@ -145,7 +146,7 @@ def sample_small(
             keep = z > -INF
             total = tl.sum(mass_of(exp_f32(z - top)), 0)
             count = tl.sum(keep.to(tl.int32), 0)
-            # Found again rather than kept: registers are scarce.
+            # Computed again to save registers.
             ids, _, _ = ids_at(ranges, first, last, vocab, given, tl.arange(0, BLOCK))
             if NOISE:
                 g = tl.load(noise + group * noise_stride + ids, mask=keep, other=0.0)
@@ -166,7 +167,7 @@ def sample_small(
 
 
 def launch_small(arguments: dict, groups: int, largest: int) -> None:
-    """Samples groups whose sets have at most `largest` ≤ LARGEST ids; writes the four outputs."""
+    """Samples for groups whose sets have up to `largest` ≤ LARGEST tokens. Writes the four outputs."""
     block = next(block for block in BLOCKS if block >= largest)
     named = {name: arguments[name] for name in sample_small.arg_names if name in arguments}
     sample_small[(groups,)](**named, BLOCK=block, num_warps=warps_of(block), enable_fp_fusion=False)

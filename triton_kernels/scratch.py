@@ -1,14 +1,15 @@
-"""Scratch of one call of `sample` whose sets are shared out to several programs: where each part lies.
+"""Scratch memory of one call of `sample` with large sets, whose groups are worked on by several programs each.
 
-Three arrays, row by row for each group; with W = ids of all chunks, C = chunks:
+Three arrays with a row for each group. W is the number of tokens in all chunks, C the number of chunks:
 
     floats  (groups, 2·W + 2·C + 3)     z (W) · top of each chunk (C) · best value of each chunk (C) ·
                                         cut · expert's top and k-th · listed z (W)
     longs   (groups, BINS + C)          mass of each bin (BINS) · mass of each chunk (C)
-    ints    (groups, BINS + 3·C + 2)    count of each bin (BINS) · flags (C), place of the best (C) and
-                                        count (C) of each chunk · number of listed z · first id
+    ints    (groups, BINS + 3·C + 2)    count of each bin (BINS) · flags (C), position of the best (C) and
+                                        count (C) of each chunk · number of listed z · first token
 
-A call allocates its own, and its kernels zero what must be zero: calls on other streams share nothing.
+Each call allocates its own scratch, so calls on different CUDA streams share nothing. The kernels write the zeros that
+they need.
 """
 
 import torch
@@ -18,14 +19,14 @@ import triton.language as tl
 from fastdecode.triton_kernels.numerics import INF
 
 BINS = tl.constexpr(1024)
-"""Bins of top − z: 128 for each doubling of top − z + 2, up to 510, where the last begins."""
+"""Number of bins of top − z: 128 for each doubling of top − z + 2. The last bin holds all from top − z = 510 on."""
 
 ROW = tl.constexpr(256)
-"""Per-chunk results, and bins to be zeroed, that a program reads or writes at a time."""
+"""Number of per-chunk results that a program reads at a time, and of bins that it sets to zero at a time."""
 
 
 def make_scratch(groups: int, width: int, chunks: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """The three arrays, by name, with nothing in them."""
+    """The three arrays by name, not initialised."""
     bins = BINS.value
     return {
         "floats": torch.empty(groups * (2 * width + 2 * chunks + 3), dtype=torch.float32, device=device),
@@ -51,7 +52,7 @@ def bests_of(floats, group, width, chunks):
 
 @triton.jit
 def cut_of(floats, group, width, chunks):
-    """The cut; the expert's top and k-th lie behind it."""
+    """Address of the cut, which the expert's top and k-th largest logit follow."""
     return z_of(floats, group, width, chunks) + width + 2 * chunks
 
 
@@ -102,7 +103,7 @@ def first_of(ints, group, chunks):
 
 @triton.jit
 def top_of(floats, group, width, chunks):
-    """Largest z of the group: of its chunks' tops."""
+    """The largest z of the group, from the largest of each chunk."""
     tops = tops_of(floats, group, width, chunks)
     top = tl.full((), -INF, tl.float32)
     for begin in range(0, chunks, ROW):
@@ -113,6 +114,6 @@ def top_of(floats, group, width, chunks):
 
 @triton.jit
 def bin_of(z, top):
-    """int32 bin of z ≤ top: 0 for the top, rising as z falls."""
+    """int32 bin of z ≤ top: 0 for z = top, and higher for lower z."""
     depth = (top - z) + 2.0
     return tl.minimum((depth.to(tl.int32, bitcast=True) - 0x40000000) >> 16, BINS - 1)

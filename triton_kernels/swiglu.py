@@ -1,4 +1,4 @@
-"""`swiglu`: one program per 1,024 numbers of a row.
+"""`swiglu`: one program for each 1,024 elements of a row.
 
 gate_up  (rows, 2 · INNER) float32
 out      (rows, INNER) float32: written
@@ -29,7 +29,7 @@ def swiglu(gate_up, out, INNER: tl.constexpr):
 
 
 def launch_swiglu(gate_up: Tensor) -> Tensor:
-    """(rows, inner) float32 for an argument of checked shape and dtype."""
+    """(rows, inner) float32. Shape and dtype must have been checked."""
     rows, inner = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty(rows, inner, dtype=torch.float32, device=gate_up.device)
     if rows:

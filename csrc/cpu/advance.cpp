@@ -1,5 +1,5 @@
-// fastdecode_advance: see the header for what it does, fastdecode/ops/advance.py for the same in
-// torch.
+// fastdecode_advance: see the header for what it does, and
+// fastdecode/ops/advance/reference.py for the same in torch.
 
 #include "cpu/advance.h"
 

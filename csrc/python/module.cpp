@@ -1,6 +1,6 @@
-// fastdecode._C: passes pointers, as integers, to the C interface. Knows nothing of torch; the
-// callers in fastdecode/ops and fastdecode/decoder own shapes, dtypes and lifetimes. Releases the
-// GIL while it works.
+// fastdecode._C: passes pointers, which Python holds as integers, to the C interface. It knows
+// nothing of torch: its callers in fastdecode/ops and fastdecode/decoder check shapes and dtypes,
+// and keep the tensors alive. Calls that may take long release the GIL.
 
 #include <pybind11/pybind11.h>
 
@@ -24,8 +24,8 @@ void check(fastdecode_result result) {
   if (result != FASTDECODE_OK) throw std::runtime_error(fastdecode_last_error());
 }
 
-// Reads the fields of an argument struct off a tuple, in order: on every call, so by Python's own
-// conversions, which take half of pybind11's time.
+// Reads the fields of an argument struct from a tuple, in order. Every call does this, so it uses
+// Python's own conversions, which take half the time of pybind11's.
 class Fields {
  public:
   explicit Fields(const py::tuple& fields) : fields_(fields) {}
@@ -123,7 +123,8 @@ void sample_advance(const py::tuple& sample_fields, const py::tuple& advance_fie
   check(result);
 }
 
-// The first field: fastdecode_layer[layer_count], as an array of addresses.
+// The first field, `layers`, is the address of fastdecode_layer[layer_count]. Python fills that
+// array as one of 64-bit addresses.
 static_assert(sizeof(fastdecode_layer) == 22 * sizeof(int64_t), "an address takes 64 bits");
 
 void decode_step(const py::tuple& fields) {
@@ -210,7 +211,8 @@ const char* cpu_isa() {
   return name;
 }
 
-// The shared arithmetic, elementwise over n float32 values, for tests against the torch mirror.
+// The arithmetic of csrc/core, elementwise over n values: tests compare it with
+// fastdecode/ops/numerics.py.
 void exp_f32(uintptr_t x, uintptr_t out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     pointer<float>(out)[i] = fastdecode::exp_f32(pointer<const float>(x)[i]);
@@ -229,7 +231,7 @@ void mass_of(uintptr_t p, uintptr_t out, int64_t n) {
   }
 }
 
-// Noise from pairs of Philox words.
+// Gumbel noise from pairs of Philox words.
 void gumbel_of(uintptr_t word0, uintptr_t word1, uintptr_t out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     pointer<float>(out)[i] =
@@ -237,7 +239,7 @@ void gumbel_of(uintptr_t word0, uintptr_t word1, uintptr_t out, int64_t n) {
   }
 }
 
-// Noise of the ids [first_id, first_id + n) into out.
+// Gumbel noise of the tokens [first_id, first_id + n).
 void gumbel_noise(int64_t seed, int64_t step, int64_t first_id, uintptr_t out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     pointer<float>(out)[i] =

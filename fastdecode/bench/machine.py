@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fastdecode.cli.env import collect
+from fastdecode.environment import collect
 
 
 def describe() -> dict[str, Any]:

@@ -69,17 +69,25 @@ class CpuStep:
         ``x`` (rows, hidden) are the ids' embeddings, which may be overwritten; ``cos`` and ``sin`` (rows, head_dim)
         as `Decoder.rope` has them. Returns the normed hidden states (rows, hidden) float32.
         """
-        return self._run(cache, cache.table, cache.lengths, x, cos, sin, chained=False)
+        return self._run(cache, cache.page_table, cache.lengths, x, cos, sin, chained=False)
 
     def prefill(self, cache: StreamCache, rows: Tensor, positions: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
         """Store the keys and values of ids of rows that have pages for them: ``rows``, ``positions`` (n,) int64.
 
         An id sees those before it in its row: stored ones, and others of this call. A row's ids must come in order.
         """
-        self._run(cache, cache.table[rows], positions, x, cos, sin, chained=True)
+        self._run(cache, cache.page_table[rows], positions, x, cos, sin, chained=True)
 
     def _run(
-        self, cache: StreamCache, table: Tensor, lengths: Tensor, x: Tensor, cos: Tensor, sin: Tensor, *, chained: bool
+        self,
+        cache: StreamCache,
+        page_table: Tensor,
+        lengths: Tensor,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        *,
+        chained: bool,
     ) -> Tensor:
         x = x.to(torch.float32).contiguous()
         if x.shape != (len(lengths), self._hidden):
@@ -94,9 +102,9 @@ class CpuStep:
                 torch.get_num_threads(),
                 len(cache.keys[0]),
                 cache.keys[0].shape[2],
-                table.data_ptr(),
-                table.stride(0),
-                table.shape[1],
+                page_table.data_ptr(),
+                page_table.stride(0),
+                page_table.shape[1],
                 chained,
                 len(lengths),
                 lengths.data_ptr(),

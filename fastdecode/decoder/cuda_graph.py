@@ -110,13 +110,13 @@ class _Rows:
         rows, device = bucket(cache.rows), cache.lengths.device
         self.keys, self.values = list(cache.keys), list(cache.values)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
-        self.table = torch.zeros((rows, width), dtype=torch.int32, device=device)
+        self.page_table = torch.zeros((rows, width), dtype=torch.int32, device=device)
         self.like = torch.zeros(rows, dtype=torch.long, device=device)
         self.some_alike = any(bucket(n) == rows for n in range(1, rows))
 
     def load(self, cache: StreamCache) -> None:
         _fill(self.lengths, cache.lengths)
-        _fill(self.table[:, : cache.table.shape[1]], cache.table)
+        _fill(self.page_table[:, : cache.page_table.shape[1]], cache.page_table)
         self.like.zero_()
         torch.arange(cache.rows, out=self.like[: cache.rows])
 
@@ -142,7 +142,7 @@ class CapturedStep:
         self.decoder, self.tables, self.spans = decoder, draws.tables, draws.spans
         self.beside = decoder.beside_layers()
         # A captured table cannot grow: room for twice what there is, and for one more run.
-        width = 2 * cache.table.shape[1] + -(-MOST_STEPS // cache.pool.page_slots)
+        width = 2 * cache.page_table.shape[1] + -(-MOST_STEPS // cache.pool.page_slots)
         self.rows = _Rows(cache, width)
         self.cos, self.sin = decoder.rope_tables(width * cache.pool.page_slots)
         self.streams, self.weights, self.seeds = (
@@ -166,7 +166,7 @@ class CapturedStep:
         self.tokens = torch.full((MOST_STEPS, groups), -1, dtype=torch.long, device=device)
         self.statuses = torch.zeros((MOST_STEPS, groups), dtype=torch.int32, device=device)
         self.reader = _Reader(self.tokens, self.statuses)
-        self.rows.table.fill_(spare)
+        self.rows.page_table.fill_(spare)
         self._load(draws, state)
         begin = time.perf_counter()
         with torch.cuda.device_of(self.inputs):
@@ -181,7 +181,7 @@ class CapturedStep:
             and self.streams.shape[1] == draws.streams.shape[1]
             and self.draws_alike(draws)
             and (self.state.seen is None) == (state.seen is None)
-            and cache.table.shape[1] <= self.rows.table.shape[1]
+            and cache.page_table.shape[1] <= self.rows.page_table.shape[1]
             and self.beside == decoder.beside_layers()
             and self.decoder.stand_in_for(decoder)
         )
@@ -311,11 +311,11 @@ class CapturedSteps:
             return None
         try:
             cache.make_room(steps)
-            known = cache.pool.known
-            for step in known:
+            captured = cache.pool.captured
+            for step in captured:
                 if step.fits(self.decoder, cache, draws, state):
-                    known.remove(step)
-                    known.insert(0, step)
+                    captured.remove(step)
+                    captured.insert(0, step)
                     return step
             cache.pool.allocate()  # what is captured knows this memory
             spare = cache.pool.take(1)
@@ -329,5 +329,5 @@ class CapturedSteps:
             return None
         finally:
             cache.pool.release(spare)
-        known[:] = [made, *known[: MOST_KEPT - 1]]
+        captured[:] = [made, *captured[: MOST_KEPT - 1]]
         return made

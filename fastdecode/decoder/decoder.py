@@ -292,7 +292,7 @@ class Decoder:
                 self._prefill_in_chunks(cache, rows, known, prompts)
         except BaseException:
             for row in reversed(range(rows.start, rows.stop)):
-                cache.remove(row)
+                cache.remove(row, retain=False)
             raise
         return rows
 
@@ -329,7 +329,7 @@ class Decoder:
         cos, sin = (t.to(self.dtype) for t in self.rope(positions, longest))
         x = self.embed(ids[chosen[:, None], positions])
         slots = cache.pool.page_slots
-        pages = cache.table[first + chosen].long()[:, : -(-longest // slots)]
+        pages = cache.page_table[first + chosen].long()[:, : -(-longest // slots)]
         at = (positions // slots).expand_as(positions)
         place, slot = pages.gather(1, at)[there], (positions % slots)[there]
         fresh = not any(starts)
@@ -390,7 +390,7 @@ class Decoder:
             cache.grow()
             return x
         slots = cache.pool.page_slots
-        pages = cache.table.long()
+        pages = cache.page_table.long()
         place = pages.gather(1, (cache.lengths // slots)[:, None])[:, 0]
         slot = cache.lengths % slots
         hidden = torch.arange(pages.shape[1] * slots, device=self.device) > cache.lengths[:, None]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdecode import ops
-from fastdecode.ops.step_checks import BYTE_DTYPES
+from fastdecode.ops.checks import BYTE_DTYPES
 
 _CLASSES = ("Int8Tensor", "Float8Tensor")
 

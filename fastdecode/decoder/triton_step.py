@@ -22,7 +22,7 @@ class StepRows(Protocol):
     keys: list[Tensor]
     values: list[Tensor]
     lengths: Tensor
-    table: Tensor
+    page_table: Tensor
 
 
 class StepLayer(NamedTuple):
@@ -157,13 +157,13 @@ class TritonStep:
             sin,
             keys,
             values,
-            cache.table,
+            cache.page_table,
             cache.lengths,
             **layer.head_norms,
             epsilon=self.head_epsilon,
             backend=self.backend,
         )
-        found = ops.attend(queries, keys, values, cache.table, after, self.sizes.scaling, backend=self.backend)
+        found = ops.attend(queries, keys, values, cache.page_table, after, self.sizes.scaling, backend=self.backend)
         return found.flatten(1)
 
     def _mlp(self, layer: StepLayer, x: Tensor) -> Tensor:

@@ -209,24 +209,26 @@ class EngineCore:
             return self._prefill_one_by_one(plan)
 
     def _prefill_one_by_one(self, plan: Plan) -> bool:
-        """Prefill failed: each request by itself, so that only the one that cannot be started has the failure."""
-        all_started = True
+        """Prefill failed: each request by itself, so that only the one that cannot be started has the failure. For a
+        new one pages may be lacking: it waits on. False if a running one lacks pages for streams that it needs now.
+        """
+        all_whole = True
         for request, parts in plan.starting:
-            if request.done or request not in self.scheduler.running:
-                continue
+            if request not in self.scheduler.running:
+                continue  # it gave way
             try:
                 self.runner.start(parts)
             except PoolExhausted as error:
-                all_started = False
+                if not request.rows and len(self.scheduler.running) > 1:
+                    self.preempt(request)
+                    continue
+                all_whole = False
                 self._make_way(error)
                 if request in self.scheduler.running:
-                    if request.rows:
-                        self.scheduler.beginning += [s for s, _ in parts]
-                    else:
-                        self.preempt(request)
+                    self.scheduler.beginning += [s for s, _ in parts]
             except Exception as error:
                 self.fail(request, error)
-        return all_started
+        return all_whole
 
     def _make_way(self, error: PoolExhausted) -> None:
         """Pages are lacking: the request that came last gives its own back; one that runs alone fails."""

@@ -99,7 +99,7 @@ class Scheduler:
             if parts:
                 plan.starting.append((request, parts))
         self.beginning = []
-        budget = PREFILL_CHUNK if self.cache.retain != 0 and self.running else None
+        budget = PREFILL_CHUNK if self.cache.most_retained != 0 and self.running else None
         for request in sorted(self.waiting, key=self.rank):
             if not self._fits(request):
                 break

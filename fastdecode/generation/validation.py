@@ -187,18 +187,34 @@ def check_pool(decoder: Decoder, pool: Any) -> None:
 
 def check_fits(sequences: Iterable[Sequence], pool: PagePool | None, whose: str = "kv_pool") -> None:
     """``ValueError`` for a sequence that can never fit into a pool's pages, even alone: what it stores at the least,
-    its prompt and a picture that is sure to come, in the full stream and in those that guide it.
+    its prompt and a picture that is sure to come, in the full stream and in all that guide it.
     """
     if pool is None or pool.limit is None:
         return
     slots = pool.page_slots
     for s in sequences:
-        # All but the last token are stored.
-        more = max(0, s.grammar.remaining(s.state) - 2)
+        remaining = s.grammar.remaining(s.state)
+        wanted = s.mode in DRAWING_MODES and remaining == 0
+        streams = s.streams_planned()[0] if remaining or wanted else s.streams_now()
+        # All but the last token of a picture are stored, and its end is not; the planned streams have its begin.
+        more = s.grammar.image_length if wanted else max(0, remaining - 2)
         stored = len(s.tokens) + more
-        pages = -(-stored // slots)
-        if pages > pool.limit:
-            raise ValueError(
-                f"{s.name} can never fit: its {stored} ids alone take {pages} pages of {slots}, and {whose} has "
-                f"{pool.limit}"
-            )
+        alone = -(-stored // slots)
+        pages = pages_of([(stream[:-1], len(streams[0]) - len(s.tokens) + more) for stream in streams], slots)
+        if alone > pool.limit or pages > pool.limit:
+            what = f"its {stored} tokens alone take {alone}"
+            if alone <= pool.limit:
+                what = f"the {len(streams)} streams of its picture take {pages}"
+            raise ValueError(f"{s.name} can never fit: {what} pages of {slots}, and {whose} has {pool.limit}")
+
+
+def pages_of(streams: Iterable[tuple[tuple[int, ...], int]], slots: int) -> int:
+    """Pages of streams, each its prompt and a number of further tokens; those that begin alike share whole pages."""
+    pages: dict[tuple[int, tuple[int, ...]], int] = {}
+    own = 0
+    for prompt, more in streams:
+        page, whole = -1, len(prompt) // slots
+        for start in range(0, whole * slots, slots):
+            page = pages.setdefault((page, prompt[start : start + slots]), len(pages))
+        own += -(-(len(prompt) + more) // slots) - whole
+    return len(pages) + own

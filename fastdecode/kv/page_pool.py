@@ -1,13 +1,18 @@
 """Memory for keys and values in pages of equal size, each with a count of its owners.
 
-A page holds the keys and values of ``page_slots`` consecutive ids in every layer. Who writes to a page must be its only
-owner, or know that the others expect it.
+A page holds the keys and values of ``page_slots`` consecutive tokens in every layer. Only a page's only owner writes to
+it, unless all owners have agreed on what is written.
+
+An exception may interrupt a method between any two of its instructions, as when a signal handler raises
+KeyboardInterrupt. Pages are then lost, or counted wrongly, until `PagePool.recover` is called with the holder they were
+taken for. The order of the writes in `PagePool.take`, `PagePool.release` and `PagePool._grow` makes that possible.
 """
 
 from __future__ import annotations
 
 import math
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,13 +28,15 @@ SYSTEM_PAGE = 4096
 
 
 class PoolExhausted(RuntimeError):
-    """A pool with a limit has fewer free pages than were asked for; nothing was changed."""
+    """A pool with a limit has fewer free pages than were asked for. The pool was not changed."""
 
 
 @dataclass(frozen=True)
 class PoolStatistics:
-    """How full a pool is. Pages: ``capacity`` have memory, ``used`` an owner, ``shared`` several; ``peak`` is the most
-    that were ever used at once, ``free`` what may still be taken (None: no limit). Bytes count all layers.
+    """How full a pool is.
+
+    Numbers of pages: ``capacity`` have memory; ``used`` have an owner; ``shared`` have several owners; ``peak`` is the
+    highest ``used`` so far; ``free`` may still be taken (None: no limit). Bytes are those of all layers together.
     """
 
     page_slots: int
@@ -51,8 +58,10 @@ class PoolStatistics:
 
 
 def _memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor that was never written to. On a CPU numpy gets the memory, which asks for huge pages: as keys and values
-    lie scattered, these are found faster, and the system hands them out four times as fast.
+    """A tensor whose contents are undefined.
+
+    On a CPU the memory comes from numpy, because numpy asks the system for huge pages. Reads of scattered keys and
+    values are then faster, and the system provides the memory four times as fast.
     """
     if device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
@@ -65,9 +74,20 @@ def _memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) ->
 class PagePool:
     """``keys`` and ``values``: per layer, (capacity, kv_heads, page_slots, head_dim) on ``device``, never initialised.
 
-    `take` may replace these tensors by larger ones (the lists stay), at least half again as large, or as large as was
-    `expect`-ed, and never of more than ``pages`` pages; so may `allocate`. What is in them is kept. They are inference
-    tensors: they can be written to in inference mode only. Raises ValueError for sizes below 1.
+    `take` and `allocate` may replace these tensors by larger ones and copy what is in them; the two lists stay the same
+    objects. A larger tensor has at least half again as many pages as before, or as many as `expect` announced, and
+    never more than ``pages``. The tensors are inference tensors: write to them in inference mode only.
+
+    A page may be taken for a *holder*, any object that a weak reference can refer to. The pages of a holder become free
+    when nothing refers to the holder any more, or when `recover` is called with it.
+
+    ``lock``, re-entrant: held by whoever reads or writes pages, or calls a method here, while other threads may do so.
+    A holder may be dropped by any thread without it. No method needs it where one thread uses the pool.
+
+    ``captured``: CUDA graphs and the like that know the tensors by their addresses. The pool empties the list when it
+    replaces the tensors.
+
+    ValueError for sizes below 1.
     """
 
     @torch.inference_mode()
@@ -88,36 +108,47 @@ class PagePool:
                 raise ValueError(f"{name} is {size}; a pool of pages needs at least 1")
         self.limit, self.page_slots = pages, page_slots
         self.lock = threading.RLock()
-        self.capacity = self.peak = self.shared = 0
+        self.capacity = self.peak = 0
         self._shape = (kv_heads, page_slots, head_dim)
         empty = torch.empty((0, *self._shape), dtype=dtype, device=device)
         self.keys: list[Tensor] = [empty] * layers
         self.values: list[Tensor] = [empty] * layers
         self.page_bytes = 2 * layers * kv_heads * page_slots * head_dim * empty.element_size()
-        self.known: list[Any] = []  # what knows this memory by its address: emptied when there is other memory
-        self._expected = 0
+        self.captured: list[Any] = []
+        self._expected = self._shared = 0
         self._owners: list[int] = []
+        self._holders: list[weakref.ref[Any] | None] = []  # only means something for a page with an owner
         self._free: list[int] = []  # the next page to take is the last
+        self._references: dict[int, weakref.ref[Any]] = {}  # by id() of the holder
+        self._dropped: list[weakref.ref[Any]] = []  # of holders that are gone, until their pages are recovered
 
     # --- how full it is -----------------------------------------------------------------------------------------
 
     @property
     def used(self) -> int:
         """Pages with an owner."""
+        self._recover_dropped()
         return self.capacity - len(self._free)
 
     @property
+    def shared(self) -> int:
+        """Pages with more than one owner."""
+        self._recover_dropped()
+        return self._shared
+
+    @property
     def free(self) -> int | None:
-        """Pages that may still be taken, with memory or not; None where there is no limit."""
+        """Pages that may still be taken, whether they have memory yet or not; None without a limit."""
         return None if self.limit is None else self.limit - self.used
 
     @property
     def bytes(self) -> int:
-        """Memory held, used or not."""
+        """Memory of all pages, used or not."""
         return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
 
     @property
     def bytes_used(self) -> int:
+        """Memory of the pages with an owner."""
         return self.used * self.page_bytes
 
     def statistics(self) -> PoolStatistics:
@@ -136,7 +167,8 @@ class PagePool:
     # --- owners -------------------------------------------------------------------------------------------------
 
     def owners(self, page: int) -> int:
-        """How many own ``page``; 0 if it is free or there is no such page."""
+        """The number of owners of ``page``; 0 if it is free or there is no such page."""
+        self._recover_dropped()
         return self._owners[page] if 0 <= page < self.capacity else 0
 
     def is_shared(self, page: int) -> bool:
@@ -144,47 +176,56 @@ class PagePool:
         self._check_used(page)
         return self._owners[page] > 1
 
-    def take(self, count: int) -> list[int]:
-        """``count`` free pages, each now with one owner. PoolExhausted, before any change, if there are fewer."""
+    def take(self, count: int, holder: Any = None) -> list[int]:
+        """``count`` free pages, each now with one owner, taken for ``holder`` (None: nobody can `recover` them).
+
+        PoolExhausted, before any change, if fewer are free. ValueError for a negative number.
+        """
         if count < 0:
             raise ValueError(f"cannot take {count} pages; the number must not be negative")
-        if self.limit is not None and count > self.limit - self.used:
+        used = self.used
+        if self.limit is not None and count > self.limit - used:
             raise PoolExhausted(
-                f"the KV pool needs {count} page{'s' * (count != 1)}, "
-                f"{self.limit - self.used} of its {self.limit} are free"
+                f"the KV pool needs {count} page{'s' * (count != 1)}, {self.limit - used} of its {self.limit} are free"
             )
+        reference = None if holder is None else self._reference(holder)  # before any change that it lets us undo
         if count > len(self._free):
-            self._grow(self.used + count)
-        pages = [self._free.pop() for _ in range(count)]
+            self._grow(used + count)
+        first = len(self._free) - count
+        pages = self._free[first:][::-1]
+        # A page leaves the list of free ones last. Until then any other `take` may have it, and overwrites the rest.
+        for page in pages:
+            self._holders[page] = reference
         for page in pages:
             self._owners[page] = 1
-        self.peak = max(self.peak, self.used)
+        del self._free[first:]
+        self.peak = max(self.peak, self.capacity - len(self._free))
         return pages
 
     def expect(self, pages: int) -> None:
-        """Have memory for so many pages more than are used now when the next ones are lacking, so that it need not be
-        got, and what is in use copied, bit by bit. A limit stays.
+        """Announce that about ``pages`` more pages will be taken. The next time the pool needs memory it gets enough
+        for all of them at once, within the limit, instead of growing and copying several times.
         """
         self._expected = self.used + pages
 
     def allocate(self) -> None:
-        """Have memory for as many pages as the limit lets, if there is one: after that no tensor is replaced."""
+        """Get memory for all pages up to the limit, so that no tensor is replaced later. Nothing without a limit."""
         if self.limit is not None and self.capacity < self.limit:
             self._grow(self.limit)
 
     def share(self, pages: Iterable[int]) -> None:
-        """One more owner for each page (two more if it is named twice). ValueError, before any change, if one is
-        free.
+        """Add one owner to each page (two to a page that is named twice). ValueError, before any change, for a free
+        page.
         """
         pages = list(pages)
         for page in pages:
             self._check_used(page)
         for page in pages:
             self._owners[page] += 1
-            self.shared += self._owners[page] == 2
+            self._shared += self._owners[page] == 2
 
     def release(self, pages: Iterable[int]) -> list[int]:
-        """One owner less for each page (two less if it is named twice); returns the pages that are free now.
+        """Take one owner from each page (two from a page that is named twice). Returns the pages that became free.
 
         ValueError, before any change, if a page has fewer owners than that.
         """
@@ -197,11 +238,54 @@ class PagePool:
         for page, times in fewer.items():
             before = self._owners[page]
             self._owners[page] = before - times
-            self.shared -= before > 1 >= before - times
+            self._shared -= before > 1 >= before - times
             if before == times:
                 freed.append(page)
-        self._free += freed
+        self._free += freed  # only now, when they have no owner, may others take them
         return freed
+
+    def recover(self, holder: Any) -> None:
+        """Free all pages that were taken for ``holder``, however many owners they have, and put the pool in order after
+        a call for it that was interrupted. Pages of other holders, and of none, stay. May be called again at any time.
+        """
+        reference = self._references.get(id(holder))
+        self._recover(reference if reference is not None and reference() is holder else None)
+
+    def _reference(self, holder: Any) -> weakref.ref[Any]:
+        """The reference that stands for ``holder`` in ``_holders``. It is put into ``_dropped`` when the holder is
+        gone, by C code alone, so that neither an exception nor another thread can come in between.
+        """
+        reference = self._references.get(id(holder))
+        if reference is None or reference() is not holder:
+            reference = self._references[id(holder)] = weakref.ref(holder, self._dropped.append)
+        return reference
+
+    def _recover_dropped(self) -> None:
+        if not self._dropped:
+            return
+        with self.lock:
+            while self._dropped:
+                reference = self._dropped[0]
+                self._recover(reference)
+                for key in [key for key, value in self._references.items() if value is reference]:
+                    del self._references[key]
+                if self._dropped and self._dropped[0] is reference:
+                    del self._dropped[0]
+
+    def _recover(self, reference: weakref.ref[Any] | None) -> None:
+        owners, holders = self._owners, self._holders
+        if reference is not None:
+            for page in [page for page, its in enumerate(holders) if its is reference]:
+                owners[page] = 0  # first: after an interruption here the page is still found by its holder
+                holders[page] = None
+        # A page in the list is free even if `take` has begun to give it away. So is one without an owner that `release`
+        # or `_grow` has not put there yet.
+        free = dict.fromkeys(self._free)
+        for page in free:
+            owners[page] = 0
+        free.update(dict.fromkeys(page for page in range(self.capacity) if owners[page] == 0))
+        self._free = list(free)
+        self._shared = sum(count > 1 for count in owners)
 
     def _check_used(self, page: int) -> None:
         if not 0 <= page < self.capacity:
@@ -213,7 +297,7 @@ class PagePool:
 
     @torch.inference_mode()
     def copy(self, source: int, target: int) -> None:
-        """Copy keys and values of page ``source`` to page ``target``, in all layers. ValueError if either is free."""
+        """Copy keys and values of page ``source`` to page ``target`` in all layers. ValueError if either is free."""
         self._check_used(source)
         self._check_used(target)
         for stored in (*self.keys, *self.values):
@@ -221,11 +305,12 @@ class PagePool:
 
     @torch.inference_mode()
     def _grow(self, needed: int) -> None:
-        """Memory for at least ``needed`` pages, at most ``limit``; one tensor at a time, so that little is held twice.
+        """Get memory for at least ``needed`` pages, at most ``limit``. Tensors are replaced one by one, so that only
+        one of them is in memory twice.
 
-        Where memory runs out on the way some tensors are larger than ``capacity`` says; the next call goes on.
+        If memory runs out on the way, some tensors are larger than ``capacity`` says; the next call replaces the rest.
         """
-        self.known.clear()
+        self.captured.clear()
         capacity = max(needed, self._expected, -(-self.capacity * 3 // 2))
         if self.limit is not None:
             capacity = min(capacity, self.limit)
@@ -235,6 +320,8 @@ class PagePool:
                     new = _memory((capacity, *self._shape), old.dtype, old.device)
                     new[: self.capacity] = old[: self.capacity]
                     stored[layer] = new
-        self._owners += [0] * (capacity - self.capacity)
-        self._free = [*range(capacity - 1, self.capacity - 1, -1), *self._free]
+        self._owners += [0] * (capacity - len(self._owners))
+        self._holders += [None] * (capacity - len(self._holders))
+        added = range(capacity - 1, self.capacity - 1, -1)
         self.capacity = capacity
+        self._free[:0] = added

@@ -1,6 +1,10 @@
-"""One function per operation: checks its arguments, chooses a backend, calls it."""
+"""One function per operation, each in a folder of its own: it checks its arguments, chooses a backend, calls it.
 
-import fastdecode.ops.step_library  # noqa: F401, registers the operations
+The folders have the names of their functions. `fastdecode.ops.sample` is the function: the imports below put it in the
+place of the folder, whatever was imported first.
+"""
+
+import fastdecode.ops.registration  # noqa: F401, registers torch.ops.fastdecode
 from fastdecode.ops.advance import advance, sample_advance
 from fastdecode.ops.arguments import (
     STATUS_EMPTY_SET,

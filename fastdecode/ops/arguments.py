@@ -1,4 +1,4 @@
-"""The checked arguments of `sample`, as every backend takes them, and its result."""
+"""The checked arguments of `sample` and `sample_advance`, as every backend takes them, and their result."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ STATUS_FINISHED = 3
 
 
 class Sample(NamedTuple):
-    """What was drawn, one element per group.
+    """The sampled tokens, one element per group.
 
-    status: 0 ok; 1 invalid logits (NaN or +inf read or computed, nothing but −inf, or no stream to
-    read); 2 empty set; 3, of `sample_advance` alone, the group had finished before. A group whose
-    status is not 0 has token −1, logprob −inf and kept 0.
+    status: 0 ok; 1 invalid logits (a NaN or +inf was read or computed, all logits are −inf, or the
+    group has no weighted stream); 2 empty set; 3, only from `sample_advance`, the group had finished
+    before. A group whose status is not 0 has token −1, logprob −inf and kept 0.
     """
 
     token: Tensor
-    """(groups,) int64: the drawn id."""
+    """(groups,) int64: the sampled token."""
     logprob: Tensor
-    """(groups,) float32: of the drawn id under the final, renormalised distribution."""
+    """(groups,) float32: of the sampled token under the final, renormalised distribution."""
     kept: Tensor
-    """(groups,) int32: number of ids that passed the filters."""
+    """(groups,) int32: number of tokens that passed the filters."""
     status: Tensor
     """(groups,) int32: 0, 1, 2 or 3."""
 
 
-# A value per group, or one for all groups where the tensor is None. Plain tuples: they are made on
-# every call.
+# (a tensor with one value per group, ignored) or (None, one value for all groups). Plain tuples, since every call makes
+# some.
 FloatParameter = tuple[Tensor | None, float]
 IntParameter = tuple[Tensor | None, int]
 

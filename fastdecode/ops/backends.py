@@ -1,6 +1,6 @@
-"""Which implementations of `sample` exist here, why others do not, and which one to run.
+"""Which backends can run on this machine, why the others cannot, and which one a call uses.
 
-    reference   PyTorch, any device, the contract as code
+    reference   PyTorch, any device: the definition that the others reproduce
     cpu         C++, tensors on the CPU
     triton      Triton, tensors on a GPU; on the CPU in Triton's interpreter (TRITON_INTERPRET=1)
 
@@ -77,8 +77,8 @@ def available_backends() -> list[str]:
 def choose_backend(backend: str | None, device_type: str) -> str:
     """The backend to run for tensors on a device.
 
-    None picks FASTDECODE_BACKEND if it is set, else the fastest that does the job. Raises
-    ValueError, with the reason, for a backend that is named and cannot run.
+    None picks FASTDECODE_BACKEND if it is set, else the fastest that can run. Raises ValueError, with the reason, for
+    a named backend that cannot run.
     """
     source = "backend"
     if backend is None:
@@ -103,11 +103,21 @@ def choose_backend(backend: str | None, device_type: str) -> str:
     return backend
 
 
+def choose_step_backend(backend: str | None, device: torch.device) -> str:
+    """As `choose_backend`, for a decode step's operations: ValueError for a named backend that does not have them."""
+    chosen = choose_backend(backend, device.type)
+    if chosen in ("cpu", "reference", "triton"):
+        return chosen
+    if backend is None:
+        return "reference"
+    raise ValueError(f"backend = {backend!r}: has no such operation; must be cpu, triton or reference")
+
+
 def last_backend() -> str | None:
-    """The backend that ran this thread's last `sample`; None before the first."""
+    """The backend of this thread's last operation; None before the first."""
     return getattr(_last, "backend", None)
 
 
 def record_backend(backend: str) -> None:
-    """Notes the backend that is about to run, for `last_backend`."""
+    """Stores the backend of this operation for `last_backend`."""
     _last.backend = backend

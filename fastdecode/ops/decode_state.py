@@ -1,4 +1,4 @@
-"""What `advance` moves: the place of every group in its sequence and grammar, in device memory."""
+"""Where every group is in its sequence and its grammar, in device memory: what `advance` changes."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ MAX_STEP = 1 << 62
 
 @dataclass(slots=True)
 class DecodeState:
-    """The groups' places; every tensor but `limit` is written by `advance`, in place. None may share
-    memory, which is not checked.
+    """`advance` writes every tensor but `limit`, in place. No two of them may share memory; this is not checked.
 
-    mode       (groups,) int32: place in the grammar
-    step       (groups,) int64: ids in the sequence so far, which is the number of the next one
-    finished   (groups,) uint8: 0 running, 1 ended by its grammar or limit, 2 failed: no token
-    limit      (groups,) int64: a sequence of so many ids ends. None: none does
-    inputs     (rows,) int64: next input id of every stream. None: not wanted
-    lengths    (rows,) int64: ids in every stream, the next input among them, or None
-    seen       (groups, ceil(vocab / 32)) int32 bit set of ids in the sequence, or None
-    sequences  (groups, capacity) int64: the ids themselves, one written at place `step`, or None
+    mode       (groups,) int32: mode of the grammar
+    step       (groups,) int64: number of tokens in the sequence, and so the index of the next one
+    finished   (groups,) uint8: 0 running; 1 ended by its grammar or limit; 2 failed, no token could be sampled
+    limit      (groups,) int64: the sequence ends when it has this many tokens. None: no limit
+    inputs     (rows,) int64: next input token of each stream, or None
+    lengths    (rows,) int64: number of tokens in each stream, with the next input, or None
+    seen       (groups, ceil(vocab / 32)) int32: bit set of the tokens in the sequence, or None
+    sequences  (groups, capacity) int64: the tokens of the sequence; the next is written at index `step`. Or None
     """
 
     mode: Tensor
@@ -41,11 +40,11 @@ class DecodeState:
 
     @property
     def capacity(self) -> int:
-        """Ids that there is room for in each of `sequences`."""
+        """Number of tokens that each of `sequences` has room for; 0 without `sequences`."""
         return self.sequences.shape[1] if isinstance(self.sequences, Tensor) and self.sequences.dim() == 2 else 0
 
     def check(self, groups: int, rows: int, vocab: int, device: torch.device) -> None:
-        """Raises ValueError naming the tensor of the wrong type, shape, dtype, device or layout."""
+        """Raises ValueError naming the first tensor of a wrong type, shape, dtype, device or layout."""
         words = (vocab + 31) // 32
         for name, shape, dtype in (
             ("mode", (groups,), torch.int32),
@@ -73,8 +72,8 @@ class DecodeState:
             raise ValueError("state.sequences: must have room for an id")
 
     def check_values(self, tables: GrammarTables, token: Tensor | None) -> None:
-        """Checks what the tensors hold, as the cpu backend's library does for itself; reads device memory."""
-        assert tables.host  # checks them
+        """Checks the values in the tensors, as the C library does for the cpu backend. Reads device memory."""
+        assert tables.host  # making the tuples checks the tables
         modes, steps = self.mode.tolist(), self.step.tolist()
         tokens = [-1] * len(modes) if token is None else token.tolist()
         for g, finished in enumerate(self.finished.tolist()):

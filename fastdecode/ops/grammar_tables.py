@@ -20,7 +20,7 @@ def _int32(values: Sequence[int] | Sequence[Row], device: torch.device | str) ->
 
 
 class HostTables(NamedTuple):
-    """`GrammarTables` in the host's memory."""
+    """The tables of `GrammarTables` as tuples."""
 
     set_of: tuple[int, ...]
     tight_set_of: tuple[int, ...]
@@ -105,14 +105,15 @@ def _check_host(
 class GrammarTables:
     """Which token may come next in each mode, for `advance` and `sample_advance`; immutable.
 
-        sets          TokenSets to draw from
-        set_of        (modes,) set that a mode draws from; −1: its token is forced, or nothing comes
-        forced        (modes,) token that comes without a draw; −1: none. Both −1: the end
+        sets          TokenSets to sample from
+        set_of        (modes,) set that the next token is sampled from; −1: none
+        forced        (modes,) token that comes next where set_of is −1, without sampling; −1: none.
+                      Where both are −1 the sequence ends
         following     (modes, classes) mode after a token of the class
-        class_ranges  (lo, hi, class) half-open id ranges; ids in none are of class 0
-        tight_set_of  (modes,) in place of set_of where fewer than room[mode] more tokens fit
+        class_ranges  (lo, hi, class) half-open token ranges; a token in none of them has class 0
+        tight_set_of  (modes,) used in place of set_of where fewer than room[mode] more tokens fit
         room          (modes,)
-        vocab         number of ids
+        vocab         number of tokens in the vocabulary
         device        where the tables live
 
     Attributes of these names are int32 tensors on the device, class_ranges (n, 3) sorted; `sets` is
@@ -165,8 +166,8 @@ class GrammarTables:
         class_ranges: Tensor,
         vocab: int,
     ) -> GrammarTables:
-        """Tables that are tensors already, on one device; their values are checked where they are used, or never on a
-        GPU. Raises ValueError naming the tensor whose shape, dtype or device is wrong.
+        """Tables that are tensors already, on one device. Their values are checked when they are used; on a GPU
+        they are not. Raises ValueError naming the tensor whose shape, dtype or device is wrong.
         """
         if not isinstance(sets, TokenSets):
             raise ValueError(f"sets: must be TokenSets, got {type(sets).__name__}")
@@ -198,7 +199,7 @@ class GrammarTables:
 
     @property
     def host(self) -> HostTables:
-        """The tables as tuples, checked; reads device memory once if they came as tensors."""
+        """The tables as tuples, checked. Tables that came as tensors are read from the device, once."""
         if self._host is None:
             self._host: HostTables | None = _check_host(
                 self.sets,
@@ -233,7 +234,7 @@ class GrammarTables:
         return self._copy(self.sets.to(device), device)
 
     def bounded(self, largest: int) -> GrammarTables:
-        """The same tables, for calls in which no group draws from a set of more than `largest` ids."""
+        """The same tables, for calls in which no group samples from a set of more than `largest` tokens."""
         return self._copy(self.sets.bounded(largest), self.device)
 
     def with_sets(self, sets: TokenSets) -> GrammarTables:
@@ -255,7 +256,7 @@ class GrammarTables:
         return copy
 
     def class_of(self, token: int) -> int:
-        """The class of an id."""
+        """The class of a token."""
         ranges = self.host.class_ranges
         found = bisect_right(ranges, token, key=_low) - 1
         if found >= 0 and token < ranges[found][1]:
@@ -267,6 +268,6 @@ class GrammarTables:
         return self.host.following[mode][self.class_of(token)]
 
     def set_index(self, mode: int, room_left: int) -> int:
-        """The set that `mode` draws from where so many more tokens fit; −1: none."""
+        """The set to sample from in `mode` where `room_left` more tokens fit; −1: none."""
         host = self.host
         return (host.tight_set_of if room_left < host.room[mode] else host.set_of)[mode]

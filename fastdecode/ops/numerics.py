@@ -1,9 +1,9 @@
-"""The arithmetic of the sampling contract in torch: exp, log, Philox, Gumbel noise.
+"""The arithmetic of `sample` in torch: exp, log, Philox, Gumbel noise.
 
 All functions are elementwise, take and return tensors of one shape, and give the same bits on every
-device; `csrc/core/numerics.h` and `csrc/core/philox.h` are their twins. One torch call per
-multiplication or addition keeps the products unfused; constants are written in hexadecimal, since a
-change of one bit here is a change of the contract.
+device. `csrc/core/numerics.h` and `csrc/core/philox.h` do the same in C++. Each multiplication and each
+addition is a torch call of its own, so that no product and sum are rounded together. Constants are
+hexadecimal because every bit of them matters: another bit could give another token.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 MASS_ONE = 1 << 40
-"""Integer mass of probability 1; masses of up to 2²² ids add up without overflow."""
+"""Integer mass of probability 1. The masses of up to 2²² tokens add up without overflow."""
 
 _LOG2_E = float.fromhex("0x1.715476p+0")
 _LN2_HI = float.fromhex("0x1.63p-1")
@@ -58,7 +58,7 @@ def _horner(x: Tensor, coefficients: list[float]) -> Tensor:
 
 
 def exp_f32(x: Tensor) -> Tensor:
-    """eˣ for float32 x ≤ 0, within 1 ulp; exactly 1 at 0; 0 below −86 (nothing is subnormal)."""
+    """eˣ for float32 x ≤ 0, within 1 ulp; exactly 1 at 0; 0 below −86, so that no result is subnormal."""
     c = x.clamp_min(_EXP_MIN)
     n = (c * _LOG2_E + _ROUND_SMALL) - _ROUND_SMALL
     r = c - n * _LN2_HI
@@ -120,9 +120,10 @@ def philox4x32_10(
 def gumbel_of(word0: Tensor, word1: Tensor) -> Tensor:
     """Gumbel noise, float32, from the first two words of a Philox block.
 
-    Bit 31 of word 0 says which side of ½ the uniform u lies on; v = hi·2⁻³² + lo·2⁻⁶³ in [2⁻⁶³, ½],
-    of 31 bits each with lo odd, is its distance from the nearer end. Then E = −log u, or −log1p(−v)
-    on the upper side, and g = −log E: both tails resolved to 2⁻⁶², g within (−3.8, 43.7).
+    The words make a uniform u in (0, 1). Bit 31 of word 0 says whether u is above ½. The distance of u
+    from the nearer end, 0 or 1, is v = hi·2⁻³² + lo·2⁻⁶³ in [2⁻⁶³, ½]; hi and lo have 31 bits, lo is odd.
+    Then E = −log u, which is −log1p(−v) above ½, and g = −log E. Both tails are resolved to 2⁻⁶², and g
+    lies within (−3.8, 43.7).
     """
     hi = (word0 & 0x7FFFFFFF).to(torch.float32)
     lo = (word1 >> 1 | 1).to(torch.float32)
@@ -137,9 +138,9 @@ def gumbel_of(word0: Tensor, word1: Tensor) -> Tensor:
 
 
 def gumbel_noise(seed: Tensor, step: Tensor, ids: Tensor) -> Tensor:
-    """float32 g(seed, step, id) for int64 tensors that broadcast together.
+    """float32 g(seed, step, token) for int64 tensors that broadcast together.
 
-    Philox key (seed low, seed high), counter (id, 0, step low, step high), 32 bits each.
+    The Philox key is (seed low, seed high), the counter (token, 0, step low, step high), 32 bits each.
     """
     seed, step, ids = torch.broadcast_tensors(seed, step, ids)
     counter = (ids, torch.zeros_like(ids), step & _LOW_32, (step >> 32) & _LOW_32)

@@ -1,4 +1,4 @@
-"""The bit set of ids already in a sequence: int32 words, id t being bit t & 31 of word t >> 5."""
+"""The bit set of tokens that are already in a sequence: int32 words; token t is bit t & 31 of word t >> 5."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def seen_bits(ids: Tensor | Sequence[Sequence[int]], vocab: int) -> Tensor:
-    """(groups, ceil(vocab / 32)) int32 bit set of each group's ids.
+    """(groups, ceil(vocab / 32)) int32: the bit set of each group's tokens.
 
-        ids    (groups, n) integer tensor, or per group a sequence of ids; negative ids are padding
-        vocab  number of ids
+        ids    (groups, n) integer tensor, or for each group a sequence of tokens; negative ones are padding
+        vocab  number of tokens in the vocabulary
 
-    Raises ValueError naming the first id that is not below vocab.
+    Raises ValueError naming the first token that is not below vocab.
     """
     if not isinstance(ids, Tensor):
         longest = max((len(row) for row in ids), default=0)
@@ -28,7 +28,7 @@ def seen_bits(ids: Tensor | Sequence[Sequence[int]], vocab: int) -> Tensor:
         value = int(ids[group, position])
         raise ValueError(f"ids[{group}, {position}] = {value}: must be below {vocab}")
     words = (vocab + 31) // 32
-    # One spare place at the end takes the padding.
+    # Padding is written to one extra place at the end, which is cut off.
     member = torch.zeros(len(ids), words * 32 + 1, dtype=torch.int64, device=ids.device)
     member.scatter_(1, torch.where(ids < 0, words * 32, ids).long(), 1)
     bits = member[:, :-1].unflatten(1, (words, 32)) << torch.arange(32, device=ids.device)
@@ -36,7 +36,7 @@ def seen_bits(ids: Tensor | Sequence[Sequence[int]], vocab: int) -> Tensor:
 
 
 def set_seen_(seen: Tensor, token: Tensor) -> Tensor:
-    """Adds one id per group to a bit set, in place, and returns it.
+    """Adds one token per group to a bit set, in place, and returns the bit set.
 
     seen   (groups, ceil(vocab / 32)) int32, written
     token  (groups,) int64; negative: nothing is added to that group

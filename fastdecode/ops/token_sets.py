@@ -1,4 +1,4 @@
-"""Token sets as sorted half-open id ranges: the compiled form of "which ids may be drawn"."""
+"""Token sets as sorted half-open ranges: which tokens may be sampled, in the form that the kernels read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MAX_ID = 2**31 - 1
 
 
 def _merged(set_number: int, ranges: Iterable[Sequence[int]]) -> list[tuple[int, int]]:
-    """Checks the ranges of one set and returns them sorted, disjoint and never touching."""
+    """Checks the ranges of one set and returns them sorted, with those that overlap or touch made one."""
     merged: list[tuple[int, int]] = []
     checked = []
     try:
@@ -38,15 +38,15 @@ def _merged(set_number: int, ranges: Iterable[Sequence[int]]) -> list[tuple[int,
 
 
 class TokenSets:
-    """Sets of token ids, each a union of half-open ranges; immutable.
+    """Sets of tokens, each a union of half-open ranges [lo, hi); immutable.
 
-        sets     sequence over sets of sequences of (lo, hi), in any order; overlaps are merged,
-                 empty ranges dropped; a set may be empty
-        vocab    number of ids, or None to check the ranges only when they are used
+        sets     for each set a sequence of ranges (lo, hi), in any order; overlapping ranges are merged,
+                 empty ones dropped; a set may be empty
+        vocab    number of tokens in the vocabulary; None: the ranges are checked against it when used
         device   where the tables live
 
     Attributes: `ranges` (n, 2) int32, sorted and disjoint within a set; `offsets` (sets + 1,)
-    int32, set s owning ranges offsets[s] to offsets[s + 1].
+    int32: the ranges of set s are ranges[offsets[s] : offsets[s + 1]].
     Raises ValueError naming the set and range for lo > hi, lo < 0 or hi > vocab.
     """
 
@@ -82,7 +82,7 @@ class TokenSets:
         vocab: int | None = None,
         device: torch.device | str = "cpu",
     ) -> TokenSets:
-        """Sets given as plain ids, in any order."""
+        """Sets given as lists of tokens, in any order."""
         try:
             listed = [[operator.index(t) for t in ids] for ids in sets]
         except TypeError:
@@ -91,8 +91,8 @@ class TokenSets:
 
     @classmethod
     def from_tensors(cls, ranges: Tensor, offsets: Tensor, largest: int | None = None) -> TokenSets:
-        """Sets whose tables are tensors already, on one device; their values are checked where they are used, or never
-        on a GPU. `largest`: no set has more ids (None: read the tables to find out).
+        """Sets whose tables are tensors already, on one device. Their values are checked when they are used; on a GPU
+        they are not checked. `largest`: no set has more tokens; None: the tables are read to find out.
 
         Raises ValueError for tables that are not (n, 2) and (sets + 1,) int32.
         """
@@ -118,7 +118,7 @@ class TokenSets:
 
     @property
     def host(self) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """The ranges of each set; reads device memory once, and checks, if the tables came as tensors."""
+        """The ranges of each set as tuples. Tables that came as tensors are read from the device, once, and checked."""
         if self._sets is None:
             bounds, pairs = self.offsets.tolist(), self.ranges.tolist()
             if bounds[0] < 0 or bounds != sorted(bounds) or bounds[-1] > len(pairs):
@@ -139,20 +139,20 @@ class TokenSets:
 
     @property
     def stop(self) -> int:
-        """One more than the largest id."""
+        """One more than the largest token in any set; 0 if all are empty."""
         if self._stop is None:
             self._stop = max((hi for ranges in self.host for _, hi in ranges), default=0)
         return self._stop
 
     @property
     def largest(self) -> int:
-        """A number of ids that no set exceeds."""
+        """No set has more tokens than this."""
         if self._largest is None:
             self._largest = max(sum(hi - lo for lo, hi in ranges) for ranges in self.host)
         return self._largest
 
     def check_vocab(self, vocab: int) -> None:
-        """Raises ValueError naming the first range that leaves a vocabulary of `vocab` ids."""
+        """Raises ValueError naming the first range that goes beyond a vocabulary of `vocab` tokens."""
         if self.stop <= vocab:
             return
         for set_number, ranges in enumerate(self.host):
@@ -176,8 +176,8 @@ class TokenSets:
         return moved
 
     def bounded(self, largest: int) -> TokenSets:
-        """The same sets, for calls in which no group draws from one of more than `largest` ids: kernels need not be
-        ready for more.
+        """The same sets, for calls in which no group samples from a set of more than `largest` tokens. The kernels then
+        need not handle larger sets.
         """
         copy = object.__new__(TokenSets)
         copy._sets, copy._stop, copy._largest = self._sets, self._stop, largest
@@ -185,11 +185,11 @@ class TokenSets:
         return copy
 
     def count(self, set_number: int) -> int:
-        """Number of ids in a set."""
+        """Number of tokens in a set."""
         return sum(hi - lo for lo, hi in self.host[set_number])
 
     def mask(self, vocab: int) -> Tensor:
-        """(sets, vocab) bool on the sets' device: True where the id is in the set."""
+        """(sets, vocab) bool on the sets' device: True where the token is in the set."""
         self.check_vocab(vocab)
         mask = torch.zeros(len(self), vocab, dtype=torch.bool)
         for row, ranges in zip(mask, self.host, strict=True):

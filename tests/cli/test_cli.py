@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fastdecode import cli
-from fastdecode.cli import env, output
+from fastdecode import cli, environment
 from fastdecode.cli import generate as write
+from fastdecode.cli import output
 from fastdecode.cli.demo import GUIDANCE
 from fastdecode.guidance import Guidance
 
@@ -147,4 +147,4 @@ def test_env_works_when_an_import_is_broken(broken: str) -> None:
 
 
 def test_environment_variables_are_listed() -> None:
-    assert "FASTDECODE_BACKEND" in env.collect()["environment"]
+    assert "FASTDECODE_BACKEND" in environment.collect()["environment"]

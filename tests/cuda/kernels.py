@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdecode.ops import DecodeState, GrammarTables, Sample, checks, cpu
+from fastdecode.ops import DecodeState, GrammarTables, Sample
+from fastdecode.ops.advance.cpu import advance_fields
+from fastdecode.ops.sample.checks import check_arguments
+from fastdecode.ops.sample.cpu import new_sample, sample_fields
 
 _P, _I32, _I64, _F32 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 
@@ -94,19 +97,19 @@ class Kernels:
     def sample(self, logits: Tensor, largest: int = 0, **given) -> Sample:
         """`fastdecode.ops.sample`, whose arguments these are."""
         args, out = self.arguments(logits, **given)
-        self.sample_raw(filled(SampleArgs, cpu._sample_fields(args, out)), largest)
+        self.sample_raw(filled(SampleArgs, sample_fields(args, out)), largest)
         return out
 
     def arguments(self, logits: Tensor, **given):
         order = "streams weights allowed set_index temperature top_k top_p min_p penalty seen contrast seed step noise"
         default = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "penalty": 1.0, "seed": 0, "step": 0}
-        args = checks.check_arguments(logits, *(given.get(name, default.get(name)) for name in order.split()))
-        return args, cpu._outputs(args.groups)
+        args = check_arguments(logits, *(given.get(name, default.get(name)) for name in order.split()))
+        return args, new_sample(args.groups)
 
     def advance(
         self, token: Tensor, tables: GrammarTables, state: DecodeState, streams: Tensor | None, rows: int
     ) -> None:
-        args = filled(AdvanceArgs, cpu._advance_fields(token, tables, state, streams, rows))
+        args = filled(AdvanceArgs, advance_fields(token, tables, state, streams, rows))
         self.check(self._function("advance")(ctypes.byref(args), None))
 
     def sample_advance(
@@ -114,8 +117,8 @@ class Kernels:
     ) -> Sample:
         args, out = self.arguments(logits, seen=state.seen, **given)
         args = args._replace(allowed=tables.sets)
-        sampled = filled(SampleArgs, cpu._sample_fields(args, out))
-        advanced = filled(AdvanceArgs, cpu._advance_fields(None, tables, state, args.streams, len(logits)))
+        sampled = filled(SampleArgs, sample_fields(args, out))
+        advanced = filled(AdvanceArgs, advance_fields(None, tables, state, args.streams, len(logits)))
         memory, address, size = self.workspace(sampled, largest)
         call = self._function("sample_advance")
         both = (ctypes.byref(sampled), ctypes.byref(advanced))

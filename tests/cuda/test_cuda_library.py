@@ -12,7 +12,9 @@ from conftest import FOLDER, INCLUDE
 from kernels import AdvanceArgs, Kernels, SampleArgs, filled
 from linking import ROOT, build_example, moved_build, run
 
-from fastdecode.ops import DecodeState, GrammarTables, TokenSets, cpu
+from fastdecode.ops import DecodeState, GrammarTables, TokenSets
+from fastdecode.ops.advance import cpu as advance_cpu
+from fastdecode.ops.sample.cpu import sample_fields
 
 HEADER = ROOT / "csrc/include/fastdecode/fastdecode_cuda.h"
 STRICT = ("-pedantic", "-Wall", "-Wextra", "-Werror")
@@ -131,7 +133,7 @@ SAMPLE_ERRORS = [
 def test_wrong_arguments_of_sample(checking: Kernels, changes: dict, said: str):
     """Each call says the same; none writes."""
     args, out = checking.arguments(torch.randn(2, 50), temperature=0.5)
-    struct = filled(SampleArgs, cpu._sample_fields(args, out))
+    struct = filled(SampleArgs, sample_fields(args, out))
     for name, value in changes.items():
         setattr(struct, name, value)
     pointer, advance = ctypes.byref(struct), ctypes.byref(filled(AdvanceArgs, advance_fields()))
@@ -152,7 +154,7 @@ def advance_fields() -> tuple:
     state = DecodeState(torch.zeros(2).int(), torch.zeros(2).long(), torch.zeros(2).byte())
     token = torch.zeros(2).long()
     KEPT[:] = [tables, state, token]
-    return cpu._advance_fields(token, tables, state, None, 2)
+    return advance_cpu.advance_fields(token, tables, state, None, 2)
 
 
 KEPT: list = []
@@ -188,7 +190,7 @@ def test_wrong_arguments_of_advance(checking: Kernels, changes: dict, said: str)
 def test_wrong_calls(checking: Kernels):
     library = checking.library
     args, out = checking.arguments(torch.randn(1, 20000))
-    struct = filled(SampleArgs, cpu._sample_fields(args, out))
+    struct = filled(SampleArgs, sample_fields(args, out))
     pointer, size, all_ids = ctypes.byref(struct), ctypes.c_size_t(0), ctypes.c_int64(0)
 
     def said(result: int) -> str:
@@ -214,7 +216,7 @@ def test_wrong_calls(checking: Kernels):
 
 def test_sample_advance_wants_the_grammars_sets(checking: Kernels):
     args, out = checking.arguments(torch.randn(2, 50), step=torch.zeros(2).long())
-    struct = filled(SampleArgs, cpu._sample_fields(args, out))
+    struct = filled(SampleArgs, sample_fields(args, out))
     call = checking.library.fastdecode_cuda_sample_advance
     advance = filled(AdvanceArgs, advance_fields())
     assert call(ctypes.byref(struct), ctypes.byref(advance), ctypes.c_int64(0), None, ctypes.c_size_t(0), None) == 1
@@ -226,7 +228,7 @@ def test_without_a_gpu_cuda_says_why(library: Path):
     """A launch that CUDA refuses is an error with its reason."""
     kernels = Kernels(library, "fastdecode_cuda_")
     args, out = kernels.arguments(torch.randn(1, 50))
-    struct = filled(SampleArgs, cpu._sample_fields(args, out))
+    struct = filled(SampleArgs, sample_fields(args, out))
     if Path("/dev/nvidiactl").exists():
         pytest.skip("there is a GPU")
     call = kernels.library.fastdecode_cuda_sample

@@ -6,7 +6,8 @@ import torch
 from cases import DTYPES, SIZES, assert_same_bits, random_arguments
 from kernels import Kernels, SampleArgs, filled
 
-from fastdecode.ops import TokenSets, cpu, sample
+from fastdecode.ops import TokenSets, sample
+from fastdecode.ops.sample.cpu import sample_fields
 
 INF = torch.inf
 LARGE = (16384, 16385, 17000, 65536, 70001)
@@ -178,7 +179,7 @@ def test_wrong_values_in_device_memory_fail_their_group_alone(kernels: Kernels):
             set_index=changed["set_index"],
             allowed=TokenSets.from_tensors(ranges, offsets),
         )
-        kernels.sample_raw(filled(SampleArgs, cpu._sample_fields(args, out)))
+        kernels.sample_raw(filled(SampleArgs, sample_fields(args, out)))
         bad = len(cases)
         assert out.status.tolist() == [1] * bad + [0] * (groups - bad), cases
         assert out.token.tolist() == [-1] * bad + expected.token[bad:].tolist()

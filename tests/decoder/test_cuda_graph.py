@@ -181,7 +181,7 @@ def test_what_was_captured_goes_with_its_pool(traces: Traces):
     model = drawing_model(5, resolution=16)
     pool = fastdecode.new_pool(model)
     fastdecode.generate(model, **prompts_of(model), **IMAGE_ONLY, kv_pool=pool)
-    [step] = pool.known
+    [step] = pool.captured
     assert step.seconds > 0
     gone = weakref.ref(step)
     del step, pool
@@ -220,9 +220,9 @@ def test_what_was_captured_goes_with_its_memory(traces: Traces):
     model = drawing_model(5, resolution=16)
     pool = fastdecode.new_pool(model)
     fastdecode.generate(model, **prompts_of(model), **IMAGE_ONLY, kv_pool=pool)
-    assert len(pool.known) == 1
+    assert len(pool.captured) == 1
     taken = pool.take(pool.capacity + 1)
-    assert pool.known == []
+    assert pool.captured == []
     pool.release(taken)
 
 
@@ -238,7 +238,7 @@ def test_a_step_that_waits_is_not_captured(traces: Traces, monkeypatch: pytest.M
     with pytest.warns(UserWarning, match=r"^steps are not captured: called a synchronizing") as told:
         assert torch.equal(fastdecode.generate(model, **options), expected)
     assert len(told) == 1
-    assert (pool.used, pool.known) == (0, [])
+    assert (pool.used, pool.captured) == (0, [])
 
 
 def test_what_cannot_be_captured(traces: Traces):

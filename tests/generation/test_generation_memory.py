@@ -126,7 +126,7 @@ def test_requests_that_can_never_fit_and_pools_that_cannot_serve():
     model = tiny_model(1)
     pool = fastdecode.new_pool(model, pages=3, page_slots=4)
     for lengths, message in [
-        ((9, 13), "sequence 1 can never fit: its 13 ids alone take 4 pages of 4, and kv_pool has 3"),
+        ((9, 13), "sequence 1 can never fit: its 13 tokens alone take 4 pages of 4, and kv_pool has 3"),
     ]:
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             fastdecode.generate(model, **padded(prompts_of(model, lengths)), max_new_tokens=2, kv_pool=pool)
@@ -134,7 +134,7 @@ def test_requests_that_can_never_fit_and_pools_that_cannot_serve():
     small = fastdecode.new_pool(drawing, pages=1, page_slots=8)
     ids = torch.tensor([text_ids(drawing, 0, 7)])
     n = Vocabulary.of(drawing).image_length
-    with pytest.raises(ValueError, match=f"^sequence 0 can never fit: its {7 + n} ids alone take"):
+    with pytest.raises(ValueError, match=f"^sequence 0 can never fit: its {7 + n} tokens alone take"):
         fastdecode.generate(drawing, ids, multimodal_generation_mode="image-only", kv_pool=small)
     with pytest.raises(ValueError, match=r"^the KV pool has layers, heads of keys"):
         fastdecode.generate(tiny_model(1, layers=3), ids, max_new_tokens=2, kv_pool=pool)

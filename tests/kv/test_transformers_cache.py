@@ -2,12 +2,18 @@
 
 import gc
 import re
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 import torch
 from models_for_tests import padded, text_ids, tiny_model
 
 import fastdecode
+from fastdecode.kv import page_pool
 from fastdecode.kv.transformers_cache import PagedCache
 
 
@@ -102,3 +108,95 @@ def test_what_is_not_the_pools_is_refused():
         cache.update(good[:1], good[:1], 0)
     with pytest.raises(ValueError, match=re.escape("crop(2): give a negative number")):
         cache.crop(2)
+
+
+@pytest.fixture
+def no_garbage_collection() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_a_dropped_cache_gives_its_pages_back_at_once(no_garbage_collection: None):
+    model = tiny_model(6)
+    pool = fastdecode.new_pool(model, pages=8, page_slots=4)
+    ids = torch.tensor([text_ids(model, 0, 16)])
+    with torch.no_grad():
+        cache = PagedCache(pool)
+        model(ids, past_key_values=cache)
+        assert pool.used == 4
+        del cache
+        assert pool.used == 0
+        for _ in range(30):
+            model.generate(ids, max_new_tokens=16, min_new_tokens=16, past_key_values=PagedCache(pool))
+    assert (pool.used, pool.peak) == (0, 8)
+
+
+# --- threads ----------------------------------------------------------------------------------------------------
+
+
+def test_threads_with_caches_of_one_pool_get_the_tokens_that_they_get_alone():
+    model = tiny_model(3)
+    prompts = [torch.tensor([text_ids(model, i, 5 + 3 * i)]) for i in range(4)]
+    options = {"max_new_tokens": 12, "min_new_tokens": 12}
+    expected = [model.generate(ids, **options) for ids in prompts]
+    pool = fastdecode.new_pool(model, page_slots=2)
+
+    def work(number: int) -> list[torch.Tensor]:
+        return [model.generate(prompts[number], past_key_values=PagedCache(pool), **options) for _ in range(3)]
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(work, range(4)))
+    finally:
+        sys.setswitchinterval(interval)
+    for one, several in zip(expected, found, strict=True):
+        assert all(torch.equal(one, other) for other in several)
+    assert pool.used == 0
+
+
+class NoLock:
+    """In place of a pool's lock: lets everybody in."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_a_thread_waits_while_another_lets_the_pool_grow(locked: bool, monkeypatch: pytest.MonkeyPatch):
+    """The first thread stops while it gets memory. The second wants memory too: it waits for the lock. Without the lock
+    the pool grows under the hands of the first.
+    """
+    pool = fastdecode.new_pool(tiny_model(3), page_slots=2)
+    caches = [PagedCache(pool), PagedCache(pool)]
+    states = [torch.full((1, 4, 2, 8), float(number)) for number in range(2)]
+    inside, second_done, memory = threading.Event(), threading.Event(), page_pool._memory
+    if not locked:
+        pool.lock = NoLock()  # type: ignore[assignment]
+
+    def slow_memory(*args):
+        if not inside.is_set():
+            inside.set()
+            second_done.wait(0.2 if locked else 60)
+        return memory(*args)
+
+    monkeypatch.setattr(page_pool, "_memory", slow_memory)
+
+    def second() -> None:
+        inside.wait()
+        caches[1].update(states[1], states[1], 0)
+        second_done.set()
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with nullcontext() if locked else pytest.raises(RuntimeError, match="must match the existing size"):
+        caches[0].update(states[0], states[0], 0)
+    thread.join()
+    for number, cache in enumerate(caches if locked else []):
+        keys, values = cache.update(states[number], states[number], 0)
+        assert (keys == number).all()
+        assert (values == number).all()

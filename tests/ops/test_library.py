@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fastdecode.ops import DecodeState, Sample, TokenSets, advance, last_backend, sample, sample_advance
-from fastdecode.ops.library import call_sample
+from fastdecode.ops.sample.traced import call_sample
 
 OPS = torch.ops.fastdecode
 GROUPS, ROWS, VOCAB = 4, 8, 90

@@ -13,7 +13,7 @@ if not INTERPRETED:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import make_backend
 
-    from fastdecode.ops.checks import check_arguments
+    from fastdecode.ops.sample.checks import check_arguments
     from fastdecode.triton_kernels import compile as compiling
     from fastdecode.triton_kernels import sample_large, sample_small
     from fastdecode.triton_kernels.sample import launch_sample

@@ -70,11 +70,11 @@ def test_captured_steps_draw_what_others_do(options: dict, mode: dict, monkeypat
     if mode is INTERLEAVED:
         given["max_new_tokens"] = 80
     first = fastdecode.generate(model, **given)
-    kept = len(pool.known)
+    kept = len(pool.captured)
     assert kept > 0
     assert "captured as a CUDA graph" in str(fastdecode.explain(model, **given))
     assert torch.equal(fastdecode.generate(model, **given), first)
-    assert len(pool.known) == kept
+    assert len(pool.captured) == kept
     uncaptured(monkeypatch)
     assert torch.equal(fastdecode.generate(model, **given), first)
     assert pool.used == 0

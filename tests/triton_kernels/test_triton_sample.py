@@ -10,7 +10,7 @@ from test_sample_checks import WRONG as WRONG_ON_THE_HOST
 pytest.importorskip("triton")
 
 from fastdecode.ops import Sample, TokenSets, last_backend, sample
-from fastdecode.ops.checks import check_arguments
+from fastdecode.ops.sample.checks import check_arguments
 from fastdecode.triton_kernels.sample import launch_sample
 
 MORE = 1 if INTERPRETED else 20  # a GPU takes no time for these sizes

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 pytest.importorskip("triton")
 
 from fastdecode.ops import Matrix, attend, embed, joint_linear, last_backend, linear, rms_norm, rope_append, swiglu
+from fastdecode.ops.pages import Pages
 from fastdecode.ops.rope_append import HeadNorm
-from fastdecode.ops.step_checks import Pages
 from fastdecode.triton_kernels.attend import launch_attend
 from fastdecode.triton_kernels.embed import launch_embed
 from fastdecode.triton_kernels.rope_append import launch_rope_append

@@ -1,0 +1,40 @@
+"""`embed`: checks its arguments, chooses a backend, calls it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastdecode.ops.backends import choose_step_backend, record_backend
+from fastdecode.ops.checks import check_stored
+from fastdecode.ops.embed.cpu import embed_cpu
+from fastdecode.ops.embed.reference import embed_reference
+from fastdecode.ops.embed.triton import embed_triton
+from fastdecode.ops.tracing import is_traced
+
+_RUN = {"reference": embed_reference, "cpu": embed_cpu, "triton": embed_triton}
+
+
+def embed(tokens: Tensor, weight: Tensor, *, backend: str | None = None) -> Tensor:
+    """weight[tokens] as (rows, hidden) float32; no gradients.
+
+        tokens   (rows,) int64, each in [0, vocab)
+        weight   (vocab, hidden) float32 | bfloat16 | float16, dense
+        backend  "reference" | "cpu" | "triton"; None picks by device
+
+    Raises ValueError naming the argument, and for a token outside the vocabulary its index. On a GPU the triton backend
+    does not wait to read the tokens: the row of such a token is NaN.
+    """
+    if is_traced(tokens):
+        traced: Tensor = torch.ops.fastdecode.embed(tokens, weight, backend=backend)
+        return traced
+    if not isinstance(tokens, Tensor) or tokens.dim() != 1 or tokens.dtype != torch.int64:
+        what = f"{tuple(tokens.shape)} {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise ValueError(f"tokens: must be (rows,) int64, got {what}")
+    check_stored("weight", weight, "vocab, hidden", tokens.device, "tokens")
+    if weight.shape[1] == 0:
+        raise ValueError(f"weight.shape = {tuple(weight.shape)}: must be (vocab, hidden)")
+    tokens = tokens.contiguous()
+    backend = choose_step_backend(backend, tokens.device)
+    record_backend(backend)
+    return _RUN[backend](tokens, weight)

@@ -1,0 +1,15 @@
+"""`embed` as PyTorch code."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastdecode.ops.embed.checks import check_tokens
+
+
+@torch.no_grad()
+def embed_reference(tokens: Tensor, weight: Tensor) -> Tensor:
+    """out[r] = weight[tokens[r]]. Raises ValueError for a token outside the vocabulary."""
+    check_tokens(tokens, len(weight))
+    return weight[tokens].float()

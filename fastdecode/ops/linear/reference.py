@@ -1,0 +1,15 @@
+"""`linear` as PyTorch code."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None = None) -> Tensor:
+    """out[r, f] = (Σᵢ x[r, i] · weight[f, i]) · scale[f] + bias[f], in float32."""
+    if scale is None:
+        return torch.nn.functional.linear(x, weight.float(), bias)
+    product = torch.nn.functional.linear(x, weight.float()) * scale
+    return product if bias is None else product + bias

@@ -1,0 +1,34 @@
+"""`swiglu`: checks its argument, chooses a backend, calls it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastdecode.ops.backends import choose_step_backend, record_backend
+from fastdecode.ops.checks import check_float_tensor
+from fastdecode.ops.swiglu.cpu import swiglu_cpu
+from fastdecode.ops.swiglu.reference import swiglu_reference
+from fastdecode.ops.swiglu.triton import swiglu_triton
+from fastdecode.ops.tracing import is_traced
+
+_RUN = {"reference": swiglu_reference, "cpu": swiglu_cpu, "triton": swiglu_triton}
+
+
+def swiglu(gate_up: Tensor, *, backend: str | None = None) -> Tensor:
+    """silu(gate) · up: (rows, inner) float32; no gradients.
+
+        gate_up  (rows, 2 · inner) float32: in each row first the gate, then the up projection
+        backend  "reference" | "cpu" | "triton"; None picks by device
+
+    Raises ValueError naming the argument.
+    """
+    if is_traced(gate_up):
+        traced: Tensor = torch.ops.fastdecode.swiglu(gate_up, backend=backend)
+        return traced
+    gate_up = check_float_tensor("gate_up", gate_up, "rows, 2 * inner")
+    if gate_up.shape[1] % 2:
+        raise ValueError(f"gate_up.shape = {tuple(gate_up.shape)}: must be (rows, 2 * inner)")
+    backend = choose_step_backend(backend, gate_up.device)
+    record_backend(backend)
+    return _RUN[backend](gate_up)

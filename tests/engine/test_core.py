@@ -1,0 +1,342 @@
+"""Schedule, step, commit: every request gets the tokens that it gets alone, whatever runs beside it or goes wrong."""
+
+import random
+
+import pytest
+import torch
+from models_for_tests import BOS, drawing_model, padded, text_ids
+
+import fastdecode
+from fastdecode import Guidance
+from fastdecode.decoder import Decoder
+from fastdecode.engine import scheduler as scheduling
+from fastdecode.engine.core import EngineCore
+from fastdecode.engine.request import Request
+from fastdecode.engine.runner import Runner
+from fastdecode.generation.api import prepare_call
+from fastdecode.generation.prepare import GenerateOptions
+from fastdecode.models.chameleon import Vocabulary
+
+MODEL = drawing_model(5, resolution=16)
+V = Vocabulary.of(MODEL)
+WORDS = sorted({*text_ids(MODEL, 0, 50)})
+INTERLEAVED, IMAGE_ONLY = "interleaved-text-image", "image-only"
+FIVE = Guidance.five_way((BOS, WORDS[0]), (BOS, WORDS[1]))
+MIXED: list[dict] = [
+    {"mode": "text-only", "max_new_tokens": 20},
+    {"mode": IMAGE_ONLY, "guidance": 2.0},
+    {"mode": INTERLEAVED, "guidance": Guidance.instruct(), "max_new_tokens": 60},
+    {"mode": "text-only", "guidance": Guidance.two_way(1.5, everywhere=True), "max_new_tokens": 15},
+    {"mode": "unrestricted", "max_new_tokens": 30, "repetition_penalty": 1.3},
+    {"mode": INTERLEAVED, "max_new_tokens": 50, "image": {"temperature": 0.7, "top_p": 0.9}, "text": {"top_k": 9}},
+    {
+        "mode": IMAGE_ONLY,
+        "guidance": Guidance.five_way((BOS, WORDS[0]), (BOS, WORDS[1])),
+        "image": {"do_sample": False},
+    },
+    {"mode": "text-only", "max_new_tokens": 20, "min_new_tokens": 12, "suppress_tokens": WORDS[:2]},
+    {"mode": INTERLEAVED, "guidance": 3.0, "max_new_tokens": 44, "sequence_bias": [[[WORDS[2]], 2.5]]},
+    {"mode": "text-only", "max_new_tokens": 12, "logits_processor": [lambda ids, scores: scores + 0.0]},
+]
+
+
+def call_of(i: int, options: dict) -> tuple[torch.Tensor, dict]:
+    options = dict(options)
+    prompt = [BOS, *text_ids(MODEL, i % 3, 4 + 7 * (i % 4))]
+    mode = options.pop("mode")
+    return torch.tensor([prompt]), {"multimodal_generation_mode": mode, "do_sample": True, "seed": i, **options}
+
+
+def request_of(i: int, options: dict, **more) -> tuple[Request, object]:
+    ids, options = call_of(i, options)
+    own = {k: options.pop(k) for k in list(options) if k in GenerateOptions.__dataclass_fields__}
+    call = prepare_call(MODEL, ids, options, GenerateOptions(**own, deterministic=True))
+    [request] = call.requests(**more)
+    return request, call
+
+
+def alone(i: int, options: dict) -> torch.Tensor:
+    ids, options = call_of(i, options)
+    return fastdecode.generate(MODEL, ids, **options, deterministic=True)
+
+
+ALL = range(len(MIXED))
+EXPECTED = [alone(i, options) for i, options in enumerate(MIXED)]
+
+
+def core(pages: int | None = None, **options) -> EngineCore:
+    decoder = Decoder(MODEL, deterministic=True)
+    return EngineCore(decoder, decoder.new_pool(pages, page_slots=4), **options)
+
+
+def finish(engine: EngineCore) -> int:
+    steps = 0
+    while engine.step():
+        steps += 1
+        assert steps < 1_500
+    return steps
+
+
+def check(requests, numbers=ALL) -> None:
+    for i, (request, call) in zip(numbers, requests, strict=True):
+        assert request.error is None, request.error
+        assert torch.equal(call.output(), EXPECTED[i]), i
+
+
+def whole_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No step is taken with a part of a sequence's streams."""
+    run = Runner.run
+
+    def checked(self, plan, running):
+        for request in running:
+            for s in request.live:
+                assert len(s.rows) == 1 + len(s.streams) == len(s.weights)
+        return run(self, plan, running)
+
+    monkeypatch.setattr(Runner, "run", checked)
+
+
+def test_mixed_requests_share_steps_and_keep_their_tokens(monkeypatch: pytest.MonkeyPatch):
+    whole_guidance(monkeypatch)
+    engine = core()
+    requests = [request_of(i, options) for i, options in enumerate(MIXED)]
+    for request, _ in requests:
+        engine.add(request)
+    steps = finish(engine)
+    check(requests)
+    assert steps < sum(call.output().shape[1] for _, call in requests) / 3  # they were in one batch
+    assert engine.cache.pool.used == 0
+
+
+@pytest.mark.parametrize("pages", [46, 60, 90])
+def test_a_small_pool_preempts_and_resumes(pages: int, monkeypatch: pytest.MonkeyPatch):
+    whole_guidance(monkeypatch)
+    engine = core(pages)
+    requests = [request_of(i, options) for i, options in enumerate(MIXED)]
+    for request, _ in requests:
+        engine.add(request)
+    finish(engine)
+    check(requests)
+    assert engine.cache.pool.used == 0
+    assert engine.cache.pool.peak <= pages
+
+
+def test_preempted_at_any_step_the_tokens_are_the_same():
+    generator = random.Random(7)
+    for _ in range(6):
+        engine = core()
+        requests = [request_of(i, options) for i, options in enumerate(MIXED)]
+        for request, _ in requests:
+            engine.add(request)
+        while engine.step():
+            if engine.scheduler.running and generator.random() < 0.3:
+                engine.preempt(generator.choice(engine.scheduler.running))
+        check(requests)
+        assert engine.scheduler.preemptions > 5
+
+
+def test_arrivals_while_others_decode():
+    engine = core(max_rows=7)
+    requests = [request_of(i, options) for i, options in enumerate(MIXED)]
+    for request, _ in requests:
+        engine.add(request)
+        for _ in range(3):
+            engine.step()
+            assert engine.cache.rows <= 7
+    finish(engine)
+    check(requests)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_takes_no_page_and_the_next_call_goes_on(kind, monkeypatch: pytest.MonkeyPatch):
+    generator, step = random.Random(5), Decoder.step
+
+    def interrupted(self, cache, tokens):
+        if generator.random() < 0.15:
+            raise kind
+        return step(self, cache, tokens)
+
+    monkeypatch.setattr(Decoder, "step", interrupted)
+    engine, interrupts = core(), 0
+    requests = [request_of(i, options) for i, options in enumerate(MIXED)]
+    for request, _ in requests:
+        engine.add(request)
+    while not engine.idle:
+        try:
+            engine.step()
+        except kind:
+            interrupts += 1
+            assert engine.cache.pool.used == 0
+            assert engine.cache.rows == 0
+    check(requests)
+    assert interrupts > 3
+
+
+def test_a_failure_of_the_model_is_that_of_those_who_run(monkeypatch: pytest.MonkeyPatch):
+    step, calls = Decoder.step, []
+
+    def failing(self, cache, tokens):
+        calls.append(len(tokens))
+        if len(calls) == 9:
+            raise RuntimeError("no more memory")
+        return step(self, cache, tokens)
+
+    monkeypatch.setattr(Decoder, "step", failing)
+    engine = core(max_rows=6)
+    requests = [request_of(i, options) for i, options in enumerate(MIXED)]
+    for request, _ in requests:
+        engine.add(request)
+    finish(engine)
+    failed = [i for i, (request, _) in enumerate(requests) if request.error is not None]
+    assert 0 < len(failed) < len(requests)
+    assert all(str(requests[i][0].error) == "no more memory" for i in failed)
+    rest = [i for i in range(len(requests)) if i not in failed]
+    check([requests[i] for i in rest], rest)
+    assert engine.cache.pool.used == 0
+
+
+def test_faults_stay_with_their_request():
+    def raising(ids, scores):
+        if ids.shape[1] > 10:
+            raise KeyError("of the processor")
+        return scores
+
+    def broken(ids, scores):
+        return scores * torch.nan if ids.shape[1] > 12 else scores
+
+    def misshapen(ids, scores):
+        return scores[:, :5]
+
+    bad = [{"mode": "text-only", "max_new_tokens": 30, "logits_processor": [f]} for f in (raising, broken, misshapen)]
+    engine = core()
+    good = [request_of(i, options) for i, options in enumerate(MIXED)]
+    worse = [request_of(i, options) for i, options in enumerate(bad)]
+    for request, _ in [*good[:4], *worse, *good[4:]]:
+        engine.add(request)
+    finish(engine)
+    check(good)
+    kinds = [type(request.error) for request, _ in worse]
+    assert kinds == [KeyError, RuntimeError, ValueError]
+    assert "a logits processor returned (1, 5); it must return scores of (1, " in str(worse[2][0].error)
+    assert engine.cache.pool.used == 0
+
+
+def test_a_prompt_that_cannot_be_read_fails_alone(monkeypatch: pytest.MonkeyPatch):
+    prefill = Decoder.prefill
+    poison = tuple(call_of(3, MIXED[3])[0][0].tolist())[:4]
+
+    def failing(self, cache, prompts):
+        if any(tuple(p[:4]) == poison and len(p) > 20 for p in prompts):
+            raise ValueError("unreadable")
+        return prefill(self, cache, prompts)
+
+    monkeypatch.setattr(Decoder, "prefill", failing)
+    engine = core()
+    requests = [request_of(i, options) for i, options in enumerate(MIXED)]
+    for request, _ in requests:
+        engine.add(request)
+    finish(engine)
+    failed = [i for i, (request, _) in enumerate(requests) if request.error is not None]
+    assert 0 < len(failed) < len(requests)
+    rest = [i for i in range(len(requests)) if i not in failed]
+    check([requests[i] for i in rest], rest)
+    assert engine.cache.pool.used == 0
+
+
+def test_abort_frees_within_the_call():
+    engine = core()
+    requests = [request_of(i, options) for i, options in enumerate(MIXED)]
+    for request, _ in requests:
+        engine.add(request)
+    for _ in range(4):
+        engine.step()
+    used = engine.cache.pool.used
+    for i in (1, 2, 7):
+        engine.abort(requests[i][0])
+        assert requests[i][0].reason == "aborted"
+    assert engine.cache.pool.used < used
+    finish(engine)
+    rest = [i for i in range(len(requests)) if i not in (1, 2, 7)]
+    check([requests[i] for i in rest], rest)
+    assert engine.cache.pool.used == 0
+
+
+# --- order --------------------------------------------------------------------------------------------------------
+
+
+def order_of(engine: EngineCore, requests) -> list[int]:
+    """In which order they were first admitted."""
+    seen: list[int] = []
+    while engine.step():
+        seen += [r.number for r in engine.scheduler.running if r.number not in seen]
+    finished = [r.number for r, _ in requests if r.number not in seen]
+    return seen + finished
+
+
+def short(i: int, **more):
+    return request_of(i, {"mode": "text-only", "max_new_tokens": 6, "min_new_tokens": 6}, **more)
+
+
+def test_first_come_first_served():
+    engine = core(max_rows=1)
+    requests = [short(i) for i in range(5)]
+    for request, _ in requests:
+        engine.add(request)
+    assert order_of(engine, requests) == [0, 1, 2, 3, 4]
+
+
+def test_priorities_go_first_and_nobody_starves():
+    engine = core(max_rows=1)
+    low, _ = short(0, priority=0)
+    engine.add(low)
+    engine.scheduler.running.clear()
+    admitted = []
+    for i in range(1, 60):
+        high, _ = short(i, priority=1)
+        engine.add(high)
+    while not low.done:
+        engine.step()
+        admitted += [r.number for r in engine.scheduler.running if r.number not in admitted]
+    assert admitted[0] == 1
+    place = admitted.index(0)
+    assert place == scheduling.PATIENCE
+
+
+def test_who_came_last_gives_its_pages_back():
+    engine = core(30)
+    requests = [request_of(i, {"mode": IMAGE_ONLY, "guidance": 2.0, "max_new_tokens": 18}) for i in (3, 7, 11)]
+    for request, _ in requests:
+        engine.add(request)
+    preempted = []
+    preempt = engine.preempt
+    engine.preempt = lambda request: (preempted.append(request.number), preempt(request))
+    engine.scheduler._fits = lambda request: True  # everybody at once, so that pages run out
+    finish(engine)
+    assert preempted
+    assert 0 not in preempted
+    for i, (_, call) in zip((3, 7, 11), requests, strict=True):
+        assert torch.equal(call.output(), alone(i, {"mode": IMAGE_ONLY, "guidance": 2.0, "max_new_tokens": 18}))
+
+
+def test_a_batch_in_lock_step_is_preempted_whole():
+    inputs = padded([[BOS, *text_ids(MODEL, i, n)] for i, n in enumerate((5, 12, 3))])
+    options = {**inputs, "do_sample": True, "max_new_tokens": 18, "output_scores": True}
+    options |= {"return_dict_in_generate": True}
+    own = {"multimodal_generation_mode": IMAGE_ONLY, "guidance": 2.0, "seed": [1, 2, 3], "deterministic": True}
+    expected = fastdecode.generate(MODEL, **options, **own)
+    call = prepare_call(MODEL, None, dict(options), GenerateOptions(**own))
+    [request] = call.requests()
+    engine = core()
+    engine.add(request)
+    other, other_call = request_of(2, MIXED[2])
+    engine.add(other)
+    for n in range(40):
+        engine.step()
+        if n % 5 == 2 and request in engine.scheduler.running:
+            engine.preempt(request)
+    finish(engine)
+    found = call.output()
+    assert torch.equal(found.sequences, expected.sequences)
+    assert all(torch.equal(a, b) for a, b in zip(found.scores, expected.scores, strict=True))
+    assert torch.equal(other_call.output(), EXPECTED[2])
+    assert request.preemptions > 2
