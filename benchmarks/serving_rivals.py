@@ -86,24 +86,25 @@ class DocumentWriter:
         padding = torch.tensor([longest - len(stream) for stream in streams])
         ids = torch.tensor([[v.pad or 0] * (longest - len(stream)) + stream for stream in streams])
         mix = torch.tensor(weights)
-        cache = self._cache(longest + v.image_length)
+        capacity = longest + v.image_length
+        cache = self._cache(capacity)
         drawn: list[int] = []
         place = 0
         while True:
-            hidden = self._hidden(cache, ids, place, padding)
+            hidden = self._hidden(cache, ids, place, padding, capacity)
             drawn.append(int(self.image_ids[self._draw(mix @ F.linear(hidden, self.image_head))]))
             if len(drawn) == v.image_length:
                 return drawn
             place += ids.shape[1]
             ids = torch.full((len(streams), 1), drawn[-1])
 
-    def _hidden(self, cache: Any, ids: Tensor, place: int, padding: Tensor | None = None) -> Tensor:
+    def _hidden(self, cache: Any, ids: Tensor, place: int, padding: Tensor | None = None, capacity: int = 0) -> Tensor:
         """(rows, hidden) of the last of ``ids`` (rows, n), which lie at ``place`` and behind."""
         count = ids.shape[1]
         places = self.slots[place : place + count]
         mask = None
         if padding is not None:
-            width = cache.get_max_cache_shape() if self.static else place + count
+            width = capacity if self.static else place + count
             there = (self.slots[:width] <= places[:, None]) & (self.slots[:width] >= padding[:, None, None])
             mask = (there | (self.slots[:width] == places[:, None]))[:, None]  # padding attends to itself, not to NaN
         shift = 0 if padding is None else padding[:, None]
