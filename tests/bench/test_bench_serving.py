@@ -152,7 +152,7 @@ def text_model():
 
 def test_processors_are_measured(text_model):
     prompt = text_prompts(text_model, 1, 12)[0].tolist()
-    row = bench_serving.processors(text_model, prompt, {"do_sample": True, "top_k": 0}, 8, 1)
+    row = bench_serving.processors(text_model, prompt, {"do_sample": True, "top_k": 0}, 8, 2)
     assert row["ms per token without"] > 0
     assert len(row["turns"]) == 2
 
