@@ -1,7 +1,7 @@
-"""A whole decode step in one call of the C++ library, where the model is plain enough, and on the CPU.
+"""A whole decode step on the CPU in one call of the C++ library, for models that `unsupported_reason` accepts.
 
-The model's own matrices are read where they lie, in float32, bfloat16 or float16. What is small is copied to float32
-where it is not that: norms and biases.
+Matrices are read from the model's own memory, in float32, bfloat16 or float16. Norms and biases that are not float32
+are copied to float32.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from fastdecode.ops.backends import core
 
 
 class CpuStep:
-    """`Decoder`'s step for a model of which `unsupported_reason` says nothing.
+    """`Decoder`'s step for a model for which `unsupported_reason` returns None.
 
-    Matrices that are changed in place are seen; those that are replaced (``model.to``) are not, until another one is
-    made, nor are changes of norms and biases that are not float32. ``ValueError`` if the environment variable
+    A change of a matrix in place takes effect. A matrix that is replaced (``model.to``) does not, nor does a change
+    of a norm or bias that is not float32: make a new `CpuStep` for them. ``ValueError`` if the environment variable
     FASTDECODE_CPU_ISA names no instruction set of this machine.
     """
 
@@ -64,17 +64,18 @@ class CpuStep:
         return 0 if tensor is None else self._address(tensor.detach().float().contiguous())
 
     def __call__(self, cache: StreamCache, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Feed one id to every row of ``cache``, which has room for it but does not grow here.
+        """Feed one token to every row of ``cache``. The cache has room for it; the caller grows the cache.
 
-        ``x`` (rows, hidden) are the ids' embeddings, which may be overwritten; ``cos`` and ``sin`` (rows, head_dim)
+        ``x`` (rows, hidden) are the tokens' embeddings, which may be overwritten; ``cos`` and ``sin`` (rows, head_dim)
         as `Decoder.rope` has them. Returns the normed hidden states (rows, hidden) float32.
         """
         return self._run(cache, cache.page_table, cache.lengths, x, cos, sin, chained=False)
 
     def prefill(self, cache: StreamCache, rows: Tensor, positions: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
-        """Store the keys and values of ids of rows that have pages for them: ``rows``, ``positions`` (n,) int64.
+        """Store the keys and values of n tokens, at ``positions`` of ``rows`` (both (n,) int64), which have pages for
+        them.
 
-        An id sees those before it in its row: stored ones, and others of this call. A row's ids must come in order.
+        A token attends to those before it in its row, stored or of this call. A row's tokens must come in order.
         """
         self._run(cache, cache.page_table[rows], positions, x, cos, sin, chained=True)
 

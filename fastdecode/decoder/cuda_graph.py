@@ -1,8 +1,7 @@
 """Steps inside pictures, captured once and replayed: on a GPU as a CUDA graph, which costs the host one call a step.
 
-What a step reads and writes lies in buffers that stay where they are: the next ids, lengths, page table, sampling
-parameters and places in the grammar. The host gives the rows pages for a run of steps, and reads
-its ids when it is over.
+A captured step reads and writes buffers at fixed addresses: the next tokens, lengths, page table, sampling parameters
+and grammar states. The host takes pages for a whole run of steps, and reads the tokens when the run is over.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from fastdecode.kv.page_pool import PoolExhausted
 from fastdecode.ops.decode_state import ENDED
 
 Capture = Callable[[Callable[[], None]], Callable[[], Any]]
-"""Takes what a step does, in buffers that stay; returns what does it again."""
+"""Captures a function that works on fixed buffers; returns a function that replays it."""
 
 
 class CapturableDecoder(Protocol):
@@ -43,10 +42,10 @@ class CapturableDecoder(Protocol):
 
 
 MOST_STEPS = 64
-"""Of one run: their ids are read together."""
+"""The most steps of one run, whose tokens are read together."""
 
 MOST_KEPT = 16
-"""Captured steps of a pool."""
+"""The most captured steps that a pool keeps."""
 
 
 def bucket(count: int) -> int:
@@ -56,7 +55,7 @@ def bucket(count: int) -> int:
 
 
 def _fill(mine: Tensor, given: Tensor) -> None:
-    """``given`` into the first of ``mine``, and its first one into the others."""
+    """Copy ``given`` to the first entries of ``mine``, and its first entry to the remaining ones."""
     mine[: len(given)].copy_(given)
     mine[len(given) :] = given[0]
 
@@ -303,9 +302,10 @@ class CapturedSteps:
         self.decoder, self.capture, self.possible = decoder, capture, True
 
     def get(self, cache: StreamCache, draws: Draws, state: ops.DecodeState, steps: int) -> CapturedStep | None:
-        """One that fits, captured now if there is none, and ``cache`` with room for its ``steps``; None where pages
-        are lacking, for that or to capture with, for more than `MOST_STEPS`, and where nothing can be captured, with a
-        warning the first time.
+        """A captured step that fits, captured now if there is none; ``cache`` then has room for ``steps`` steps.
+
+        None if there are too few pages, for more than `MOST_STEPS` steps, and if the step cannot be captured (with a
+        warning the first time).
         """
         if steps > MOST_STEPS or not self.possible:
             return None
@@ -318,6 +318,7 @@ class CapturedSteps:
                     captured.insert(0, step)
                     return step
             cache.pool.allocate()  # what is captured knows this memory
+            cache.reclaim(1)
             spare = cache.pool.take(1)
         except PoolExhausted:
             return None

@@ -1,10 +1,10 @@
-"""A model's layers over a ragged batch of streams.
+"""A model's layers over a batch of sequences of different lengths.
 
-A plain model on the CPU takes its steps in the C++ library (`fastdecode.decoder.cpu_step`). Otherwise, and in
-prefill, the model's own modules multiply (so adapters and quantised layers keep working, and no weight is copied); what
-lies between the multiplications is written out here for one new id per row: no masks over the whole batch, no cache
-objects, no output wrappers. Covers both norm orders (before each block, or Swin's after it), grouped-query attention
-and biases.
+For a plain model on the CPU, the C++ library computes a whole step (`fastdecode.decoder.cpu_step`). Otherwise, and in
+prefill, the model's own linear modules are called, so adapters and quantised layers keep working, and no weight is
+copied. The operations between them are written out here for one new token per row, without masks over the whole batch,
+cache objects or output wrappers. Covers both norm orders (before each block, or Swin's after it), grouped-query
+attention and biases.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from fastdecode.kv.kv_cache import StreamCache
 from fastdecode.kv.page_pool import PAGE_SLOTS, PagePool
 
 PREFILL_IDS = 4096
-"""Ids of all rows that go through the layers at a time in prefill, which bounds its memory."""
+"""The most tokens, of all rows together, that go through the layers at once in prefill. Bounds its memory."""
 
 PREFILL_STEP_IDS = 64
-"""The same for prefill in steps: as many as share a reading of the weights well."""
+"""The same for prefill in steps: enough tokens for each reading of the weights."""
 
 RMS_NORMS, MLPS = tuple(f.norm for f in FAMILIES), tuple(f.mlp for f in FAMILIES)
 
@@ -280,9 +280,9 @@ class Decoder:
     def prefill(self, cache: StreamCache, prompts: Sequence[Sequence[int]]) -> slice:
         """Append one row per prompt and fill its keys and values. Prompts may be empty; returns the rows.
 
-        What rows have in common with live ones, or with each other, is not computed twice. Works through at most
-        `PREFILL_IDS` ids at a time. The prompts' last hidden states are not computed: the id that follows a prompt
-        goes through `step`. Gives the rows up again if it fails; ``PoolExhausted`` if they do not fit.
+        A beginning that the cache knows, or that several prompts share, is computed once. At most `PREFILL_IDS` tokens
+        are computed at a time. No hidden state is returned: the token that follows a prompt goes through `step`. If
+        anything fails, the rows are removed again; ``PoolExhausted`` if there are too few pages.
         """
         rows, known = cache.add(prompts)
         try:
@@ -299,7 +299,7 @@ class Decoder:
     def _prefill_in_chunks(
         self, cache: StreamCache, rows: slice, known: list[int], prompts: Sequence[Sequence[int]]
     ) -> None:
-        """By the model's own modules: the ids of all rows from one place to another, side by side."""
+        """Prefill by the model's own modules, a range of positions of all rows at a time."""
         widest = max(map(len, prompts), default=0)
         ids = torch.zeros((len(prompts), widest), dtype=torch.long)
         for i, prompt in enumerate(prompts):
@@ -319,7 +319,9 @@ class Decoder:
     def _prefill_chunk(
         self, cache: StreamCache, first: int, ids: Tensor, prompts: list[int], starts: list[int], counts: list[int]
     ) -> None:
-        """Ids [starts, starts + counts) of some of the prompts, of which ``ids`` are all, in rows from ``first`` on."""
+        """Prefill tokens [starts, starts + counts) of some ``prompts``. ``ids``: all prompts; row ``first`` is the
+        first.
+        """
         width = max(counts)
         chosen, begin, count = (torch.tensor(part, device=self.device) for part in (prompts, starts, counts))
         offsets = torch.arange(width, device=self.device)
@@ -364,8 +366,8 @@ class Decoder:
     def _prefill_in_steps(
         self, cache: StreamCache, rows: slice, known: list[int], prompts: Sequence[Sequence[int]]
     ) -> None:
-        """By the C++ step, whose sums depend on an id's own row alone; ids in the order of their places, so that what
-        one row stores for others is there in time.
+        """Prefill by the C++ step, whose sums depend on a token's own row alone. Tokens are computed in the order of
+        their positions, so that keys and values that other rows share are stored before they are needed.
         """
         if not isinstance(self._fast_step, CpuStep):
             raise RuntimeError(f"there is no C++ step of this model: {unsupported_reason(self.model)}")
@@ -379,8 +381,8 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self, cache: StreamCache, tokens: Tensor) -> Tensor:
-        """Feed one id to every live row: ``tokens`` (rows,) int64. Returns normed hidden states (rows, hidden), float32
-        where the step is `fused`. ``PoolExhausted``, with nothing changed, if pages are lacking.
+        """Feed one token to every row: ``tokens`` (rows,) int64. Returns normed hidden states (rows, hidden), in
+        float32 from a C++ or Triton step. ``PoolExhausted``, before any change, if there are too few pages.
         """
         cache.make_room()
         cos, sin = self.rope(cache.lengths, cache.longest)

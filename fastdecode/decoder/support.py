@@ -1,4 +1,4 @@
-"""Why a fast decode step cannot take a model: what of its modules is not what the kernels compute."""
+"""Reasons why a model cannot use a fast decode step: the modules that do something the kernels do not compute."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def unsupported_by_triton(model: Any) -> str | None:
 
 
 def _unsupported_on(device: torch.device) -> str | None:
-    """Why a GPU is none that kernels of ours were made for, or has others to run."""
+    """Why the Triton kernels do not run on this GPU; None if they do."""
     chosen = choose_backend(None, "cuda")
     if chosen != "triton":
         return f"the environment variable {ENVIRONMENT_VARIABLE} names {chosen}"

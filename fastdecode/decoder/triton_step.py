@@ -1,6 +1,6 @@
-"""A decode step made of the operations of `fastdecode.ops`, one after another: on a GPU, where each is a kernel.
+"""A decode step as a sequence of `fastdecode.ops` operations. It is used on a GPU, where each operation is a kernel.
 
-The model's own matrices are read where they lie. Norms and biases are copied, to float32.
+Matrices are read from the model's own memory. Norms and biases are copied to float32.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class StepLayer(NamedTuple):
 
 
 FEW_ROWS = 16
-"""Our product reads the weights once for so many rows, and cuBLAS for all of them."""
+"""For up to this many rows our own kernel multiplies; for more rows cuBLAS does, which then is faster."""
 
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -91,7 +91,7 @@ class TritonStep:
         )
 
     def _tensors(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Those that are read where the model has them, and those that were copied from it."""
+        """The tensors that are read from the model's own memory, and those that were copied."""
         read, copied = [], [self.norm]
         for layer in self.layers:
             for matrix in (*layer.qkv, layer.out, *layer.gate_up, layer.down):
@@ -102,7 +102,7 @@ class TritonStep:
 
     @torch.inference_mode()
     def stand_in_for(self, other: TritonStep) -> bool:
-        """Do from now on what ``other`` does, if it reads the same matrices."""
+        """Copy the norms and biases of ``other`` and return True, if both read the same matrices; else return False."""
         (read, mine), (its_read, its) = self._tensors(), other._tensors()
         if (self.swin, self.epsilon, self.head_epsilon, self.sizes, self.backend) != (
             *(other.swin, other.epsilon, other.head_epsilon, other.sizes, other.backend),
@@ -127,9 +127,9 @@ class TritonStep:
 
     @torch.inference_mode()
     def __call__(self, cache: StepRows, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Feed one id to every row of ``cache``, which has room for it but does not grow here.
+        """Feed one token to every row of ``cache``. The cache has room for it; the caller grows the cache.
 
-        ``x`` (rows, hidden) are the ids' embeddings; ``cos`` and ``sin`` (rows, …, head_dim) as `Decoder.rope` has
+        ``x`` (rows, hidden) are the tokens' embeddings; ``cos`` and ``sin`` (rows, …, head_dim) as `Decoder.rope` has
         them. Returns the normed hidden states (rows, hidden) float32.
         """
         x, rows = x.float(), len(x)
@@ -149,7 +149,7 @@ class TritonStep:
         return self._norm(x, self.norm) if self.swin else normed
 
     def _attend(self, cache: StepRows, number: int, normed: Tensor, cos: Tensor, sin: Tensor, after: Tensor) -> Tensor:
-        """Attention's sum of values (rows, heads * head_dim), the new ids' keys and values stored before."""
+        """Store the new tokens' keys and values, then attend: (rows, heads * head_dim)."""
         layer, keys, values = self.layers[number], cache.keys[number], cache.values[number]
         queries = ops.rope_append(
             self._multiply(normed, *layer.qkv),

@@ -72,6 +72,7 @@ class EngineCore:
     def commit(self, step: Step) -> bool:
         """Hand a step's tokens to their sequences; whether the same rows go on."""
         changed = bool(step.failed)
+        self.scheduler.hold = False
         for request, error in step.failed:
             self.fail(request, error)
         by_request: dict[int, tuple[Request, dict[int, int]]] = {}
@@ -195,7 +196,8 @@ class EngineCore:
     def _prefill(self, plan: Plan) -> bool:
         """Do what a plan begins with. False if that was not possible for all: another plan is wanted."""
         try:
-            self.runner.read_ahead([tokens for _, tokens in plan.read])
+            if plan.read:
+                self.runner.read_ahead([tokens for _, tokens in plan.read])
         except PoolExhausted:
             pass  # the pages are wanted by those that run; it is only ahead
         except Exception as error:

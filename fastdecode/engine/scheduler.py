@@ -49,6 +49,7 @@ class Scheduler:
         self.running: list[Request] = []
         self.beginning: list[Sequence] = []
         self.preemptions = 0
+        self.hold = False  # admit nobody until a step has been taken: pages ran out
         self._count = 0
 
     # --- the queue ----------------------------------------------------------------------------------------------
@@ -77,6 +78,7 @@ class Scheduler:
         self.running.remove(request)
         self.beginning = [s for s in self.beginning if s not in request.sequences]
         self.waiting.append(request)
+        self.hold = True
         request.preemptions += 1
         self.preemptions += 1
 
@@ -101,7 +103,7 @@ class Scheduler:
         self.beginning = []
         budget = PREFILL_CHUNK if self.cache.most_retained != 0 and self.running else None
         for request in sorted(self.waiting, key=self.rank):
-            if not self._fits(request):
+            if (self.hold and self.running) or not self._fits(request):
                 break
             if budget is not None:
                 budget -= self._read_ahead(plan, request, budget)

@@ -127,7 +127,7 @@ class Engine:
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise ValueError(f"priority={priority!r}: give a whole number; higher ones go first")
         prepared = self._prepare(self._as_inputs(inputs, images, options), dict(options))
-        validation.check_fits(prepared.sequences, self._core.cache.pool, "the engine")
+        validation.check_fits(prepared.sequences, self._core.cache.pool, "the engine", "the request")
         [request] = prepared.requests(priority=priority)
         if self._max_rows is not None and request.most_rows > self._max_rows:
             raise ValueError(

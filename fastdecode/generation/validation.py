@@ -185,7 +185,9 @@ def check_pool(decoder: Decoder, pool: Any) -> None:
     decoder.new_cache(pool)
 
 
-def check_fits(sequences: Iterable[Sequence], pool: PagePool | None, whose: str = "kv_pool") -> None:
+def check_fits(
+    sequences: Iterable[Sequence], pool: PagePool | None, whose: str = "kv_pool", name: str | None = None
+) -> None:
     """``ValueError`` for a sequence that can never fit into a pool's pages, even alone: what it stores at the least,
     its prompt and a picture that is sure to come, in the full stream and in all that guide it.
     """
@@ -205,7 +207,7 @@ def check_fits(sequences: Iterable[Sequence], pool: PagePool | None, whose: str 
             what = f"its {stored} tokens alone take {alone}"
             if alone <= pool.limit:
                 what = f"the {len(streams)} streams of its picture take {pages}"
-            raise ValueError(f"{s.name} can never fit: {what} pages of {slots}, and {whose} has {pool.limit}")
+            raise ValueError(f"{name or s.name} can never fit: {what} pages of {slots}, and {whose} has {pool.limit}")
 
 
 def pages_of(streams: Iterable[tuple[tuple[int, ...], int]], slots: int) -> int:
