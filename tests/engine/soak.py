@@ -27,7 +27,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -182,7 +182,7 @@ def run(
     references.compute(planned)
     report = Report()
     before = set(threading.enumerate())
-    engine = fastdecode.Engine(world.model, pages=world.pages, deterministic=True)
+    engine = fastdecode.Engine(world.model, pages=world.pages, max_rows=world.max_rows, deterministic=True)
     watched: list[Planned] = []
     submitted = threading.Event()
     workers = [
@@ -379,12 +379,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--worlds", nargs="+", choices=sorted(WORLDS), default=["drawing", "blocks"])
     parser.add_argument("--pages", type=int, help="of the pool, for all worlds")
+    parser.add_argument("--max-rows", type=int, help="of the engine; at least 8, which some requests need")
     parser.add_argument("--fault", choices=sorted(FAULTS), help="break the engine so; it must be found")
     args = parser.parse_args()
     wrong: list[str] = []
     preemptions = 0
     for place, name in enumerate(args.worlds):
         world = WORLDS[name](args.pages) if args.pages else WORLDS[name]()
+        world = replace(world, max_rows=args.max_rows)
         count = args.requests // len(args.worlds) + (place < args.requests % len(args.worlds))
         start = time.perf_counter()
         report = soak(world, count, args.seed, threads=args.threads, fault=args.fault)

@@ -36,7 +36,7 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class World:
-    """A model with what its prompts are made of. ``pages``: of the engine's pool, small enough that requests are
+    """A model with what its prompts are made of. ``pages`` (and ``max_rows``): of the engine, so few that requests are
     preempted; ``longest``: most new tokens of a good request; ``spells``: whether transformers can tell with its
     tokenizer where a stop string is.
     """
@@ -50,6 +50,7 @@ class World:
     pages: int
     longest: int
     spells: bool
+    max_rows: int | None = None
 
     @property
     def vocabulary(self) -> Vocabulary:

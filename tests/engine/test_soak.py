@@ -1,5 +1,7 @@
 """Mixed requests through one engine: in short here, in full by ``python -m tests.engine.soak``."""
 
+from dataclasses import replace
+
 import pytest
 from soak import FAULTS, References, plan, run, soak
 from soak_requests import BAD, blocks_world, drawing_world
@@ -23,6 +25,12 @@ def test_mixed_requests_give_what_they_give_alone(world, references):
     counted = {kind: report.counts[kind] for kind in ("finished", "aborted", "failed", "refused")}
     assert sum(counted.values()) == SHORT
     assert counted["finished"] > SHORT // 2
+
+
+def test_few_rows(world, references):
+    """Requests wait for rows as they do for pages."""
+    report = run(replace(world, max_rows=8), plan(world, SHORT, 0), references)
+    assert report.wrong == []
 
 
 @pytest.mark.parametrize("fault", sorted(FAULTS))
