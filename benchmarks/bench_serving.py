@@ -400,13 +400,13 @@ def plot(result: dict[str, Any], file: Path) -> None:
             axis.bar(at, late, 0.9 * width, color=COLOURS[who], alpha=0.4)
             bars = axis.bar(at, middle, 0.9 * width, color=COLOURS[who], label=who)
             for x, y in zip(at, late, strict=True):
-                axis.annotate(f"{y:.3g}", (x, y), ha="center", va="bottom", fontsize=7)
+                axis.annotate(f"{y:.0f}" if y >= 100 else f"{y:.2g}", (x, y), ha="center", va="bottom", fontsize=7)
         axis.set_xticks(range(len(whats)), [what.replace(" ", "\n") for what in whats])
         title = "text, pictures and instructions" if name == "mixed" else "text alone"
         axis.set(title=f"{title}: {found['requests/s']:.2g} requests per second", yscale="log")
         axis.set_ylabel("milliseconds: p50 (full), p99 (pale)")
         axis.set_ylim(top=6 * axis.get_ylim()[1])  # room for the legend
-        axis.legend(fontsize=8, frameon=False, loc="upper left", ncols=3)
+        axis.legend(fontsize=8, frameon=False, loc="upper left", ncols=3, columnspacing=1, handlelength=1)
     machine = result["machine"]
     figure.suptitle(f"{machine['processor']}, {machine['threads']} threads, {machine['date']}", fontsize=10)
     figure.tight_layout()
