@@ -48,8 +48,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _padded(x: Tensor, there: Tensor) -> Tensor:
-    """``x`` (tokens, heads, head_dim) of the places ``there`` (rows, width) bool as (rows, heads, width, head_dim), zero
-    elsewhere.
+    """``x`` (tokens, heads, head_dim), of the places where ``there`` (rows, width) is True, as (rows, heads, width,
+    head_dim); zero elsewhere.
     """
     padded = x.new_zeros(*there.shape, *x.shape[1:])
     padded[there] = x

@@ -375,7 +375,7 @@ TEXT = "Build a tree in column 1."
         ({"num_return_sequences": 2}, "num_return_sequences=2: submit takes one prompt and returns one handle"),
         ({"kv_pool": 5}, "kv_pool: an engine has pages of its own"),
         ({"progress": True}, "progress: iterate over the handle instead"),
-        ({"streamer": object()}, "streamer: iterate over the handle instead"),
+        ({"streamer": "mine"}, "streamer: iterate over the handle instead"),
         ({"deterministic": True}, "deterministic: this engine has deterministic=False for all its requests"),
         ({"priority": 1.5}, "priority=1.5: give a whole number"),
         ({"priority": True}, "priority=True: give a whole number"),
