@@ -19,8 +19,7 @@ class EngineCore:
     """Decodes requests until there are none.
 
     ``pool``: where keys and values go; None: a pool of its own. ``max_rows``: the most rows of a step. ``retain``: the
-    most pages that are kept for prompts to come that begin alike; None: all that the pool has room for. ``finished``:
-    requests that ended and that nobody has taken from this list.
+    most pages that are kept for prompts to come that begin alike; None: all that the pool has room for.
     """
 
     def __init__(
@@ -30,7 +29,6 @@ class EngineCore:
         self.cache: StreamCache = decoder.new_cache(pool, retain)
         self.scheduler = Scheduler(self.cache, max_rows, ahead=decoder.captured is not None)
         self.runner = Runner(decoder, self.cache)
-        self.finished: list[Request] = []
         self._owners: dict[int, Request] = {}
 
     @property
@@ -190,7 +188,6 @@ class EngineCore:
             self._owners.pop(id(s), None)
         self.scheduler.remove(request)
         request.done = True
-        self.finished.append(request)
         if request.on_change is not None:
             request.on_change()
 

@@ -245,23 +245,19 @@ class Engine:
             for request in [*self._core.scheduler.running, *self._core.scheduler.waiting]:
                 self._core.fail(request, error)
             return False
-        finally:
-            self._sweep()
 
     def _take_inbox(self) -> None:
         while self._inbox:
             self._inbox.popleft()()
-        self._sweep()
 
-    def _sweep(self) -> None:
-        """Count requests that ended, and forget them."""
-        while self._core.finished:
-            request = self._core.finished.pop()
-            kind = "failed" if request.error is not None else "aborted" if request.aborted else "finished"
-            with self._work:
+    def ended(self, handle: Handle) -> None:
+        """Count a request that has ended, and forget it. Its handle calls this before anybody hears of it."""
+        request = handle._request
+        kind = "failed" if request.error is not None else "aborted" if request.aborted else "finished"
+        with self._work:
+            if self._handles.pop(request.number, None) is not None:
                 self._ended[kind] += 1
-                self._tokens += sum(len(s.generated) for s in request.sequences)
-                self._handles.pop(request.number, None)
+                self._tokens += len(handle.tokens)
 
     def start(self) -> Engine:
         """Decode in a thread of the engine's own, as requests come; returns the engine."""
@@ -294,7 +290,6 @@ class Engine:
             self._take_inbox()
             for handle in list(self._handles.values()):
                 self._core.abort(handle._request)
-            self._sweep()
             self._core.cache.clear()
 
     def __enter__(self) -> Engine:

@@ -31,6 +31,8 @@ class Driver(Protocol):
 
     def abort(self, handle: Handle) -> None: ...
 
+    def ended(self, handle: Handle) -> None: ...
+
 
 class Handle:
     """Made by `fastdecode.Engine.submit`. Every method may be called from any thread.
@@ -148,6 +150,8 @@ class Handle:
     # --- within -------------------------------------------------------------------------------------------------
 
     def _notify(self) -> None:
+        if self._request.done:
+            self._engine.ended(self)
         with self._changed:
             self._changed.notify_all()
             for waker in self._wakers:

@@ -169,7 +169,7 @@ def test_kernels_that_were_captured_for_small_sets_draw_from_no_larger_one(trace
     model = drawing_model(5, resolution=16)
     pool = fastdecode.new_pool(model)
     fastdecode.generate(model, **prompts_of(model), **IMAGE_ONLY, kv_pool=pool)
-    [step] = pool.known
+    [step] = pool.captured
     draws = Draws(step.tables, step.streams, step.weights, step.seeds, step.parameters, step.spans)
     assert step.draws_alike(draws)
     assert not step.draws_alike(replace(draws, tables=step.tables.bounded(step.tables.sets.largest + 1)))
