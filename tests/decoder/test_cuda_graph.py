@@ -157,7 +157,7 @@ def test_a_request_whose_pages_do_not_fit_in_what_was_captured(traces: Traces, m
     options = {**IMAGE_ONLY, "kv_pool": fastdecode.new_pool(model, pages=60, page_slots=8)}
     both(model, traces, monkeypatch, **prompts_of(model, (3,)), **options)
     assert traces.captures == 1
-    [step] = options["kv_pool"].known
+    [step] = options["kv_pool"].captured
     long = 8 * step.rows.table.shape[1] + 1
     both(model, traces, monkeypatch, **prompts_of(model, (long,)), **options)
     assert traces.captures == 1
