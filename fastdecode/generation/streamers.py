@@ -12,19 +12,31 @@ from fastdecode.models.chameleon import Vocabulary
 
 
 def text_only(streamer: Any, vocabulary: Vocabulary) -> Callable[[Tensor], None]:
-    """``streamer.put``; for a `TextStreamer`, which would spell every token, one that leaves out those of pictures:
-    image tokens and their two markers.
+    """``streamer.put``; for a `TextStreamer`, which would spell every token, one that leaves out those of pictures
+    (image tokens and their two markers) and begins a new line where a picture was.
     """
+    put: Callable[[Tensor], None] = streamer.put
     if not isinstance(streamer, TextStreamer) or not vocabulary.has_pictures:
-        put: Callable[[Tensor], None] = streamer.put
         return put
     markers = {vocabulary.begin_image, vocabulary.end_image}
 
     def put_text(newest: Tensor) -> None:
         kept = [token not in markers and token not in vocabulary.image_ids for token in newest.tolist()]
         if all(kept):
-            streamer.put(newest)
-        elif any(kept):
-            streamer.put(newest[kept])
+            put(newest)
+            return
+        if vocabulary.begin_image in newest.tolist():
+            _new_line(streamer)
+        if any(kept):
+            put(newest[kept])
 
     return put_text
+
+
+def _new_line(streamer: TextStreamer) -> None:
+    """Print what the streamer holds back, and begin a line: what it does itself with a newline."""
+    text: str = streamer.tokenizer.decode(streamer.token_cache, **streamer.decode_kwargs)
+    rest = text[streamer.print_len :]
+    streamer.token_cache, streamer.print_len = [], 0
+    if text:
+        streamer.on_finalized_text(f"{rest}\n")

@@ -158,7 +158,7 @@ def test_a_request_whose_pages_do_not_fit_in_what_was_captured(traces: Traces, m
     both(model, traces, monkeypatch, **prompts_of(model, (3,)), **options)
     assert traces.captures == 1
     [step] = options["kv_pool"].captured
-    long = 8 * step.rows.table.shape[1] + 1
+    long = 8 * step.rows.page_table.shape[1] + 1
     both(model, traces, monkeypatch, **prompts_of(model, (long,)), **options)
     assert traces.captures == 1
     both(model, traces, monkeypatch, **prompts_of(model, (5,)), **options)
