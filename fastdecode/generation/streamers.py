@@ -35,7 +35,7 @@ def text_only(streamer: Any, vocabulary: Vocabulary) -> Callable[[Tensor], None]
 
 def _new_line(streamer: TextStreamer) -> None:
     """Print what the streamer holds back, and begin a line: what it does itself with a newline."""
-    text: str = streamer.tokenizer.decode(streamer.token_cache, **streamer.decode_kwargs)
+    text: Any = streamer.tokenizer.decode(streamer.token_cache, **streamer.decode_kwargs)
     rest = text[streamer.print_len :]
     streamer.token_cache, streamer.print_len = [], 0
     if text:
