@@ -1,0 +1,129 @@
+"""One request that was submitted: its events as they go over the wire, and every way in which it ends early."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from fastdecode.engine.events import Event, Finished, PictureBegun, PictureDone, PicturePart, TextDelta, Tokens
+from fastdecode.generation.handle import Handle, RequestFailed
+from fastdecode.kv.page_pool import PoolExhausted
+from fastdecode.serve.pictures import to_data_url
+from fastdecode.serve.preview import paint_part
+from fastdecode.serve.schema import GenerateRequest
+
+if TYPE_CHECKING:
+    from fastdecode.serve.service import Service
+
+Receive = Callable[[], Awaitable[Any]]
+Message = tuple[str, dict[str, Any]]
+
+
+@dataclass(eq=False)
+class Job:
+    """A request of a client. ``cause``: why the server ended it early, "timeout", "shutdown" or "left"; None: it did
+    not.
+    """
+
+    service: Service
+    handle: Handle
+    asked: GenerateRequest
+    seed: int
+    arrived: float
+    cause: str | None = None
+    rows: int = 0
+
+    def stop(self, cause: str) -> None:
+        """Abort the request, for the first cause that there is; its events then end."""
+        if self.cause is None and not self.handle.done:
+            self.cause = cause
+            self.handle.abort()
+
+    async def events(self, receive: Receive, previews: bool) -> AsyncGenerator[Message, None]:
+        """Names and contents of events; the last is "finished". The request is aborted when the client leaves, when its
+        time is over, and when nobody iterates any more.
+        """
+        loop = asyncio.get_running_loop()
+        left = self.service.limits.seconds - (time.monotonic() - self.arrived)
+        timer = loop.call_later(max(0.0, left), self.stop, "timeout")
+        watch = asyncio.create_task(self._watch(receive))
+        first = True
+        try:
+            yield "begun", {"number": self.handle.number, "seed": self.seed}
+            async with aclosing(cast("AsyncGenerator[Event, None]", aiter(self.handle))) as events:
+                async for event in events:
+                    if isinstance(event, Tokens):
+                        if first:
+                            self.service.metrics.first_token.observe(time.monotonic() - self.arrived)
+                        first = False
+                        continue
+                    message = await self._message(event, previews)
+                    if message is not None:
+                        yield message
+        except RequestFailed:
+            pass  # told by the event before
+        finally:
+            timer.cancel()
+            watch.cancel()
+            if not self.handle.done:
+                self.handle.abort()
+            self.service.ended(self)
+
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.stop("left")
+
+    async def _message(self, event: Event, previews: bool) -> Message | None:
+        match event:
+            case TextDelta(text):
+                return "text", {"text": text}
+            case PictureBegun(picture, total):
+                self.rows = 0
+                return "picture_begun", {"picture": picture, "total": total}
+            case PicturePart(picture, tokens, total):
+                row = len(tokens) // math.isqrt(total)
+                if not previews or not self.service.paints or row <= self.rows or len(tokens) >= total or self.cause:
+                    return None
+                self.rows = row
+                part = {"picture": picture, "tokens": len(tokens), "total": total}
+                return "picture_part", part | {"png": await asyncio.to_thread(self._paint, tokens)}
+            case PictureDone(picture, image):
+                png = None if image is None else await asyncio.to_thread(to_data_url, image)
+                return "picture_done", {"picture": picture, "png": png}
+            case Finished():
+                return "finished", self._finished(event)
+        return None
+
+    def _paint(self, tokens: tuple[int, ...]) -> str:
+        return to_data_url(paint_part(self.service.engine.model, tokens, self.service.vocabulary))
+
+    def _finished(self, event: Finished) -> dict[str, Any]:
+        """Contents of the last event. ``status``: of an answer that is no stream."""
+        reason = self.cause if event.reason == "aborted" and self.cause is not None else event.reason
+        number, seconds = self.handle.number, self.service.limits.seconds
+        sentences = {
+            "timeout": (504, f"request {number} was aborted: it was not finished after {seconds:g} seconds"),
+            "shutdown": (503, f"request {number} was aborted: the server is shutting down"),
+            "left": (503, f"request {number} was aborted: its client has left"),
+            "aborted": (503, f"request {number} was aborted"),
+            "error": (
+                503 if isinstance(event.error, PoolExhausted) else 500,
+                f"request {number} failed: {event.error}",
+            ),
+        }
+        found = {
+            "reason": reason,
+            "number": number,
+            "seed": self.seed,
+            "tokens": len(self.handle.tokens),
+            "seconds": round(time.monotonic() - self.arrived, 4),
+        }
+        if reason in sentences:
+            found["status"], found["error"] = sentences[reason]
+        return found
