@@ -27,7 +27,7 @@ Message = tuple[str, dict[str, Any]]
 @dataclass(eq=False)
 class Job:
     """A request of a client. ``cause``: why the server ended it early, "timeout", "shutdown" or "left"; None: it did
-    not.
+    not. ``rows``: of the picture that grows, as far as they were told; -1 before it was told that it begins.
     """
 
     service: Service
@@ -36,7 +36,7 @@ class Job:
     seed: int
     arrived: float
     cause: str | None = None
-    rows: int = 0
+    rows: int = -1
 
     def stop(self, cause: str) -> None:
         """Abort the request, for the first cause that there is; its events then end."""
@@ -62,8 +62,7 @@ class Job:
                             self.service.metrics.first_token.observe(time.monotonic() - self.arrived)
                         first = False
                         continue
-                    message = await self._message(event, previews)
-                    if message is not None:
+                    for message in await self._messages(event, previews):
                         yield message
         except RequestFailed:
             pass  # told by the event before
@@ -79,26 +78,33 @@ class Job:
             pass
         self.stop("left")
 
-    async def _message(self, event: Event, previews: bool) -> Message | None:
+    async def _messages(self, event: Event, previews: bool) -> list[Message]:
         match event:
             case TextDelta(text):
-                return "text", {"text": text}
-            case PictureBegun(picture, total):
-                self.rows = 0
-                return "picture_begun", {"picture": picture, "total": total}
+                return [("text", {"text": text})]
+            case PictureBegun():
+                self.rows = -1  # told with its first tokens: a marker that none follow is a part of the text
             case PicturePart(picture, tokens, total):
-                row = len(tokens) // math.isqrt(total)
-                if not previews or not self.service.paints or row <= self.rows or len(tokens) >= total or self.cause:
-                    return None
-                self.rows = row
-                part = {"picture": picture, "tokens": len(tokens), "total": total}
-                return "picture_part", part | {"png": await asyncio.to_thread(self._paint, tokens)}
+                return await self._part(picture, tokens, total, previews)
             case PictureDone(picture, image):
                 png = None if image is None else await asyncio.to_thread(to_data_url, image)
-                return "picture_done", {"picture": picture, "png": png}
+                return [("picture_done", {"picture": picture, "png": png})]
             case Finished():
-                return "finished", self._finished(event)
-        return None
+                return [("finished", self._finished(event))]
+        return []
+
+    async def _part(self, picture: int, tokens: tuple[int, ...], total: int, previews: bool) -> list[Message]:
+        """At most one preview for each row of image tokens."""
+        found: list[Message] = []
+        if self.rows < 0:
+            self.rows = 0
+            found.append(("picture_begun", {"picture": picture, "total": total}))
+        row = len(tokens) // math.isqrt(total)
+        if previews and self.service.paints and self.rows < row and len(tokens) < total and self.cause is None:
+            self.rows = row
+            png = await asyncio.to_thread(self._paint, tokens)
+            found.append(("picture_part", {"picture": picture, "tokens": len(tokens), "total": total, "png": png}))
+        return found
 
     def _paint(self, tokens: tuple[int, ...]) -> str:
         return to_data_url(paint_part(self.service.engine.model, tokens, self.service.vocabulary))
