@@ -17,7 +17,7 @@ from tests.serve.serving import ONE_PICTURE, SNOWMAN, serving, wait_until
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("steps", [0, 1, 40], ids=["waiting", "in text", "in a picture"])
+@pytest.mark.parametrize("steps", [0, 1, 12], ids=["waiting", "in text", "in a picture"])
 def test_a_client_that_leaves_aborts_its_request(blocks: tuple[Any, Any], steps: int, stream: bool) -> None:
     with serving(*blocks, steps=steps) as served:
         connection = served.send(SNOWMAN, stream=stream)
@@ -50,7 +50,7 @@ def test_a_client_that_leaves_while_it_sends(blocks: tuple[Any, Any]) -> None:
 
 
 def test_shutdown_ends_streams_with_an_event_that_says_so(blocks: tuple[Any, Any]) -> None:
-    with serving(*blocks, steps=40, max_rows=3) as served:
+    with serving(*blocks, steps=12, max_rows=3) as served:
         streams = [served.stream(SNOWMAN) for _ in range(2)]  # the second one waits
         events = [[next(stream)] for stream in streams]
         plain = served.send(SNOWMAN)
