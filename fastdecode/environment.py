@@ -11,9 +11,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pillow", "tqdm", "triton")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pillow",
+    "tqdm",
+    "triton",
+    "fastapi",
+    "uvicorn",
+)
 MODULES = {"pillow": "PIL"}
-OPTIONAL = {"triton"}
+OPTIONAL = {"triton", "fastapi", "uvicorn"}
 VARIABLES = {
     "FASTDECODE_BACKEND": "sampling backend where none is named: reference, cpu",
     "FASTDECODE_CPU_ISA": "most that the kernels may use: portable, avx2, avx512",

@@ -1,4 +1,4 @@
-"""The command ``fastdecode``: demo, generate, bench, config, env. Heavy imports wait until a command needs them."""
+"""The command ``fastdecode`` and its parts. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+from fastdecode.cli import serve
+
 
 def parser() -> argparse.ArgumentParser:
     """All commands and options."""
@@ -15,7 +17,9 @@ def parser() -> argparse.ArgumentParser:
         prog="fastdecode", description="Decode models that write text and draw images as one token stream."
     )
     top.add_argument("--version", action="version", version=f"fastdecode {metadata.version('fastdecode')}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="demo | generate | bench | config | env")
+    commands = top.add_subparsers(
+        dest="command", required=True, metavar="demo | generate | serve | bench | config | env"
+    )
 
     demo = commands.add_parser("demo", help="draw with the embedded model and write a page to look at")
     demo.add_argument("-o", "--output", type=Path, default=Path("fastdecode-demo"), help="folder (%(default)s)")
@@ -50,6 +54,13 @@ def parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--explain", action="store_true", help="say what is in effect, then decode")
     generate.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
+
+    server = commands.add_parser(
+        "serve",
+        help="serve a page and an HTTP interface",
+        description="Serve a page on which documents grow, and POST /v1/generate for programs; see examples/server.",
+    )
+    serve.add_arguments(server)
 
     bench = commands.add_parser(
         "bench",
@@ -118,6 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from fastdecode.cli.demo import run_demo
 
             run_demo(args.output, args.seed)
+        elif args.command == "serve":
+            serve.serve(args)
         elif args.command == "config":
             show_config(args)
         elif args.command == "bench":

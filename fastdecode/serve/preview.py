@@ -1,0 +1,36 @@
+"""A picture that is not finished yet, as far as it is drawn."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from fastdecode.models.chameleon import Vocabulary, decode_pictures
+
+
+def paint_part(model: Any, tokens: Sequence[int], vocabulary: Vocabulary) -> Image.Image:
+    """The first image tokens of a picture, at least one, as an RGBA picture that is transparent where nothing is drawn.
+
+    The VQ decoder needs a whole picture: the rest is filled with the most frequent token so far, which disturbs the
+    cells beside it least, and then left blank. ValueError without tokens, or for more than a picture has.
+    """
+    total = vocabulary.image_length
+    if not 1 <= len(tokens) <= total:
+        raise ValueError(f"{len(tokens)} image tokens are no part of a picture of {total}: give 1 to {total}")
+    [(most, _)] = Counter(tokens).most_common(1)
+    whole = [*tokens, *[most] * (total - len(tokens))]
+    [picture] = decode_pictures(model, [whole], vocabulary)
+    return blank_rest(picture, len(tokens), math.isqrt(total))
+
+
+def blank_rest(picture: Image.Image, drawn: int, side: int) -> Image.Image:
+    """RGBA: opaque in the first ``drawn`` of ``side`` x ``side`` cells, row by row; transparent in the others."""
+    cells = Image.new("L", (side, side))
+    cells.putdata([255] * drawn + [0] * (side * side - drawn))
+    found = picture.convert("RGBA")
+    found.putalpha(cells.resize(picture.size, Image.Resampling.NEAREST))
+    return found
