@@ -11,7 +11,7 @@ FASTDECODE = Package(
     "fastdecode",
     {"fastdecode": ROOT / "fastdecode", "fastdecode.triton_kernels": ROOT / "triton_kernels"},
     layers=(
-        ("__main__", "generation", "cli", "jobs", "bench", "environment"),
+        ("__main__", "generation", "cli", "jobs", "serve", "bench", "environment"),
         ("engine",),
         ("guidance", "grammar", "token_rules"),
         ("models",),
@@ -20,7 +20,7 @@ FASTDECODE = Package(
         ("ops",),
         ("triton_kernels", "_C", "build_info"),
     ),
-    facade_by=("__main__", "generation", "cli", "jobs", "bench", "environment"),
+    facade_by=("__main__", "generation", "cli", "jobs", "serve", "bench", "environment"),
     compiled=("fastdecode._C",),
 )
 
