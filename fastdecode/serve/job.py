@@ -27,7 +27,8 @@ Message = tuple[str, dict[str, Any]]
 @dataclass(eq=False)
 class Job:
     """A request of a client. ``cause``: why the server ended it early, "timeout", "shutdown" or "left"; None: it did
-    not. ``rows``: of the picture that grows, as far as they were told; -1 before it was told that it begins.
+    not. ``rows``: of the picture that grows, as far as they were told; -1 before it was told that it begins. ``drawn``:
+    its tokens so far, and ``before``: those of the last whole picture.
     """
 
     service: Service
@@ -37,6 +38,8 @@ class Job:
     arrived: float
     cause: str | None = None
     rows: int = -1
+    drawn: tuple[int, ...] = ()
+    before: tuple[int, ...] | None = None
 
     def stop(self, cause: str) -> None:
         """Abort the request, for the first cause that there is; its events then end."""
@@ -87,6 +90,7 @@ class Job:
             case PicturePart(picture, tokens, total):
                 return await self._part(picture, tokens, total, previews)
             case PictureDone(picture, image):
+                self.before = self.drawn
                 png = None if image is None else await asyncio.to_thread(to_data_url, image)
                 return [("picture_done", {"picture": picture, "png": png})]
             case Finished():
@@ -96,6 +100,7 @@ class Job:
     async def _part(self, picture: int, tokens: tuple[int, ...], total: int, previews: bool) -> list[Message]:
         """At most one preview for each row of image tokens."""
         found: list[Message] = []
+        self.drawn = tokens
         if self.rows < 0:
             self.rows = 0
             found.append(("picture_begun", {"picture": picture, "total": total}))
@@ -107,7 +112,7 @@ class Job:
         return found
 
     def _paint(self, tokens: tuple[int, ...]) -> str:
-        return to_data_url(paint_part(self.service.engine.model, tokens, self.service.vocabulary))
+        return to_data_url(paint_part(self.service.engine.model, tokens, self.service.vocabulary, self.before))
 
     def _finished(self, event: Finished) -> dict[str, Any]:
         """Contents of the last event. ``status``: of an answer that is no stream."""

@@ -12,18 +12,23 @@ from PIL import Image
 from fastdecode.models.chameleon import Vocabulary, decode_pictures
 
 
-def paint_part(model: Any, tokens: Sequence[int], vocabulary: Vocabulary) -> Image.Image:
+def paint_part(
+    model: Any, tokens: Sequence[int], vocabulary: Vocabulary, before: Sequence[int] | None = None
+) -> Image.Image:
     """The first image tokens of a picture, at least one, as an RGBA picture that is transparent where nothing is drawn.
 
-    The VQ decoder needs a whole picture: the rest is filled with the most frequent token so far, which disturbs the
-    cells beside it least, and then left blank. ValueError without tokens, or for more than a picture has.
+    The VQ decoder needs a whole picture, and what is drawn depends on the rest too: that is taken from the picture
+    ``before`` (all its tokens), which most often looks alike, or else is the most frequent token so far; then it is
+    left blank. ValueError without tokens, or for more than a picture has.
     """
     total = vocabulary.image_length
     if not 1 <= len(tokens) <= total:
         raise ValueError(f"{len(tokens)} image tokens are no part of a picture of {total}: give 1 to {total}")
+    if before is not None and len(before) != total:
+        raise ValueError(f"the picture before has {len(before)} image tokens: it must have {total}")
     [(most, _)] = Counter(tokens).most_common(1)
-    whole = [*tokens, *[most] * (total - len(tokens))]
-    [picture] = decode_pictures(model, [whole], vocabulary)
+    rest = [most] * total if before is None else before
+    [picture] = decode_pictures(model, [[*tokens, *rest[len(tokens) :]]], vocabulary)
     return blank_rest(picture, len(tokens), math.isqrt(total))
 
 

@@ -40,8 +40,13 @@ class Service:
 
     @property
     def waiting(self) -> int:
-        """Requests that are being prepared, or wait for rows or pages."""
-        return self._preparing + self.engine.statistics().waiting
+        """Requests that are being prepared, or wait for rows or pages.
+
+        Counted from what the event loop knows: the engine counts a request as its own a moment before the thread that
+        submitted it reports back, and so both would count it.
+        """
+        submitted = sum(not job.handle.done for job in self.jobs)
+        return max(0, self._preparing + submitted - self.engine.statistics().running)
 
     def check_room(self) -> None:
         """`Refused` with 503 if a request cannot be taken now."""

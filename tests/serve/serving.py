@@ -29,7 +29,7 @@ SNOWMAN: dict[str, Any] = {
     "seed": 7,
 }
 ONE_PICTURE: dict[str, Any] = {"prompt": "Draw: In column 2 a red circle.", "mode": "image-only", "seed": 3}
-PATIENCE = 120.0
+PATIENCE = 60.0
 
 
 def wait_until(what: Callable[[], Any], seconds: float = PATIENCE) -> None:

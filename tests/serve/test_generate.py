@@ -21,6 +21,7 @@ from tests.serve.serving import (
     same,
     streamed_document,
     to_picture,
+    wait_until,
 )
 
 CASES = {
@@ -55,7 +56,7 @@ def test_json_stream_and_generate_agree(served: Served, blocks: tuple[Any, Any],
         assert end["tokens"] == answer["tokens"] > 5
         assert end["seconds"] > 0
         assert "error" not in end
-    assert served.is_empty()
+    wait_until(served.is_empty)
 
 
 def test_a_stream_shows_pictures_as_far_as_they_are_drawn(served: Served) -> None:

@@ -35,6 +35,17 @@ def test_what_is_drawn_is_the_decoders(blocks: tuple[Any, Any]) -> None:
     assert (np.asarray(found)[16:, :, 3] == 0).all()
 
 
+def test_the_rest_is_of_the_picture_before(blocks: tuple[Any, Any]) -> None:
+    model, _ = blocks
+    vocabulary = Vocabulary.of(model)
+    before = list(vocabulary.code_ids[:64])
+    found = paint_part(model, before[:20], vocabulary, before)
+    [whole] = decode_pictures(model, [before], vocabulary)
+    assert (np.asarray(found)[..., :3] == np.asarray(whole)).all()
+    with pytest.raises(ValueError, match="must have 64"):
+        paint_part(model, before[:20], vocabulary, before[:63])
+
+
 @pytest.mark.parametrize("count", [0, 65])
 def test_no_part_of_a_picture(blocks: tuple[Any, Any], count: int) -> None:
     vocabulary = Vocabulary.of(blocks[0])
