@@ -8,20 +8,33 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 from fastdecode.engine.events import Event, Finished, PictureBegun, PictureDone, PicturePart, TextDelta, Tokens
+from fastdecode.generation.engine import Engine
 from fastdecode.generation.handle import Handle, RequestFailed
 from fastdecode.kv.page_pool import PoolExhausted
+from fastdecode.models.chameleon import Vocabulary
+from fastdecode.serve.limits import Limits
+from fastdecode.serve.metrics import Metrics
 from fastdecode.serve.pictures import to_data_url
 from fastdecode.serve.preview import paint_part
 from fastdecode.serve.schema import GenerateRequest
 
-if TYPE_CHECKING:
-    from fastdecode.serve.service import Service
-
 Receive = Callable[[], Awaitable[Any]]
 Message = tuple[str, dict[str, Any]]
+
+
+class Host(Protocol):
+    """What a job needs of the `fastdecode.serve.service.Service` that it belongs to."""
+
+    engine: Engine
+    limits: Limits
+    metrics: Metrics
+    vocabulary: Vocabulary
+    paints: bool
+
+    def ended(self, job: Any) -> None: ...
 
 
 @dataclass(eq=False)
@@ -31,7 +44,7 @@ class Job:
     its tokens so far, and ``before``: those of the last whole picture.
     """
 
-    service: Service
+    service: Host
     handle: Handle
     asked: GenerateRequest
     seed: int
