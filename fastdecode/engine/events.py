@@ -98,13 +98,17 @@ class TextDecoder:
 class DocumentEvents:
     """Turns the tokens of one sequence into events. ``processor`` (or tokenizer) None: tokens and pictures only.
 
-    ``begun``: image tokens of a picture that the prompt has begun; None if it has begun none.
+    ``draws``: whether a begin of image begins a picture, which it does not in text-only mode. ``begun``: image tokens of
+    a picture that the prompt has begun; None if it has begun none.
     """
 
-    def __init__(self, model: Any, processor: Any, vocabulary: Vocabulary, begun: list[int] | None = None) -> None:
+    def __init__(
+        self, model: Any, processor: Any, vocabulary: Vocabulary, draws: bool = True, begun: list[int] | None = None
+    ) -> None:
         self.model, self.vocabulary = model, vocabulary
         tokenizer = getattr(processor, "tokenizer", processor)
         self.text = None if tokenizer is None else TextDecoder(tokenizer)
+        self.draws = draws and vocabulary.has_pictures
         self.paints = vocabulary.has_pictures and not missing_decoder_keys(model)
         self.picture: list[int] | None = begun
         self.pictures = 0
@@ -125,7 +129,7 @@ class DocumentEvents:
                 yield from self._close(closed=token == v.end_image)
                 if token == v.end_image:
                     continue
-            if token == v.begin_image and v.has_pictures:
+            if token == v.begin_image and self.draws:
                 yield from self._flush()
                 self.picture = []
                 yield PictureBegun(self.pictures, v.image_length)

@@ -185,7 +185,7 @@ class _Teller:
         s = self.sequence
         start = s.grammar.image_start(s.prompt_length, s.grammar.start(s.tokens[: s.prompt_length]))
         begun = s.tokens[start + 1 : s.prompt_length] if start >= 0 else None
-        self.parser = DocumentEvents(prepared.model, processor, prepared.vocabulary, begun)
+        self.parser = DocumentEvents(prepared.model, processor, prepared.vocabulary, s.grammar.draws, begun)
 
     def behind(self) -> bool:
         """Whether there is something to tell."""

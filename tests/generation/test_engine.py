@@ -434,3 +434,14 @@ def test_guidance_that_does_not_fit_alone_is_refused():
         made.submit(
             "<image>" + TEXT, images=[Image.new("RGB", (64, 64))], **{**PICTURE, "guidance": Guidance.instruct()}
         )
+
+
+def test_a_begin_of_image_in_text_begins_no_picture():
+    made = engine()
+    options = {"multimodal_generation_mode": "text-only", "max_new_tokens": 40, "do_sample": True, "seed": 5}
+    begin = Vocabulary.of(BLOCKS).begin_image
+    handle = made.submit(GOALS[1], sequence_bias=[[[begin], 50.0]], **options)
+    events = list(handle)
+    assert handle.tokens.count(begin) > 3
+    assert not any(isinstance(event, PictureBegun) for event in events)
+    assert same_document(document_of(events), handle.document())
