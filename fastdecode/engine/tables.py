@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -31,7 +32,9 @@ class SharedTables:
         """The tables, with these grammars among them. All have one vocabulary."""
         wanted = {id(grammar): grammar for grammar in grammars}
         if self.tables is None or any(key not in self.first_mode for key in wanted):
-            kept = [g for g in self.grammars if id(g) not in wanted] if len(self.grammars) < MOST_GRAMMARS else []
+            alone = len(wanted) == 1  # its own tables serve, and nothing needs to be joined
+            keep = not alone and len(self.grammars) < MOST_GRAMMARS
+            kept = [g for g in self.grammars if id(g) not in wanted] if keep else []
             self._compile([*kept, *wanted.values()])
         assert self.tables is not None
         return self.tables
@@ -43,11 +46,12 @@ class SharedTables:
         for grammar in grammars:
             self.first_mode[id(grammar)] = mode
             mode += grammar.tables.modes
-        tables = grammars[0].tables if len(grammars) == 1 else joined([g.tables for g in grammars])
+        tables = grammars[0].tables if len(grammars) == 1 else joined(tuple(g.tables for g in grammars))
         self.tables = tables.to(self.device)
 
 
-def joined(parts: Sequence[GrammarTables]) -> GrammarTables:
+@lru_cache(maxsize=64)  # it takes as long as some steps, and engines come to the same sets of grammars again and again
+def joined(parts: tuple[GrammarTables, ...]) -> GrammarTables:
     """One table after another: modes and sets are numbered through; classes are split so that they serve all."""
     bounds, classes = _classes([part.host.class_ranges for part in parts], parts[0].vocab)
     numbers: dict[tuple[int, ...], int] = {(0,) * len(parts): 0}

@@ -87,7 +87,10 @@ class Engine:
         decoder = Decoder(model, deterministic)
         validation.check_deterministic(decoder)
         pool = decoder.new_pool(pages)
-        retain = None if pages is not None else max(1, RETAIN_BYTES // pool.page_bytes)
+        kept = max(1, RETAIN_BYTES // pool.page_bytes)
+        retain = None if pages is not None else kept
+        if decoder.device.type == "cpu":
+            pool.reserve(kept)  # costs nothing until it is used, and then nothing is copied
         self._core = EngineCore(decoder, pool, max_rows=max_rows, retain=retain)
         self._max_rows = max_rows
         self._preparing = threading.Lock()

@@ -208,6 +208,14 @@ class PagePool:
         """
         self._expected = self.used + pages
 
+    def reserve(self, pages: int) -> None:
+        """Have memory for at least so many pages, or for as many as the limit lets. On a CPU the system gives memory
+        only as it is written to.
+        """
+        pages = pages if self.limit is None else min(pages, self.limit)
+        if self.capacity < pages:
+            self._grow(pages)
+
     def allocate(self) -> None:
         """Get memory for all pages up to the limit, so that no tensor is replaced later. Nothing without a limit."""
         if self.limit is not None and self.capacity < self.limit:

@@ -23,7 +23,7 @@ GRAMMARS = [
 
 
 def test_every_part_goes_on_as_by_itself():
-    tables = joined([g.tables for g in GRAMMARS])
+    tables = joined(tuple(g.tables for g in GRAMMARS))
     assert tables.modes == sum(g.tables.modes for g in GRAMMARS)
     first_mode = first_set = 0
     tokens = {0, 2, 39, 40, 41, 42, V.begin_image, V.end_image, V.code_ids[0], V.code_ids[-1], V.size - 1}
@@ -62,11 +62,13 @@ def test_places_stay_until_too_many(monkeypatch: pytest.MonkeyPatch):
     two = shared.include(GRAMMARS[:2])
     assert shared.include(GRAMMARS[1:2]) is two
     assert shared.include(GRAMMARS[:1]) is two
-    three = shared.include(GRAMMARS[2:3])
-    assert shared.grammars == GRAMMARS[:3]
+    three = shared.include(GRAMMARS[1:3])
+    assert shared.grammars == [GRAMMARS[0], *GRAMMARS[1:3]]
     assert three.modes == sum(g.tables.modes for g in GRAMMARS[:3])
-    shared.include(GRAMMARS[3:4])
-    assert shared.grammars == GRAMMARS[3:4]
+    shared.include(GRAMMARS[2:4])
+    assert shared.grammars == GRAMMARS[2:4]
+    assert shared.include(GRAMMARS[4:]) is GRAMMARS[4].tables  # one alone needs nothing joined
+    assert shared.grammars == GRAMMARS[4:]
 
 
 @pytest.mark.parametrize("mode", MODES)

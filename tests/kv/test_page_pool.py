@@ -281,3 +281,16 @@ def test_statistics_read_well():
     pool.release(pages[2:])
     assert str(pool.statistics()) == "2 pages of 2 slots used (1 shared, 4 at peak, 6 free), 0.0 of 0.0 MB"
     assert "no limit" in str(new_pool().statistics())
+
+
+def test_reserved_memory_is_not_got_again():
+    pool = PagePool(2, 1, 4, torch.float32, "cpu", page_slots=4, pages=9)
+    pool.reserve(5)
+    assert (pool.capacity, pool.used) == (5, 0)
+    keys = pool.keys[0]
+    pool.take(5)
+    assert pool.keys[0] is keys
+    pool.reserve(3)
+    assert pool.keys[0] is keys
+    pool.reserve(100)
+    assert pool.capacity == 9  # the limit
