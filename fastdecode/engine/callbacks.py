@@ -53,7 +53,7 @@ class Callbacks:
         self.stopping: Any = stopping or StoppingCriteriaList()
         self.recorder, self.normalise, self.after_step = recorder or Recorder(), normalise, after_step
         self.process = process
-        self.pad, self.length = pad, prompts.shape[1]
+        self.pad, self.length, self.prompt_length = pad, prompts.shape[1], prompts.shape[1]
         self._tokens = torch.full((len(prompts), self.length + longest), pad, dtype=torch.long, device="cpu")
         self._tokens[:, : self.length] = prompts
 
@@ -66,6 +66,17 @@ class Callbacks:
     def asks(self) -> bool:
         """Whether every step must be looked at before the next one begins."""
         return self.process or bool(self.stopping)
+
+    def rewind(self, generated: list[list[int]]) -> None:
+        """Have seen these tokens of the sequences, and no others."""
+        steps = max(map(len, generated), default=0)
+        self.length = self.prompt_length + steps
+        self._tokens[:, self.prompt_length :] = self.pad
+        for row, tokens in zip(self._tokens, generated, strict=True):
+            row[self.prompt_length : self.prompt_length + len(tokens)] = torch.tensor(tokens, dtype=torch.long)
+        for kept in (self.recorder.scores, self.recorder.logits):
+            if kept is not None:
+                del kept[steps:]
 
     def step(self, newest: list[int]) -> list[bool]:
         """Append one token per sequence, -1 where it had ended; returns which sequences the criteria stop."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from fastdecode.decoder import Decoder
+from fastdecode.decoder.cuda_graph import MOST_STEPS
 from fastdecode.engine.request import Request
 from fastdecode.engine.runner import Runner, Step
 from fastdecode.engine.scheduler import Plan, Scheduler
@@ -20,16 +21,24 @@ class EngineCore:
 
     ``pool``: where keys and values go; None: a pool of its own. ``max_rows``: the most rows of a step. ``retain``: the
     most pages that are kept for prompts to come that begin alike; None: all that the pool has room for.
+    ``most_steps``: the most steps inside pictures between two looks at the queue.
     """
 
     def __init__(
-        self, decoder: Decoder, pool: PagePool | None = None, *, max_rows: int | None = None, retain: int | None = 0
+        self,
+        decoder: Decoder,
+        pool: PagePool | None = None,
+        *,
+        max_rows: int | None = None,
+        retain: int | None = 0,
+        most_steps: int = MOST_STEPS,
     ) -> None:
         self.decoder = decoder
         self.cache: StreamCache = decoder.new_cache(pool, retain)
-        self.scheduler = Scheduler(self.cache, max_rows, ahead=decoder.captured is not None)
+        self.scheduler = Scheduler(self.cache, max_rows, decoder.captured is not None, most_steps)
         self.runner = Runner(decoder, self.cache)
         self._owners: dict[int, Request] = {}
+        self._unsettled = False  # something was interrupted, and not put right yet
 
     @property
     def idle(self) -> bool:
@@ -43,15 +52,19 @@ class EngineCore:
         A failure is that of a request where it can be told whose, else of all that run. What is no ``Exception`` (an
         interrupt) is raised, with no pages taken: all requests wait, and the next call goes on with them.
         """
+        if self._unsettled:
+            self.reset()
         if self.idle:
             return False
+        self._unsettled = True
         try:
             plan = self.scheduler.schedule()
             if self._prefill(plan):
                 self._decode(plan)
         except BaseException:
-            self._reset()
+            self.reset()
             raise
+        self._unsettled = False
         return True
 
     @torch.inference_mode()
@@ -118,14 +131,14 @@ class EngineCore:
                 changed = True
                 continue
             if begins:
-                s.begin_picture()
                 if had_rows and not s.guidance.everywhere:
                     self.runner.release(s, 1)
-                    if s.streams:
-                        self.scheduler.beginning.append(s)
+                s.begin_picture()
+                if had_rows and not s.guidance.everywhere and s.streams:
+                    self.scheduler.beginning.append(s)
             elif was_inside and not s.in_picture and not s.guidance.everywhere:
-                s.end_streams()
                 self.runner.release(s, min(1, len(s.rows)))
+                s.end_streams()
             if s.in_picture != was_inside or s.grammar is not grammar or begins:
                 self.runner.batch = None
                 changed = True
@@ -137,7 +150,9 @@ class EngineCore:
         assert request.callbacks is not None
         try:
             stops = request.callbacks.step(newest)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             self.fail(request, error)
             return True
         stopped = [s for s, stop in zip(request.sequences, stops, strict=True) if stop and not s.done]
@@ -149,10 +164,15 @@ class EngineCore:
     # --- requests -----------------------------------------------------------------------------------------------
 
     def add(self, request: Request) -> None:
-        """Queue a request. Tokens that the grammar forces before anything is sampled are appended at once."""
+        """Queue a request. Tokens that the grammar forces before anything is sampled are appended at once. Called again
+        for the same request, after an interruption, it goes on where it was.
+        """
+        if request.done:
+            return
         for s in request.sequences:
             self._owners[id(s)] = request
-        self.scheduler.add(request)
+        if request not in self.scheduler.waiting:
+            self.scheduler.add(request)
         while request.live and all(s.forced >= 0 for s in request.live) and not request.records:
             self._append(request, {id(s): s.forced for s in request.live})
         if not request.live and not request.done:
@@ -177,7 +197,7 @@ class EngineCore:
         self.scheduler.preempt(request)
 
     def _end(self, request: Request, s: Sequence) -> None:
-        self.runner.release(s)
+        self.runner.release(s, remember=request.error is None)
         request.live.remove(s)
         self.scheduler.forget(s)
 
@@ -186,8 +206,8 @@ class EngineCore:
             self._end(request, s)
         for s in request.sequences:
             self._owners.pop(id(s), None)
-        self.scheduler.remove(request)
         request.done = True
+        self.scheduler.remove(request)
         if request.on_change is not None:
             request.on_change()
 
@@ -247,19 +267,23 @@ class EngineCore:
         )
         self.fail(request, PoolExhausted(message))
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
         """All requests wait, and no page is taken, whatever was interrupted."""
+        self._unsettled = True
         self.runner.clear()
-        for request in list(self.scheduler.running):
-            self.scheduler.preempt(request)
-        for request in list(self.scheduler.waiting):
-            for s in request.sequences:
-                s.rows, s.inputs, s.seen = [], [], None
-                if not s.done:
-                    s.recover()
-            request.live = [s for s in request.sequences if not s.done]
+        self.scheduler.beginning = []
+        for request in [*self.scheduler.running, *self.scheduler.waiting]:
+            if request.done:
+                self.scheduler.remove(request)
+                if request.on_change is not None:
+                    request.on_change()
+                continue
+            request.rewind()
+            if request in self.scheduler.running:
+                self.scheduler.preempt(request)
             if not request.live:
                 self._finish(request)
+        self._unsettled = False
 
 
 def no_distribution(s: Sequence, status: int) -> RuntimeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -28,10 +29,30 @@ class Request:
     error: BaseException | None = None
     done: bool = False
     preemptions: int = 0
+    unread: int = sys.maxsize  # tokens of its prompts that were still to be read when it was last looked at
     live: list[Sequence] = field(init=False)
 
     def __post_init__(self) -> None:
         self.live = [s for s in self.sequences if not s.done]
+
+    def rewind(self) -> None:
+        """After an interruption anywhere: no rows, and every sequence's place found anew from its tokens; of a batch in
+        lock step, from those that all of it have.
+        """
+        running = [s for s in self.sequences if not s.done]
+        if self.callbacks is not None and running:
+            steps = min(len(s.tokens) - s.prompt_length for s in running)
+            for s in self.sequences:
+                if len(s.tokens) - s.prompt_length > steps:  # of a step that was not finished
+                    del s.tokens[s.prompt_length + steps :]
+                    s.reason = None
+        for s in self.sequences:
+            s.rows, s.inputs, s.seen = [], [], None
+            if not s.done:
+                s.recover()
+        self.live = [s for s in self.sequences if not s.done]
+        if self.callbacks is not None:
+            self.callbacks.rewind([s.generated for s in self.sequences])
 
     @property
     def records(self) -> bool:

@@ -30,7 +30,7 @@ class Step:
     sequences: list[Sequence]
     tokens: list[int]
     statuses: list[int]
-    failed: list[tuple[Request, Exception]]
+    failed: list[tuple[Request, BaseException]]
 
 
 class Runner:
@@ -69,11 +69,17 @@ class Runner:
             s.inputs.append(stream[-1])
             self.rows.append(s)
 
-    def release(self, s: Sequence, keep: int = 0) -> None:
-        """Give up all but the first ``keep`` rows of a sequence."""
+    def release(self, s: Sequence, keep: int = 0, remember: bool = True) -> None:
+        """Give up all but the first ``keep`` rows of a sequence. With ``remember`` later prompts, or the sequence when
+        it is resumed, find the keys and values of its streams, as long as the cache keeps them.
+        """
+        whole = remember and self.cache.most_retained != 0 and len(s.rows) == 1 + len(s.streams) > keep
+        streams = s.streams_now() if whole else []
         while len(s.rows) > keep:
-            self.batch = None
+            self.batch, self.processed = None, []
             row = s.rows.pop()
+            if streams:
+                self.cache.remember(row, streams[len(s.rows)])
             if len(s.inputs) > len(s.rows):
                 s.inputs.pop()
             moved = self.cache.remove(row)
@@ -84,7 +90,7 @@ class Runner:
 
     def clear(self) -> None:
         """Give up all rows of all sequences, whatever state an exception left them in."""
-        self.batch = None
+        self.batch, self.processed = None, []
         for s in self.rows:
             s.rows, s.inputs = [], []
         self.rows = []
@@ -149,7 +155,9 @@ class Runner:
         for request in self.processed:
             try:
                 tokens, statuses = sample_processed(request, logits)
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # whatever a caller's processor raises is its own request's
                 step.failed.append((request, error))
                 continue
             for s, token, status in zip(request.sequences, tokens, statuses, strict=True):
@@ -173,7 +181,8 @@ class Runner:
         drawn = ops.sample_advance(logits, draws.tables, state, **where, **draws.parameters)
         state.inputs = inputs
         for s, token in zip(batch.sampled, drawn.token.tolist(), strict=True):
-            batch.inputs[s.rows] = token
+            if token >= 0:
+                batch.inputs[s.rows] = token
         return drawn
 
     def _unseen(self, batch: Batch, steps: int) -> Generator[Step, None, None]:

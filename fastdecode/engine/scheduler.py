@@ -7,6 +7,7 @@ own back, and is resumed later from its tokens.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 
 from fastdecode.decoder.cuda_graph import MOST_STEPS
@@ -21,7 +22,7 @@ PATIENCE = 16
 """A waiting request rises by one priority each time that so many later ones were admitted before it: none starves."""
 
 FEW_STEPS = 8
-"""Steps between two looks at the queue, where somebody waits."""
+"""Steps between two looks at the queue, where somebody waits or may come."""
 
 
 @dataclass
@@ -40,11 +41,13 @@ class Plan:
 
 class Scheduler:
     """``max_rows``: the most rows of a step; None: any number. ``ahead``: whether steps can be begun before the tokens
-    of the one before are read.
+    of the one before are read. ``most_steps``: the most steps between two looks at the queue.
     """
 
-    def __init__(self, cache: StreamCache, max_rows: int | None = None, ahead: bool = False) -> None:
-        self.cache, self.max_rows, self.ahead = cache, max_rows, ahead
+    def __init__(
+        self, cache: StreamCache, max_rows: int | None = None, ahead: bool = False, most_steps: int = MOST_STEPS
+    ) -> None:
+        self.cache, self.max_rows, self.ahead, self.most_steps = cache, max_rows, ahead, most_steps
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.beginning: list[Sequence] = []
@@ -80,6 +83,7 @@ class Scheduler:
         self.waiting.append(request)
         self.hold = True
         request.preemptions += 1
+        request.unread = sys.maxsize
         self.preemptions += 1
 
     @staticmethod
@@ -129,8 +133,9 @@ class Scheduler:
         slots = self.cache.pool.page_slots
         missing = {stream: max(0, len(stream) - 1 - self.cache.known(stream[:-1])) for stream in streams}
         total = sum(missing.values())
-        if total <= budget:
-            return total
+        kept, request.unread = total < request.unread, total
+        if total <= budget or not kept:  # what was read last time may not have been kept: then it is read at once
+            return min(total, budget)
         left = budget
         for stream in missing:
             known = len(stream) - 1 - missing[stream]
@@ -174,9 +179,9 @@ class Scheduler:
         """How many steps may follow before anything but tokens changes, and whether tokens are read at their end."""
         if not self.running:
             return 0, False
-        most = MOST_STEPS
+        most = min(MOST_STEPS, self.most_steps)
         if self.waiting:
-            most = FEW_STEPS
+            most = min(most, FEW_STEPS)
         inside = True
         for request in self.running:
             if request.callbacks is not None and request.callbacks.asks:
@@ -189,9 +194,9 @@ class Scheduler:
                     return 1, False
                 if not s.in_picture or s.mode == "unrestricted":
                     inside = False
-                    most = min(most, s.limit - len(s.tokens))
+                    most = min(most, max(1, s.limit - len(s.tokens)))
                 else:
-                    most = min(most, s.grammar.close - state, s.limit - len(s.tokens))
+                    most = min(most, s.grammar.close - state, max(1, s.limit - len(s.tokens)))
                 if s.rules_change_at is not None:
                     most = min(most, max(1, s.rules_change_at - len(s.tokens)))
         if inside:

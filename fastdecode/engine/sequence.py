@@ -124,16 +124,19 @@ class Sequence:
 
     def recover(self) -> None:
         """Find the place in the grammar anew, from the tokens: something interrupted a step."""
-        tokens, self.tokens = self.tokens, self.tokens[: self.prompt_length]
-        self.reason = None
-        self.end_streams()
-        self.__post_init__()
-        for token in tokens[self.prompt_length :]:
-            was_inside = self.in_picture
-            if self.append(token):
-                self.begin_picture()
-            elif was_inside and not self.in_picture and not self.guidance.everywhere:
-                self.end_streams()
+        tokens = self.tokens
+        try:
+            self.tokens = tokens[: self.prompt_length]
+            self.end_streams()
+            self.__post_init__()
+            for token in tokens[self.prompt_length :]:
+                was_inside = self.in_picture
+                if self.append(token):
+                    self.begin_picture()
+                elif was_inside and not self.in_picture and not self.guidance.everywhere:
+                    self.end_streams()
+        finally:
+            self.tokens = tokens  # also if this is interrupted
 
     # --- streams ------------------------------------------------------------------------------------------------
 

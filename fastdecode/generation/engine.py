@@ -14,6 +14,7 @@ from torch import Tensor
 from fastdecode.decoder import Decoder
 from fastdecode.engine.core import EngineCore
 from fastdecode.engine.events import Event
+from fastdecode.engine.scheduler import FEW_STEPS
 from fastdecode.generation import validation
 from fastdecode.generation.api import prepare_call
 from fastdecode.generation.handle import Handle
@@ -91,7 +92,7 @@ class Engine:
         retain = None if pages is not None else kept
         if decoder.device.type == "cpu":
             pool.reserve(kept)  # costs nothing until it is used, and then nothing is copied
-        self._core = EngineCore(decoder, pool, max_rows=max_rows, retain=retain)
+        self._core = EngineCore(decoder, pool, max_rows=max_rows, retain=retain, most_steps=FEW_STEPS)
         self._max_rows = max_rows
         self._preparing = threading.Lock()
         self._stepping = threading.Lock()
@@ -247,11 +248,16 @@ class Engine:
         except Exception as error:
             for request in [*self._core.scheduler.running, *self._core.scheduler.waiting]:
                 self._core.fail(request, error)
-            return False
+            return True
 
     def _take_inbox(self) -> None:
-        while self._inbox:
-            self._inbox.popleft()()
+        try:
+            while self._inbox:
+                self._inbox[0]()
+                self._inbox.popleft()  # only now: an interruption loses no request
+        except BaseException:
+            self._core.reset()
+            raise
 
     def ended(self, handle: Handle) -> None:
         """Count a request that has ended, and forget it. Its handle calls this before anybody hears of it."""
@@ -277,23 +283,34 @@ class Engine:
                 self._work.wait_for(lambda: self._closed or self._inbox or not self._core.idle)
                 if self._closed:
                     return
-            self._iterate()
+            try:
+                self._iterate()
+            except BaseException as error:  # of this thread alone: nobody would hear of it
+                with self._work:
+                    self._closed = True
+                self._end_all(error)
+                raise
+
+    def _end_all(self, error: BaseException | None = None) -> None:
+        """End every request that is open: with ``error``, or as aborted."""
+        with self._stepping:
+            self._inbox.clear()
+            for handle in list(self._handles.values()):
+                if error is None:
+                    self._core.abort(handle._request)
+                else:
+                    self._core.fail(handle._request, error)
+            self._core.cache.clear()
 
     def close(self) -> None:
         """Stop the thread, if there is one; requests that have not ended are aborted. The engine takes no others."""
         with self._work:
-            if self._closed:
-                return
             self._closed = True
             self._work.notify_all()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
         self._thread = None
-        with self._stepping:
-            self._take_inbox()
-            for handle in list(self._handles.values()):
-                self._core.abort(handle._request)
-            self._core.cache.clear()
+        self._end_all()
 
     def __enter__(self) -> Engine:
         return self.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
@@ -213,7 +214,7 @@ class _Deadline:
 
 def _waker(loop: AbstractEventLoop, woken: asyncio.Event) -> Callable[[], None]:
     def wake() -> None:
-        if not loop.is_closed():
+        with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
             loop.call_soon_threadsafe(woken.set)
 
     return wake

@@ -327,7 +327,7 @@ def _limits(
     ``image-only`` without a length of its own allows one picture.
     """
     longest = min([config.max_length, *(c.max_length for c in stopping if isinstance(c, MaxLengthCriteria))])
-    new = longest - padded
+    new = max(1, longest - padded)  # as transformers: a criterion is asked after the first token
     if grammar.mode == "image-only" and not chosen & LENGTHS:
         return [min(len(p) + grammar.remaining(grammar.start(p)), vocabulary.context) for p in prompts]
     if any(len(p) + new > vocabulary.context for p in prompts):

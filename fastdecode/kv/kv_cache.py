@@ -249,6 +249,15 @@ class StreamCache:
         self._measure()
         return moved
 
+    def remember(self, row: int, tokens: Sequence[int]) -> None:
+        """Let later prompts find the whole pages of ``tokens``, which are the first that ``row`` holds, generated ones
+        too: they are retained when the row leaves. Nothing where no pages are retained. IndexError if there is no such
+        row; that they are the row's tokens is not checked.
+        """
+        kept = self._row(row)
+        if self.most_retained != 0:
+            self._prompts.extend(tuple(tokens[: self.length(row)]), kept.pages)
+
     @torch.inference_mode()
     def clear(self) -> None:
         """Remove all rows and free all pages, retained ones too. Also right after a call that was interrupted anywhere

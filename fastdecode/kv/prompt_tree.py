@@ -77,6 +77,26 @@ class PromptTree:
             node.page = page
             self.nodes[page] = node
 
+    def extend(self, tokens: Tokens, pages: list[int]) -> None:
+        """Put ``tokens`` and the ``pages`` that hold them into the tree, whole pages only, as far as they are the ones
+        that the tree has: where it has the same tokens in another page, or a page that may not be retained, it stops.
+        """
+        node = self.root
+        for page, part in zip(pages, self._split(tokens), strict=False):
+            if len(part) < self.page_slots:
+                return
+            child, own = node.children.get(part), self.nodes.get(page)
+            if child is None and own is None:
+                child = node.children[part] = Node(node, part)
+                self.place([child], [page])
+            elif child is None and own is not None and own.parent is node and own.retainable:
+                del node.children[own.tokens]  # the page has filled up since: it began with a prompt's last tokens
+                own.tokens = part
+                node.children[part] = child = own
+            if child is None or child.page != page:
+                return
+            node = child
+
     def drop(self, nodes: Iterable[Node]) -> None:
         """Take ``nodes`` out of the tree. The caller drops all nodes below them too."""
         for node in nodes:

@@ -1,10 +1,12 @@
 """Schedule, step, commit: every request gets the tokens that it gets alone, whatever runs beside it or goes wrong."""
 
+import asyncio
 import random
 
 import pytest
 import torch
 from models_for_tests import BOS, drawing_model, padded, text_ids
+from transformers import MaxLengthCriteria, StoppingCriteriaList
 
 import fastdecode
 from fastdecode import Guidance
@@ -13,8 +15,10 @@ from fastdecode.engine import scheduler as scheduling
 from fastdecode.engine.core import EngineCore
 from fastdecode.engine.request import Request
 from fastdecode.engine.runner import Runner
+from fastdecode.engine.sequence import Sequence
 from fastdecode.generation.api import prepare_call
 from fastdecode.generation.prepare import GenerateOptions
+from fastdecode.kv.kv_cache import StreamCache
 from fastdecode.models.chameleon import Vocabulary
 
 MODEL = drawing_model(5, resolution=16)
@@ -108,23 +112,25 @@ def test_mixed_requests_share_steps_and_keep_their_tokens(monkeypatch: pytest.Mo
     assert engine.cache.pool.used == 0
 
 
+@pytest.mark.parametrize("retain", [0, 7, None])
 @pytest.mark.parametrize("pages", [46, 60, 90])
-def test_a_small_pool_preempts_and_resumes(pages: int, monkeypatch: pytest.MonkeyPatch):
+def test_a_small_pool_preempts_and_resumes(pages: int, retain: int | None, monkeypatch: pytest.MonkeyPatch):
     whole_guidance(monkeypatch)
-    engine = core(pages)
+    engine = core(pages, retain=retain)
     requests = [request_of(i, options) for i, options in enumerate(MIXED)]
     for request, _ in requests:
         engine.add(request)
     finish(engine)
     check(requests)
-    assert engine.cache.pool.used == 0
+    assert engine.cache.pool.used == engine.cache.retained <= (pages if retain is None else retain)
     assert engine.cache.pool.peak <= pages
 
 
-def test_preempted_at_any_step_the_tokens_are_the_same():
+@pytest.mark.parametrize("retain", [0, None])
+def test_preempted_at_any_step_the_tokens_are_the_same(retain: int | None):
     generator = random.Random(7)
     for _ in range(6):
-        engine = core()
+        engine = core(retain=retain)
         requests = [request_of(i, options) for i, options in enumerate(MIXED)]
         for request, _ in requests:
             engine.add(request)
@@ -340,3 +346,151 @@ def test_a_batch_in_lock_step_is_preempted_whole():
     assert all(torch.equal(a, b) for a, b in zip(found.scores, expected.scores, strict=True))
     assert torch.equal(other_call.output(), EXPECTED[2])
     assert request.preemptions > 2
+
+
+# --- what is read ahead, and kept -------------------------------------------------------------------------------------
+
+
+def long_prompt(length: int) -> torch.Tensor:
+    return torch.tensor([[BOS, *text_ids(MODEL, 5, length - 1)]])
+
+
+def request_for(ids: torch.Tensor, **options) -> tuple[Request, object]:
+    own = {"multimodal_generation_mode": "text-only", "seed": 3, "deterministic": True}
+    call = prepare_call(MODEL, ids, {"max_new_tokens": 5, "do_sample": True, **options}, GenerateOptions(**own))
+    [request] = call.requests()
+    return request, call
+
+
+@pytest.mark.parametrize("retain", [None, 3])
+def test_a_long_prompt_is_read_between_the_steps_of_others(retain: int | None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(scheduling, "PREFILL_CHUNK", 16)
+    engine = core(retain=retain)
+    short_one, short_call = request_for(long_prompt(6), max_new_tokens=30, min_new_tokens=30)
+    engine.add(short_one)
+    engine.step()
+    long_one, call = request_for(long_prompt(100))
+    engine.add(long_one)
+    progress = []
+    while not long_one.live[0].rows:
+        before = len(short_one.sequences[0].tokens)
+        engine.step()
+        progress.append(len(short_one.sequences[0].tokens) - before)
+        assert len(progress) < 20
+    assert all(progress)  # the other was not stalled
+    assert len(progress) >= (6 if retain is None else 2)  # where less is kept than the prompt has, it is read at once
+    finish(engine)
+    expected = fastdecode.generate(
+        MODEL, long_prompt(100), max_new_tokens=5, do_sample=True, seed=3, deterministic=True
+    )
+    assert torch.equal(call.output(), expected)
+    assert len(short_call.output()[0]) == 36
+
+
+def test_streams_of_a_next_picture_are_found_and_not_read_again(monkeypatch: pytest.MonkeyPatch):
+    options = {"mode": INTERLEAVED, "guidance": Guidance.instruct(), "max_new_tokens": 90}
+    read = []
+    add = StreamCache.add
+
+    def noting(self, prompts):
+        rows, known = add(self, prompts)
+        read.append(sum(len(p) - k for p, k in zip(prompts, known, strict=True)))
+        return rows, known
+
+    monkeypatch.setattr(StreamCache, "add", noting)
+    found = []
+    for retain in (0, None):
+        read.clear()
+        engine = core(retain=retain)
+        request, call = request_of(2, options)
+        engine.add(request)
+        finish(engine)
+        found.append((call.output(), sum(read)))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][0].eq(V.begin_image).sum() > 2
+    assert found[1][1] < 0.6 * found[0][1]
+
+
+# --- more faults ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [SystemExit, asyncio.CancelledError])
+def test_whatever_a_processor_raises_is_its_requests_own(kind):
+    def raising(ids, scores):
+        raise kind
+
+    engine = core()
+    good = request_of(0, MIXED[0])
+    bad, _ = request_of(1, {"mode": "text-only", "max_new_tokens": 5, "logits_processor": [raising]})
+    engine.add(good[0])
+    engine.add(bad)
+    finish(engine)
+    assert isinstance(bad.error, kind)
+    check([good], [0])
+
+
+def test_nan_beside_a_bias_fails_alone(monkeypatch: pytest.MonkeyPatch):
+    options = [
+        {"mode": IMAGE_ONLY, "max_new_tokens": 18, "sequence_bias": [[[V.code_ids[3]], 1.5]]},
+        {"mode": IMAGE_ONLY, "max_new_tokens": 18},
+    ]
+    expected, logits, calls = alone(0, options[0]), Decoder.logits, []
+    engine = core()
+    requests = [request_of(i, o) for i, o in enumerate(options)]
+
+    def failing(self, hidden, spans=None):
+        found = logits(self, hidden, spans)
+        calls.append(len(hidden))
+        if len(calls) == 5:
+            found[requests[1][0].sequences[0].rows] = torch.nan
+        return found
+
+    monkeypatch.setattr(Decoder, "logits", failing)
+    for request, _ in requests:
+        engine.add(request)
+    finish(engine)
+    assert "among the logits of its token" in str(requests[1][0].error)
+    assert torch.equal(requests[0][1].output(), expected)
+
+
+def test_an_interrupt_of_a_batch_in_lock_step_loses_and_doubles_nothing(monkeypatch: pytest.MonkeyPatch):
+    inputs = padded([[BOS, *text_ids(MODEL, i, n)] for i, n in enumerate((5, 12, 3))])
+    seen: list[list[int]] = []
+
+    def noting(ids, scores):
+        seen.append(ids[:, -1].tolist())
+        return scores
+
+    options = {**inputs, "do_sample": True, "max_new_tokens": 14, "output_scores": True, "logits_processor": [noting]}
+    options["return_dict_in_generate"] = True
+    own = {"multimodal_generation_mode": "text-only", "seed": [1, 2, 3], "deterministic": True}
+    expected = fastdecode.generate(MODEL, **options, **own)
+    append, generator = Sequence.append, random.Random(4)
+
+    def interrupted(self, token):
+        if generator.random() < 0.1:
+            raise KeyboardInterrupt
+        return append(self, token)
+
+    call = prepare_call(MODEL, None, dict(options), GenerateOptions(**own))
+    [request] = call.requests()
+    engine, interrupts = core(), 0
+    engine.add(request)
+    with monkeypatch.context() as patch:
+        patch.setattr(Sequence, "append", interrupted)
+        while not engine.idle:
+            try:
+                engine.step()
+            except KeyboardInterrupt:
+                interrupts += 1
+    found = call.output()
+    assert interrupts > 2
+    assert torch.equal(found.sequences, expected.sequences)
+    assert len(found.scores) == len(expected.scores)
+    assert all(torch.equal(a, b) for a, b in zip(found.scores, expected.scores, strict=True))
+
+
+def test_a_criterion_shorter_than_the_prompt_ends_after_one_token():
+    criteria = StoppingCriteriaList([MaxLengthCriteria(3)])
+    out = fastdecode.generate(MODEL, long_prompt(9), max_new_tokens=5, stopping_criteria=criteria)
+    assert out.shape == (1, 10)

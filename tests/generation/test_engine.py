@@ -445,3 +445,62 @@ def test_a_begin_of_image_in_text_begins_no_picture():
     assert handle.tokens.count(begin) > 3
     assert not any(isinstance(event, PictureBegun) for event in events)
     assert same_document(document_of(events), handle.document())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_whose_thread_dies_ends_its_requests_and_is_closed(monkeypatch: pytest.MonkeyPatch):
+    made = engine()
+
+    def dying():
+        raise SystemExit(3)
+
+    monkeypatch.setattr(made._core, "step", dying)
+    made.start()
+    handle = made.submit(TEXT, **SHORT)
+    with pytest.raises(RequestFailed, match=r"^request 0 failed: SystemExit: 3$"):
+        handle.result(timeout=60)
+    with pytest.raises(RuntimeError, match=r"^this engine is closed"):
+        made.submit(TEXT, **SHORT)
+    assert made.statistics().pages_used == 0
+    made.close()
+
+
+def test_an_interrupt_while_a_request_is_taken_in_loses_none(monkeypatch: pytest.MonkeyPatch):
+    expected, _ = by_generate("Draw: In column 2 a red circle.", seed=3, deterministic=True, **PICTURE)
+    made = engine(deterministic=True)
+    handle = made.submit("Draw: In column 2 a red circle.", seed=3, **PICTURE)
+    add, calls = made._core.scheduler.add, []
+
+    def interrupted(request):
+        calls.append(request)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        add(request)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(made._core.scheduler, "add", interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            made.run()
+    made.run()
+    assert torch.equal(handle.result(), expected)
+
+
+def test_a_close_that_was_interrupted_can_be_done_again(monkeypatch: pytest.MonkeyPatch):
+    made = engine().start()
+    handle = made.submit(GOALS[0], **INSTRUCTIONS)
+    thread = made._thread
+
+    class Interrupted:
+        def join(self) -> None:
+            raise KeyboardInterrupt
+
+    made._thread = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        made.close()
+    made._thread = thread
+    made.close()
+    assert handle.done
+    assert not made.started
+    assert not thread.is_alive()
