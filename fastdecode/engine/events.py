@@ -98,8 +98,8 @@ class TextDecoder:
 class DocumentEvents:
     """Turns the tokens of one sequence into events. ``processor`` (or tokenizer) None: tokens and pictures only.
 
-    ``draws``: whether a begin of image begins a picture, which it does not in text-only mode. ``begun``: image tokens of
-    a picture that the prompt has begun; None if it has begun none.
+    ``draws``: whether a begin of image begins a picture, which it does not in text-only mode. ``begun``: image tokens
+    of a picture that the prompt has begun; None if it has begun none.
     """
 
     def __init__(

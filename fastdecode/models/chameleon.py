@@ -27,7 +27,7 @@ class Vocabulary:
     """The tokens of one checkpoint, read from its ``vocabulary_map`` and shapes.
 
     ``code_ids[c]`` is the token of codebook entry ``c``; ``image_length`` is the number of tokens in a picture, without
-    its begin and end tokens; ``context`` is the maximum length of a sequence. ``bos`` is None without ``<s>`` in the map.
+    its begin and end tokens; ``context`` is the maximum length of a sequence. ``bos`` is None if there is no ``<s>``.
     A text model has no ``code_ids``, and its ``begin_image``, ``end_image`` and ``placeholder`` are -1.
     """
 
