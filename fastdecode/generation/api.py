@@ -189,7 +189,7 @@ def _calling_generate() -> dict[str, Any]:
         frame = frame.f_back
     names = ("streamer", "assistant_model", "negative_prompt_ids", "synced_gpus")
     call = {**frame.f_locals.get("kwargs", {}), **{name: frame.f_locals.get(name) for name in names}}
-    outer = frame.f_back.f_locals if frame.f_back is not None else {}  # the frame of torch.no_grad, which wraps generate
+    outer = frame.f_back.f_locals if frame.f_back is not None else {}  # of torch.no_grad, which wraps generate
     args, kwargs = outer.get("args", ()), outer.get("kwargs", {})
     given = kwargs.get("generation_config", args[2] if len(args) > 2 else None)
     return {**call, "generation_config": given} if isinstance(given, GenerationConfig) else call
