@@ -60,7 +60,7 @@ class Stream:
             if begun and self.ids[-len(begun) :] == begun:
                 tail = prompt_length
             return (*self.ids, *ids[min(tail, prompt_length) if self.history else tail :])
-        if tail == len(ids):  # in text, the last token alone, as transformers does without negative_prompt_ids
+        if tail == len(ids):  # in text: only the last token, as in transformers without negative_prompt_ids
             return tuple(ids[-1:])
         if not self.bos:
             start: tuple[int, ...] = ()
@@ -163,9 +163,9 @@ class Guidance:
     ) -> tuple[list[tuple[int, ...]], list[float]]:
         """The tokens of each stream besides the full one, and the weights: the full stream's first, then theirs.
 
-        Arguments as of `Stream.rewrite`. Streams with equal tokens become one, and its weight is their sum; one of
-        weight 0 is left out, but for the full stream, which is the sequence itself. ``ValueError`` if nothing but the
-        full stream is left and its weight is 0.
+        Arguments: see `Stream.rewrite`. Streams with equal tokens become one stream with the sum of their weights.
+        Streams of weight 0 are left out, except the full stream, which is the sequence itself. ``ValueError`` if only
+        the full stream is left and its weight is 0.
         """
         rewritten: dict[tuple[int, ...], float] = {}
         for stream, weight in zip(self.streams, self.weights, strict=True):
@@ -184,7 +184,7 @@ class Guidance:
 
 
 def guidance_from(value: Any) -> Guidance:
-    """``None``, a number (two-way scale) or a `Guidance`; ``TypeError`` for anything else."""
+    """A `Guidance` from None, a number (the two-way scale) or a `Guidance`. ``TypeError`` for anything else."""
     if value is None:
         return Guidance.none()
     if isinstance(value, Guidance):

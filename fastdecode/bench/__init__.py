@@ -1,1 +1,1 @@
-"""``fastdecode bench``: what an operation takes here, beside what a user would run otherwise, in the same run."""
+"""``fastdecode bench``: times an operation and its alternatives in the same run."""

@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""A description of the machine that a figure was measured on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastdecode.environment import collect
 
 
 def describe() -> dict[str, Any]:
-    """Processor, cores, threads, GPU, versions, date and, in a checkout, commit."""
+    """Processor, cores, threads, GPU, versions, date and, in a git checkout, commit."""
     facts = collect()
     here = Path(__file__).parent
 

@@ -1,4 +1,4 @@
-"""A picture of `fastdecode bench sample`: time over groups, beside the rivals and the floor of memory."""
+"""A plot of `fastdecode bench sample`: time over groups, of fastdecode, its rivals and a read of the logits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LINES: dict[str, dict[str, Any]] = {
 
 
 def panels(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The rows that vary in groups alone, by what they draw from; those with at least three points."""
+    """The rows that differ only in their number of groups, by what they sample from; at least three points each."""
     found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         ids = "image ids" if row["image"] else f"{row['vocab']:,} ids"
@@ -27,7 +27,7 @@ def panels(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def plot(rows: Sequence[dict[str, Any]], machine: dict[str, Any], file: Path) -> None:
-    """Draws the rows of `run_bench` into a file. ``ImportError`` without matplotlib."""
+    """Plot the rows of `run_bench` into a file. ``ImportError`` without matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")

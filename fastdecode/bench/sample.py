@@ -1,9 +1,9 @@
-"""``fastdecode bench sample``: one draw of `fastdecode.ops.sample` beside its rivals and the floor of memory.
+"""``fastdecode bench sample``: times one call of `fastdecode.ops.sample`, its rivals, and a read of the logits.
 
-Every case is checked before it is timed: our result against the reference, bit for bit, and the number of ids that
-transformers' processors keep against ours. All take turns of a few milliseconds, several times; a turn is calls back to
-back, the first of which is not counted, and the figure is the median call. Ratios are of one run. ``read`` is a sum
-over the logits that must be read, ``softmax`` torch's softmax of the same.
+Every case is checked before it is timed: our result must equal the reference bit for bit, and transformers' processors
+must keep as many tokens as we do. All functions take turns of a few milliseconds. In a turn a function is called
+repeatedly; the first call is not counted. The figure is the median call, and a ratio compares figures of one run.
+``read`` is a sum over the logits that must be read, ``softmax`` is torch's softmax of the same logits.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ WEIGHTS: dict[int, tuple[float, ...]] = {
     5: (3.0, -1.0, -0.5, -0.3, -0.2),
 }
 IMAGE_SPAN = (4, 8196)
-"""Chameleon's image ids."""
+"""Chameleon's image tokens."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """``groups`` draws from ``streams`` rows each of ``vocab`` logits; ``image``: from the image ids only."""
+    """Sample ``groups`` tokens, each from ``streams`` rows of ``vocab`` logits; ``image``: image tokens only."""
 
     groups: int = 1
     streams: int = 2
@@ -59,14 +59,14 @@ class Case:
         return IMAGE_SPAN if self.image else (0, self.vocab)
 
     def logits(self) -> Tensor:
-        """(groups * streams, vocab), standard normal. What guidance makes of two of them is about as peaked as a
-        model's; one alone is far flatter, so that top-p keeps most of its ids."""
+        """(groups * streams, vocab), standard normal. Guidance of two such rows gives a distribution about as peaked as
+        a model's. One row alone is far flatter: top-p keeps most of its tokens."""
         generator = torch.Generator().manual_seed(0)
         return torch.randn((self.groups * self.streams, self.vocab), generator=generator).to(getattr(torch, self.dtype))
 
 
 def cases(quick: bool) -> Iterator[Case]:
-    """A grid around two streams of 65,536 float32 logits at top-p 0.9; ``quick``: its corners."""
+    """Cases around two streams of 65,536 float32 logits at top-p 0.9; ``quick``: fewer."""
     groups = (1, 8, 32) if quick else (1, 2, 4, 8, 16, 32, 64)
     for name in ("top_p 0.9", "top_k 50") if quick else FILTERS:
         for n in groups:
@@ -86,7 +86,7 @@ def cases(quick: bool) -> Iterator[Case]:
 
 
 def runners(case: Case, compiled: bool = False) -> dict[str, Callable[[], Any]]:
-    """What is timed for a case, by name."""
+    """The functions that are timed for a case, by name."""
     logits, options = case.logits(), FILTERS[case.filter]
     lo, hi = case.span
     weights = WEIGHTS[case.streams]
@@ -107,7 +107,7 @@ def runners(case: Case, compiled: bool = False) -> dict[str, Callable[[], Any]]:
 
 
 def _arguments(case: Case, groups: int) -> dict[str, Any]:
-    """Those of `ops.sample` for the case's first ``groups``."""
+    """The arguments of `ops.sample` for the first ``groups`` of the case."""
     return {
         "streams": torch.arange(groups * case.streams, dtype=torch.int32).view(groups, case.streams),
         "weights": torch.tensor([WEIGHTS[case.streams]] * groups),
@@ -119,8 +119,8 @@ def _arguments(case: Case, groups: int) -> dict[str, Any]:
 
 
 def check(case: Case) -> int:
-    """Ids kept by a case's first group. ``RuntimeError`` if its first groups are not what the reference makes of them,
-    or keep other ids than transformers."""
+    """The number of tokens that a case's first group keeps. ``RuntimeError`` if the first groups differ from the
+    reference, or keep other tokens than transformers."""
     groups = min(case.groups, 2)
     logits = case.logits()[: groups * case.streams]
     got = ops.sample(logits, **_arguments(case, groups))
@@ -137,7 +137,7 @@ def check(case: Case) -> int:
 
 
 def measure(case: Case, seconds: float = 0.5, compiled: bool = False) -> dict[str, Any]:
-    """Microseconds of everything that runs for ``case``, after `check`; about ``seconds`` for the slowest."""
+    """`check` a case, then time its functions in microseconds, for about ``seconds`` for the slowest."""
     kept = check(case)
     run = runners(case, compiled)
     medians, rounds = take_turns(run, seconds)
@@ -145,7 +145,7 @@ def measure(case: Case, seconds: float = 0.5, compiled: bool = False) -> dict[st
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
-    """The rows as text: microseconds, and how many times faster than its rivals fastdecode was."""
+    """The rows as text: microseconds, and how many times faster fastdecode is than its rivals."""
     head = f"{'filter':22} {'groups':>6} {'S':>2} {'ids':>7} {'kept':>6} {'dtype':>8}   "
     head += f"{'us':>8} {'vs hf':>7} {'vs torch':>8}"
     lines = [head + f" {'/softmax':>8} {'/read':>7}"]
@@ -164,7 +164,7 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
 def run_bench(
     quick: bool, json_file: Path | None, csv_file: Path | None, compiled: bool, plot_file: Path | None = None
 ) -> None:
-    """Measure all cases, print them as they come, and write the files that were asked for."""
+    """Measure all cases, print each when it is done, and write the requested files."""
     if plot_file is not None and find_spec("matplotlib") is None:
         raise ValueError("--plot needs matplotlib: pip install matplotlib")
     make_files((json_file, csv_file, plot_file))

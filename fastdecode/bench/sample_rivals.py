@@ -1,4 +1,4 @@
-"""What one would run in place of `fastdecode.ops.sample`: transformers' processors, and torch written by hand."""
+"""The alternatives to `fastdecode.ops.sample`: transformers' processors, and torch operations written by hand."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from transformers.generation import (
 
 
 def mix(logits: Tensor, weights: tuple[float, ...]) -> Tensor:
-    """(groups * S, vocab) rows, a group's streams side by side, to (groups, vocab)."""
+    """Mix the streams of each group: (groups * S, vocab), a group's streams side by side, to (groups, vocab)."""
     if len(weights) == 1:
         return logits if weights[0] == 1.0 else logits * weights[0]
     streams = logits.view(-1, len(weights), logits.shape[1])
-    if len(weights) == 2 and weights[0] + weights[1] == 1.0:  # as guidance is written: u + s (c - u)
+    if len(weights) == 2 and weights[0] + weights[1] == 1.0:  # the usual formula of guidance: u + s (c - u)
         return torch.lerp(streams[:, 1], streams[:, 0], weights[0])
     mixed = streams[:, 0] * weights[0]
     for k, weight in enumerate(weights[1:], 1):
@@ -29,7 +29,7 @@ def mix(logits: Tensor, weights: tuple[float, ...]) -> Tensor:
 
 
 class Transformers:
-    """Its guidance formula on logits, a mask added, its warpers, softmax and multinomial."""
+    """transformers' guidance formula on logits, an added mask, its warpers, softmax and multinomial."""
 
     def __init__(self, vocab: int, span: tuple[int, int], weights: tuple[float, ...], options: dict[str, Any]) -> None:
         self.weights, self.greedy = weights, options["temperature"] == 0
@@ -48,7 +48,7 @@ class Transformers:
             self.warpers.append(MinPLogitsWarper(options["min_p"]))
 
     def scores(self, logits: Tensor) -> Tensor:
-        """(groups, vocab) float32: what is left of the distribution's logits, the rest -inf."""
+        """(groups, vocab) float32: the logits of the tokens that the filter keeps; -inf for the others."""
         rows = logits.float()
         if len(self.weights) > 1:
             rows = rows.log_softmax(-1)
@@ -66,7 +66,7 @@ class Transformers:
 
 
 class Torch:
-    """The same by hand: slice before all else, select by topk before softmax, draw by the exponential race."""
+    """The same by hand: slice first, select by topk before softmax, sample by the exponential race."""
 
     def __init__(self, vocab: int, span: tuple[int, int], weights: tuple[float, ...], options: dict[str, Any]) -> None:
         self.span, self.weights, self.options = span, weights, options

@@ -1,11 +1,10 @@
-"""``fastdecode bench step``: each operation of a decode step beside torch's equivalent and the floor of memory.
+"""``fastdecode bench step``: times each operation of a decode step, torch's equivalent, and the read of its memory.
 
-Every case is checked against the reference before it is timed; all take turns (`fastdecode.bench.turns`), so that
-ratios are of one run. ``floor`` is the time that reading takes, of as many bytes as the operation must read, at the
-speed of torch's sum over more than caches hold, which takes turns with the others. What an operation reads may lie in a
-cache, and then it can be faster: weights, keys and values never do. Torch's equivalent has activations of the weights'
-dtype and attends to rows that lie side by side in memory; of ``sample_advance`` it is `fastdecode.ops.sample`, and
-torch operations for what is to be noted of the drawn tokens.
+Every case is checked against the reference before it is timed. All functions take turns (`fastdecode.bench.turns`), so
+a ratio compares figures of one run. ``floor`` is the time to read the bytes that the operation must read, at the
+bandwidth of torch's sum over more memory than the caches hold. An operation can be faster if its inputs are in a cache;
+weights, keys and values never are. Torch's equivalent has activations in the weights' dtype, and attends to contiguous
+keys and values. For ``sample_advance`` it is `fastdecode.ops.sample` and torch operations that record the tokens.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from fastdecode.bench.step_cases import COLD_BYTES, OPERATIONS, SIZES, Case, Run
 from fastdecode.bench.turns import make_files, show, take_turns, write_rows
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 1e-3}
-"""Of the largest number of a result."""
+"""The tolerance, relative to the largest number of a result."""
 
 
 def cases(quick: bool) -> Iterator[Case]:
-    """Every operation of each size for 1, 2, 3 and 8 rows, bfloat16, and the linear layers also in float32."""
+    """Every operation in each size with 1, 2, 3 and 8 rows in bfloat16, and the linear layers also in float32."""
     for size in ("289M",) if quick else SIZES:
         for operation in OPERATIONS:
             for rows in (1, 3) if quick else (1, 2, 3, 8):
@@ -38,7 +37,7 @@ def cases(quick: bool) -> Iterator[Case]:
 
 
 def check(case: Case, run: Runner) -> None:
-    """``RuntimeError`` if what a case gives is not what the reference returns."""
+    """``RuntimeError`` if the result of a case differs from the reference."""
     got, expected = (found if isinstance(found, tuple) else (found,) for found in run.results())
     for a, b in zip(got, expected, strict=True):
         if not _alike(a, b, TOLERANCE[case.dtype]):
@@ -52,7 +51,7 @@ def _alike(a: Tensor, b: Tensor, tolerance: float) -> bool:
 
 
 def measure(case: Case, memory: Tensor, seconds: float = 0.3) -> dict[str, Any]:
-    """Microseconds of everything that runs for ``case``, after `check`; ``memory`` is read for the floor."""
+    """`check` a case, then time its functions in microseconds. ``memory``: what is read to measure the floor."""
     run = runner(case)
     check(case, run)
     size = min(len(memory), max(1 << 20, run.bytes // 4))
@@ -65,7 +64,7 @@ def measure(case: Case, memory: Tensor, seconds: float = 0.3) -> dict[str, Any]:
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
-    """The rows as text: microseconds, how many times faster than torch, and how many times the floor."""
+    """The rows as text: microseconds, how many times faster than torch, and the ratio to the floor."""
     lines = [f"{'operation':16} {'size':>6} {'rows':>4} {'dtype':>8}   {'us':>9} {'vs torch':>8} {'/floor':>7}"]
     for row in rows:
         ours = row["fastdecode"]
@@ -77,7 +76,7 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def run_step_bench(quick: bool, json_file: Path | None, csv_file: Path | None) -> None:
-    """Measure all cases, print them as they come, and write the files that were asked for."""
+    """Measure all cases, print each when it is done, and write the requested files."""
     make_files((json_file, csv_file))
     machine, memory = describe(), torch.ones(2 * COLD_BYTES // 4)
     show(machine)

@@ -1,6 +1,6 @@
-"""The operations of a decode step as `fastdecode bench step` times them: arguments, rivals in torch, bytes to read.
+"""The operations that `fastdecode bench step` times: arguments, equivalents in torch, and bytes to read.
 
-Weights, and keys and values, take turns among copies that no cache holds together, as the layers of a model do.
+Calls rotate through copies of the weights, keys and values that are together larger than the caches, as in a model.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from fastdecode import ops
 
 COLD_BYTES = 160 << 20
-"""Of all copies together."""
+"""The size of all copies together."""
 IDS = 1000
-"""That a row attends to."""
+"""The number of tokens that a row attends to."""
 PAGE_SLOTS = 32
 
 
@@ -38,7 +38,7 @@ SIZES = {"289M": Size(1024, 2816, 8, 8), "7B": Size(4096, 11008, 32, 32)}
 
 @dataclass(frozen=True)
 class Case:
-    """``rows`` rows of one operation of a model of a size; ``dtype`` of its weights, keys and values."""
+    """One operation for ``rows`` rows, in a model of this size. ``dtype``: of weights, keys and values."""
 
     operation: str
     size: str = "289M"
@@ -48,8 +48,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Runner:
-    """``fastdecode`` and ``torch`` do the same work; ``results`` gives what fastdecode and the reference return. A call
-    reads ``bytes`` bytes.
+    """``fastdecode`` and ``torch`` do the same work. ``results`` returns those of fastdecode and of the reference.
+    A call reads ``bytes`` bytes.
     """
 
     fastdecode: Callable[[], Any]
@@ -140,7 +140,7 @@ def _embed(case: Case, size: Size) -> Runner:
 
 
 def _table(rows: int) -> Tensor:
-    """Pages of rows with room for one id more than `IDS`, shuffled."""
+    """A page table of rows with room for `IDS` + 1 tokens, in shuffled order."""
     width = IDS // PAGE_SLOTS + 1
     order = torch.randperm(rows * width, generator=torch.Generator().manual_seed(0))
     return order.view(rows, width).int()
@@ -191,7 +191,7 @@ def _attend(case: Case, size: Size) -> Runner:
 
     def by_torch() -> Tensor:
         keys, values = next(dense)
-        # By hand: scaled_dot_product_attention takes four times as long for one query, on the CPU in bfloat16.
+        # By hand: for one query in bfloat16 on the CPU, scaled_dot_product_attention takes four times as long.
         found: Tensor = ((rounded @ keys.mT) * d**-0.5).softmax(-1) @ values
         return found
 
@@ -273,5 +273,5 @@ OPERATIONS: dict[str, Callable[[Case, Size], Runner]] = {
 
 
 def runner(case: Case) -> Runner:
-    """What is timed for a case."""
+    """The functions that are timed for a case."""
     return OPERATIONS[case.operation](case, SIZES[case.size])

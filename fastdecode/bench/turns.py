@@ -1,4 +1,4 @@
-"""What every benchmark does alike: take turns, and write figures down."""
+"""The common part of all benchmarks: functions take turns, and their times are written to files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Run = Callable[[], Any]
 
 
 def take_turns(run: dict[str, Run], seconds: float) -> tuple[dict[str, float], int]:
-    """Microseconds of a call of each, and the number of rounds; about ``seconds`` for the slowest.
+    """Time functions. Returns the microseconds of one call of each, and the number of rounds.
 
-    All take turns of a few milliseconds; a turn is calls back to back, the first of which is not counted, and the
-    figure is the median call.
+    The functions take turns of a few milliseconds. In a turn a function is called repeatedly; the first call is not
+    counted. The figure is the median call. ``seconds``: about the time that the slowest one gets.
     """
     once = {name: timed(function) for name, function in run.items() for _ in range(2)}
     rounds = int(min(100, max(5, seconds / max(once.values()))))
@@ -29,7 +29,7 @@ def take_turns(run: dict[str, Run], seconds: float) -> tuple[dict[str, float], i
 
 
 def _turn(function: Run, seconds: float = 0.002) -> list[float]:
-    """Times of calls back to back for so long, of one at least, without the first."""
+    """The times of repeated calls in one turn, at least one, without the first call."""
     function()
     times = [timed(function)]
     while sum(times) < seconds:
@@ -38,14 +38,14 @@ def _turn(function: Run, seconds: float = 0.002) -> list[float]:
 
 
 def timed(function: Run) -> float:
-    """Seconds of one call."""
+    """The seconds that one call takes."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
 
 
 def make_files(files: Iterable[Path | None]) -> None:
-    """Raises now, not after everything was measured, where a file cannot be written."""
+    """Create the files, so that one that cannot be written raises before everything is measured."""
     for file in files:
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -53,14 +53,14 @@ def make_files(files: Iterable[Path | None]) -> None:
 
 
 def show(machine: dict[str, Any]) -> None:
-    """One line that says what the figures are of."""
+    """Print one line that describes the machine."""
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
 
 
 def write_rows(
     name: str, rows: list[dict[str, Any]], machine: dict[str, Any], json_file: Path | None, csv_file: Path | None
 ) -> None:
-    """The rows, which have the same columns, and in JSON the machine."""
+    """Write the rows, which have the same columns, as JSON (with the machine) and CSV."""
     if json_file is not None:
         json_file.write_text(json.dumps({"machine": machine, name: rows}, indent=2) + "\n")
     if csv_file is not None:

@@ -1,4 +1,4 @@
-"""``fastdecode demo``: the embedded model illustrates instructions, draws, edits and describes; a page shows it."""
+"""``fastdecode demo``: a web page of what the embedded model draws, edits and describes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ INSTRUCTIONS: dict[str, Any] = {
     "image": {"temperature": 0.7, "top_p": 0.9},
     "max_new_tokens": 480,
 }
-"""Of the three-way recipe; measured best for this model (it is small: at the usual 3.0 its noise is raised, too)."""
+"""Three-way guidance. These weights measured best: the usual 3.0 amplifies the errors of a small model."""
 UNCERTAIN = {"temperature": 0.85, "top_p": 0.97}
 EDITED = "In column 1 a red square, on it a blue circle. In column 3 a yellow triangle."
 EDITS = ("Paint the blue circle green.", "Put a purple diamond in column 3.", "Take the top of column 1 away.")
@@ -51,7 +51,7 @@ ENLARGE = 4
 
 @dataclass
 class Tally:
-    """What was decoded and how long it took."""
+    """The number of tokens and pictures decoded, and the time that it took."""
 
     tokens: int = 0
     pictures: int = 0
@@ -68,7 +68,7 @@ class Tally:
 
 @dataclass
 class Studio:
-    """The embedded model, a seed, and a running tally."""
+    """The embedded model, a seed, and the total so far."""
 
     model: Any
     processor: Any
@@ -76,7 +76,7 @@ class Studio:
     total: Tally = field(default_factory=Tally)
 
     def ask(self, prompts: list[str], pictures: list[Image.Image] | None = None, **options: Any) -> list[Document]:
-        """Decode all prompts in one batch; one document each."""
+        """Decode all prompts in one batch. Returns one document per prompt."""
         inputs = self.processor(text=prompts, images=pictures, padding=True, return_tensors="pt")
         length = inputs["input_ids"].shape[1]
         start = time.perf_counter()
@@ -90,7 +90,7 @@ class Studio:
 
 
 def first_picture(document: Document) -> Image.Image:
-    """``RuntimeError`` if there is none."""
+    """The first picture of ``document``. ``RuntimeError`` if there is none."""
     for part in document:
         if isinstance(part, Image.Image):
             return part
@@ -98,7 +98,7 @@ def first_picture(document: Document) -> Image.Image:
 
 
 def run_demo(output: Path, seed: int = 0) -> Tally:
-    """Draw everything and write ``index.html`` and its pictures into ``output``; prints a summary."""
+    """Draw everything, write ``index.html`` and its pictures into ``output``, and print a summary."""
     model, processor = load("blocks")
     studio = Studio(model, processor, seed)
     page = Page()
@@ -174,7 +174,7 @@ class Page:
         self.body.append(f"<h2>{html.escape(title)}</h2><p>{html.escape(words)}</p>")
 
     def strip(self, title: str, document: Document, name: str) -> None:
-        """One document from left to right: each text above or beside the picture that follows it."""
+        """Add one document, from left to right. Each text is above or beside the picture that follows it."""
         cells, said, number = [], "", 0
         for part in document:
             if isinstance(part, str):
@@ -188,7 +188,7 @@ class Page:
         self.body.append(f"{heading}<div class=strip>{''.join(cells)}{rest}</div>")
 
     def grid(self, title: str, rows: list[tuple[str, list[Image.Image]]], name: str) -> None:
-        """Labelled groups of small pictures."""
+        """Add labelled groups of small pictures."""
         cells = []
         for k, (label, pictures) in enumerate(rows):
             drawn = "".join(self._image(p, f"{name}-{k + 1}-{j + 1}", small=True) for j, p in enumerate(pictures))

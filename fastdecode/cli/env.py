@@ -1,4 +1,4 @@
-"""``fastdecode env``: prints what is installed, what works, and why something does not."""
+"""``fastdecode env``: prints what is installed, what works, and the reason why something does not."""
 
 from __future__ import annotations
 

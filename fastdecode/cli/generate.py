@@ -1,4 +1,4 @@
-"""``fastdecode generate``: one prompt in, a document of text and pictures out."""
+"""``fastdecode generate``: makes a document of text and pictures from one prompt."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GUIDANCE_HELP = "give none, a number such as 3.0, or instruct, or instruct:TEXT,
 
 
 def parse_guidance(text: str | None, draws: bool) -> Guidance | float | None:
-    """The ``--guidance`` option; ``ValueError`` says how to write it."""
+    """Parse the ``--guidance`` option. ``ValueError`` says how to write it."""
     if text is None:
         return GUIDANCE if draws else None
     if text == "none":
@@ -40,7 +40,7 @@ def parse_guidance(text: str | None, draws: bool) -> Guidance | float | None:
 
 
 def open_pictures(files: list[Path]) -> list[Image.Image]:
-    """The prompt's pictures; ``ValueError`` names a file that is none."""
+    """Read the prompt's pictures. ``ValueError`` names a file that is not a picture."""
     pictures = []
     for file in files:
         try:
@@ -54,7 +54,7 @@ def open_pictures(files: list[Path]) -> list[Image.Image]:
 
 
 def write_document(args: argparse.Namespace) -> None:
-    """Load, decode, and write ``document.md`` with its ``picture-N.png`` into ``args.output``."""
+    """Load the model, decode, and write ``document.md`` and its ``picture-N.png`` files into ``args.output``."""
     draws = args.mode != "text-only"
     guidance = parse_guidance(args.guidance, draws)
     pictures = open_pictures(args.image)

@@ -1,4 +1,4 @@
-"""The command ``fastdecode`` and its parts. Heavy imports wait until a command needs them."""
+"""The command ``fastdecode`` and its subcommands. Heavy imports are deferred until a subcommand needs them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastdecode.cli import serve
 
 
 def parser() -> argparse.ArgumentParser:
-    """All commands and options."""
+    """The argument parser with all commands and options."""
     top = argparse.ArgumentParser(
         prog="fastdecode", description="Decode models that write text and draw images as one token stream."
     )
@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def show_config(args: argparse.Namespace) -> None:
-    """Print the flags that were asked for, on one line."""
+    """Print the requested flags on one line."""
     from fastdecode import build_info
 
     wanted = {
@@ -104,7 +104,7 @@ def show_config(args: argparse.Namespace) -> None:
 
 
 def run_benchmark(args: argparse.Namespace) -> None:
-    """Time what was asked for."""
+    """Run the requested benchmark."""
     if args.operation == "sample":
         from fastdecode.bench.sample import run_bench
 
@@ -118,7 +118,7 @@ def run_benchmark(args: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 if it worked. Wrong input prints one sentence and gives 2."""
+    """Run a command. Returns 0 on success; for wrong input it prints one sentence and returns 2."""
     args = parser().parse_args(arguments)
     try:
         if args.command == "env":

@@ -1,4 +1,4 @@
-"""An output folder that is filled completely or not at all."""
+"""An output folder that gets all its files or none."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A folder to write into; its files move to ``target`` when the block ends, and vanish if it fails.
+    """A temporary folder. Its files move to ``target`` when the block ends; they are deleted if it fails.
 
-    Files of the same names in ``target`` are replaced, others stay. ``ValueError`` if ``target`` is a file or cannot
+    Files of the same name in ``target`` are replaced; others stay. ``ValueError`` if ``target`` is a file or cannot
     be written.
     """
     if target.exists() and not target.is_dir():

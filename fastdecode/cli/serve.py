@@ -1,4 +1,4 @@
-"""``fastdecode serve``: a page and an HTTP interface, whose requests share one engine."""
+"""``fastdecode serve``: a web page and an HTTP interface; all requests share one engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
 
 def add_arguments(serve: argparse.ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the command's options."""
     serve.add_argument("--model", default="blocks", help="'blocks', a folder or a hub id (default: %(default)s)")
     serve.add_argument("--vqgan", type=Path, default=None, help="Meta's vqgan.ckpt, for a checkpoint without decoder")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s, this machine)")
@@ -29,14 +29,14 @@ def add_arguments(serve: argparse.ArgumentParser) -> None:
 
 
 def check_extra() -> None:
-    """RuntimeError says what to install."""
+    """Check that the packages of the server are installed. RuntimeError says what to install."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise RuntimeError(f"serve needs {', '.join(missing)}: pip install 'fastdecode[serve]'")
 
 
 def serve(args: argparse.Namespace) -> None:
-    """Load the model, and serve it until SIGINT or SIGTERM."""
+    """Load the model and serve it until SIGINT or SIGTERM."""
     check_extra()
     from fastdecode.generation.engine import Engine
     from fastdecode.models.loading import load

@@ -22,15 +22,15 @@ from fastdecode.ops.backends import core
 class CpuStep:
     """`Decoder`'s step for a model for which `unsupported_reason` returns None.
 
-    A change of a matrix in place takes effect. A matrix that is replaced (``model.to``) does not, nor does a change
-    of a norm or bias that is not float32: make a new `CpuStep` for them. ``ValueError`` if the environment variable
-    FASTDECODE_CPU_ISA names no instruction set of this machine.
+    It reads matrices in place, so a change of their values takes effect. Make a new `CpuStep` after replacing a matrix
+    (``model.to``), or after changing a norm or bias that is not float32. ``ValueError`` if the environment variable
+    FASTDECODE_CPU_ISA names an instruction set that this machine lacks.
     """
 
     def __init__(self, inner: Any, swin: bool) -> None:
-        core().cpu_isa()  # raises if FASTDECODE_CPU_ISA cannot be had
+        core().cpu_isa()  # raises if this machine lacks FASTDECODE_CPU_ISA
         self._step, self._linear = core().decode_step, core().linear
-        self._kept: list[Tensor] = []  # whose memory the addresses are
+        self._kept: list[Tensor] = []  # tensors that own the memory at the addresses
         first = inner.layers[0]
         sizes, norms = Sizes.of(first), head_norms(first.self_attn)
         rows = [self._row(layer, sizes) for layer in inner.layers]
@@ -44,7 +44,7 @@ class CpuStep:
         )
 
     def _row(self, layer: Any, sizes: Sizes) -> list[int]:
-        """The addresses of ``fastdecode_layer``; those of keys and values are of each step."""
+        """The addresses of one ``fastdecode_layer``; those of keys and values are 0, and set at each step."""
         modules = [module for _, module, _ in linears(layer, sizes)]
         row = [self._address(m.weight) for m in modules]
         row += [self._float_address(m.bias) for m in modules]
@@ -55,27 +55,26 @@ class CpuStep:
         return [*row, 0, 0]
 
     def _address(self, tensor: Tensor) -> int:
-        """Of the memory that ``tensor`` has now, which is kept even if the tensor is given another."""
+        """The address of the memory of ``tensor``; it stays allocated even if the tensor gets other memory."""
         self._kept.append(tensor.detach())
         return self._kept[-1].data_ptr()
 
     def _float_address(self, tensor: Tensor | None) -> int:
-        """Of the tensor, or of a dense float32 copy; 0 for none."""
+        """The address of the tensor if it is dense float32, else of a dense float32 copy; 0 for None."""
         return 0 if tensor is None else self._address(tensor.detach().float().contiguous())
 
     def __call__(self, cache: StreamCache, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Feed one token to every row of ``cache``. The cache has room for it; the caller grows the cache.
+        """Feed one token to every row of ``cache``. The cache must have room for it; the caller grows the cache.
 
-        ``x`` (rows, hidden) are the tokens' embeddings, which may be overwritten; ``cos`` and ``sin`` (rows, head_dim)
-        as `Decoder.rope` has them. Returns the normed hidden states (rows, hidden) float32.
+        ``x`` (rows, hidden): the tokens' embeddings; they may be overwritten. ``cos`` and ``sin`` (rows, head_dim):
+        from `Decoder.rope`. Returns the normed hidden states (rows, hidden) float32.
         """
         return self._run(cache, cache.page_table, cache.lengths, x, cos, sin, chained=False)
 
     def prefill(self, cache: StreamCache, rows: Tensor, positions: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
-        """Store the keys and values of n tokens, at ``positions`` of ``rows`` (both (n,) int64), which have pages for
-        them.
+        """Store the keys and values of n tokens at ``positions`` of ``rows`` (both (n,) int64), which must have pages.
 
-        A token attends to those before it in its row, stored or of this call. A row's tokens must come in order.
+        A token attends to earlier tokens of its row, stored or in this call. The tokens of a row must be in order.
         """
         self._run(cache, cache.page_table[rows], positions, x, cos, sin, chained=True)
 
@@ -93,7 +92,7 @@ class CpuStep:
         x = x.to(torch.float32).contiguous()
         if x.shape != (len(lengths), self._hidden):
             raise ValueError(f"embeddings are {tuple(x.shape)}; they must be ({len(lengths)}, {self._hidden})")
-        addresses = self._addresses.clone()  # of this call: another thread may be in a step of its own
+        addresses = self._addresses.clone()  # a copy for this call: another thread may run a step at the same time
         stored = [[k.data_ptr(), v.data_ptr()] for k, v in zip(cache.keys, cache.values, strict=True)]
         addresses[:, -2:] = torch.tensor(stored, device="cpu")
         self._step(
@@ -117,8 +116,8 @@ class CpuStep:
         return x
 
     def head(self, matrix: ops.Matrix, hidden: Tensor, out: Tensor) -> None:
-        """``out`` (rows, n) = ``hidden`` (rows, hidden) times a matrix of n features, a `plain_tensor`; ``out`` is
-        float32 and may be part of wider rows.
+        """``out`` (rows, n) = ``hidden`` (rows, hidden) times ``matrix``, a `plain_tensor` of n features. ``out`` is
+        float32 and may be a slice of wider rows.
         """
         weight = matrix.weight
         hidden = hidden.to(torch.float32).contiguous()

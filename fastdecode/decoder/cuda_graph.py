@@ -1,7 +1,7 @@
-"""Steps inside pictures, captured once and replayed: on a GPU as a CUDA graph, which costs the host one call a step.
+"""Captures a step inside a picture once and replays it: on a GPU as a CUDA graph, one call of the host per step.
 
 A captured step reads and writes buffers at fixed addresses: the next tokens, lengths, page table, sampling parameters
-and grammar states. The host takes pages for a whole run of steps, and reads the tokens when the run is over.
+and grammar states. The host allocates pages for a whole run of steps, and reads the tokens after the run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Capture = Callable[[Callable[[], None]], Callable[[], Any]]
 
 
 class CapturableDecoder(Protocol):
-    """What a captured step calls of `fastdecode.decoder.Decoder`."""
+    """The part of `fastdecode.decoder.Decoder` that a captured step calls."""
 
     logits_buffer: Tensor | None
 
@@ -42,14 +42,14 @@ class CapturableDecoder(Protocol):
 
 
 MOST_STEPS = 64
-"""The most steps of one run, whose tokens are read together."""
+"""The maximum number of steps in one run. The host reads the tokens of a run together."""
 
 MOST_KEPT = 16
-"""The most captured steps that a pool keeps."""
+"""The maximum number of captured steps that a pool stores."""
 
 
 def bucket(count: int) -> int:
-    """The size that is captured for so many rows or groups: 1, 2, 3, 4, 6, 8, 12, 16, 24, …"""
+    """The captured size for ``count`` rows or groups: the next of 1, 2, 3, 4, 6, 8, 12, 16, 24, …"""
     power = 1 << max(count - 1, 0).bit_length()
     return power * 3 // 4 if power >= 4 and count <= power * 3 // 4 else power
 
@@ -61,12 +61,12 @@ def _fill(mine: Tensor, given: Tensor) -> None:
 
 
 class CannotCapture(RuntimeError):
-    """A step waits for the device, which a capture does not survive."""
+    """A step waits for the device, so it cannot be captured."""
 
 
 def cuda_graph(step: Callable[[], None]) -> Callable[[], Any]:
-    """``step`` as a CUDA graph of the current device; it runs twice before, in which kernels are compiled and memory is
-    found. ``CannotCapture``, before anything is captured, if it waits for the device the second time.
+    """Capture ``step`` as a CUDA graph of the current device, after two runs that compile kernels and allocate memory.
+    Returns a function that replays it. ``CannotCapture``, before the capture, if the second run waits for the device.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -89,7 +89,7 @@ def cuda_graph(step: Callable[[], None]) -> Callable[[], Any]:
 
 @dataclass
 class Draws:
-    """What the draws of a block need: `fastdecode.ops.sample_advance`'s arguments, and the head's rows."""
+    """Arguments of `fastdecode.ops.sample_advance` for a run, and ``spans`` of the output head's rows."""
 
     tables: ops.GrammarTables
     streams: Tensor
@@ -100,9 +100,9 @@ class Draws:
 
 
 class _Rows:
-    """A cache's storage, with the lengths and the table of a captured step.
+    """A cache's keys and values, with the lengths and page table of a captured step.
 
-    There may be more rows than the cache has: they are its first one again, ``like``, and store what that one stores.
+    It may have more rows than the cache. Extra rows repeat the cache's first row (``like``) and store the same values.
     """
 
     def __init__(self, cache: StreamCache, width: int) -> None:
@@ -121,11 +121,11 @@ class _Rows:
 
 
 class CapturedStep:
-    """One step of ``decoder`` for the rows of ``cache``, and its draws, captured by ``capture``.
+    """One step of ``decoder`` for the rows of ``cache``, with sampling, captured by ``capture``.
 
-    For any later cache over the same storage of the pool, and any `Draws`, of about as many rows and groups: `fits`.
-    Groups that are not there have ended before. ``spare``: a page to write to while it captures. ``seconds``: what that
-    took, with compiling.
+    It also serves later caches over the same memory of the pool, and other `Draws`, if `fits` accepts them: the numbers
+    of rows and groups must have the same `bucket`. Unused groups are marked as finished. ``spare``: a page to write to
+    during the capture. ``seconds``: the time that the capture took, with compiling.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class CapturedStep:
         groups, device = bucket(len(draws.streams)), cache.lengths.device
         self.decoder, self.tables, self.spans = decoder, draws.tables, draws.spans
         self.beside = decoder.beside_layers()
-        # A captured table cannot grow: room for twice what there is, and for one more run.
+        # A captured page table cannot grow: it gets twice the current width, and the pages of one more run.
         width = 2 * cache.page_table.shape[1] + -(-MOST_STEPS // cache.pool.page_slots)
         self.rows = _Rows(cache, width)
         self.cos, self.sin = decoder.rope_tables(width * cache.pool.page_slots)
@@ -150,7 +150,7 @@ class CapturedStep:
         self.parameters: dict[str, Any] = {
             name: torch.zeros(groups, dtype=torch.int32 if name == "top_k" else torch.float32, device=device)
             for name in draws.parameters
-            if name != "penalty" or state.seen is not None  # which is 1 without them
+            if name != "penalty" or state.seen is not None  # without seen tokens the penalty is 1
         }
         self.inputs = torch.zeros_like(self.rows.lengths)
         self.state = ops.DecodeState(
@@ -171,10 +171,10 @@ class CapturedStep:
         with torch.cuda.device_of(self.inputs):
             self.replay = capture(self._step)
         self.seconds = time.perf_counter() - begin
-        self.kept = decoder.logits_buffer  # the capture writes there, whatever the decoder has later
+        self.kept = decoder.logits_buffer  # the capture writes here, even if the decoder gets another buffer
 
     def fits(self, decoder: CapturableDecoder, cache: StreamCache, draws: Draws, state: ops.DecodeState) -> bool:
-        """Whether `run` can be called with these, and does what ``decoder`` would."""
+        """Whether `run` computes with these what ``decoder`` would. If so, norms and biases are copied from it."""
         return (
             (len(self.inputs), len(self.streams)) == (bucket(cache.rows), bucket(len(draws.streams)))
             and self.streams.shape[1] == draws.streams.shape[1]
@@ -186,7 +186,7 @@ class CapturedStep:
         )
 
     def draws_alike(self, draws: Draws) -> bool:
-        """Whether the same sets are drawn from, by the same grammar."""
+        """Whether ``draws`` has the same grammar, token sets and spans."""
         mine, its = self.tables, draws.tables
         same = mine is its or (mine.vocab, mine.sets, mine.host) == (its.vocab, its.sets, its.host)
         return (
@@ -197,7 +197,7 @@ class CapturedStep:
         )
 
     def _load(self, draws: Draws, state: ops.DecodeState) -> None:
-        """Everything but the rows into the buffers."""
+        """Copy everything except the rows into the buffers."""
         for mine, given in ((self.streams, draws.streams), (self.weights, draws.weights), (self.seeds, draws.seeds)):
             _fill(mine, given)
         for name, mine in self.parameters.items():
@@ -238,8 +238,8 @@ class CapturedStep:
         self.place.add_(1)
 
     def run(self, cache: StreamCache, draws: Draws, state: ops.DecodeState, steps: int) -> tuple[Tensor, Tensor]:
-        """So many steps of ``cache``, which has room for them, from ``state`` on, whose ``seen`` is kept: tokens and
-        statuses (steps, groups), views that the next run overwrites.
+        """Run ``steps`` steps of ``cache``, which must have room for them, from ``state`` on; updates ``state.seen``.
+        Returns tokens and statuses, each (steps, groups): views that the next run overwrites.
         """
         self._begin(cache, draws, state)
         with torch.cuda.device_of(self.inputs):
@@ -254,8 +254,8 @@ class CapturedStep:
     def run_ahead(
         self, cache: StreamCache, draws: Draws, state: ops.DecodeState, steps: int
     ) -> Iterator[tuple[list[int], list[int]]]:
-        """At most so many steps, as of `run`. Yields a step's tokens and statuses when the next one is on its way and
-        ``cache`` has grown; if the iterator is closed, the next one is for nothing.
+        """As `run`, at most ``steps`` steps. Yields the tokens and statuses of a step after the next step has been
+        launched and ``cache`` has grown. If the iterator is closed, the result of that next step is not used.
         """
         self._begin(cache, draws, state)
         groups = len(draws.streams)
@@ -272,7 +272,7 @@ class CapturedStep:
 
 
 class _Reader:
-    """Brings tokens and statuses (steps, groups) to the host, one step's at a time; it waits for no later step."""
+    """Copies tokens and statuses (steps, groups) to the host, one step at a time, without waiting for later steps."""
 
     def __init__(self, tokens: Tensor, statuses: Tensor) -> None:
         self.device, self.there = (tokens, statuses), tokens.device.type == "cuda"
@@ -280,7 +280,7 @@ class _Reader:
         self.sent = [torch.cuda.Event() for _ in tokens] if self.there else []
 
     def send(self, step: int) -> None:
-        """After the launch of ``step``, before that of the next."""
+        """Start the copy: call it after the launch of ``step`` and before that of the next step."""
         for mine, its in zip(self.host, self.device, strict=True):
             mine[step].copy_(its[step], non_blocking=True)
         if self.there:
@@ -294,17 +294,17 @@ class _Reader:
 
 
 class CapturedSteps:
-    """What ``decoder`` captures. The pool of pages that captured steps write to keeps the last few of them, for later
-    decoders of the same model too, until it gets other memory.
+    """The captured steps of ``decoder``. The pool whose pages they write to stores the last `MOST_KEPT` of them until
+    it gets other memory. Later decoders of the same model use them too.
     """
 
     def __init__(self, decoder: CapturableDecoder, capture: Capture) -> None:
         self.decoder, self.capture, self.possible = decoder, capture, True
 
     def get(self, cache: StreamCache, draws: Draws, state: ops.DecodeState, steps: int) -> CapturedStep | None:
-        """A captured step that fits, captured now if there is none; ``cache`` then has room for ``steps`` steps.
+        """A captured step that fits; captures one if there is none. ``cache`` then has room for ``steps`` steps.
 
-        None if there are too few pages, for more than `MOST_STEPS` steps, and if the step cannot be captured (with a
+        None if there are too few pages, if ``steps`` exceeds `MOST_STEPS`, or if the step cannot be captured (with a
         warning the first time).
         """
         if steps > MOST_STEPS or not self.possible:
@@ -317,7 +317,7 @@ class CapturedSteps:
                     captured.remove(step)
                     captured.insert(0, step)
                     return step
-            cache.pool.allocate()  # what is captured knows this memory
+            cache.pool.allocate()  # a capture stores the addresses of this memory
             cache.reclaim(1)
             spare = cache.pool.take(1)
         except PoolExhausted:

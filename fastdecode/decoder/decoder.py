@@ -1,10 +1,9 @@
 """A model's layers over a batch of sequences of different lengths.
 
-For a plain model on the CPU, the C++ library computes a whole step (`fastdecode.decoder.cpu_step`). Otherwise, and in
-prefill, the model's own linear modules are called, so adapters and quantised layers keep working, and no weight is
-copied. The operations between them are written out here for one new token per row, without masks over the whole batch,
-cache objects or output wrappers. Covers both norm orders (before each block, or Swin's after it), grouped-query
-attention and biases.
+For a plain model on the CPU, the C++ library computes a whole step (`fastdecode.decoder.cpu_step`); on a GPU, Triton
+kernels do (`fastdecode.decoder.triton_step`). Otherwise, and in prefill, the model's own linear modules are called, so
+adapters and quantised layers keep working and no weight is copied. This file implements the operations between them. It
+supports both norm orders (before attention and MLP, or after them as in Swin), grouped-query attention and biases.
 """
 
 from __future__ import annotations
@@ -29,27 +28,27 @@ from fastdecode.kv.kv_cache import StreamCache
 from fastdecode.kv.page_pool import PAGE_SLOTS, PagePool
 
 PREFILL_IDS = 4096
-"""The most tokens, of all rows together, that go through the layers at once in prefill. Bounds its memory."""
+"""The maximum number of tokens, of all rows together, in one pass of prefill. It bounds the memory of prefill."""
 
 PREFILL_STEP_IDS = 64
-"""The same for prefill in steps: enough tokens for each reading of the weights."""
+"""The same for prefill by the C++ step: enough tokens to make good use of each read of the weights."""
 
 RMS_NORMS, MLPS = tuple(f.norm for f in FAMILIES), tuple(f.mlp for f in FAMILIES)
 
 FUSED_BYTES = 2**20
-"""Most bytes of a layer's q, k and v weights that are copied side by side, to multiply once in place of three times."""
+"""Up to so many bytes of a layer's q, k and v weights are copied side by side: one product then replaces three."""
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding on halves: ``x`` (..., head_dim); ``cos`` and ``sin`` broadcast to it, the first half of ``sin``
-    negated (so that swapping the halves of ``x`` is all that is left to do).
+    """Rotary embedding on halves of ``x`` (..., head_dim). ``cos`` and ``sin`` broadcast to ``x``. The first half of
+    ``sin`` is negated, so the function only has to swap the halves of ``x``.
     """
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def _padded(x: Tensor, there: Tensor) -> Tensor:
-    """``x`` (tokens, heads, head_dim), of the places where ``there`` (rows, width) is True, as (rows, heads, width,
-    head_dim); zero elsewhere.
+    """Pad ``x`` (tokens, heads, head_dim) to (rows, heads, width, head_dim). Its tokens go where ``there`` (rows,
+    width) is True; the rest is zero.
     """
     padded = x.new_zeros(*there.shape, *x.shape[1:])
     padded[there] = x
@@ -59,7 +58,7 @@ def _padded(x: Tensor, there: Tensor) -> Tensor:
 class RMSNorm:
     """A layer's RMS norm in few operations (`F.rms_norm` takes three times as long for a few rows on a CPU).
 
-    Another module in its place, or one in less than float32, is called as it is.
+    A module of another class, or with weights below float32, is called itself.
     """
 
     def __init__(self, module: Any) -> None:
@@ -79,9 +78,9 @@ class RMSNorm:
 
 
 class Linear:
-    """Plain linear modules that multiply the same input, as one multiplication; others as they are, one by one.
+    """Linear modules with the same input. Small plain ones are computed as one product; others one by one.
 
-    Weights side by side are a copy, so only small ones (`FUSED_BYTES`) are put there; the rest stay where they are.
+    One product needs a copy of the weights side by side, so only weights up to `FUSED_BYTES` are copied.
     """
 
     def __init__(self, *modules: Any) -> None:
@@ -98,14 +97,14 @@ class Linear:
             self.bias = None if modules[0].bias is None else torch.cat([m.bias.detach() for m in modules])
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``x`` (..., in) to (..., sum of the modules' out)."""
+        """``x`` (..., in) to (..., sum of the modules' output features)."""
         if self.weight is not None:
             return F.linear(x, self.weight, self.bias)
         return torch.cat([m(x) for m in self.modules], -1) if len(self.modules) > 1 else self.modules[0](x)
 
 
 class MLP:
-    """A gated MLP; another module in its place is called as it is."""
+    """A gated MLP; a module of another class is called itself."""
 
     def __init__(self, module: Any) -> None:
         self.module = module
@@ -122,10 +121,10 @@ class MLP:
 
 
 class Layer:
-    """One layer of the model: its own modules, and its norms of queries and keys side by side.
+    """One layer of the model: its modules, and its norms of queries and keys side by side.
 
-    Chameleon norms each head of q and k over head_dim, with weight and bias per head; ``qk_norms`` are the two, each
-    (heads + kv_heads, head_dim), small copies. It is empty for other norms, which are called as they are, or none.
+    Chameleon normalises each head of q and k over head_dim, with weight and bias per head. ``qk_norms`` holds copies of
+    both, each (heads + kv_heads, head_dim). It is empty without norms, and for other norms: these are called.
     """
 
     def __init__(self, module: Any, sizes: Sizes) -> None:
@@ -163,10 +162,10 @@ def _check_devices(model: Any) -> None:
 
 
 class Decoder:
-    """Prefill and decode steps of one model; holds no state of any sequence. For one thread at a time.
+    """Prefill and decode steps of one model. It holds no state of sequences. Use it in one thread at a time.
 
-    Calls a layer's modules, not the layer nor its ``self_attn``: hooks on these two have no effect. TypeError or
-    ValueError for a model that `family_of` refuses.
+    It calls the modules of a layer, not the layer or its ``self_attn``, so hooks on these two have no effect. TypeError
+    or ValueError for a model that `family_of` does not accept.
     """
 
     def __init__(self, model: Any, deterministic: bool = False) -> None:
@@ -202,17 +201,17 @@ class Decoder:
 
     @property
     def uses_triton_step(self) -> bool:
-        """Whether a step is made of kernels of `fastdecode.ops`."""
+        """Whether a step consists of kernels of `fastdecode.ops`."""
         return isinstance(self._fast_step, TritonStep)
 
     def new_pool(self, pages: int | None = None, page_slots: int = PAGE_SLOTS) -> PagePool:
-        """Pages for this model's keys and values; never more than ``pages``."""
+        """A pool of pages for this model's keys and values, at most ``pages`` of them."""
         sizes = (len(self.layers), self.kv_heads, self.head_dim)
         return PagePool(*sizes, self.dtype, self.device, pages=pages, page_slots=page_slots)
 
     def new_cache(self, pool: PagePool | None = None, retain: int | None = 0) -> StreamCache:
-        """Without rows yet, in pages of ``pool``, or of one of its own; ``retain`` as of `StreamCache`. ``ValueError``
-        for a pool of another model.
+        """An empty cache that takes its pages from ``pool``, or from a new pool. ``retain``: see `StreamCache`.
+        ``ValueError`` if the pool is for another model.
         """
         if pool is None:
             return StreamCache(self.new_pool(), retain)
@@ -225,8 +224,8 @@ class Decoder:
         return StreamCache(pool, retain)
 
     def rope(self, positions: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-        """cos and sin for `rotate`, each ``(*positions.shape, 1, head_dim)``, by the model's own rotary embedding.
-        ``longest``: the greatest of ``positions``. In float32 for the C++ step, else in the model's dtype.
+        """cos and sin for `rotate`, each ``(*positions.shape, 1, head_dim)``, from the model's own rotary embedding.
+        ``longest``: the maximum of ``positions``. float32 for a C++ or Triton step, else the model's dtype.
         """
         if self.rope_depends_on_length:
             cos, sin = self._rope_table(positions.reshape(-1))
@@ -237,7 +236,7 @@ class Decoder:
 
     @property
     def uncaptured_reason(self) -> str | None:
-        """Why steps made of operations cannot be captured; None if they can."""
+        """Why Triton steps cannot be captured; None if they can."""
         if self.rope_depends_on_length:
             return "the rotation of an id depends on how many there are"
         if not self._plain_embed:
@@ -258,7 +257,7 @@ class Decoder:
         return "dynamic" in kind or kind == "longrope"
 
     def rope_tables(self, longest: int) -> tuple[Tensor, Tensor]:
-        """cos and sin (positions, head_dim) of at least the positions up to ``longest``."""
+        """cos and sin (positions, head_dim) for at least the positions 0 to ``longest``."""
         if self._rope is None or self._rope[0].shape[0] <= longest:
             self._rope = self._rope_table(torch.arange(max(512, 2 * longest), device=self.device))
         return self._rope
@@ -287,11 +286,11 @@ class Decoder:
 
     @torch.inference_mode()
     def prefill(self, cache: StreamCache, prompts: Sequence[Sequence[int]]) -> slice:
-        """Append one row per prompt and fill its keys and values. Prompts may be empty; returns the rows.
+        """Append one row per prompt to ``cache`` and store its keys and values. Prompts may be empty. Returns the rows.
 
-        A beginning that the cache knows, or that several prompts share, is computed once. At most `PREFILL_IDS` tokens
-        are computed at a time. No hidden state is returned: the token that follows a prompt goes through `step`. If
-        anything fails, the rows are removed again; ``PoolExhausted`` if there are too few pages.
+        A beginning that several prompts share is computed once, or not at all if the cache has it. At most
+        `PREFILL_IDS` tokens are computed at a time. No hidden state is returned: feed the token after the prompt to
+        `step`. After an error the rows are removed again. ``PoolExhausted`` if there are too few pages.
         """
         rows, known = cache.add(prompts)
         try:
@@ -308,7 +307,7 @@ class Decoder:
     def _prefill_in_chunks(
         self, cache: StreamCache, rows: slice, known: list[int], prompts: Sequence[Sequence[int]]
     ) -> None:
-        """Prefill by the model's own modules, a range of positions of all rows at a time."""
+        """Prefill by the model's own modules, one range of positions of all rows at a time."""
         widest = max(map(len, prompts), default=0)
         ids = torch.zeros((len(prompts), widest), dtype=torch.long)
         for i, prompt in enumerate(prompts):
@@ -328,8 +327,8 @@ class Decoder:
     def _prefill_chunk(
         self, cache: StreamCache, first: int, ids: Tensor, prompts: list[int], starts: list[int], counts: list[int]
     ) -> None:
-        """Prefill tokens [starts, starts + counts) of some ``prompts``. ``ids``: all prompts; row ``first`` is the
-        first.
+        """Prefill the tokens [starts, starts + counts) of some ``prompts`` (numbers). ``ids``: all prompts. ``first``:
+        the cache's row of prompt 0.
         """
         width = max(counts)
         chosen, begin, count = (torch.tensor(part, device=self.device) for part in (prompts, starts, counts))
@@ -337,7 +336,7 @@ class Decoder:
         there = offsets < count[:, None]
         positions = (begin[:, None] + offsets).where(there, begin[:, None])
         longest = max(s + n for s, n in zip(starts, counts, strict=True))
-        own = positions[there]  # products are of tokens that are there, side by side; attention alone is padded
+        own = positions[there]  # matrix products use only real tokens; only attention is padded
         cos, sin = (t.to(self.dtype) for t in self.rope(own[None], longest))
         x = self.embed(ids[chosen[:, None], positions][there][None])
         slots = cache.pool.page_slots
@@ -366,8 +365,8 @@ class Decoder:
             x = self._finish(layer, x, attended.transpose(1, 2)[there].reshape(1, len(own), -1))
 
     def _stored(self, cache: StreamCache, layer: int, pages: Tensor, blank: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (rows, kv_heads, slots, head_dim) of ``pages`` (rows, n), zero where ``blank``: what is there
-        was never written, and nothing times NaN is NaN.
+        """Keys and values (rows, kv_heads, slots, head_dim) of ``pages`` (rows, n), zero where ``blank``. Those slots
+        were never written and may hold NaN, and zero times NaN is NaN.
         """
         found = []
         for stored in (cache.keys[layer], cache.values[layer]):
@@ -378,8 +377,8 @@ class Decoder:
     def _prefill_in_steps(
         self, cache: StreamCache, rows: slice, known: list[int], prompts: Sequence[Sequence[int]]
     ) -> None:
-        """Prefill by the C++ step, whose sums depend on a token's own row alone. Tokens are computed in the order of
-        their positions, so that keys and values that other rows share are stored before they are needed.
+        """Prefill by the C++ step, where the sums of a token depend only on its own row. Tokens are computed in order
+        of position, so shared keys and values are stored before another row needs them.
         """
         if not isinstance(self._fast_step, CpuStep):
             raise RuntimeError(f"there is no C++ step of this model: {unsupported_reason(self.model)}")
@@ -422,19 +421,19 @@ class Decoder:
         return self.norm(x)
 
     def layers_of_step(self, rows: StepRows, tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """The part of `step` that happens on the device, where it is made of operations: nothing grows here."""
+        """The device part of a Triton `step`. It does not grow the cache."""
         assert isinstance(self._fast_step, TritonStep)
         return self._fast_step(rows, self.embed(tokens), cos, sin)
 
     def beside_layers(self) -> list[tuple[nn.Module, int, torch.dtype]]:
-        """What else `layers_of_step` and `logits` read, and where it lies now."""
+        """The other modules that `layers_of_step` and `logits` read, with address and dtype of their weights."""
         rotary = self.model.model.rotary_emb
         head = self._head_of_bytes or ops.Matrix(self.head.weight)
         read = ((self.embed, self.embed.weight), (self.head, head.weight), (rotary, rotary.inv_freq))
         return [(module, tensor.data_ptr(), tensor.dtype) for module, tensor in read]
 
     def stand_in_for(self, other: Decoder) -> bool:
-        """Whether `layers_of_step` does what that of ``other`` does, whose matrices lie where this one's do."""
+        """Whether this decoder can take the steps of ``other``. If so, it copies its norms and biases."""
         mine, its = self._fast_step, other._fast_step
         if not isinstance(mine, TritonStep) or not isinstance(its, TritonStep):
             return False
@@ -442,9 +441,9 @@ class Decoder:
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, spans: Sequence[tuple[int, int]] | None = None) -> Tensor:
-        """Logits (rows, vocab), in float32 where the step is `fused`, else in the model's dtype; with ``spans`` only
-        ids in their [lo, hi) are computed, and the rest of the result is old: read it through sets inside them only.
-        The next call may overwrite the result.
+        """Logits (rows, vocab), in float32 with a C++ or Triton step, else in the model's dtype. With ``spans``, only
+        tokens in their [lo, hi) are computed; the rest of the result is undefined and must not be read. The next call
+        may overwrite the result.
         """
         matrix, fused = self._head_of_bytes, self._fast_step
         if matrix is None:

@@ -1,7 +1,7 @@
-"""What a decoder reads of a model: the modules of transformers' families whose layers have Llama's shape.
+"""The parts of a model that a decoder reads: the modules of transformers' families with layers like Llama's.
 
-A layer is: norm, attention (q, k, v; perhaps norms of their heads; rotary embedding; grouped queries), sum, norm, gated
-MLP, sum. Chameleon's may stand behind the block instead (``swin_norm``).
+A layer is: norm, attention (q, k, v; optional norms of query and key heads; rotary embedding; grouped queries), sum,
+norm, gated MLP, sum. In Chameleon the norms may follow attention and MLP instead (``swin_norm``).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP, Q
 
 @dataclass(frozen=True)
 class Family:
-    """The classes of one family's modules. ``heads``: of the norms of queries and keys; None: there are none."""
+    """The module classes of one family. ``heads``: of the norms of queries and keys; None without such norms."""
 
     model: type[nn.Module]
     attention: type[nn.Module]
@@ -52,12 +52,12 @@ TEXT_FAMILIES = (
 FAMILIES = (CHAMELEON, *TEXT_FAMILIES)
 
 QK_EPSILON = 1e-5
-"""Of Chameleon's layer norms of queries and keys, which do not say it."""
+"""The epsilon of Chameleon's layer norms of queries and keys; their code has it as a constant."""
 
 
 def family_of(model: Any) -> Family:
-    """The family of ``model``. TypeError for another class; ValueError for a model some of whose layers see a part of
-    the sequence only.
+    """The family of ``model``. TypeError for an unsupported class; ValueError if some layers of the model attend to a
+    window of the sequence only.
     """
     family = next((f for f in FAMILIES if isinstance(model, f.model)), None)
     if family is None:
@@ -78,7 +78,7 @@ def family_of(model: Any) -> Family:
 
 
 def _window(config: Any) -> int | None:
-    """Of how many ids a layer sees the last, if that can be fewer than there are."""
+    """The number of last tokens that a layer attends to, if a sequence can be longer; else None."""
     window: int | None = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if window is None or (kinds is not None and set(kinds) <= {"full_attention"}):
@@ -88,7 +88,7 @@ def _window(config: Any) -> int | None:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What all layers have in common: features, heads, and the factor of the products of queries and keys."""
+    """The sizes that all layers share: features, heads, and the scale of the products of queries and keys."""
 
     hidden: int
     inner: int
@@ -105,11 +105,11 @@ class Sizes:
 
 
 def head_norms(attention: Any) -> tuple[Any, Any] | None:
-    """The norms of queries and keys, where there are any."""
+    """The norms of queries and keys; None if the attention has none."""
     norms = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
     return None if norms == (None, None) else norms
 
 
 def epsilon_of(norm: Any) -> float:
-    """Of an RMS norm, or of one of Chameleon's layer norms of heads."""
+    """The epsilon of an RMS norm, or of one of Chameleon's layer norms of heads."""
     return QK_EPSILON if isinstance(norm, ChameleonLayerNorm) else float(norm.variance_epsilon)

@@ -1,7 +1,7 @@
-"""Matrices as our kernels read them: as they are, or in the bytes that torchao made of them.
+"""Matrices for our kernels: ordinary weights, or weights that torchao has quantised to one byte each.
 
-torchao's weight-only int8 and float8 keep a byte for each weight and a factor for each feature, in ``qdata`` and
-``scale`` of a tensor of its own; nothing is copied here.
+torchao's weight-only int8 and float8 tensors store a byte for each weight in ``qdata`` and a factor for each feature in
+``scale``. The kernels read both in place.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _CLASSES = ("Int8Tensor", "Float8Tensor")
 
 
 def of_torchao(weight: Any) -> bool:
-    """Whether ``weight`` is one of torchao's tensors of bytes, whatever is in it."""
+    """Whether ``weight`` is an int8 or float8 tensor of torchao; `unsupported_bytes` checks its contents."""
     return type(weight).__name__ in _CLASSES and type(weight).__module__.partition(".")[0] == "torchao"
 
 
 def unsupported_bytes(weight: Any, device: str) -> str | None:
-    """Why kernels cannot read one of torchao's tensors; None if they can."""
+    """Why our kernels cannot read this tensor of torchao; None if they can."""
     data, scale = weight.qdata, weight.scale
     zero = getattr(weight, "zero_point", None)
     if data.dtype not in BYTE_DTYPES:
@@ -40,7 +40,7 @@ def unsupported_bytes(weight: Any, device: str) -> str | None:
 
 
 def matrix_of(module: Any) -> ops.Matrix:
-    """A linear module's weight and scale where they lie (a scale that is not float32 is copied), its bias copied."""
+    """A linear module's weight and scale, not copied (except a scale that is not float32), and a copy of its bias."""
     bias: Tensor | None = (
         None if module.bias is None else module.bias.detach().to(torch.float32, copy=True).contiguous()
     )

@@ -1,4 +1,4 @@
-"""Reasons why a model cannot use a fast decode step: the modules that do something the kernels do not compute."""
+"""Reasons why a model cannot use a fast decode step: modules that compute something the kernels do not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ READ = "dense float32, bfloat16 or float16 on the CPU"
 
 
 def linears(layer: Any, sizes: Sizes) -> Iterator[tuple[str, Any, Size]]:
-    """Name, module and shape of weight of a layer's linear modules, in the order of ``fastdecode_layer``."""
+    """Name, module and weight shape of each linear module of a layer, in the order of ``fastdecode_layer``."""
     hidden, inner = sizes.hidden, sizes.inner
     queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
     yield "self_attn.q_proj", layer.self_attn.q_proj, (queries, hidden)
@@ -114,12 +114,12 @@ def _read(device: str) -> str:
 
 
 def unsupported_reason(model: Any) -> str | None:
-    """Why a model's layers cannot be run as one; None if they can. For models that `family_of` knows."""
+    """Why the C++ library cannot compute a step of this model; None if it can. For models that `family_of` accepts."""
     return unavailable("cpu") or _unsupported_plain(model, "cpu")
 
 
 def unsupported_by_triton(model: Any) -> str | None:
-    """Why a model that is not on the CPU cannot take its steps in kernels of ours; None if it can."""
+    """Why the Triton kernels cannot compute a step of this model, which is not on the CPU; None if they can."""
     device = model.model.norm.weight.device
     return (
         unavailable("triton")

@@ -17,7 +17,7 @@ from fastdecode.decoder.quantised import matrix_of
 
 
 class StepRows(Protocol):
-    """What a step needs of a cache: see `StreamCache`."""
+    """The part of a cache that a step needs: see `StreamCache`."""
 
     keys: list[Tensor]
     values: list[Tensor]
@@ -26,7 +26,7 @@ class StepRows(Protocol):
 
 
 class StepLayer(NamedTuple):
-    """What a step needs of a layer; ``head_norms``: arguments of `fastdecode.ops.rope_append`."""
+    """The weights of a layer. ``head_norms``: keyword arguments of `fastdecode.ops.rope_append`."""
 
     qkv: list[ops.Matrix]
     out: ops.Matrix
@@ -38,13 +38,13 @@ class StepLayer(NamedTuple):
 
 
 FEW_ROWS = 16
-"""For up to this many rows our own kernel multiplies; for more rows cuBLAS does, which then is faster."""
+"""Up to this many rows our own kernel multiplies; with more rows cuBLAS is faster, and is used."""
 
 HALVES = (torch.bfloat16, torch.float16)
 
 
 def many_rows(x: Tensor, matrices: Sequence[ops.Matrix], product: Callable[..., Tensor] = torch.mm) -> Tensor:
-    """As `fastdecode.ops.joint_linear`, by torch: x is rounded to the weights' dtype, and sums are float32."""
+    """`fastdecode.ops.joint_linear` in torch: rounds x to the weights' dtype, and sums in float32."""
     parts = []
     for weight, bias, _ in matrices:
         part = product(x.to(weight.dtype), weight.t(), out_dtype=torch.float32)
@@ -57,10 +57,10 @@ def _float(tensor: Tensor) -> Tensor:
 
 
 class TritonStep:
-    """A step of a model whose modules are plain. ``backend``: of `fastdecode.ops`; None: the device's.
+    """A step of a model whose modules are plain. ``backend``: of `fastdecode.ops`; None: the default of the device.
 
-    Takes and returns what `CpuStep` does. Matrices that are changed in place are seen; those that are replaced
-    (``model.to``) are not, until another one is made.
+    Takes and returns what `CpuStep` does. It reads matrices in place, so a change of their values takes effect. Make a
+    new `TritonStep` after replacing a matrix (``model.to``).
     """
 
     def __init__(self, inner: Any, swin: bool, backend: str | None = None) -> None:
@@ -91,7 +91,7 @@ class TritonStep:
         )
 
     def _tensors(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The tensors that are read from the model's own memory, and those that were copied."""
+        """The tensors that are read from the model's memory, and the copied ones."""
         read, copied = [], [self.norm]
         for layer in self.layers:
             for matrix in (*layer.qkv, layer.out, *layer.gate_up, layer.down):
@@ -102,7 +102,7 @@ class TritonStep:
 
     @torch.inference_mode()
     def stand_in_for(self, other: TritonStep) -> bool:
-        """Copy the norms and biases of ``other`` and return True, if both read the same matrices; else return False."""
+        """If both read the same matrices, copy the norms and biases of ``other`` and return True; else return False."""
         (read, mine), (its_read, its) = self._tensors(), other._tensors()
         if (self.swin, self.epsilon, self.head_epsilon, self.sizes, self.backend) != (
             *(other.swin, other.epsilon, other.head_epsilon, other.sizes, other.backend),
@@ -114,7 +114,7 @@ class TritonStep:
         return True
 
     def _multiply(self, x: Tensor, *matrices: ops.Matrix) -> Tensor:
-        """``x`` (rows, k) by each of the matrices, side by side."""
+        """The products of ``x`` (rows, k) with the matrices, side by side."""
         if x.is_cuda and len(x) > FEW_ROWS and all(m.weight.dtype in HALVES for m in matrices):
             return many_rows(x, matrices)
         return ops.joint_linear(x, matrices, backend=self.backend)
@@ -127,10 +127,10 @@ class TritonStep:
 
     @torch.inference_mode()
     def __call__(self, cache: StepRows, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Feed one token to every row of ``cache``. The cache has room for it; the caller grows the cache.
+        """Feed one token to every row of ``cache``. The cache must have room for it; the caller grows the cache.
 
-        ``x`` (rows, hidden) are the tokens' embeddings; ``cos`` and ``sin`` (rows, …, head_dim) as `Decoder.rope` has
-        them. Returns the normed hidden states (rows, hidden) float32.
+        ``x`` (rows, hidden): the tokens' embeddings. ``cos`` and ``sin`` (rows, …, head_dim): from `Decoder.rope`.
+        Returns the normed hidden states (rows, hidden) float32.
         """
         x, rows = x.float(), len(x)
         cos, sin = cos.view(rows, -1), sin.view(rows, -1)
@@ -171,7 +171,7 @@ class TritonStep:
         return self._multiply(gated, layer.down)
 
     def head(self, matrix: ops.Matrix, hidden: Tensor, out: Tensor) -> None:
-        """``out`` (rows, n) = ``hidden`` (rows, hidden) times a matrix of n features; ``out`` may be part of wider
-        rows.
+        """``out`` (rows, n) = ``hidden`` (rows, hidden) times ``matrix`` of n features; ``out`` may be a slice of
+        wider rows.
         """
         out.copy_(self._multiply(hidden, matrix))

@@ -1,4 +1,4 @@
-"""`generate`: what ``model.generate`` does, and pictures. transformers prepares a call; an engine decodes it."""
+"""`generate`: like ``model.generate``, and it draws pictures. transformers prepares a call; an engine decodes it."""
 
 from __future__ import annotations
 
@@ -48,39 +48,41 @@ def generate(
     streamer: Any = None,
     **kwargs: Any,
 ) -> Output:
-    """Generate text and pictures with a Chameleon; takes what ``model.generate`` takes and returns what it returns.
+    """Generate text and pictures with a Chameleon. Takes the arguments of ``model.generate``, and returns what it does.
 
         inputs or input_ids   (batch, length) int64, left-padded with attention_mask (batch, length)
         pixel_values          (pictures, 3, H, W) float: one for each <image> of the prompts
-        returns               (batch * num_return_sequences, length + new) int64, padded behind, or
+        returns               (batch * num_return_sequences, length + new) int64, padded at the end, or
                               GenerateDecoderOnlyOutput with return_dict_in_generate=True
 
     multimodal_generation_mode: "text-only" (default; same tokens as transformers), "image-only" (one picture),
     "interleaved-text-image", or "unrestricted".
 
     guidance: a `Guidance`, or a number for two-way guidance; ``guidance_scale`` and ``negative_prompt_ids`` work as in
-    transformers. In modes that draw, guidance acts inside pictures; in the others, on every token.
+    transformers. In modes that draw, only pictures are guided; in the other modes, every token.
 
     text, image: sampling parameters of one modality (temperature, top_k, top_p, min_p, repetition_penalty,
-    do_sample), over those of the call, which set both. transformers' default top_k of 50 is not applied to pictures.
+    do_sample). They override those of the call, which set both. transformers' default top_k of 50 does not apply to
+    pictures.
 
-    seed: one for all requests, which then draw alike, or one per request; the tokens of a request then do not depend on
-    its neighbours, but for the rounding of logits: see deterministic. Drawn from torch's generator if not given.
-    Further sequences of a request have seeds derived from it.
+    seed: one per request, or one for all (equal requests then give equal tokens). A request's tokens do not depend on
+    the other requests of the batch, except by the rounding of logits: see deterministic. Default: sampled from torch's
+    generator. Further sequences of a request get seeds derived from its own.
 
-    deterministic: a sequence's logits, and so its tokens, are the same bits whatever runs beside it. Needs a model
-    whose steps the C++ library can take; long prompts take about a tenth longer to read.
+    deterministic: a sequence's logits, and so its tokens, are bit for bit the same whatever runs beside it. Needs a
+    model whose steps the C++ library can compute; prefill of long prompts takes about a tenth longer.
 
-    kv_pool: of `new_pool`, for a bound on the memory of keys and values. Sequences that do not fit at once take turns,
-    unless a streamer, stopping criteria or processors of the caller's look at the whole batch. PoolExhausted (a
-    RuntimeError) if it is too small for one; its pages are free again however the call ends. Calls in several threads
-    that share a pool run one after another.
+    kv_pool: a pool made by `new_pool`, which bounds the memory of keys and values. Sequences that do not fit at once
+    take turns, unless a streamer, stopping criteria or logits processors need the whole batch. PoolExhausted (a
+    RuntimeError) if the pool is too small for one sequence. Its pages are freed however the call ends. Calls in several
+    threads that share a pool run one after another.
 
-    progress: show a bar. streamer, stop_strings (with tokenizer) and all else: as in transformers; a `TextStreamer`
-    gets the tokens of text only, other streamers all of them, those of pictures a row of the picture at a time.
+    progress: show a bar. streamer, stop_strings (with tokenizer) and other options: as in transformers. A
+    `TextStreamer` gets only text tokens; other streamers get all tokens, inside pictures one row of the picture at a
+    time.
 
-    Raises TypeError for another model, ValueError for an option that is wrong or not supported, naming it, before any
-    work is done; RuntimeError if the model's logits are not numbers.
+    Raises TypeError for an unsupported model; ValueError that names a wrong or unsupported option, before any work is
+    done; RuntimeError if the model's logits are NaN.
     """
     extras = prepare.GenerateOptions(
         multimodal_generation_mode, guidance, text, image, seed, progress, deterministic, kv_pool
@@ -98,7 +100,7 @@ def _through_transformers(
     extras: prepare.GenerateOptions,
     run: Callable[[prepare.Prepared], Any],
 ) -> Any:
-    """Check a call of `generate`, let transformers prepare it, and ``run`` it; returns what that returns."""
+    """Check a call of `generate`, let transformers prepare it, and return the result of ``run``."""
     check_family(model)
     if options.pop("custom_generate", custom_generate) is not custom_generate:
         raise ValueError("custom_generate asks for another decoding loop; call fastdecode.disable(model) first")
@@ -108,7 +110,7 @@ def _through_transformers(
         options["pixel_values"] = check_pixels(model, options["pixel_values"])
     tokenizer = options.pop("tokenizer", None)
     stop_strings = validation.option(model, options, "stop_strings")
-    if stop_strings is not None:  # transformers keeps the tokenizer to itself when there is a custom loop
+    if stop_strings is not None:  # transformers does not pass the tokenizer to a custom loop
         if tokenizer is None:
             raise ValueError("stop_strings needs tokenizer=…, to know how tokens spell them")
         more = StopStringCriteria(tokenizer=tokenizer, stop_strings=stop_strings)
@@ -133,7 +135,7 @@ def _through_transformers(
 
 
 def prepare_call(model: Any, inputs: Tensor | None, options: dict[str, Any], extras: prepare.GenerateOptions) -> Any:
-    """A call of `generate`, checked and prepared, but not decoded."""
+    """Check and prepare a call of `generate`, without decoding it."""
     return _through_transformers(model, inputs, options, extras, lambda call: call)
 
 
@@ -154,11 +156,12 @@ def custom_generate(
     kv_pool: PagePool | None = None,
     **model_kwargs: Any,
 ) -> Output:
-    """The plug for transformers: ``model.generate(**inputs, custom_generate=fastdecode.custom_generate, …)``.
+    """The custom generation loop for transformers: ``model.generate(**inputs,
+    custom_generate=fastdecode.custom_generate, …)``.
 
     Takes the options of `generate` as further keyword arguments of ``model.generate`` and returns the same tokens.
-    transformers does not pass a streamer on to a plug; it is taken from the call all the same. The tokenizer cannot be,
-    so stop_strings need `generate`.
+    transformers does not pass the streamer on, so it is read from the calling frame. The tokenizer cannot be read
+    there, so stop_strings need `generate`.
     """
     check_family(model)
     call = _calling_generate()
@@ -173,10 +176,10 @@ def custom_generate(
 
 
 def _calling_generate() -> dict[str, Any]:
-    """Options given to the ``GenerationMixin.generate`` that is calling our plug; empty if something else calls it.
+    """The options given to the ``GenerationMixin.generate`` that calls `custom_generate`; empty for another caller.
 
-    On the way to a plug transformers drops ``streamer`` and ``assistant_model``, and fills in what was left out. They
-    would otherwise be ignored without a word, and a default could not be told from a choice.
+    Before the call transformers drops ``streamer`` and ``assistant_model``, and adds defaults. Without this function
+    they would be ignored silently, and a default would look like a choice of the user.
     """
     target = inspect.unwrap(GenerationMixin.generate).__code__
     frame = sys._getframe(2)
@@ -186,14 +189,14 @@ def _calling_generate() -> dict[str, Any]:
         frame = frame.f_back
     names = ("streamer", "assistant_model", "negative_prompt_ids", "synced_gpus")
     call = {**frame.f_locals.get("kwargs", {}), **{name: frame.f_locals.get(name) for name in names}}
-    outer = frame.f_back.f_locals if frame.f_back is not None else {}  # of torch.no_grad, around generate
+    outer = frame.f_back.f_locals if frame.f_back is not None else {}  # of torch.no_grad, which wraps generate
     args, kwargs = outer.get("args", ()), outer.get("kwargs", {})
     given = kwargs.get("generation_config", args[2] if len(args) > 2 else None)
     return {**call, "generation_config": given} if isinstance(given, GenerationConfig) else call
 
 
 def _decode(call: prepare.Prepared, streamer: Any, progress: bool) -> Output:
-    """Decode a prepared call on an engine of its own."""
+    """Decode a prepared call on a new engine."""
     decoder = _decoder_for(call)
     requests = call.requests(
         None if streamer is None else text_only(streamer, call.vocabulary), listened=streamer is not None
@@ -209,7 +212,7 @@ def _decode(call: prepare.Prepared, streamer: Any, progress: bool) -> Output:
 
 
 def _progress_bar(requests: Sequence[Request]) -> Any:
-    """A bar of all new tokens of all sequences, which the requests move."""
+    """A progress bar of the new tokens of all sequences. The requests advance it."""
     from tqdm.auto import tqdm
 
     bar = tqdm(total=sum(s.limit - s.prompt_length for r in requests for s in r.sequences), unit="token")
@@ -231,7 +234,7 @@ def _progress_bar(requests: Sequence[Request]) -> Any:
 
 
 def _decoder_for(call: prepare.Prepared) -> Decoder:
-    """A decoder that can do what the call asks for. ``ValueError`` if none can."""
+    """A decoder with the options of the call. ``ValueError`` if the model cannot be decoded so."""
     decoder = Decoder(call.model, call.deterministic)
     validation.check_deterministic(decoder)
     validation.check_pool(decoder, call.pool)
@@ -240,8 +243,8 @@ def _decoder_for(call: prepare.Prepared) -> Decoder:
 
 
 def decode_all(decoder: Decoder, requests: Sequence[Request], pool: PagePool | None) -> None:
-    """Decode requests on an engine of their own; raises the error of the first that fails. However it ends, their pages
-    are free afterwards.
+    """Decode requests on a new engine. Raises the error of the first request that fails. The pages are freed however it
+    ends.
     """
     engine = EngineCore(decoder, pool)
     try:
@@ -257,10 +260,10 @@ def decode_all(decoder: Decoder, requests: Sequence[Request], pool: PagePool | N
 
 
 def explain(model: Any, inputs: Tensor | None = None, **options: Any) -> Explanation:
-    """What `generate` would do with the same arguments, without doing it: print the result.
+    """Describe what `generate` would do with the same arguments, without decoding: print the result.
 
     It names the backend, the streams of every sequence with their weights, what the grammar allows, the sampling
-    parameters of both modalities, the decoder, and why a faster way is not taken. Raises what `generate` would raise.
+    parameters of both modalities, the decoder, and why no faster path is used. Raises what `generate` would raise.
     """
     own = {key: options.pop(key, None) for key in prepare.GenerateOptions.__dataclass_fields__}
     own |= {"progress": False, "seed": own["seed"] or 0, "deterministic": bool(own["deterministic"])}
@@ -273,17 +276,17 @@ def explain(model: Any, inputs: Tensor | None = None, **options: Any) -> Explana
 
 
 def new_pool(model: Any, pages: int | None = None, page_slots: int = PAGE_SLOTS) -> PagePool:
-    """Memory for keys and values of ``model``, for `generate`'s ``kv_pool``: never more than ``pages`` pages of
-    ``page_slots`` ids each; None: as many as are needed.
+    """A pool for the keys and values of ``model``, for `generate`'s ``kv_pool``: at most ``pages`` pages of
+    ``page_slots`` tokens each; None: as many as needed.
 
-    Raises TypeError for another model, ValueError for sizes below 1.
+    Raises TypeError for an unsupported model, ValueError for sizes below 1.
     """
     check_family(model)
     return Decoder(model).new_pool(pages, page_slots)
 
 
 def enable(model: Any) -> Any:
-    """Make ``model.generate`` run `generate`; returns ``model``. `disable` undoes it."""
+    """Make ``model.generate`` call `generate`. Returns ``model``. `disable` undoes it."""
     check_family(model)
     Vocabulary.of(model)
     model.generate = MethodType(generate, model)
@@ -291,6 +294,6 @@ def enable(model: Any) -> Any:
 
 
 def disable(model: Any) -> Any:
-    """Give ``model`` its own ``generate`` back; returns ``model``."""
+    """Restore the model's own ``generate``. Returns ``model``."""
     model.__dict__.pop("generate", None)
     return model

@@ -1,4 +1,4 @@
-"""`Engine`: many requests at once, from any thread; and `stream`, one request whose document comes as it is made."""
+"""`Engine` decodes many requests at once, from any thread; `stream` yields one document while it is made."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from fastdecode.generation.prepare import GenerateOptions, Prepared
 from fastdecode.models.chameleon import check_family
 
 RETAIN_BYTES = 256 << 20
-"""Most memory of prompts' pages that an engine without a limit keeps for prompts to come."""
+"""The maximum memory of prompts' pages that an engine without a limit retains for later prompts."""
 
 OWN_OPTIONS = tuple(GenerateOptions.__dataclass_fields__)
 
 
 @dataclass(frozen=True)
 class EngineStatistics:
-    """Requests, tokens and pages of an engine, since it was made or now.
+    """Counts of requests, tokens and pages of an engine, since it was made or at present.
 
-    ``submitted`` = ``waiting`` + ``running`` + ``finished`` + ``aborted`` + ``failed``. ``preemptions``: times that a
-    request gave its pages back to be resumed later. ``tokens``: generated. ``rows``: streams in a step now. Pages:
-    ``pages_used`` by requests, ``pages_retained`` for prompts to come that begin alike, ``pages_limit`` None where
-    there is none.
+    ``submitted`` = ``waiting`` + ``running`` + ``finished`` + ``aborted`` + ``failed``. ``preemptions``: how often a
+    request gave its pages back and had to be resumed. ``tokens``: generated tokens. ``rows``: streams in a step at
+    present. ``pages_used``: by requests. ``pages_retained``: for later prompts with the same beginning.
+    ``pages_limit``: None without a limit.
     """
 
     submitted: int
@@ -53,20 +53,20 @@ class EngineStatistics:
 
 
 class Engine:
-    """Decodes many requests at once: their steps share a batch, whatever their modality, guidance and parameters.
+    """Decodes many requests at once. They share every step, whatever their modality, guidance and parameters.
 
         model          a model that `fastdecode.generate` takes
         processor      its processor, for prompts given as text and pictures, and for text in events
-        pages          most pages (of 32 tokens of one stream) of keys and values; None: as many as are needed
-        max_rows       most streams in a step; None: any number
-        deterministic  a request's tokens are the same bits whatever runs beside it, as alone
+        pages          maximum number of pages (32 tokens of one stream) of keys and values; None: no limit
+        max_rows       maximum number of streams in a step; None: no limit
+        deterministic  a request's tokens do not depend on what runs beside it, bit for bit
 
-    `submit` requests from any thread, then `run` until all have ended, or `start` a thread that decodes as they come
+    `submit` requests from any thread. Then `run` until all have ended, or `start` a thread that decodes them
     (``with Engine(…) as engine`` starts and closes it). Without either, `Handle.result` and iteration decode.
 
-    A request waits until there are rows and pages for all its streams; first come, first served within a priority. When
-    pages run out, the request that came last gives its own back and is resumed later with the same tokens. Raises
-    TypeError for another model, ValueError for sizes below 1 or a model that cannot be deterministic.
+    A request waits until there are rows and pages for all its streams. Requests of one priority are served in order of
+    arrival. When pages run out, the last request gives its pages back; it resumes later with the same tokens. Raises
+    TypeError for an unsupported model, ValueError for sizes below 1 or a model that cannot be deterministic.
     """
 
     def __init__(
@@ -117,13 +117,13 @@ class Engine:
     ) -> Handle:
         """Queue a request and return at once.
 
-            inputs    the prompt: text (with ``images`` for its ``<image>``, through the processor), what the processor
-                      returned, or tokens, (length,) or (1, length)
+            inputs    the prompt: text (with ``images`` for its ``<image>``), what the processor returned, or tokens
+                      (length,) or (1, length)
             images    PIL pictures of a prompt given as text
-            priority  requests of a higher one go first
+            priority  requests of a higher priority go first
             options   those of `fastdecode.generate`
 
-        Raises, in the caller's thread and before anything changes, what `fastdecode.generate` raises for a wrong
+        Errors are raised in the caller's thread, before anything changes: what `fastdecode.generate` raises for a wrong
         option, ValueError for a request that can never fit into the engine's pages or rows, and RuntimeError if the
         engine is closed.
         """
@@ -208,7 +208,7 @@ class Engine:
         self._inbox.append(lambda: self._core.abort(handle._request))
         with self._work:
             self._work.notify_all()
-        if self._stepping.acquire(blocking=False):  # nobody decodes: nobody else would look
+        if self._stepping.acquire(blocking=False):  # no thread decodes, so no other thread would read the inbox
             try:
                 self._take_inbox()
             finally:
@@ -218,20 +218,20 @@ class Engine:
 
     @property
     def started(self) -> bool:
-        """Whether a thread of the engine's own decodes."""
+        """Whether the engine's own thread decodes."""
         return self._thread is not None
 
     def run(self) -> None:
-        """Decode until no request is left, those submitted meanwhile included. Several threads may call it.
+        """Decode until no request is left, including requests submitted meanwhile. Several threads may call it.
 
-        Interrupted (Ctrl-C), no page stays taken; call it again to go on where it was.
+        An interrupt (Ctrl-C) leaks no page. Call it again to continue.
         """
         self._check_open()
         while self._iterate():
             pass
 
     def advance(self, handle: Handle) -> None:
-        """Decode a little, unless ``handle`` has ended while this thread waited for its turn."""
+        """Decode one iteration, unless ``handle`` ended while this thread waited for its turn."""
         with self._stepping:
             if not handle.done:
                 self._step()
@@ -241,7 +241,7 @@ class Engine:
             return self._step()
 
     def _step(self) -> bool:
-        """One iteration; False if there is nothing to do. Only with ``_stepping`` held."""
+        """Run one iteration. False if there is nothing to do. The caller must hold ``_stepping``."""
         self._take_inbox()
         try:
             return self._core.step()
@@ -260,7 +260,7 @@ class Engine:
             raise
 
     def ended(self, handle: Handle) -> None:
-        """Count a request that has ended, and forget it. Its handle calls this before anybody hears of it."""
+        """Count a request that has ended, and forget it. Its handle calls this before it reports the end."""
         request = handle._request
         kind = "failed" if request.error is not None else "aborted" if request.aborted else "finished"
         with self._work:
@@ -269,7 +269,7 @@ class Engine:
                 self._tokens += len(handle.tokens)
 
     def start(self) -> Engine:
-        """Decode in a thread of the engine's own, as requests come; returns the engine."""
+        """Start a thread that decodes requests as they arrive. Returns the engine."""
         with self._work:
             self._check_open()
             if self._thread is None:
@@ -303,7 +303,7 @@ class Engine:
             self._core.cache.clear()
 
     def close(self) -> None:
-        """Stop the thread, if there is one; requests that have not ended are aborted. The engine takes no others."""
+        """Stop the thread, if there is one, and abort requests that have not ended. `submit` raises from now on."""
         with self._work:
             self._closed = True
             self._work.notify_all()
@@ -325,7 +325,7 @@ class Engine:
     # --- what is going on ---------------------------------------------------------------------------------------
 
     def statistics(self) -> EngineStatistics:
-        """Counts of requests, tokens and pages, as they are now; from any thread."""
+        """The current counts of requests, tokens and pages. Call it from any thread."""
         core = self._core
         pool, scheduler = core.cache.pool, core.scheduler
         with self._work:
@@ -348,15 +348,15 @@ class Engine:
         )
 
     def forget_prompts(self) -> None:
-        """Give back the pages that are kept for prompts to come."""
+        """Free the pages that are retained for later prompts."""
         with self._stepping:
             self._core.cache.drop_retained()
 
 
 def stream(model: Any, processor: Any, inputs: Any = None, **options: Any) -> Iterator[Event]:
-    """Decode one prompt and tell its document as it comes: events of `fastdecode.engine.events`, such as `TextDelta`
-    and `PictureDone`. Takes what `Engine.submit` takes (``**inputs`` of the processor too), and raises what it raises,
-    at once. Leaving the loop early ends the request.
+    """Decode one prompt and yield its document as it is made: events of `fastdecode.engine.events`, such as `TextDelta`
+    and `PictureDone`. Takes the arguments of `Engine.submit` (also ``**inputs`` of the processor), and raises its
+    errors at once. Leaving the loop early ends the request.
     """
     engine = Engine(model, processor, deterministic=bool(options.pop("deterministic", False)))
     handle = engine.submit(inputs, **options)

@@ -1,4 +1,4 @@
-"""What is in effect for a call: the answer of ``fastdecode.explain``."""
+"""The result of ``fastdecode.explain``: the settings that are in effect for a call."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastdecode.ops.backends import BACKENDS, choose_backend, core, unavailable
 
 @dataclass(frozen=True)
 class Explanation:
-    """Facts about a prepared call; ``str()`` reads them out, `to_dict` gives them to programs."""
+    """Facts about a prepared call: ``str()`` for people, `to_dict` for programs."""
 
     mode: str
     sequences: int
@@ -37,7 +37,7 @@ class Explanation:
 
     @classmethod
     def of(cls, prepared: Prepared, decoder: Decoder) -> Explanation:
-        """Read a `Prepared` call, which ``decoder`` would decode; nothing is decoded."""
+        """The explanation of a `Prepared` call that ``decoder`` would decode. It decodes nothing."""
         model, grammar, vocabulary = prepared.model, prepared.grammar, prepared.vocabulary
         device = model.model.embed_tokens.weight.device.type
         backend, reasons = _backend(device)
@@ -128,7 +128,7 @@ class Explanation:
 
 
 def _memory(prepared: Prepared, decoder: Decoder, streams: list[int]) -> str:
-    """The pages that ``streams`` of every sequence take at their longest, if none are shared."""
+    """The pages that ``streams`` of every sequence take at their maximum length if they share none."""
     pool = prepared.pool if prepared.pool is not None else decoder.new_pool()
     pages = sum(n * -(-g.limit // pool.page_slots) for n, g in zip(streams, prepared.sequences, strict=True))
     size = f"at most {pages} pages of {pool.page_slots} ids, {pages * pool.page_bytes / 1e6:.1f} MB"
@@ -150,7 +150,7 @@ def _sampling(values: dict[str, Any]) -> str:
 
 
 def _backend(device: str) -> tuple[str, list[str]]:
-    """The sampling backend that a call on ``device`` takes, and why no faster one."""
+    """The sampling backend of a call on ``device``, and why no faster one is used."""
     name = choose_backend(None, device)
     reasons = {other: unavailable(other) for other in BACKENDS[BACKENDS.index(name) + 1 :]}
     return name, [f"backend {other}: {why}" for other, why in reasons.items() if why is not None]

@@ -1,4 +1,4 @@
-"""A submitted request, as its caller sees it: events while it is decoded, and its result."""
+"""A handle on a submitted request: its events while it is decoded, and its result."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 class RequestFailed(RuntimeError):
-    """A request has no result: it failed (its own error is the ``__cause__``), or was aborted."""
+    """A request has no result: it failed (``__cause__`` is its error) or was aborted."""
 
 
 class Driver(Protocol):
-    """What a handle asks of its engine."""
+    """The part of an engine that a handle uses."""
 
     def advance(self, handle: Handle) -> None: ...
 
@@ -38,9 +38,9 @@ class Driver(Protocol):
 class Handle:
     """Made by `fastdecode.Engine.submit`. Every method may be called from any thread.
 
-    Iterate over it, with ``for`` or ``async for``, for the events of `fastdecode.engine.events` as they come: each
-    iteration tells all of them from the beginning. The last is `Finished`; a request that failed then raises
-    `RequestFailed`. Text is decoded and pictures are painted in the thread that iterates.
+    Iterate over it with ``for`` or ``async for`` to get the events of `fastdecode.engine.events` as they happen. Every
+    iteration begins with the first event. The last event is `Finished`; if the request failed, `RequestFailed` is
+    raised after it. The iterating thread decodes the text and the pictures.
     """
 
     def __init__(self, engine: Driver, prepared: Prepared, request: Request, processor: Any) -> None:
@@ -54,7 +54,7 @@ class Handle:
 
     @property
     def number(self) -> int:
-        """Requests of an engine are numbered from 0 in the order in which they were submitted."""
+        """The number of the request: an engine counts from 0, in the order of submission."""
         return self._request.number
 
     @property
@@ -63,7 +63,7 @@ class Handle:
 
     @property
     def reason(self) -> str | None:
-        """Why it ended, "stop", "length", "aborted" or "error"; None while it has not."""
+        """Why the request ended: "stop", "length", "aborted" or "error"; None before it ends."""
         return self._request.reason if self._request.done else None
 
     @property
@@ -72,12 +72,12 @@ class Handle:
         return self._request.sequences[0].generated
 
     def abort(self) -> None:
-        """End it now; its pages are free within a step. Nothing happens to one that has ended."""
+        """End the request. Its pages are free after at most one step. No effect if it has ended."""
         self._engine.abort(self)
 
     def result(self, timeout: float | None = None) -> Tensor | GenerateDecoderOnlyOutput:
-        """What `fastdecode.generate` would return for this prompt: (1, length + new) int64. Waits for the end, and
-        decodes meanwhile if the engine has no thread of its own.
+        """Wait for the end, and return what `fastdecode.generate` would return for this prompt: (1, length + new)
+        int64. If the engine has no thread of its own, this call decodes.
 
         Raises `RequestFailed` with the request's number if it failed or was aborted, TimeoutError after ``timeout``
         seconds.
@@ -87,7 +87,7 @@ class Handle:
         return self._prepared.output()
 
     def document(self, timeout: float | None = None) -> list[str | Image.Image]:
-        """The result as text and pictures, as `fastdecode.to_documents` gives it, without the prompt."""
+        """The result as a list of text and pictures, like that of `fastdecode.to_documents`, without the prompt."""
         self._wait_until(lambda: self.done, timeout)
         self._raise_if_failed()
         if self._processor is None:
@@ -159,7 +159,7 @@ class Handle:
                 waker()
 
     def _wait_until(self, ready: Callable[[], bool], timeout: float | None) -> None:
-        """Wait for the engine's thread, or decode until ``ready``."""
+        """Wait for the engine's thread until ``ready``, or decode until then."""
         if self._engine_has_thread():
             with self._changed:
                 if not self._changed.wait_for(lambda: ready() or not self._engine_has_thread(), timeout):
@@ -179,7 +179,7 @@ class Handle:
 
 
 class _Teller:
-    """What one iteration has told of a request."""
+    """The progress of one iteration over a request's events."""
 
     def __init__(self, request: Request, prepared: Prepared, processor: Any) -> None:
         self.request, self.sequence, self.told = request, request.sequences[0], 0
@@ -189,12 +189,12 @@ class _Teller:
         self.parser = DocumentEvents(prepared.model, processor, prepared.vocabulary, s.grammar.draws, begun)
 
     def behind(self) -> bool:
-        """Whether there is something to tell."""
+        """Whether there are new events."""
         return self.request.done or len(self.sequence.tokens) - self.sequence.prompt_length > self.told
 
     def news(self) -> tuple[Iterator[Event], bool]:
-        """Events of new tokens, and whether no more will come."""
-        done = self.request.done  # before the tokens are looked at: later ones belong to the next time
+        """The events of new tokens, and whether they are the last ones."""
+        done = self.request.done  # read before the tokens: the next call gets later ones
         new = self.sequence.tokens[self.sequence.prompt_length + self.told :]
         self.told += len(new)
         return (self.parser.feed(new) if new else iter(())), done

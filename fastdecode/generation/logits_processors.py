@@ -1,9 +1,9 @@
-"""What becomes of the logits processors that transformers made for a call.
+"""Sorts the logits processors that transformers made for a call.
 
 transformers hands a custom generation loop one list of processors. They are split into guidance (the first), sampling
 parameters (repetition penalty, temperature, top-k, top-p, min-p), which `fastdecode.ops.sample` applies itself, and
-rules about single tokens (`fastdecode.token_rules.TokenRules`), which become token sets. What is none of these is
-called on the mixed logits of every step.
+rules about single tokens (`fastdecode.token_rules.TokenRules`), which become token sets. All other
+processors are called on the mixed logits of every step.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from fastdecode.engine.parameters import Sampling
 from fastdecode.token_rules import TokenRules
 
 TRANSFORMERS_TOP_K = 50
-"""transformers' top_k where none is given. It suits text; in a picture it would leave 50 of 8,192 image tokens."""
+"""transformers' default top_k. It suits text; in a picture it would keep only 50 of 8,192 image tokens."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class SplitProcessors:
 
     guidance   transformers' guidance processor, or None
     unfused    processors that have to be called on the mixed logits, in their order
-    sampling   the parameters of those that the sampler applies itself, after ``unfused``
-    rules      what the others say about single tokens, with lengths that count padding, as transformers counts
-               them: see `TokenRules.shifted`. The bias comes before ``sampling``
+    sampling   the parameters of processors that the sampler applies itself, after ``unfused``
+    rules      the other processors' rules about single tokens; their lengths count padding, as in transformers: see
+               `TokenRules.shifted`. The bias is added before ``sampling``
     """
 
     guidance: UnbatchedClassifierFreeGuidanceLogitsProcessor | None
@@ -87,7 +87,7 @@ _NAMES: dict[type, str] = {
     MinPLogitsWarper: "min_p",
 }
 _FUSED = tuple(_NAMES)
-"""What the sampler applies itself, in its order."""
+"""The processors that the sampler applies itself, in its order."""
 
 _FIRST_FILTER = _FUSED.index(TopKLogitsWarper)
 
@@ -96,7 +96,7 @@ def _fits(processor: Any, position: int, padding: Tensor) -> bool:
     """Whether ``processor`` does exactly what the sampler does at ``position`` of `_FUSED`."""
     if type(processor) is not _FUSED[position]:
         return False
-    if isinstance(processor, RepetitionPenaltyLogitsProcessor):  # the sampler penalises all tokens but padding
+    if isinstance(processor, RepetitionPenaltyLogitsProcessor):  # the sampler penalises all tokens except padding
         ignored = 0 if processor.prompt_ignore_length is None else processor.prompt_ignore_length
         return bool((torch.as_tensor(ignored).cpu() == padding).all())
     if getattr(processor, "min_tokens_to_keep", 1) != 1:
@@ -113,15 +113,15 @@ def split_processors(
     *,
     vocab_size: int | None = None,
 ) -> SplitProcessors:
-    """Split the processors of a call into what the sampler does itself and what has to be called.
+    """Split the processors of a call into those that the sampler applies and those that must be called.
 
         padding      (sequences,) int64: how many tokens of each prompt are padding
         vocab_size   number of tokens, if known: processors of bad words, biased and forced tokens beyond it stay
                      unfused, and transformers refuses them as it always does
 
-    ``rules`` are used only if nothing is left to call: what stays in ``unfused`` sees exactly the scores that it would
-    see in transformers, those of the processors before it included. Otherwise the longest end of the list that the
-    sampler can apply in its own order becomes ``sampling``, and all before it is ``unfused``.
+    ``rules`` are used only if no processor has to be called. Otherwise the longest end of the list that the sampler can
+    apply in its own order becomes ``sampling``, and all processors before it are ``unfused``. So these get exactly the
+    scores that transformers would give them.
     """
     rest = list(processors)
     guidance = None
@@ -149,12 +149,12 @@ def split_processors(
 
 
 def _absorbed(processors: list[Any], padding: Tensor, vocab_size: int | None) -> tuple[list[Any], TokenRules] | None:
-    """``processors`` as those that the sampler applies itself, in its order, and rules; None if that is not exact.
+    """``processors`` as parameters of the sampler and rules; None if the result would not be exactly the same.
 
-    The sampler adds the bias, takes tokens from the allowed set only, then penalises, divides by the temperature and
-    filters. A score of -inf stays -inf under a bias, a penalty and a temperature, so bans and forced tokens may stand
-    before or after these, but not after a filter: it would have counted banned tokens too. A bias must come before the
-    penalty and the temperature, which would change it.
+    The sampler adds the bias, restricts the tokens to the allowed set, then penalises, divides by the temperature and
+    filters. Bias, penalty and temperature keep a score of -inf, so bans and forced tokens may come before or after
+    them. They may not come after a filter, which would have counted banned tokens. A bias must come before the penalty
+    and the temperature, because these change it.
     """
     fused: list[Any] = []
     rules = TokenRules()
@@ -177,10 +177,10 @@ def _absorbed(processors: list[Any], padding: Tensor, vocab_size: int | None) ->
 
 
 def _followed_by(first: TokenRules, then: TokenRules) -> TokenRules | None:
-    """Both rules, ``then`` applied to the scores that ``first`` leaves; None if rules cannot say what comes out.
+    """One rule for ``first`` followed by ``then``; None if rules cannot express the result.
 
-    A forced token overrides all bans before it. A ban after it leaves nothing at all. The sum of two biases of one
-    token would be rounded once where transformers rounds twice.
+    A forced token overrides all bans before it. A ban of it afterwards would leave no token. The sum of two biases of
+    one token would be rounded once; transformers rounds twice.
     """
     forced = dict(first.forced_at) | dict(then.forced_at)
     for length, tokens in first.forced_at:
@@ -197,7 +197,7 @@ def _followed_by(first: TokenRules, then: TokenRules) -> TokenRules | None:
 
 
 def _token_set(tokens: Any) -> frozenset[int] | None:
-    """Tokens of a processor that looks for them with torch.isin, which finds no negative ones; None if not integers."""
+    """The tokens of a processor that uses torch.isin, which never matches negative ones; None if not integers."""
     found = torch.as_tensor(tokens).flatten()
     if found.numel() and (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool):
         return None
@@ -230,7 +230,7 @@ def _suppressed_at_begin(processor: Any, vocab_size: int | None) -> TokenRules |
 
 
 def _forced_at(length: Any, tokens: Any, vocab_size: int | None) -> TokenRules | None:
-    """One forced token. Of several, transformers samples each as often as any other, whatever their logits."""
+    """One forced token. transformers samples several ones with equal probability, whatever their logits."""
     found = _token_set(tokens)
     if (
         not isinstance(length, int)
@@ -252,7 +252,7 @@ def _forced_eos(processor: Any, vocab_size: int | None) -> TokenRules | None:
 
 
 def _sequence_bias(processor: Any, vocab_size: int | None) -> TokenRules | None:
-    """Biases of single tokens; -inf is a ban. Bad words are biases of -inf, less those that end the sequence."""
+    """Biases of single tokens; -inf is a ban. Bad words are biases of -inf, except tokens that end the sequence."""
     banned: set[int] = set()
     biases: list[tuple[int, float]] = []
     for sequence, bias in processor.sequence_bias.items():
@@ -278,4 +278,4 @@ _READERS: dict[type, Callable[[Any, int | None], TokenRules | None]] = {
     NoBadWordsLogitsProcessor: _sequence_bias,
     SequenceBiasLogitsProcessor: _sequence_bias,
 }
-"""By exact class: its rules, or None if rules cannot say what it does."""
+"""For each exact class, a function that returns its rules, or None if rules cannot express it."""

@@ -1,4 +1,4 @@
-"""From a call that transformers prepared to the requests of an engine."""
+"""Turns a call that transformers prepared into requests of an engine."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """Options of `generate` that transformers does not know; see there."""
+    """The options of `generate` that transformers does not have; see `generate`."""
 
     multimodal_generation_mode: str | None = None
     guidance: Guidance | float | None = None
@@ -56,7 +56,7 @@ class GenerateOptions:
 
 @dataclass
 class Prepared:
-    """A call, ready to decode: its sequences, and what of the caller's looks at them between steps."""
+    """A call that is ready to decode: its sequences, and the caller's code that runs between steps."""
 
     model: Any
     vocabulary: Vocabulary
@@ -76,13 +76,13 @@ class Prepared:
 
     @property
     def normalise(self) -> bool:
-        """Whether streams are normalised before they are mixed: as transformers' guidance of text does."""
+        """Whether streams are normalised before they are mixed, as in transformers' guidance of text."""
         return self.processors.guidance is not None and all(s.guidance.everywhere for s in self.sequences)
 
     @property
     def unfused(self) -> bool:
-        """Whether logits are mixed in PyTorch: other processors run on them, they are to be returned, or transformers
-        penalises mixed log-probabilities.
+        """Whether logits are mixed in PyTorch: because other processors run on them, because they are returned, or
+        because transformers penalises mixed log-probabilities.
         """
         penalised = self.text.repetition_penalty != 1.0 or self.image.repetition_penalty != 1.0
         return bool(self.processors.unfused) or self.recorder.wanted or (self.normalise and penalised)
@@ -90,8 +90,8 @@ class Prepared:
     def requests(
         self, after_step: Callable[[Tensor], None] | None = None, *, listened: bool = False, priority: int = 0
     ) -> list[Request]:
-        """One request per sequence; or one of them all, in lock step, where something of the caller's looks at the
-        whole batch between steps. ``listened``: tokens are wanted as they come, also inside pictures.
+        """One request per sequence. If code of the caller needs the whole batch between steps: one request for all, in
+        lock step. ``listened``: report tokens as soon as they are sampled, also inside pictures.
         """
         if not self.unfused and not self.stopping and after_step is None:
             return [Request([s], listened=listened, priority=priority) for s in self.sequences]
@@ -109,8 +109,8 @@ class Prepared:
         return [Request(self.sequences, callbacks, listened=listened, priority=priority)]
 
     def output(self) -> Tensor | GenerateDecoderOnlyOutput:
-        """What `generate` returns, from the sequences as they are: the prompts as the caller gave them, and behind each
-        what was generated, padded to the longest.
+        """The result of `generate` from the present sequences: the prompts as the caller gave them, each followed by
+        its generated tokens, padded to the longest.
         """
         width = self.prompts.shape[1]
         longest = max((len(s.tokens) - s.prompt_length for s in self.sequences), default=0)
@@ -143,7 +143,7 @@ def prepare(
     chosen: frozenset[str],
     model_kwargs: dict[str, Any],
 ) -> Prepared:
-    """Read what transformers prepared for a generation loop. ``ValueError`` names what cannot be done."""
+    """Read what transformers prepared for a generation loop. ``ValueError`` names what is not supported."""
     check_options(model, {**model_kwargs, "generation_config": config})
     vocabulary = Vocabulary.of(model)
     mask = model_kwargs.get("attention_mask")
@@ -155,7 +155,7 @@ def prepare(
     if grammar.mode in DRAWING_MODES:
         check_can_draw(model)
     if config.do_sample and config.top_p is not None:
-        Sampling(top_p=config.top_p).checked()  # transformers takes a top_p above 1 for none, without a word
+        Sampling(top_p=config.top_p).checked()  # transformers silently ignores a top_p above 1
     processors = split_processors(logits_processor, bool(config.do_sample), padding, vocab_size=vocabulary.size)
     image_base = processors.sampling
     if "top_k" not in chosen and grammar.draws:
@@ -216,7 +216,7 @@ def prepare(
 
 
 def _keeps(config: GenerationConfig, what: str) -> bool:
-    """Whether a call wants the ``"scores"`` or the ``"logits"`` of every step returned."""
+    """Whether the call returns the ``"scores"`` or the ``"logits"`` of every step."""
     return bool(config.return_dict_in_generate and getattr(config, f"output_{what}"))
 
 
@@ -227,11 +227,11 @@ def _prompt_ids(
     vocabulary: Vocabulary,
     repeats: int,
 ) -> list[list[int]]:
-    """Every prompt without padding, pictures in place of placeholders; one list per sequence to generate."""
+    """The tokens of every prompt, without padding, with pictures in place of placeholders; one list per sequence."""
     single = input_ids[::repeats].cpu()
     pictures = None
     encoded = (model_kwargs.get("mm_encoder_outputs") or {}).get("image")
-    if encoded is not None:  # transformers 5.2x encodes pictures before it calls a plug, and repeats only features
+    if encoded is not None:  # transformers 5.2x encodes pictures before it calls us, and repeats only features
         codes = encoded.image_tokens.view(-1, vocabulary.image_length)
         pictures = model.model.vocabulary_mapping.convert_img2bpe(codes).long()
     elif model_kwargs.get("pixel_values") is not None:
@@ -249,7 +249,7 @@ def _prompt_ids(
 def _guidances(
     processors: SplitProcessors, extras: GenerateOptions, grammar: Grammar, count: int, repeats: int
 ) -> list[Guidance]:
-    """Guidance of every sequence: ours if given, else transformers' two-way with its negative prompts."""
+    """The guidance of every sequence: ours if given, else transformers' two-way guidance with its negative prompts."""
     if processors.guidance is not None:
         if extras.guidance is not None:
             raise ValueError(
@@ -285,7 +285,7 @@ def _guidances(
 
 
 def _seeds(seed: int | Iterable[int] | None, count: int, repeats: int) -> list[int]:
-    """One 64-bit seed per sequence: the request's own for its first, derived from it for the others."""
+    """One 64-bit seed per sequence: a request's first sequence gets its seed, the others get derived ones."""
     requests = count // repeats
     if seed is None:
         first = torch.randint(-(2**63), 2**63 - 1, (requests,)).tolist()
@@ -303,7 +303,7 @@ def _seeds(seed: int | Iterable[int] | None, count: int, repeats: int) -> list[i
 
 
 def _derived(seed: int, j: int) -> int:
-    """``seed`` itself for j = 0, else one of its descendants (the splitmix64 mix), as a signed 64-bit number."""
+    """``seed`` for j = 0, else a seed derived from it (by the splitmix64 mix), as a signed 64-bit number."""
     if j == 0:
         return seed
     z = (seed + j * 0x9E3779B97F4A7C15) % 2**64
@@ -322,9 +322,9 @@ def _limits(
     vocabulary: Vocabulary,
     chosen: frozenset[str],
 ) -> list[int]:
-    """Most ids of every sequence: the new ids that the call allows, and never more than the context.
+    """The maximum length of every sequence: the prompt and the new tokens that the call allows, at most the context.
 
-    ``image-only`` without a length of its own allows one picture.
+    ``image-only`` without a given length allows one picture.
     """
     longest = min([config.max_length, *(c.max_length for c in stopping if isinstance(c, MaxLengthCriteria))])
     new = max(1, longest - padded)  # as transformers: a criterion is asked after the first token

@@ -1,4 +1,4 @@
-"""Streamers of transformers: what they are given of a document of text and pictures."""
+"""Streamers of transformers: which tokens of a document they get."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from fastdecode.models.chameleon import Vocabulary
 
 
 def text_only(streamer: Any, vocabulary: Vocabulary) -> Callable[[Tensor], None]:
-    """``streamer.put``; for a `TextStreamer`, which would spell every token, one that leaves out those of pictures
-    (image tokens and their two markers) and begins a new line where a picture was.
+    """``streamer.put``. For a `TextStreamer`, which would print every token, a function that skips image tokens, begin
+    and end of image, and begins a new line in place of a picture.
     """
     put: Callable[[Tensor], None] = streamer.put
     if not isinstance(streamer, TextStreamer) or not vocabulary.has_pictures:
@@ -34,7 +34,7 @@ def text_only(streamer: Any, vocabulary: Vocabulary) -> Callable[[Tensor], None]
 
 
 def _new_line(streamer: TextStreamer) -> None:
-    """Print what the streamer holds back, and begin a line: what it does itself with a newline."""
+    """Print what the streamer has buffered and begin a new line, as it does itself at a newline."""
     text: Any = streamer.tokenizer.decode(streamer.token_cache, **streamer.decode_kwargs)
     rest = text[streamer.print_len :]
     streamer.token_cache, streamer.print_len = [], 0

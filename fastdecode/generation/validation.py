@@ -1,4 +1,4 @@
-"""What a call of `generate` asks for, and every refusal of one that cannot be done; nothing is changed here."""
+"""Checks of the options of `generate`. Each raises an error that names the option. They change nothing."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ UNSUPPORTED: dict[str, tuple[Any, str]] = {
     "past_key_values": (None, "continuing from a cache"),
     "synced_gpus": (False, "synchronised decoding"),
 }
-"""Options that would change the result and that the loop does not do: what they must be, and what they ask for."""
+"""Unsupported options that would change the result: the value they must have, and what they ask for."""
 
 
 DRAWING_MODES = ("image-only", "interleaved-text-image")
-"""Modes that ask for pictures; ``unrestricted`` merely allows them."""
+"""The modes that ask for pictures; ``unrestricted`` only allows them."""
 
 LENGTHS = frozenset({"max_length", "max_new_tokens"})
 
 
 def option(model: Any, options: Mapping[str, Any], name: str) -> Any:
-    """``name`` as the call, its generation_config or the model's sets it, in this order; None if none does."""
+    """The value of ``name``: from the call, else its generation_config, else the model's; None if none sets it."""
     found = options.get(name)
     for config in (options.get("generation_config"), model.generation_config):
         found = getattr(config, name, None) if found is None else found
@@ -55,7 +55,7 @@ def option(model: Any, options: Mapping[str, Any], name: str) -> Any:
 
 
 def chosen_options(model: Any, options: Mapping[str, Any]) -> frozenset[str]:
-    """Names of options that somebody set: in the call, in its generation_config, or in the model's."""
+    """The names of the options that are set: in the call, its generation_config or the model's."""
     names = {key for key, value in options.items() if value is not None}
     for config in (options.get("generation_config"), model.generation_config):
         if config is not None:
@@ -64,13 +64,13 @@ def chosen_options(model: Any, options: Mapping[str, Any]) -> frozenset[str]:
 
 
 def set_default_length(model: Any, mode: str | None, options: dict[str, Any]) -> None:
-    """``image-only`` without a length of its own: room for one picture, without transformers' warning about it."""
+    """Give ``image-only`` without a length room for one picture, so that transformers does not warn about it."""
     if mode == "image-only" and not chosen_options(model, options) & LENGTHS:
         options["max_new_tokens"] = Vocabulary.of(model).image_length + 2
 
 
 def check_options(model: Any, options: Mapping[str, Any]) -> None:
-    """``ValueError`` naming the first option of a call, or of its generation_config, that is not supported."""
+    """``ValueError`` that names the first unsupported option of a call or of its generation_config."""
     for name, (neutral, what) in UNSUPPORTED.items():
         value = option(model, options, name)
         if value is None or value is neutral or value == neutral:
@@ -91,7 +91,7 @@ def check_options(model: Any, options: Mapping[str, Any]) -> None:
 
 
 def check_prompt(model: Any, input_ids: Tensor | None, options: Mapping[str, Any]) -> None:
-    """``ValueError`` if the ids, the mask and the pictures of a call do not belong together."""
+    """``ValueError`` if the tokens, the mask and the pictures of a call do not fit together."""
     if input_ids is None:
         raise ValueError("no prompt: give input_ids (batch, length), as the processor returns them")
     vocabulary = Vocabulary.of(model)
@@ -104,7 +104,7 @@ def check_prompt(model: Any, input_ids: Tensor | None, options: Mapping[str, Any
 
 
 def check_ids(input_ids: Tensor, mask: Tensor | None, vocabulary: Vocabulary) -> None:
-    """``ValueError`` unless ``input_ids`` and ``mask`` (or None) are prompts that something can follow."""
+    """``ValueError`` unless ``input_ids`` and ``mask`` (or None) are prompts that can be continued."""
     if not isinstance(input_ids, Tensor):
         raise ValueError(
             f"the prompt is a {type(input_ids).__name__}; it must be input_ids (batch, length), an integer tensor: "
@@ -136,7 +136,7 @@ def check_ids(input_ids: Tensor, mask: Tensor | None, vocabulary: Vocabulary) ->
 
 
 def check_positions(positions: Tensor | None, input_ids: Tensor, mask: Tensor | None) -> None:
-    """``ValueError`` unless ``positions`` count the ids that are not padding, as transformers and the loop do."""
+    """``ValueError`` unless ``positions`` count the tokens that are not padding, as transformers and the loop do."""
     if positions is None:
         return
     kept = torch.ones_like(input_ids) if mask is None else mask != 0
@@ -145,7 +145,7 @@ def check_positions(positions: Tensor | None, input_ids: Tensor, mask: Tensor | 
 
 
 def check_room(ids: list[int], limit: int, state: int, grammar: Grammar) -> None:
-    """``ValueError`` if a mode that draws pictures cannot finish even one."""
+    """``ValueError`` if a mode that draws has no room for one whole picture."""
     if grammar.mode not in DRAWING_MODES:
         return
     needed = grammar.remaining(state) or grammar.block_length
@@ -157,7 +157,7 @@ def check_room(ids: list[int], limit: int, state: int, grammar: Grammar) -> None
 
 
 def check_stream_tokens(guidance: Guidance, vocabulary: Vocabulary) -> None:
-    """``ValueError`` if a stream has a token that the checkpoint has not."""
+    """``ValueError`` if a stream has a token that is not in the checkpoint's vocabulary."""
     for stream in guidance.streams:
         for token in stream.ids:
             if not 0 <= token < vocabulary.size:
@@ -168,7 +168,7 @@ def check_stream_tokens(guidance: Guidance, vocabulary: Vocabulary) -> None:
 
 
 def check_deterministic(decoder: Decoder) -> None:
-    """``ValueError`` for a model that cannot be deterministic."""
+    """``ValueError`` if the model cannot be decoded deterministically."""
     if decoder.deterministic and not decoder.uses_cpu_step:
         raise ValueError(
             "deterministic=True needs steps of the C++ library, and this model has none: "
@@ -177,7 +177,7 @@ def check_deterministic(decoder: Decoder) -> None:
 
 
 def check_pool(decoder: Decoder, pool: Any) -> None:
-    """``ValueError`` unless ``pool`` is None, or a pool for this model."""
+    """``ValueError`` unless ``pool`` is None or a pool for this model."""
     if pool is None:
         return
     if not isinstance(pool, PagePool):
@@ -188,8 +188,8 @@ def check_pool(decoder: Decoder, pool: Any) -> None:
 def check_fits(
     sequences: Iterable[Sequence], pool: PagePool | None, whose: str = "kv_pool", name: str | None = None
 ) -> None:
-    """``ValueError`` for a sequence that can never fit into a pool's pages, even alone: what it stores at the least,
-    its prompt and a picture that is sure to come, in the full stream and in all that guide it.
+    """``ValueError`` if a sequence can never fit into the pool's pages, even alone. It counts the minimum that will be
+    stored: the prompt and a picture that is certain to follow, in all streams.
     """
     if pool is None or pool.limit is None:
         return
@@ -198,7 +198,7 @@ def check_fits(
         remaining = s.grammar.remaining(s.state)
         wanted = s.mode in DRAWING_MODES and remaining == 0
         streams = s.streams_planned()[0] if remaining or wanted else s.streams_now()
-        # All but the last token of a picture are stored, and its end is not; the planned streams have its begin.
+        # A picture stores all image tokens except the last, and not its end; planned streams contain its begin.
         more = s.grammar.image_length if wanted else max(0, remaining - 2)
         stored = len(s.tokens) + more
         alone = -(-stored // slots)
@@ -211,7 +211,7 @@ def check_fits(
 
 
 def pages_of(streams: Iterable[tuple[tuple[int, ...], int]], slots: int) -> int:
-    """Pages of streams, each its prompt and a number of further tokens; those that begin alike share whole pages."""
+    """The pages of streams, each a prompt and a number of further tokens. Equal beginnings share whole pages."""
     pages: dict[tuple[int, tuple[int, ...]], int] = {}
     own = 0
     for prompt, more in streams:

@@ -1,1 +1,1 @@
-"""Model families: what generate needs to know of a checkpoint, and how its pictures are decoded."""
+"""Model families: what `generate` reads from a checkpoint, and the decoding of pictures."""

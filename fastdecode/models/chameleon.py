@@ -1,4 +1,4 @@
-"""What the rest of the package needs to know of a Chameleon checkpoint: its ids, its pictures, and what it lacks."""
+"""What the package reads from a Chameleon checkpoint: its vocabulary, its pictures, and which weights are missing."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ BEGIN_IMAGE, END_IMAGE, PLACEHOLDER = "<racm3:break>", "<eoss>", "<image>"
 
 
 def check_family(model: Any) -> None:
-    """Raise ``TypeError`` unless ``model`` is one that transformers loaded with its head and that can be decoded."""
+    """``TypeError`` or ``ValueError`` for a model that `family_of` does not accept."""
     family_of(model)
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Ids of one checkpoint, read from its ``vocabulary_map`` and shapes, never assumed.
+    """The tokens of one checkpoint, read from its ``vocabulary_map`` and shapes.
 
-    ``code_ids[c]`` is the id of codebook entry ``c``; ``image_length`` the ids of one picture, without its markers;
-    ``context`` the most ids of a sequence. ``bos`` is ``None`` where the map has no ``<s>``. A model of text has no
-    ``code_ids``, and -1 for the three markers.
+    ``code_ids[c]`` is the token of codebook entry ``c``; ``image_length`` is the number of tokens in a picture, without
+    its begin and end tokens; ``context`` is the maximum length of a sequence. ``bos`` is None if there is no ``<s>``.
+    A text model has no ``code_ids``, and its ``begin_image``, ``end_image`` and ``placeholder`` are -1.
     """
 
     size: int
@@ -93,12 +93,12 @@ class Vocabulary:
 
     @cached_property
     def id_to_code(self) -> dict[int, int]:
-        """Pairwise inverse of ``code_ids`` (the map need not be monotone)."""
+        """The inverse of ``code_ids``: the codebook entry of each image token. The order need not be the same."""
         return {i: code for code, i in enumerate(self.code_ids)}
 
 
 def check_pixels(model: Any, pixel_values: Tensor) -> Tensor:
-    """Pixels ``(n, 3, H, W)`` float in the VQ encoder's dtype and on its device. ``ValueError`` for another shape."""
+    """Move pixels ``(n, 3, H, W)`` float to the VQ encoder's dtype and device. ``ValueError`` for a wrong shape."""
     if family_of(model) is not CHAMELEON:
         raise ValueError(f"pixel_values were given, but {type(model).__name__} reads and writes text only")
     vision, config = model.model.vqmodel, model.config.vq_config
@@ -113,12 +113,12 @@ def check_pixels(model: Any, pixel_values: Tensor) -> Tensor:
 
 
 def encode_pictures(model: Any, pixel_values: Tensor) -> Tensor:
-    """Pixels ``(n, 3, H, W)`` float to image ids ``(n, image_length)`` int64, on the model's device."""
+    """Encode pixels ``(n, 3, H, W)`` float to image tokens ``(n, image_length)`` int64, on the model's device."""
     return model.model.get_image_tokens(check_pixels(model, pixel_values)).long()
 
 
 def fill_placeholders(input_ids: Tensor, image_ids: Tensor | None, vocabulary: Vocabulary) -> Tensor:
-    """Replace ``<image>`` placeholders in ``input_ids`` (batch, length) by ``image_ids`` (n, image_length), in order.
+    """Replace ``<image>`` placeholders in ``input_ids`` (batch, length) with ``image_ids`` (n, image_length), in order.
 
     ``ValueError`` if the pictures do not fill the placeholders exactly. Returns a new tensor.
     """
@@ -148,7 +148,7 @@ def check_picture_count(input_ids: Tensor, pictures: int, vocabulary: Vocabulary
 
 
 def missing_decoder_keys(model: Any) -> list[str]:
-    """Names of the weights that drawing needs and ``model`` lacks; empty if it can draw."""
+    """The names of the VQ decoder's weights that ``model`` lacks; empty if it can draw."""
     if family_of(model) is not CHAMELEON:
         raise ValueError(f"{type(model).__name__} writes text only")
     if isinstance(getattr(model.model.vqmodel, "decoder", None), nn.Module):
@@ -159,7 +159,7 @@ def missing_decoder_keys(model: Any) -> list[str]:
 
 
 def check_can_draw(model: Any) -> None:
-    """``ValueError`` naming the missing weights if ``model`` has no VQ decoder."""
+    """``ValueError`` that names the missing weights if ``model`` has no VQ decoder."""
     missing = missing_decoder_keys(model)
     if missing:
         raise ValueError(
@@ -171,9 +171,9 @@ def check_can_draw(model: Any) -> None:
 
 
 def attach_decoder(model: Any, weights: dict[str, Tensor]) -> None:
-    """Give ``model.model.vqmodel`` a decoder with ``weights`` (keys relative to the decoder, taming names).
+    """Add a VQ decoder with ``weights`` to ``model.model.vqmodel``. Keys are taming's names, relative to the decoder.
 
-    ``ValueError`` names missing and unexpected keys or a wrong shape; the model is then unchanged.
+    ``ValueError`` names missing or unexpected keys, or a wrong shape; the model is not changed then.
     """
     decoder = VQDecoder(model.config.vq_config)
     wanted = {key: tuple(value.shape) for key, value in decoder.state_dict().items()}
@@ -195,13 +195,13 @@ def attach_decoder(model: Any, weights: dict[str, Tensor]) -> None:
 
 
 def to_pictures(pixels: Tensor) -> list[Image.Image]:
-    """Pixels ``(n, 3, H, W)`` float in [-1, 1] (clamped) to RGB pictures."""
+    """Convert pixels ``(n, 3, H, W)`` float in [-1, 1] (clamped) to RGB pictures."""
     grey = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte()
     return [Image.fromarray(p) for p in grey.permute(0, 2, 3, 1).cpu().numpy()]
 
 
 def decode_pictures(model: Any, blocks: Sequence[Sequence[int]], vocabulary: Vocabulary) -> list[Image.Image]:
-    """Image ids of whole blocks (each ``image_length`` long) to RGB pictures, all in one pass of the VQ decoder."""
+    """Decode blocks of ``image_length`` image tokens each to RGB pictures, in one pass of the VQ decoder."""
     if not blocks:
         return []
     check_can_draw(model)

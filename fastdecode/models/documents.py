@@ -1,4 +1,4 @@
-"""From token ids to documents: a finished sequence as a list of texts and pictures."""
+"""From tokens to documents: turns a finished sequence into a list of texts and pictures."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Document = list[str | Image.Image]
 
 
 def segments(ids: Sequence[int], vocabulary: Vocabulary) -> list[tuple[str, list[int]]]:
-    """``ids`` split into ``("text", ids)`` and ``("picture", image ids)``; markers of pictures are left out.
+    """Split tokens into ``("text", tokens)`` and ``("picture", image tokens)``, without begin and end of image.
 
-    A picture is begin of image, exactly ``image_length`` image ids, end of image. Image ids that are not so come as
-    ``("broken", ids)``.
+    A picture is begin of image, exactly ``image_length`` image tokens, end of image. Other runs of image tokens become
+    ``("broken", tokens)``.
     """
     found: list[tuple[str, list[int]]] = []
     text: list[int] = []
@@ -48,7 +48,7 @@ def segments(ids: Sequence[int], vocabulary: Vocabulary) -> list[tuple[str, list
 
 
 def _from(ids: Sequence[int], start: int, vocabulary: Vocabulary) -> Sequence[int]:
-    """``ids[start:]``, with the whole picture if ``start`` lies inside one."""
+    """``ids[start:]``; if ``start`` is inside a picture, from the beginning of that picture."""
     first = min(start, len(ids))
     while first > 0 and ids[first - 1] in vocabulary.image_ids:
         first -= 1
@@ -57,16 +57,16 @@ def _from(ids: Sequence[int], start: int, vocabulary: Vocabulary) -> Sequence[in
 
 
 def to_documents(model: Any, processor: Any, sequences: Any, start: int = 0) -> list[Document]:
-    """Sequences of ids to documents.
+    """Convert sequences of tokens to documents.
 
-        processor   the model's, or its tokenizer
+        processor   the model's processor, or its tokenizer
         sequences   (batch, length) integers, a list of lists, or what ``generate`` returned
-        start       first column to read: ``inputs["input_ids"].shape[1]`` leaves the prompt out (but for the beginning
-                    of a picture that goes on behind it)
+        start       first column to read: ``inputs["input_ids"].shape[1]`` leaves the prompt out (except the beginning
+                    of a picture that the prompt did not finish)
         returns     one list per sequence, of str and PIL.Image in order; empty texts are left out
 
-    All pictures go through the VQ decoder in one pass. A picture that was cut short is left out, with a warning.
-    ``ValueError`` if there are pictures and the checkpoint has no VQ decoder, or for another shape of ``sequences``.
+    All pictures go through the VQ decoder in one pass. An incomplete picture is left out, with a warning.
+    ``ValueError`` if there are pictures and the checkpoint has no VQ decoder, or if ``sequences`` has a wrong shape.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     if not hasattr(tokenizer, "decode"):

@@ -1,4 +1,4 @@
-"""`load`: a Chameleon and its processor, with the VQ decoder if the checkpoint has one."""
+"""`load` reads a Chameleon and its processor, with the VQ decoder if the checkpoint has one."""
 
 from __future__ import annotations
 
@@ -33,14 +33,13 @@ def load(
     """Load ``(model, processor)``.
 
         name     "blocks" (embedded), a folder in Hugging Face format, or a hub id
-        dtype    of the weights; as the checkpoint's config says if not given
-        device   where to put the model; the CPU if not given
-        vqgan    Meta's vqgan.ckpt, for checkpoints that carry no decoder weights
-        kwargs   for ``from_pretrained`` of the model
+        dtype    dtype of the weights; default: as in the checkpoint's config
+        device   device of the model; default: the CPU
+        vqgan    Meta's vqgan.ckpt, for checkpoints without weights of the VQ decoder
+        kwargs   further arguments of the model's ``from_pretrained``
 
-    The model is an ordinary ``ChameleonForConditionalGeneration`` in eval mode whose ``model.vqmodel`` has a
-    ``decoder`` if its weights were found. ``ValueError`` or ``FileNotFoundError`` say what is wrong with the
-    checkpoint.
+    The model is an ordinary ``ChameleonForConditionalGeneration`` in eval mode. Its ``model.vqmodel`` has a ``decoder``
+    if the weights were found. ``ValueError`` or ``FileNotFoundError`` say what is wrong with the checkpoint.
     """
     if not isinstance(name, (str, os.PathLike)):
         raise TypeError(f"load takes a name, a folder or a hub id, not a {type(name).__name__}: {name!r}")
@@ -77,7 +76,7 @@ def load(
 
 
 def _file(source: str | Path, filename: str) -> Path | None:
-    """``filename`` of a folder or hub repository on this disk, or None if it has no such file."""
+    """The local path of ``filename`` in a folder or hub repository; None if it has no such file."""
     if Path(source).is_dir():
         path = Path(source) / filename
         return path if path.is_file() else None
@@ -86,7 +85,7 @@ def _file(source: str | Path, filename: str) -> Path | None:
 
 
 def _config(source: str | Path) -> dict[str, Any]:
-    """config.json of ``source``; every way in which there is none is a sentence."""
+    """Read config.json of ``source``. If it cannot be read, the error says why."""
     looks_local = isinstance(source, Path) or str(source).startswith((".", "/", "~")) or str(source).count("/") != 1
     if looks_local and not Path(source).exists():
         names = ", ".join(sorted(EMBEDDED))
@@ -112,7 +111,7 @@ def _config(source: str | Path) -> dict[str, Any]:
 
 
 def _decoder_weights(source: str | Path) -> dict[str, Tensor]:
-    """The checkpoint's VQ decoder, keys relative to it; empty if it carries none."""
+    """The weights of the checkpoint's VQ decoder, with keys relative to it; empty if it has none."""
     index = _file(source, INDEX)
     if index is not None:
         listed: dict[str, str] = json.loads(index.read_text())["weight_map"]
@@ -133,7 +132,7 @@ def _decoder_weights(source: str | Path) -> dict[str, Tensor]:
 
 
 def _vqgan_weights(path: Path) -> dict[str, Tensor]:
-    """The decoder in a taming-transformers checkpoint (``decoder.*`` of its ``state_dict``)."""
+    """The decoder's weights in a taming-transformers checkpoint (``decoder.*`` of its ``state_dict``)."""
     if not path.is_file():
         raise FileNotFoundError(f"vqgan={path}: there is no such file")
     try:
@@ -148,14 +147,14 @@ def _vqgan_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _in_short(error: BaseException) -> str:
-    """One line of at most 300 characters."""
+    """The message of ``error`` on one line of at most 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:300]}…"
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers reports the decoder's weights as unexpected, and draws a bar for every load: neither helps here."""
+    """Silence transformers, which reports the decoder's weights as unexpected and shows a bar for each load."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

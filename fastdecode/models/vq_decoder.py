@@ -2,8 +2,8 @@
 
 transformers ships the encoder only. Checkpoints that can draw carry the decoder's weights under
 ``model.vqmodel.decoder.*``: ``conv_in``, ``mid``, ``up.<level>`` (level 0 is the full resolution), ``norm_out``
-and ``conv_out``. The blocks are those of transformers' Janus VQ-VAE, which is of the same family; the wiring is
-taming's (levels numbered from the full resolution, attention only at ``attn_resolutions``).
+and ``conv_out``. The blocks come from transformers' Janus VQ-VAE, which has the same architecture. They are connected
+as in taming (levels numbered from the full resolution, attention only at ``attn_resolutions``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers.models.janus.modeling_janus import (
 
 
 class VQDecoder(nn.Module):
-    """Latents ``(n, latent_channels, h, w)`` to pixels ``(n, in_channels, H, W)`` in about [-1, 1]."""
+    """Decodes latents ``(n, latent_channels, h, w)`` to pixels ``(n, in_channels, H, W)`` in about [-1, 1]."""
 
     def __init__(self, config: ChameleonVQVAEConfig) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class VQDecoder(nn.Module):
         attended = tuple(config.attn_resolutions or ()) if attends else ()
         channels = config.base_channels * multipliers[-1]
         self.conv_in = nn.Conv2d(config.latent_channels, channels, kernel_size=3, padding=1)
-        blocks: Any = config  # the Janus blocks read nothing of it but dropout
+        blocks: Any = config  # the Janus blocks only read its dropout
         middle: Any = JanusVQVAEMidBlock(blocks, channels)
         if not attends:
             middle.attn_1 = nn.Identity()
@@ -67,15 +67,15 @@ class VQDecoder(nn.Module):
 
 
 def latent_side(config: ChameleonVQVAEConfig) -> int:
-    """Rows (and columns) of the grid of codes of one picture."""
+    """The number of rows (and of columns) in a picture's grid of codes."""
     return config.resolution >> (len(config.channel_multiplier) - 1)
 
 
 @torch.inference_mode()
 def decode_codes(vqmodel: Any, codes: Tensor) -> Tensor:
-    """Codebook indices ``(n, side * side)`` int64 to pixels ``(n, in_channels, H, W)`` in about [-1, 1].
+    """Decode codebook indices ``(n, side * side)`` int64 to pixels ``(n, in_channels, H, W)`` in about [-1, 1].
 
-    ``vqmodel`` is a ``ChameleonVQVAE`` with a ``decoder``. Its dtype and device are used as they are.
+    ``vqmodel`` is a ``ChameleonVQVAE`` with a ``decoder``. Its dtype and device are used.
     """
     side = latent_side(vqmodel.config)
     quantised = vqmodel.quantize.embedding(codes).view(len(codes), side, side, -1).permute(0, 3, 1, 2)
