@@ -61,7 +61,7 @@ MODE = "interleaved-text-image"
 
 @dataclass(frozen=True)
 class Setting:
-    """A model and what is asked of it: ``documents`` and ``pictures`` are prompts of pictures, ``texts`` of text."""
+    """A model and its prompts: ``documents`` and ``pictures`` ask for pictures, ``texts`` for text."""
 
     model: Any
     ends: tuple[int, ...]
@@ -105,7 +105,7 @@ def document_options(greedy: bool, seed: int, new: int) -> dict[str, Any]:
 
 
 def at_once(setting: Setting, greedy: bool, seed: int, deterministic: bool = False) -> list[list[int]]:
-    """New tokens of all documents, through an engine of its own."""
+    """The new tokens of all documents, decoded by a new engine."""
     engine = fastdecode.Engine(setting.model, deterministic=deterministic)
     handles = [
         engine.submit(list(prompt), **document_options(greedy, seed + i, setting.new))
@@ -134,7 +134,7 @@ def transformers_in_turn(setting: Setting, greedy: bool, seed: int, static: bool
 
 
 def check_whole(documents: Sequence[Sequence[int]], v: Vocabulary, who: str) -> int:
-    """How many pictures there are. ``RuntimeError`` unless each is whole, and there are some."""
+    """The number of pictures. ``RuntimeError`` if there are none, or one is incomplete."""
     count = 0
     for document in documents:
         for i, token in enumerate(document):
@@ -166,7 +166,7 @@ def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def documents(setting: Setting, repeats: int) -> dict[str, Any]:
-    """Tokens per second of the three ways, medians of turns, and ratios of turns."""
+    """Tokens per second of the three methods, medians of turns, and ratios of turns."""
     v = setting.vocabulary
     expected = in_turn(setting, True, 0, deterministic=True)
     check_whole(expected, v, "fastdecode.generate")
@@ -215,7 +215,7 @@ def documents(setting: Setting, repeats: int) -> dict[str, Any]:
 
 
 def mixed_demands(setting: Setting) -> list[Demand]:
-    """Two instructions, a picture and a text in every four."""
+    """Requests: of every four, two instructions, a picture and a text."""
     found = []
     prompts = zip(setting.documents, setting.pictures, setting.texts, strict=True)
     for i, (document, picture, text) in enumerate(prompts):
@@ -235,7 +235,7 @@ Serve = Callable[[Any, Sequence[tuple[float, Demand]]], list[Served]]
 
 
 def capacity(model: Any, serve: Serve, demands: Sequence[Demand]) -> float:
-    """Requests per second when all are there at once: the better of two runs."""
+    """Requests per second when all are submitted at once: the better of two runs."""
     runs = [seconds(lambda: serve(model, [(0.0, demand) for demand in demands]))[0] for _ in range(2)]
     return len(demands) / min(runs)
 
@@ -247,7 +247,7 @@ def check_served(served: Sequence[Served], expected: Sequence[Sequence[int]], wh
 def rounds(
     setting: Setting, sides: dict[str, Serve], demands: Sequence[Demand], rate: float, duration: float, repeats: int
 ) -> dict[str, Any]:
-    """All ``sides`` with the same arrivals, in turns; what each round served is put together."""
+    """Run all ``sides`` in turns with the same arrivals, and join what the rounds served."""
     gathered: dict[str, list[Served]] = {who: [] for who in sides}
     speeds: dict[str, list[float]] = {who: [] for who in sides}
     for repeat in range(repeats):
@@ -320,7 +320,7 @@ def processors(model: Any, prompt: Sequence[int], options: dict[str, Any], token
             spent, sequences = seconds(
                 lambda extra=extra, repeat=repeat: fastdecode.generate(model, **base, **extra, seed=repeat)
             )
-            if repeat > 0:  # the first pass makes tables, and touches memory for the first time
+            if repeat > 0:  # the first pass makes tables and allocates memory
                 found.append(spent / (sequences.shape[1] - ids.shape[1]))
     ratios = sorted(b / a for a, b in zip(*times, strict=True))
     return {
@@ -375,7 +375,7 @@ COLOURS = {
 
 
 def plot(result: dict[str, Any], file: Path) -> None:
-    """Bars: tokens per second of documents; p50 and p99 of the load's times. ``ImportError`` without matplotlib."""
+    """Bars: tokens per second of documents; p50 and p99 of the times under load. ``ImportError`` without matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")
