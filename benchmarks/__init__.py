@@ -1,1 +1,1 @@
-"""Benchmarks: each checks its result before it times it, and measures its rival in the same run."""
+"""Benchmarks. Each checks its result before it times it, and measures its rival in the same run."""

@@ -51,7 +51,7 @@ Run = Callable[..., Tensor]
 
 
 class Clock(StoppingCriteria):
-    """Ends a run after ``tokens`` new ids, and knows when each of them came. Made just before the run begins."""
+    """Ends a run after ``tokens`` new tokens, and records the time of each. Create it just before the run."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens, self.times = tokens, [time.perf_counter()]
@@ -66,7 +66,7 @@ class Clock(StoppingCriteria):
 
     @property
     def set_up(self) -> float:
-        """What prefill, set-up and the first tokens took beyond the time of as many later ones."""
+        """The time of prefill, set-up and first tokens, minus the time of as many later tokens."""
         return self.times[SKIPPED] - self.times[0] - SKIPPED * self.per_token
 
 
@@ -97,7 +97,7 @@ def theirs(model: Any, prompts: Tensor, scale: float) -> Run:
 
 
 def check_drawn(sequences: Tensor, prompts: Tensor, tokens: int, who: str) -> None:
-    """``RuntimeError`` unless ``tokens`` new ids follow: begin of image, and image ids."""
+    """``RuntimeError`` unless ``tokens`` new tokens follow: begin of image, and image tokens."""
     new = sequences[:, prompts.shape[1] :]
     inside = new[:, 1:]
     drawn = (inside >= IMAGE_SPAN[0]) & (inside < IMAGE_SPAN[1])
@@ -106,15 +106,15 @@ def check_drawn(sequences: Tensor, prompts: Tensor, tokens: int, who: str) -> No
 
 
 def timed(run: Run, prompts: Tensor, tokens: int, seed: int, who: str, **options: Any) -> Clock:
-    """The clock of one run that drew what it should."""
+    """The clock of one run, whose result was checked."""
     clock = Clock(tokens)
     check_drawn(run(clock, seed, **options), prompts, tokens, who)
     return clock
 
 
 def greedy_agreement(model: Any, prompts: Tensor, mine: Run, other: Run) -> int:
-    """How many of the first `COMPARED` greedy image ids are the same on both sides until they part, in the worst
-    sequence. ``RuntimeError`` if they part in float32.
+    """The number of equal greedy image tokens, of the first `COMPARED`, before both sides differ, in the worst
+    sequence. ``RuntimeError`` if they differ in float32.
     """
     drawn = []
     for who, run in (("fastdecode", mine), ("transformers", other)):
@@ -131,7 +131,7 @@ def greedy_agreement(model: Any, prompts: Tensor, mine: Run, other: Run) -> int:
 
 
 def rows_of(run: Run, prompts: Tensor) -> int:
-    """Rows that a step of ``run`` really has inside a picture."""
+    """The number of rows that a step of ``run`` has inside a picture."""
     rows: list[int] = []
 
     class Count(Clock):
@@ -141,17 +141,17 @@ def rows_of(run: Run, prompts: Tensor) -> int:
 
     with engines() as made:
         check_drawn(run(Count(SKIPPED), 0, **GREEDY), prompts, SKIPPED, "fastdecode")
-    return rows[-2]  # after the last token they are given up
+    return rows[-2]  # after the last token they are removed
 
 
 class Memory:
-    """How fast torch's threads read a buffer that no cache holds: bytes per second."""
+    """The bandwidth of torch's threads reading a buffer larger than the caches: bytes per second."""
 
     def __init__(self, size: int = 2**29) -> None:
         self.buffer = torch.ones(size // 4)
 
     def read(self, repeats: int = 3) -> float:
-        """The best of so many, now."""
+        """The best of so many measurements."""
         times = []
         for _ in range(repeats):
             start = time.perf_counter()
@@ -161,7 +161,7 @@ class Memory:
 
 
 def weight_bytes(model: ChameleonForConditionalGeneration) -> int:
-    """Bytes of weights that an image token needs: all layers, the last norm, the head's rows of image ids."""
+    """Bytes of weights that an image token needs: all layers, the last norm, the head's rows of image tokens."""
     body = [p for module in (model.model.layers, model.model.norm) for p in module.parameters()]
     return sum(p.nbytes for p in (*body, model.lm_head.weight[IMAGE_SPAN[0] : IMAGE_SPAN[1]]))
 
@@ -169,9 +169,9 @@ def weight_bytes(model: ChameleonForConditionalGeneration) -> int:
 def measure(
     model: Any, prompts: Tensor, guidance: Guidance, tokens: int, repeats: int, memory: Memory
 ) -> dict[str, Any]:
-    """Medians of ``repeats`` turns of ``tokens`` new ids for every prompt, and what follows from them.
+    """Medians of ``repeats`` turns of ``tokens`` new tokens for every prompt, and the figures computed from them.
 
-    transformers has a rival to no guidance and to two streams; with more, ours is measured by itself.
+    transformers can do no guidance and two streams; with more streams only fastdecode is measured.
     """
     mine = ours(model, prompts, guidance)
     sides = {"fastdecode": mine}
@@ -215,7 +215,7 @@ def measure(
 
 
 def stream_rows(model: Any, tokens: int, repeats: int, memory: Memory) -> list[dict[str, Any]]:
-    """One, two and three streams after one prompt with a few image ids. ``RuntimeError`` if there are others."""
+    """One, two and three streams after one prompt with a few image tokens. ``RuntimeError`` for other numbers."""
     prompts = edit_prompts(model, 1, words=20, picture=8)
     found = []
     for streams, guidance in enumerate((Guidance.none(), Guidance.two_way(SCALE), Guidance.instruct(SCALE, 1.2)), 1):
@@ -237,7 +237,7 @@ def in_turns(
     for repeat in range(2 * repeats + 1):
         for (prompts, guidance), found in zip((one, other), speeds, strict=True):
             clock = timed(ours(model, prompts, guidance), prompts, tokens, 1000 * repeat, "fastdecode", **SAMPLED)
-            if repeat > 0:  # the first pass touches memory for the first time
+            if repeat > 0:  # the first pass allocates memory
                 found.append(len(prompts) / clock.per_token)
     ratios = sorted(round(b / a, 3) for a, b in zip(*speeds, strict=True))
     return {
@@ -285,7 +285,7 @@ def context_growth(
     for _ in range(repeats):
         speeds.append(memory.read())
         for cache, found in zip(caches, times, strict=True):
-            turn(cache, 1)  # so that the weights, not another cache, are what was read last
+            turn(cache, 1)  # so that the weights were read last, not another cache
             found += turn(cache, steps)
     medians, bandwidth = [statistics.median(found) for found in times], statistics.median(speeds)
     kv_bytes = [rows * (context + (steps + 1) * repeats // 2) * per_id for context in contexts]
@@ -321,7 +321,7 @@ COLUMNS = {
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as text; "-" where transformers has nothing to compare with."""
+    """The rows as text; "-" where transformers has no equivalent."""
     widths = {head: int(form.split(".")[0].rstrip("f%")) for head, (_, form) in COLUMNS.items()}
     lines = [" ".join(f"{head:>{width}}" for head, width in widths.items())]
     for row in rows:

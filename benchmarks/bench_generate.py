@@ -47,7 +47,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def check(model: Any, processor: Any, sequences: Tensor, length: int, who: str) -> None:
-    """Every sequence must be one whole picture that can be read."""
+    """Check that every sequence is one whole picture that the recogniser can read."""
     documents = fastdecode.to_documents(model, processor, sequences, start=length)
     for i, document in enumerate(documents):
         if len(document) != 1 or isinstance(document[0], str) or recognise(document[0]) is None:
@@ -55,7 +55,7 @@ def check(model: Any, processor: Any, sequences: Tensor, length: int, who: str) 
 
 
 def measure(batch: int, repeats: int) -> dict[str, Any]:
-    """Median seconds of both for ``batch`` pictures, and what follows from them."""
+    """The median seconds of both for ``batch`` pictures, and the figures computed from them."""
     model, processor = fastdecode.load("blocks")
     rival = unmasked(model)
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(batch)]

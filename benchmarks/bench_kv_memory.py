@@ -41,11 +41,11 @@ from fastdecode.models.chameleon import Vocabulary
 
 WORDS = 200
 GROWTH = 4 * 2**20
-"""Bytes that a process may grow in `steady`: what the allocator and the interpreter keep."""
+"""The bytes that a process may grow by in `steady`, for the allocator and the interpreter."""
 
 
 def statistics_of(cache: Any) -> Any:
-    """How full the pool of a cache is, as `fastdecode.kv.page_pool.PoolStatistics`."""
+    """The use of a cache's pool, as `fastdecode.kv.page_pool.PoolStatistics`."""
     return cache.pool.statistics()
 
 
@@ -66,7 +66,7 @@ def stored_streams(engine: EngineCore) -> list[tuple[int, ...]]:
 
 
 def pages_needed(streams: Sequence[tuple[int, ...]], page_slots: int) -> int:
-    """Pages for all streams, where those with equal ids up to a page's end share it."""
+    """The pages of all streams. Streams with equal tokens up to a page's end share that page."""
     pages: dict[tuple[int, tuple[int, ...]], int] = {}
     for ids in streams:
         page = -1
@@ -82,7 +82,7 @@ def bytes_per_id(model: Any) -> int:
 
 
 def static_bytes(model: Any, batch: int, length: int) -> int:
-    """Bytes of transformers' StaticCache for ``batch`` sequences of ``length`` ids; nothing is allocated."""
+    """The bytes of transformers' StaticCache for ``batch`` sequences of ``length`` tokens. It allocates nothing."""
     attention = model.model.layers[0].self_attn
     cache = StaticCache(model.config, max_cache_len=length)
     shape = (attention.num_key_value_heads, attention.head_dim)
@@ -91,7 +91,7 @@ def static_bytes(model: Any, batch: int, length: int) -> int:
 
 
 class Watch(StoppingCriteria):
-    """Writes down how much memory the engine's cache needs whenever one of ``when`` new ids are there."""
+    """Records the memory of the engine's cache at each number of new tokens in ``when``."""
 
     def __init__(self, model: Any, engines: list[EngineCore], width: int, when: Sequence[int]) -> None:
         self.model, self.engines, self.width, self.when = model, engines, width, frozenset(when)
@@ -128,7 +128,7 @@ class Watch(StoppingCriteria):
 
 
 def guided_batch(model: Any, sequences: int, words: int = WORDS, points: int = 4) -> dict[str, Any]:
-    """Memory of three-way guided pictures of one prompt with text and a picture, while they grow and at their end."""
+    """The memory of three-way guided pictures of one prompt with text and a picture, while they grow and at the end."""
     vocabulary = Vocabulary.of(model)
     prompt = edit_prompts(model, 1, words, vocabulary.image_length)
     last = vocabulary.image_length + 1  # then end of image is forced, and fed to no row
@@ -168,7 +168,7 @@ def guided_batch(model: Any, sequences: int, words: int = WORDS, points: int = 4
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """The bytes of this process in memory."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -230,7 +230,7 @@ def steady(model: Any, steps: int, rows: int = 6, longest: int = 120, seed: int 
 
 
 def table(found: dict[str, Any]) -> str:
-    """The points as text, in megabytes, and the caches' sizes at the end."""
+    """The points as text in megabytes, and the sizes of the caches at the end."""
     columns = ("used", "held", "needed", "unshared", "padded")
     lines = [f"{'new ids':>7} {'rows':>4} {'longest':>7}" + "".join(f" {column + ' MB':>11}" for column in columns)]
     for point in found["points"]:

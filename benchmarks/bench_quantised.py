@@ -39,19 +39,19 @@ GUIDANCE = 3.0
 
 
 def quantised(model: Any, kind: str) -> Any:
-    """A copy of ``model`` whose linear layers, the head among them, torchao has made smaller."""
+    """A copy of ``model`` whose linear layers, including the head, torchao has quantised."""
     from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 
     made = copy.deepcopy(model)
     with torch.no_grad():
         head = made.lm_head.weight
-        head[(head == 0).all(1)] = 1e-3  # torchao makes NaN of rows of zeros
+        head[(head == 0).all(1)] = 1e-3  # torchao turns rows of zeros into NaN
     quantize_(made, {"int8": Int8WeightOnlyConfig, "float8": Float8WeightOnlyConfig}[kind]())
     return made
 
 
 def weight_bytes(model: Any) -> int:
-    """Of the linear layers: what a step reads, but for some rows of the head."""
+    """The bytes of the linear layers: what a step reads, except some rows of the head."""
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     parts = [part for module in linears for part in (matrix_of(module).weight, matrix_of(module).scale)]
     return sum(part.numel() * part.element_size() for part in parts if part is not None)
@@ -59,7 +59,7 @@ def weight_bytes(model: Any) -> int:
 
 @torch.inference_mode()
 def image_logits(model: Any, ids: Tensor) -> Tensor:
-    """(positions, image ids) float32."""
+    """(positions, image tokens) float32: the logits."""
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[0]
     return model.lm_head(hidden)[:, IMAGE_IDS.start : IMAGE_IDS.stop].float()
 
@@ -75,7 +75,7 @@ class After(StoppingCriteria):
 
 
 def drawn(model: Any, tokens: int) -> list[int]:
-    """The first so many image ids of a picture, greedily, with guidance."""
+    """The first image tokens of a picture, greedy, with guidance."""
     prompt = text_prompts(model, 1, 32).to(model.device)
     ids = fastdecode.generate(
         model,
@@ -93,7 +93,7 @@ def drawn(model: Any, tokens: int) -> list[int]:
 
 
 def compare(model: Any, kinds: tuple[str, ...], positions: int, tokens: int) -> list[dict[str, Any]]:
-    """A row for each kind, the weights as they are first."""
+    """A row for each kind of weights, the original ones first."""
     ids = text_prompts(model, 1, 32)
     pictured = torch.randint(
         IMAGE_IDS.start, IMAGE_IDS.stop, (1, positions), generator=torch.Generator().manual_seed(7)

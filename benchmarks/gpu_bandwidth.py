@@ -1,4 +1,4 @@
-"""How fast the device's memory is: what every floor is counted with. Every part measures it again, in its own run."""
+"""The bandwidth of the device's memory, from which every floor is computed. Every part measures it in its own run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _WIDTH = 4096
 
 
 def bandwidth(device: str, size: int | None = None) -> dict[str, float]:
-    """Bytes per second of ``copy`` (bytes read and written) and ``read``, of buffers of ``size`` bytes that no cache
-    holds, full of random numbers.
+    """Bytes per second of ``copy`` (bytes read and written) and ``read``, for buffers of ``size`` bytes that are larger
+    than the caches and full of random numbers.
 
     ``read`` is the faster of a sum over float32 numbers and a bfloat16 matrix times one vector. ``best`` is the fastest
-    of all and what a floor is counted with: nothing that has to read so much can be expected to be faster.
+    of all; a floor is computed from it, since no operation can be expected to read faster.
     """
     size = size or (DRY_SIZE if device == "cpu" else SIZE)
     source = torch.empty(size // 2, dtype=torch.bfloat16, device=device).normal_()

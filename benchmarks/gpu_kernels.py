@@ -1,13 +1,13 @@
-"""Every operation of one decode step on a GPU, by itself: its bytes, its time in a captured graph, what torch takes.
+"""Times each operation of a decode step on a GPU: its bytes, its time in a captured graph, and the time of torch.
 
     python -m benchmarks.gpu_kernels --out FOLDER
     python -m benchmarks.gpu_kernels --dry-run --out FOLDER    # on the CPU, a small model, kernels interpreted
 
-Two tables. ``operations``: those of a step of Chameleon 7B in bfloat16, a row for every number of rows of the batch,
-with how often a step runs them. ``linear``: our product of few rows beside torch's (cuBLAS) on the same matrices, at
-more numbers of rows: it says up to where ours is worth taking; and with weights of one byte and their scales, beside
-torch's product with the same weights in bfloat16. Weights, keys and values take turns among copies that
-no cache holds together. All is checked before it is timed: what fastdecode returns against its reference.
+It writes two tables. ``operations``: the operations of a step of Chameleon 7B in bfloat16, for several batch sizes, and
+how often a step runs each. ``linear``: our product for few rows and torch's (cuBLAS) with the same matrices, for more
+batch sizes, to find up to where ours is faster; also with one-byte weights and their scales, against torch's product
+with the same weights in bfloat16. Calls rotate through copies of weights, keys and values that are together larger than
+the caches. Every result of fastdecode is checked against its reference before it is timed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fastdecode import ops
 ROWS = (1, 2, 3, 8, 32, 128)
 LINEAR_ROWS = (1, 2, 3, 4, 8, 16, 64)
 BYTE_ROWS = (1, 2, 8)
-"""For weights of one byte."""
+"""For one-byte weights."""
 
 TOLERANCE = 0.02
 """Of ‖result − reference‖ / ‖reference‖, for what rounds its inputs to bfloat16; what it was is in the row."""
@@ -84,7 +84,7 @@ def backends(device: str) -> list[str]:
 
 
 class Operations:
-    """The operations of a step of ``rows`` rows, by name."""
+    """The operations of a step with ``rows`` rows, by name."""
 
     def __init__(self, shape: Shape, rows: int, device: str) -> None:
         self.shape, self.rows, self.device = shape, rows, device
@@ -118,7 +118,7 @@ class Operations:
         )
 
     def byte_linear(self, features: int, k: int, dtype: torch.dtype) -> Operation:
-        """A product with weights of one byte; torch's with the same numbers in bfloat16."""
+        """A product with one-byte weights; torch's uses the same numbers in bfloat16."""
         x, weights = self.random(self.rows, k), self.copies(features, k)
         most = 127 if dtype == torch.int8 else float(torch.finfo(dtype).max)
         scale = weights[0].float().abs().amax(1) / most
@@ -182,7 +182,7 @@ class Operations:
         return Operation(run, by_torch, run, 6 * self.rows * self.shape.hidden, 1, 1)
 
     def _table(self) -> Tensor:
-        """Pages of rows with room for one id more than there are, shuffled."""
+        """A page table of rows with room for one more token, in shuffled order."""
         width = self.shape.ids // PAGE_SLOTS + 1
         order = torch.randperm(self.rows * width, generator=self.generator, device=self.device)
         return order.view(self.rows, width).int()
@@ -307,7 +307,7 @@ def measure(name: str, operation: Operation, device: str, best: float) -> dict[s
 
 
 def attempt(part: Part, table: str, what: dict[str, Any], make: Callable[[], Operation]) -> None:
-    """A row of ``table``; of what fails, its error."""
+    """A row of ``table``; if it fails, a row with the error."""
     if part.results.out_of_time(f"{table}: {what}"):
         return
     try:

@@ -1,10 +1,10 @@
-"""The parts' figures together: one JSON file with every configuration, and Markdown tables of them.
+"""Joins the figures of all parts: one JSON file with every configuration, and Markdown tables.
 
     python -m benchmarks.gpu_report FOLDER
 
-Reads each part's newest ``PART-DEVICE-DATE.json`` of the device that was measured last, and ``parts.tsv`` with how each
-part of ``gpu_check.sh`` ended; writes ``DEVICE-DATE.json`` and ``DEVICE-DATE.md`` there, and prints the tables that
-matter most.
+It reads the newest ``PART-DEVICE-DATE.json`` of each part, for the device that was measured last, and ``parts.tsv``,
+which says how each part of ``gpu_check.sh`` ended. It writes ``DEVICE-DATE.json`` and ``DEVICE-DATE.md`` to the same
+folder, and prints the most important tables.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def read_checks(folder: Path) -> list[Row]:
-    """What `gpu_check.sh` noted of every part: name, exit status, seconds, last line."""
+    """What `gpu_check.sh` recorded for every part: name, exit status, seconds, last line."""
     file = folder / "parts.tsv"
     if not file.exists():
         return []
@@ -51,7 +51,7 @@ def read_checks(folder: Path) -> list[Row]:
 
 
 def configurations(parts: dict[str, Any]) -> list[Row]:
-    """Everything that was timed and has a `bandwidth_fraction`, with the part and the table that it is from."""
+    """All rows with a `bandwidth_fraction`, with their part and table."""
     return [
         {"part": part, "table": table, **row}
         for part, found in parts.items()
@@ -90,7 +90,7 @@ def _cell(value: Any) -> str:
 
 
 def table(rows: Iterable[Row], columns: Sequence[Column]) -> str:
-    """Markdown; a column that is empty in all rows is left out, and a row with an error says it."""
+    """The rows as Markdown, without columns that are empty in all rows. A row with an error shows it."""
     cells = []
     for row in rows:
         line = [_cell(value(row)) for _, value in columns]

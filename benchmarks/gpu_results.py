@@ -1,4 +1,4 @@
-"""Where the figures of a GPU go: one JSON file per part of the measurements, whole after every row."""
+"""Writes the figures of a GPU: one JSON file per part of the measurements, complete after every row."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _version(package: str) -> str:
 
 
 def machine(device: str, commit: str | None = None) -> dict[str, Any]:
-    """What the figures are of: device, driver, versions, date and commit (``commit`` where this is no checkout)."""
+    """What was measured: device, driver, versions, date and commit (``commit`` outside a checkout)."""
     facts = describe()
     cuda = device == "cuda"
     return {
@@ -61,7 +61,7 @@ def slug(device: str) -> str:
 
 
 class Results:
-    """One part's figures, in ``FOLDER/PART-DEVICE-DATE.json``: written anew with every row, so that none is lost."""
+    """One part's figures in ``FOLDER/PART-DEVICE-DATE.json``, rewritten after every row, so that none is lost."""
 
     def __init__(self, part: str, folder: Path, facts: dict[str, Any], seconds: float) -> None:
         self.found: dict[str, Any] = {"part": part, "machine": facts}
@@ -70,7 +70,7 @@ class Results:
         folder.mkdir(parents=True, exist_ok=True)
 
     def out_of_time(self, what: Any) -> bool:
-        """Whether nothing more should begin, in which case ``what`` is noted as left out."""
+        """Whether the time is over. If so, ``what`` is recorded as left out."""
         if time.monotonic() - self.begun < self.seconds:
             return False
         self.found.setdefault("left out", []).append(str(what))
@@ -83,7 +83,7 @@ class Results:
         print(f"{name}: {json.dumps(rounded(value))}", flush=True)
 
     def add(self, name: str, row: dict[str, Any]) -> None:
-        """One more row under ``name``; one with an ``error`` makes the part fail, when all the others are done."""
+        """Add a row under ``name``. After a row with an ``error`` the part continues, and fails at its end."""
         self.found.setdefault(name, []).append(row)
         self._write()
         print(f"{name}: {json.dumps(rounded(row))}", flush=True)
@@ -95,7 +95,7 @@ class Results:
 
 
 def rounded(value: Any) -> Any:
-    """Numbers as one reads them."""
+    """Numbers in a readable format."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, dict):
@@ -104,7 +104,7 @@ def rounded(value: Any) -> Any:
 
 
 class Part:
-    """What a part's ``main`` begins with: its options, its device, the bandwidth that its floors are counted with."""
+    """The start of a part's ``main``: its options, its device, and the bandwidth for its floors."""
 
     def __init__(self, name: str, description: str, seconds: float) -> None:
         parser = argparse.ArgumentParser(description=description)
@@ -125,7 +125,7 @@ class Part:
         self.results.set("bandwidth", self.bandwidth)
 
     def end(self) -> int:
-        """Says how many rows there are; returns the exit status."""
+        """Print the number of rows. Returns the exit status."""
         found = self.results.found
         rows = [row for table in found.values() if isinstance(table, list) for row in table if isinstance(row, dict)]
         failed, left = sum("error" in row for row in rows), len(found.get("left out", []))

@@ -1,12 +1,12 @@
-"""A guided step on a GPU by fastdecode, and by what one would run otherwise on the same weights, in the same run.
+"""Times a guided step on a GPU: fastdecode and its alternatives with the same weights, in the same run.
 
     python -m benchmarks.gpu_rivals --out FOLDER
     python -m benchmarks.gpu_rivals --dry-run --out FOLDER    # on the CPU, a tiny model, traced but not compiled
 
 The rivals (benchmarks/rivals.py): transformers' ``generate`` with its guidance processor, eager, as its users run it;
 and its layers over a static cache, both streams in a batch, each step one function under
-``torch.compile(mode="reduce-overhead")``, which replays CUDA graphs. Both are timed over a few dozen steps after they
-have warmed up, and what a picture of theirs takes is extrapolated from that: set-up, and as many steps as it has ids.
+``torch.compile(mode="reduce-overhead")``, which replays CUDA graphs. Both are timed over a few dozen steps after a
+warm-up. The time of their whole picture is extrapolated from that: set-up, and one step for each of its tokens.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def eager(model: Any, configuration: Configuration, device: str, tokens: int) ->
 
 
 def static(model: Any, configuration: Configuration, device: str, steps: int) -> dict[str, Any]:
-    """The compiled step over a static cache; the time of a picture's first ids, with the compilation, by itself."""
+    """The compiled step over a static cache. The first tokens, with the compilation, are timed separately."""
 
     def compiler(step: Any) -> Any:
         if device == "cpu":
@@ -82,7 +82,7 @@ def static(model: Any, configuration: Configuration, device: str, steps: int) ->
 
 
 def compare(part: Part, model: Any, name: str, configuration: Configuration, who: str) -> None:
-    """A row of ``rivals``: one of them beside fastdecode, measured just before; of what fails, its error."""
+    """A row of ``rivals``: a rival, and fastdecode measured just before. If it fails, a row with the error."""
     where = {"model": name, "sequences": configuration.sequences, "streams": configuration.streams, "rival": who}
     if part.results.out_of_time(f"rival {where}"):
         return
@@ -109,7 +109,7 @@ def compare(part: Part, model: Any, name: str, configuration: Configuration, who
 
 
 def agree(part: Part, model: Any) -> None:
-    """How many greedy ids fastdecode and transformers have in common: all, in float32; in bfloat16 some."""
+    """How many greedy tokens fastdecode and transformers have in common: all in float32, some in bfloat16."""
     prompts = Configuration(1).prompts(model).to(part.device)
     try:
         mine, other = ours(model, prompts, Configuration(1).guidance), theirs(model, prompts, SCALE)

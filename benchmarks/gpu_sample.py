@@ -1,13 +1,12 @@
-"""Times one draw on a GPU beside what one would run otherwise, after checking it against the reference on the CPU.
+"""Times sampling on a GPU and its alternatives, after checking the tokens against the reference on the CPU.
 
     python -m benchmarks.gpu_sample --out FOLDER
     python -m benchmarks.gpu_sample --dry-run --out FOLDER    # the same code on the CPU, a few cases
 
-Everything that can be is captured in a CUDA graph and replayed, several draws to a graph, so that launches cost what
-they cost inside a captured step; what cannot be captured is timed by events as it is, and ``captured`` lacks it. Draws
-take turns among copies of the logits that together exceed the cache, or `MOST_COPIES`: then ``in cache`` says so, as of
-the logits of a real step, which have just been written. ``floor``: bytes of the logits over the best bandwidth measured
-in the same run.
+Whatever can be captured is replayed as a CUDA graph with several calls, so that launches cost what they cost in a
+captured step. Other functions are timed by events; ``captured`` does not list them. Calls rotate through copies of the
+logits that are together larger than the cache, up to `MOST_COPIES`. If they fit, ``in cache`` says so; the logits of a
+real step are in the cache, too. ``floor``: bytes of the logits over the best bandwidth measured in the same run.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def cases(dry: bool) -> list[Case]:
 
 
 class FlashInfer:
-    """The mix and the softmax by torch, then FlashInfer's draw without a sort."""
+    """Mixing and softmax in torch, then FlashInfer's sampling without a sort."""
 
     def __init__(self, case: Case) -> None:
         import flashinfer.sampling
@@ -90,7 +89,7 @@ def arguments(case: Case, device: str) -> dict[str, Any]:
 
 
 def check(case: Case, device: str, backend: str | None) -> None:
-    """``RuntimeError`` if a draw is not what the reference draws on the CPU, bit for bit."""
+    """``RuntimeError`` if a result is not bit for bit that of the reference on the CPU."""
     logits = case.logits()
     got = ops.sample(logits.to(device), **arguments(case, device), backend=backend)
     expected = ops.sample(logits, **arguments(case, "cpu"), backend="reference")
@@ -100,7 +99,7 @@ def check(case: Case, device: str, backend: str | None) -> None:
 
 
 def check_rival(name: str, case: Case, drawn: Tensor) -> None:
-    """``RuntimeError`` if a rival draws what is not allowed, or cannot draw."""
+    """``RuntimeError`` if a rival samples a token that is not allowed, or fails."""
     lo, hi = case.span
     if drawn.shape != (case.groups,) or not ((drawn >= lo) & (drawn < hi)).all():
         raise RuntimeError(f"{case}: {name} drew {drawn.tolist()}, not {case.groups} ids of [{lo}, {hi})")

@@ -3,11 +3,11 @@
     python -m benchmarks.gpu_step --out FOLDER [--models 7B 34B]
     python -m benchmarks.gpu_step --dry-run --out FOLDER    # on the CPU, a tiny model, plain calls for graphs
 
-The model has Chameleon's shape and random weights in bfloat16. A configuration is a number of sequences, each with the
-same streams; all draw with `fastdecode.generate`. Its steps are timed while it draws, by events around the blocks of
-steps that it takes without a look at the ids, and the first block, in which it captures, is not counted. Steps are
-measured captured and not captured, which must draw the same ids; a whole picture, from the call to the ids, where it
-does not take too long. ``floor``: bytes over the best bandwidth measured in the same run.
+The model has Chameleon's shape and random weights in bfloat16. A configuration is a number of sequences with the same
+streams; all draw with `fastdecode.generate`. Events around the blocks of steps in which the host reads no token measure
+the time of steps. The first block, which captures, is not counted. Captured and uncaptured steps must sample the same
+tokens. A whole picture is timed from the call to its tokens, unless it takes too long. ``floor``: bytes over the best
+bandwidth measured in the same run.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from fastdecode.kv.page_pool import PAGE_SLOTS, PagePool
 from fastdecode.models.chameleon import Vocabulary
 
 PROMPT = 32
-"""Ids of a prompt of text."""
+"""The number of tokens in a text prompt."""
 
 UNCAPTURED_BLOCK = 16
-"""Steps between two looks at the ids where nothing is captured: it does not change their time, and saves some."""
+"""Uncaptured steps between two reads of the tokens: it does not change their time, and shortens the run."""
 
 DRY_BLOCK = 4
-"""In a dry run, whose pictures have 16 ids."""
+"""The same in a dry run, whose pictures have 16 tokens."""
 
 PROFILED_BLOCK = 8
 
@@ -53,7 +53,7 @@ FEW = 4
 """Sequences, whose pictures are drawn twice, and more of whose steps are timed."""
 
 LONGEST_PICTURE = 12.0
-"""Seconds that a picture may be expected to take; longer ones are not drawn to their ends."""
+"""The maximum expected seconds of a picture; pictures that take longer are not finished."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ LARGE_CONFIGURATIONS = [Configuration(1), Configuration(4)]
 
 @dataclass(frozen=True)
 class Block:
-    """Steps taken without a look at the ids: their time, the rows' lengths before them, what was drawn."""
+    """A block of steps in which the host reads no token: its time, the rows' lengths before it, its tokens."""
 
     steps: int
     seconds: float
@@ -93,7 +93,7 @@ class Block:
     ids: list[list[int]]
 
     def kv_ids(self) -> float:
-        """That a step reads, of all rows, on average."""
+        """The number that a step reads, of all rows, on average."""
         return sum(self.lengths) + len(self.lengths) * (self.steps + 1) / 2
 
 
@@ -159,7 +159,7 @@ def watched(device: str, capture: bool = True, most: int | None = None, steps: i
 
 @contextmanager
 def as_on_a_gpu() -> Iterator[None]:
-    """Decoders on the CPU take their steps as those on a GPU do; in place of a graph, the step is called again."""
+    """Decoders on the CPU use the code of a GPU; the step is called again in place of a graph."""
 
     def call_again(step: Callable[[], None]) -> Callable[[], None]:
         step()
@@ -183,7 +183,7 @@ def kv_bytes_per_id(model: Any) -> int:
 
 
 def pool_for(model: Any, configuration: Configuration, watch: Watch, prompts: Tensor) -> PagePool:
-    """Pages for the streams of a run, until the watch ends it."""
+    """The pages for the streams of a run, until the watch ends it."""
     image, length = Vocabulary.of(model).image_length, prompts.shape[1] + 2
     drawn_ids = image if watch.most is None else min(image, MOST_STEPS * watch.most)
     pages = len(prompts) * configuration.streams * (-(-(length + drawn_ids) // PAGE_SLOTS) + 1)
@@ -193,7 +193,7 @@ def pool_for(model: Any, configuration: Configuration, watch: Watch, prompts: Te
 def draw(
     model: Any, configuration: Configuration, watch: Watch, prompts: Tensor, pool: PagePool | None = None
 ) -> tuple[Tensor | None, float]:
-    """What `fastdecode.generate` returns, or None where the watch ended it, and the seconds that it took."""
+    """The result of `fastdecode.generate`, or None if the watch ended it, and its seconds."""
     pool = pool or pool_for(model, configuration, watch, prompts)
     synchronize(watch.device)
     begun = time.perf_counter()
@@ -215,26 +215,26 @@ def draw(
 
 
 def release(device: str) -> None:
-    """Memory of graphs and pools that nobody has any more."""
+    """Free the memory of graphs and pools that are not used any more."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
 
 
 def steps_of(watch: Watch) -> list[float]:
-    """Seconds of a step, for each block but the first."""
+    """Seconds per step, for each block except the first."""
     return [block.seconds / block.steps for block in watch.blocks[1:]]
 
 
 def floor_of(model: Any, blocks: Sequence[Block], best: float) -> float:
-    """Seconds of a step of these blocks that only reads."""
+    """Seconds that a step of these blocks takes at least, to read its bytes."""
     steps = sum(block.steps for block in blocks)
     read = sum(block.steps * block.kv_ids() for block in blocks) / steps * kv_bytes_per_id(model)
     return (weight_bytes(model) + read) / best
 
 
 def check_captured(plain: Watch, captured: Watch) -> int:
-    """How many steps of both were compared. ``RuntimeError`` unless all were captured, drew image ids, and the same."""
+    """The number of compared steps. ``RuntimeError`` unless all were captured and sampled the same image tokens."""
     if captured.captured_blocks != len(captured.blocks):
         raise RuntimeError(f"{captured.captured_blocks} of {len(captured.blocks)} blocks were captured")
     one, other = ([ids for block in watch.blocks for ids in block.ids] for watch in (plain, captured))
@@ -249,8 +249,8 @@ def check_captured(plain: Watch, captured: Watch) -> int:
 
 
 def measure(model: Any, configuration: Configuration, device: str, best: float, blocks: int = 4) -> dict[str, Any]:
-    """Steps of a configuration, not captured, and captured: ``blocks`` of them after the first. Where captured steps
-    fail, or draw other ids, an ``error`` is in place of their figures.
+    """Steps of a configuration, not captured, and captured: ``blocks`` of them after the first. If captured
+    steps fail, or sample other tokens, an ``error`` replaces their figures.
     """
     prompts = configuration.prompts(model).to(device)
     release(device)
@@ -287,8 +287,8 @@ def measure(model: Any, configuration: Configuration, device: str, best: float, 
 
 
 def picture(model: Any, configuration: Configuration, device: str, best: float) -> dict[str, Any]:
-    """A whole picture for every sequence, from the call to the ids: prefill, capture, every step, the ids' way home.
-    Of few sequences a second one too, over the same pages, which replays what the first one captured.
+    """Time a whole picture for every sequence, from the call to the tokens: prefill, capture, every step, copy to the
+    host. With few sequences also a second one over the same pages, which replays the steps that the first one captured.
     """
     prompts = configuration.prompts(model).to(device)
     release(device)
@@ -315,7 +315,7 @@ def picture(model: Any, configuration: Configuration, device: str, best: float) 
 
 
 def kernels_of_a_step(model: Any, configuration: Configuration, device: str, most: int = 30) -> list[dict[str, Any]]:
-    """Of `PROFILED_BLOCK` replayed steps, by torch's profiler: every kernel's calls and microseconds per step, the
+    """Profile `PROFILED_BLOCK` replayed steps with torch's profiler: every kernel's calls and microseconds per step,
     longest first.
     """
     profile = torch.profiler.profile(activities=[getattr(torch.profiler.ProfilerActivity, device.upper())])
@@ -334,8 +334,8 @@ def kernels_of_a_step(model: Any, configuration: Configuration, device: str, mos
 
 
 def same_as_on_the_cpu(device: str) -> dict[str, Any]:
-    """How many greedy ids of a small model in float32, with one, two and three streams, are what the C++ step on the
-    CPU draws; an ``error`` unless all are.
+    """The number of greedy tokens of a small model in float32, with one, two and three streams, that equal those of the
+    C++ step on the CPU; an ``error`` unless all do.
     """
     found, compared = {}, 0
     for configuration in (Configuration(2, 1), Configuration(2), Configuration(2, 3)):
@@ -361,7 +361,7 @@ def same_as_on_the_cpu(device: str) -> dict[str, Any]:
 
 
 def fits(name: str, device: str) -> bool:
-    """Whether a model of a size and some keys and values have room on the device."""
+    """Whether a model of this size and some keys and values fit on the device."""
     size = SIZES[name]
     kv = size.hidden // size.heads * (size.kv_heads or size.heads)
     layer = 2 * size.hidden * (size.hidden + kv) + 3 * size.hidden * size.mlp
@@ -370,7 +370,7 @@ def fits(name: str, device: str) -> bool:
 
 
 def attempt(part: Part, model: Any, name: str, configuration: Configuration, pictures: bool) -> None:
-    """A row of ``configurations``; of what fails, its error."""
+    """A row of ``configurations``; if it fails, a row with the error."""
     where = {"model": name, "sequences": configuration.sequences, "streams": configuration.streams}
     if part.results.out_of_time(f"configuration {where}"):
         return

@@ -1,7 +1,7 @@
-"""How figures of a GPU are taken: by events on the device, many calls in one captured graph, medians of many rounds.
+"""Timing on a GPU: by events on the device, with many calls in one captured graph, and medians of many rounds.
 
-On the CPU, for dry runs, a graph is calls one after another and an event is the clock: the same code, no figures worth
-keeping.
+In dry runs on the CPU a graph is a series of calls and an event reads the clock: the same code, without meaningful
+figures.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Timing(NamedTuple):
 
 
 class Mark:
-    """A moment on the device. `since` waits for both."""
+    """A point in time on the device. `since` waits for both."""
 
     def __init__(self, device: str) -> None:
         self.event: Any = None
@@ -59,12 +59,12 @@ def synchronize(device: str) -> None:
 
 
 def cache_bytes(device: str) -> int:
-    """The GPU's second-level cache; of a CPU, in a dry run, nothing."""
+    """The size of the GPU's second-level cache; 0 for a CPU, in a dry run."""
     return int(torch.cuda.get_device_properties(0).L2_cache_size) if device == "cuda" else 0
 
 
 def copies_to_exceed_cache(size: int, device: str) -> int:
-    """Of inputs of ``size`` bytes each: so many that all of them are four times what the cache holds, or `MOST_COPIES`;
+    """The number of copies of inputs of ``size`` bytes: enough to exceed the cache four times, at most `MOST_COPIES`;
     2 on the CPU.
     """
     return min(MOST_COPIES, max(2, math.ceil(4 * cache_bytes(device) / max(size, 1))))
@@ -78,7 +78,7 @@ def seconds_of(run: Run, device: str, calls: int = CALLS, seconds: float = 0.1, 
     """The median time of a call of ``run``, after calls that are not counted, in rounds of ``calls`` that take about
     ``seconds`` together. With ``graph`` the calls of a round are captured and replayed, if they can be.
 
-    Inputs that take turns in ``run`` are all read in a round if ``calls`` is a multiple of their number.
+    If ``run`` rotates through inputs, a round reads all of them if ``calls`` is a multiple of their number.
     """
     if device == "cpu":
         run()
@@ -131,13 +131,13 @@ def _waits(run: Run) -> bool:
 
 
 def _captured(run: Run, calls: int) -> Run | None:
-    """``calls`` of ``run`` as a graph; None if they cannot be captured."""
+    """Capture ``calls`` calls of ``run`` as a graph; None if they cannot be captured."""
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):
             for _ in range(calls):
                 run()
-    except Exception:  # whatever the operation raises; the figure says that it was not captured
+    except Exception:  # the operation may raise anything; the row says that it was not captured
         torch.cuda.synchronize()
         return None
     graph.replay()

@@ -1,4 +1,4 @@
-"""Chameleons with random weights in sizes worth timing, with Chameleon's own vocabulary, and prompts for them."""
+"""Chameleons with random weights in realistic sizes, with Chameleon's own vocabulary, and prompts for them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ SIZES = {
 
 
 def vocabulary_map(vocab: int) -> dict[str, int]:
-    """Names to ids, the image ids and markers where Chameleon has them."""
+    """Names to tokens, with the image tokens, begin and end of image where Chameleon has them."""
     marked = {"<s>": BOS, "<pad>": PAD, "</s>": EOS, "<unk>": UNKNOWN}
     marked |= {"<eoss>": END_IMAGE, "<racm3:break>": BEGIN_IMAGE, "<reserved08706>": SEPARATOR, "<image>": PLACEHOLDER}
     letters = str.maketrans("0123456789", "ABCDEFGHIJ")
@@ -92,7 +92,7 @@ def random_model(name: str, seed: int = 0, device: str = "cpu") -> ChameleonForC
         ),
         vocabulary_map=vocabulary_map(size.vocab),
     )
-    with torch.device("meta"):  # so that the weights are filled once, not twice more by torch and transformers
+    with torch.device("meta"):  # so that torch and transformers do not initialise the weights, too
         model = ChameleonForConditionalGeneration(config).to(size.dtype)
         decoder = VQDecoder(config.vq_config)
     model.to_empty(device=device)
@@ -117,9 +117,9 @@ def text_prompts(model: ChameleonForConditionalGeneration, count: int, length: i
 def edit_prompts(
     model: ChameleonForConditionalGeneration, count: int, words: int, picture: int, seed: int = 0
 ) -> torch.Tensor:
-    """(count, words + picture + 4) int64: begin of sequence, ``picture`` image ids in their markers, words, separator.
+    """(count, words + picture + 4) int64: begin of sequence, a picture of ``picture`` tokens, words, separator.
 
-    The decode loop takes a picture of any length in a prompt, so few ids can stand for one.
+    The decode loop accepts a picture of any length in a prompt, so a few tokens can replace a whole one.
     """
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(FIRST_WORD, model.config.vocab_size, (count, words + picture + 4), generator=generator)
@@ -131,7 +131,7 @@ def edit_prompts(
 
 @contextmanager
 def engines() -> Iterator[list[EngineCore]]:
-    """The engines that `fastdecode.generate` makes inside the block, to look at while they run."""
+    """The engines that `fastdecode.generate` makes inside the block, for inspection while they run."""
     made: list[EngineCore] = []
     build = EngineCore.__init__
 

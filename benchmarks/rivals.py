@@ -1,5 +1,5 @@
-"""What a user of transformers would run: Chameleon without its image mask, drawn by ``model.generate``; and the best
-that one can write with its layers: a static cache, both streams in a batch, one compiled step.
+"""The alternatives in transformers: ``model.generate`` of a Chameleon without its image mask; and the best loop that
+one can write with its layers: a static cache, both streams in a batch, one compiled step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fastdecode.models.chameleon import Vocabulary
 
 
 class UnmaskedChameleon(ChameleonForConditionalGeneration):
-    """Chameleon whose forward leaves the logits of image ids alone; nothing else is changed."""
+    """Chameleon whose forward does not mask the logits of image tokens; nothing else is changed."""
 
     def forward(
         self,
@@ -58,7 +58,7 @@ def unmasked(model: ChameleonForConditionalGeneration) -> UnmaskedChameleon:
 
 
 class OnePicture(LogitsProcessor):
-    """Begin of image, ``image_length`` image ids, end of image: masks made once, one addition per step."""
+    """Allows begin of image, ``image_length`` image tokens, end of image: masks made once, one addition per step."""
 
     def __init__(self, vocabulary: Vocabulary, prompt_length: int) -> None:
         self.start = prompt_length
@@ -124,14 +124,14 @@ class StaticChameleon:
         self.draw = Torch(size, (0, size), (scale, 1 - scale), options)
         self.cache = StaticCache(config=model.config, max_cache_len=self.slots)
         self.places = torch.arange(self.slots, device=device)
-        for kept in (self.head, self.padding, self.places):  # else a graph would copy them for every step
+        for kept in (self.head, self.padding, self.places):  # otherwise a graph would copy them at every step
             torch._dynamo.mark_static_address(kept)
         self.compiled = compiler(self._step)
 
     def _hidden(self, ids: Tensor, places: Tensor) -> Tensor:
         """(rows, n, hidden) of ``ids`` (rows, n) at ``places`` (n,) of the cache."""
         there = (self.places <= places[:, None]) & (self.places >= self.padding[:, None, None])
-        itself = self.places == places[:, None]  # so that padding attends to something, and is not NaN
+        itself = self.places == places[:, None]  # so that padding attends to itself and is not NaN
         found: Tensor = self.model(
             input_ids=ids,
             attention_mask=(there | itself)[:, None],
@@ -142,7 +142,7 @@ class StaticChameleon:
         return found
 
     def _draw(self, hidden: Tensor) -> Tensor:
-        """(rows, 1) int64: what the rows of a prompt drew together, each."""
+        """(rows, 1) int64: the token that the rows of a prompt sampled together, for each row."""
         drawn = self.draw(F.linear(hidden, self.head))
         return (drawn + self.first).repeat_interleave(2)[:, None]
 
@@ -151,14 +151,14 @@ class StaticChameleon:
 
     @torch.no_grad()
     def prefill(self) -> tuple[Tensor, Tensor]:
-        """The first drawn ids (rows, 1), and their place in the cache (1,)."""
+        """The first sampled tokens (rows, 1), and their position in the cache (1,)."""
         self.cache.reset()
         hidden = self._hidden(self.streams, self.places[: self.length])
         return self._draw(hidden[:, -1]), self.places[self.length : self.length + 1]
 
     @torch.no_grad()
     def run(self, steps: int) -> Tensor:
-        """(batch, steps) image ids: one of prefill, the others of compiled steps, with no look at them in between."""
+        """(batch, steps) image tokens: one from prefill, the others from compiled steps without reads by the host."""
         ids, place = self.prefill()
         drawn = [ids]
         for _ in range(steps - 1):

@@ -1,8 +1,8 @@
-"""Requests that arrive by a Poisson process, and three ways to serve them; when each token came.
+"""Requests that arrive by a Poisson process, three ways to serve them, and the time of each token.
 
-A token counts as come when its request's owner could have had it: where `Handle` is told of it, where a stopping
-criterion of ``generate`` sees it, where transformers' continuous batching writes its time stamp. Nobody decodes text
-or paints pictures meanwhile.
+The time of a token is when the caller could have it: when `Handle` gets it, when a stopping criterion of ``generate``
+gets it, or when transformers' continuous batching writes its time stamp. No text or pictures are decoded during the
+measurement.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Served:
     tokens: list[int] = field(default_factory=list)
 
     def when(self, count: int) -> float:
-        """When there were so many new tokens."""
+        """The time at which there were so many new tokens."""
         return next(moment for moment, there in self.stamps if there >= count)
 
     @property
@@ -58,7 +58,7 @@ class Served:
 
     @property
     def per_token(self) -> float | None:
-        """Seconds per token behind the first that came."""
+        """Seconds per token after the first one."""
         moment, there = self.stamps[0]
         return (self.when(len(self.tokens)) - moment) / (len(self.tokens) - there) if len(self.tokens) > there else None
 
@@ -81,7 +81,7 @@ def poisson(rate: float, seconds: float, demands: Sequence[Demand], seed: int) -
 
 
 def engine(model: Any, arrivals: Sequence[tuple[float, Demand]], **settings: Any) -> list[Served]:
-    """Through `fastdecode.Engine`, whose thread decodes."""
+    """Serve by `fastdecode.Engine`, whose thread decodes."""
     found = []
     with fastdecode.Engine(model, **settings) as serving:
         handles = []
@@ -101,7 +101,7 @@ def engine(model: Any, arrivals: Sequence[tuple[float, Demand]], **settings: Any
 
 
 def _watch(handle: Any, served: Served) -> None:
-    """Note when ``handle`` is told of tokens; it is told row by row inside pictures, as one that is listened to."""
+    """Record when ``handle`` gets tokens. Inside pictures it gets them row by row, as if someone iterated over it."""
     request = handle._request
     tell = request.on_change
 
@@ -115,7 +115,7 @@ def _watch(handle: Any, served: Served) -> None:
 
 
 class Stamp(StoppingCriteria):
-    """Stops nothing; notes when it was asked."""
+    """Never stops; records when it was called."""
 
     def __init__(self, served: Served) -> None:
         self.served = served
@@ -126,7 +126,7 @@ class Stamp(StoppingCriteria):
 
 
 def queue(model: Any, arrivals: Sequence[tuple[float, Demand]]) -> list[Served]:
-    """By calls of `fastdecode.generate`, one after another, first come, first served."""
+    """Serve by calls of `fastdecode.generate`, one after another, in order of arrival."""
     found = []
     start = time.perf_counter()
     for after, demand in arrivals:
@@ -195,7 +195,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def summary(served: Sequence[Served], v: Vocabulary) -> dict[str, Any]:
-    """p50 and p99 in milliseconds; None where there was nothing to time."""
+    """p50 and p99 in milliseconds; None without times."""
     times: dict[str, list[float]] = {
         "first token": [s.first for s in served],
         "per token": [each for s in served if (each := s.per_token) is not None],

@@ -1,7 +1,7 @@
-"""Illustrated documents with transformers' layers and caches, one at a time: what one would write by hand.
+"""Illustrated documents with transformers' layers and caches, one at a time, in a loop written by hand.
 
 transformers has no loop for them: its guidance processor guides every token, and its ``generate`` cannot change the
-rows of a batch when a picture begins. So the loop here does what such a document needs at the least:
+rows of a batch when a picture begins. This loop does the minimum that such a document needs:
 
   - text in one row, its logits masked by one addition; no guidance, so no other row
   - at the begin of a picture the streams of the guidance in one batch, padded on the left, and read in one pass; then
@@ -54,7 +54,7 @@ class DocumentWriter:
 
     @torch.inference_mode()
     def write(self, prompt: Sequence[int], new: int) -> list[int]:
-        """At most ``new`` tokens behind ``prompt``."""
+        """At most ``new`` tokens after ``prompt``."""
         v, tokens = self.vocabulary, list(prompt)
         limit = min(len(tokens) + new, v.context)
         cache = self._cache(limit)

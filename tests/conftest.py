@@ -1,7 +1,7 @@
-"""For all tests: what torch.empty returns is poisoned, so that an output left unwritten cannot look plausible.
+"""For all tests: torch.empty returns poisoned memory, so that an unwritten output cannot look plausible.
 
-One thread for torch, so that two processes of tests do not hinder each other; tests of threads ask for theirs. Where
-pytest-xdist shares tests out, a file stays together, and so do those that build the same programs.
+torch uses one thread, so that two test processes do not slow each other down; tests of threads set their own number.
+pytest-xdist keeps the tests of a file in one process, and also the tests that build the same programs.
 """
 
 import os
@@ -17,7 +17,7 @@ _INTEGER_POISON = 0x5A
 _EVERY_PROFILE = {"database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
 
 with torch.device("meta"):
-    torch.empty(0)  # now: under the poison torch would remember our functions as those that make tensors
+    torch.empty(0)  # before the poison: torch would otherwise remember our functions as its constructors
 
 
 def _poisoned(tensor: torch.Tensor) -> torch.Tensor:
@@ -38,10 +38,10 @@ def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 FIRST = ("tests/cuda", "tests/triton_kernels/test_interpreter.py", "tests/fuzz")
-"""What takes longest is begun first: then two processes end at about the same time."""
+"""The longest tests start first, so that two processes end at about the same time."""
 
 BUILDS = ("tests/cuda", "tests/test_linkers.py", "tests/test_cpp_server.py")
-"""These share programs that are built once in a process."""
+"""These share programs that are built once per process."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

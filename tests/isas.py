@@ -1,4 +1,4 @@
-"""Programs under a chosen FASTDECODE_CPU_ISA, which is read once: each runs in a process of its own."""
+"""Programs with a chosen FASTDECODE_CPU_ISA. Each runs in its own process, because the variable is read once."""
 
 import os
 import subprocess

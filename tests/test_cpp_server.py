@@ -1,4 +1,4 @@
-"""``examples/cpp_server`` gives what the same requests give in Python, however it batches them."""
+"""``examples/cpp_server`` returns the tokens that the same requests get in Python, however it batches them."""
 
 import os
 import re

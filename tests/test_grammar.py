@@ -1,4 +1,4 @@
-"""The grammar against an independent parser: every sequence that its sets let out."""
+"""The grammar against an independent parser, for every sequence that its sets allow."""
 
 import random
 import re

@@ -1,4 +1,4 @@
-"""Streams and weights against the recipes they come from."""
+"""Streams and weights against the published recipes of guidance."""
 
 import math
 

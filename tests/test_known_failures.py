@@ -1,4 +1,4 @@
-"""Failures that other decoders shipped, where no other test has them, and the list of all: `known_failures.md`."""
+"""Failures of other decoders that no other test covers. `known_failures.md` lists all of them."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Programs that link the library, from the installed package and from a plain CMake build: they draw Python's ids."""
+"""Programs that link the library, installed or from a plain CMake build, sample the same tokens as Python."""
 
 import shutil
 from pathlib import Path

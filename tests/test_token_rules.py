@@ -1,4 +1,4 @@
-"""Rules by length, against a list of what is banned and forced at every length."""
+"""Rules that depend on the length, against a list of the banned and forced tokens at every length."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""What torch makes where nobody says of which dtype, or where, is the caller's to choose, and changes nothing here."""
+"""The caller's default dtype and default device of torch do not change any result."""
 
 import pytest
 import torch

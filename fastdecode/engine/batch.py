@@ -1,4 +1,4 @@
-"""What one step gives the sampling kernel: the tensors of all sequences that it samples for."""
+"""The tensors that one step gives the sampling kernel, for all sequences that it samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastdecode.engine.tables import SharedTables
 from fastdecode.grammar import BLOCK, TEXT
 
 SPAN_GAP = 64
-"""Rows of the output head that are multiplied for nothing rather than begin another product."""
+"""Spans of the output head's rows that are at most this far apart are computed as one product."""
 
 MOST_SPANS = 8
 
@@ -24,10 +24,10 @@ Spans = tuple[tuple[int, int], ...]
 
 
 class Batch:
-    """The sequences of a step that the kernel samples, and their tensors; ``state`` moves with every step.
+    """The sequences that the kernel samples in a step, and their tensors. Every step updates ``state``.
 
-    It serves as many steps as nothing but tokens changes: the same rows, modalities and grammars. ``inputs`` (rows,)
-    int64 has the next token of every row of the cache, also of those that are sampled elsewhere.
+    It is used for several steps, while rows, modalities and grammars stay the same. ``inputs`` (rows,) int64 holds the
+    next token of every row of the cache, also of rows that the kernel does not sample.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Batch:
         )
         if not penalised:
             for s in sampled:
-                s.seen = None  # nobody counts along
+                s.seen = None  # it is not updated without a penalty
         self.state = ops.DecodeState(
             mode=torch.tensor(
                 [shared.first_mode[id(s.grammar)] + s.state for s in sampled], dtype=torch.int32, device=device
@@ -92,17 +92,17 @@ class Batch:
         )
 
     def logits_with_bias(self, logits: Tensor) -> Tensor:
-        """``logits`` (rows, vocab), and a row behind them for every sequence with a bias, in float32."""
+        """``logits`` (rows, vocab), followed by a row of float32 for every sequence with a bias."""
         return logits if self.bias is None else torch.cat([logits.float(), self.bias])
 
     def advance_seen(self, tokens: list[int]) -> None:
-        """Count these tokens, one per sequence, as seen."""
+        """Add these tokens, one per sequence, to the penalised ones."""
         if self.state is not None and self.state.seen is not None:
             ops.set_seen_(self.state.seen, torch.tensor(tokens, device=self.state.seen.device))
 
 
 def reachable_sets(s: Sequence) -> set[int]:
-    """The sets of its grammar that a sequence may sample from before it enters or leaves a picture."""
+    """The sets of the grammar that a sequence may sample from before it enters or leaves a picture."""
     if s.forced >= 0:
         return set()
     host = s.grammar.tables.host
@@ -113,7 +113,7 @@ def reachable_sets(s: Sequence) -> set[int]:
 
 
 def spans_of(ranges: Iterable[tuple[int, int]], vocab: int) -> Spans | None:
-    """Ranges of tokens as few spans; None if those are too many, or nearly all tokens."""
+    """Merge ranges of tokens into few spans. None if these are too many, or cover nearly all tokens."""
     spans: list[tuple[int, int]] = []
     for low, high in sorted(ranges):
         if spans and low <= spans[-1][1] + SPAN_GAP:
@@ -125,7 +125,7 @@ def spans_of(ranges: Iterable[tuple[int, int]], vocab: int) -> Spans | None:
 
 
 def seen_of(sampled: list[Sequence], vocab: int, device: torch.device) -> Tensor:
-    """(sequences, ceil(vocab / 32)) int32: the tokens that a repetition penalty counts as seen."""
+    """(sequences, ceil(vocab / 32)) int32: the bit sets of tokens that a repetition penalty applies to."""
     fresh = [s for s in sampled if s.seen is None]
     if fresh:
         bits = ops.seen_bits([[*s.tokens, *s.also_seen] for s in fresh], vocab).to(device)
@@ -133,12 +133,12 @@ def seen_of(sampled: list[Sequence], vocab: int, device: torch.device) -> Tensor
             s.seen = row
     seen = torch.stack([s.seen for s in sampled if s.seen is not None])
     for s, row in zip(sampled, seen, strict=True):
-        s.seen = row  # moves with the batch's state
+        s.seen = row  # a view: the batch's state updates it
     return seen
 
 
 def parameters_of(by_sequence: list[Sampling], device: torch.device) -> dict[str, Any]:
-    """Arguments of `ops.sample`: numbers where all sequences agree, else one value per sequence."""
+    """Arguments of `ops.sample`: a number if all sequences agree, else one value per sequence."""
     dtypes = {"top_k": torch.int32}
     found: dict[str, Any] = {}
     for name in ("temperature", "top_k", "top_p", "min_p", "penalty"):

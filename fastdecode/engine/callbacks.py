@@ -1,6 +1,6 @@
-"""What of a caller's comes between two steps of a batch: processors, stopping criteria, a streamer, recorded scores.
+"""The caller's code that runs between steps: processors, stopping criteria and a streamer; and recorded scores.
 
-transformers gives all of these the whole batch at once, (batch, length) tokens, so the batch goes in lock step.
+transformers gives them the tokens of the whole batch, (batch, length), so the batch runs in lock step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 @dataclass
 class Recorder:
-    """What ``return_dict_in_generate`` asks to be kept, one tensor (batch, vocab) float32 per step."""
+    """What ``return_dict_in_generate`` records: one tensor (batch, vocab) float32 per step."""
 
     scores: list[Tensor] | None = None
     logits: list[Tensor] | None = None
@@ -27,13 +27,12 @@ class Recorder:
 
 
 class Callbacks:
-    """Of one call of `generate`.
+    """The callbacks of one call of `generate`.
 
-    ``prompts`` (batch, length) int64 as the caller gave them, left-padded with ``pad``; ``longest``: the most new
-    tokens of a sequence. ``process``: logits are mixed in PyTorch, and processed and recorded there. ``normalise``:
-    where processors follow the mixing of streams, each stream's log-probabilities are mixed in place of its logits, as
-    transformers' guidance does. ``after_step`` gets the batch's newest tokens (batch,) after every step, ``pad`` for
-    sequences that have ended.
+    ``prompts`` (batch, length) int64: as the caller gave them, left-padded with ``pad``. ``longest``: the maximum
+    number of new tokens. ``process``: logits are mixed, processed and recorded in PyTorch. ``normalise``: before
+    processors run, the streams' log-probabilities are mixed instead of their logits, as in transformers' guidance.
+    ``after_step`` gets the newest tokens (batch,) after every step, with ``pad`` for sequences that have ended.
     """
 
     def __init__(
@@ -59,12 +58,12 @@ class Callbacks:
 
     @property
     def tokens(self) -> Tensor:
-        """(batch, length) int64: prompts and what was generated so far."""
+        """(batch, length) int64: the prompts and the tokens generated so far."""
         return self._tokens[:, : self.length]
 
     @property
     def asks(self) -> bool:
-        """Whether every step must be looked at before the next one begins."""
+        """Whether the host must read every step before the next one starts."""
         return self.process or bool(self.stopping)
 
     def rewind(self, generated: list[list[int]]) -> None:
@@ -79,7 +78,7 @@ class Callbacks:
                 del kept[steps:]
 
     def step(self, newest: list[int]) -> list[bool]:
-        """Append one token per sequence, -1 where it had ended; returns which sequences the criteria stop."""
+        """Append one token per sequence, -1 for ended ones. Returns which sequences the criteria stop."""
         column = torch.tensor(newest, device="cpu")
         column[column < 0] = self.pad
         self._tokens[:, self.length] = column

@@ -1,4 +1,4 @@
-"""The engine's core: schedule, step, commit. For one thread; `fastdecode.Engine` on top of it is for several."""
+"""The engine's core: schedule, step, commit. Use it in one thread; `fastdecode.Engine` wraps it for several."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastdecode.ops import STATUS_INVALID_LOGITS
 
 
 class EngineCore:
-    """Decodes requests until there are none.
+    """Decodes requests until none is left.
 
     ``pool``: where keys and values go; None: a pool of its own. ``max_rows``: the most rows of a step. ``retain``: the
     most pages that are kept for prompts to come that begin alike; None: all that the pool has room for.
@@ -47,10 +47,10 @@ class EngineCore:
     # --- the loop -----------------------------------------------------------------------------------------------
 
     def step(self) -> bool:
-        """One iteration; False if there was nothing to do.
+        """Run one iteration. False if there was nothing to do.
 
-        A failure is that of a request where it can be told whose, else of all that run. What is no ``Exception`` (an
-        interrupt) is raised, with no pages taken: all requests wait, and the next call goes on with them.
+        An error fails the request that caused it; if that is unknown, all running requests. Other exceptions (an
+        interrupt) are raised after all pages were freed: all requests wait, and the next call continues them.
         """
         if self._unsettled:
             self.reset()
@@ -84,7 +84,7 @@ class EngineCore:
             steps.close()
 
     def commit(self, step: Step) -> bool:
-        """Hand a step's tokens to their sequences; whether the same rows go on."""
+        """Append a step's tokens to their sequences. Returns whether the rows stay the same."""
         changed = bool(step.failed)
         self.scheduler.hold = False
         for request, error in step.failed:
@@ -93,7 +93,7 @@ class EngineCore:
         for s, token, status in zip(step.sequences, step.tokens, step.statuses, strict=True):
             owner = self._owners.get(id(s))
             if owner is None or owner.done or s.done:
-                continue  # it ended at an earlier one of these steps
+                continue  # it ended in an earlier step of this plan
             if token < 0:
                 self.fail(owner, no_distribution(s, status))
                 changed = True
@@ -105,7 +105,7 @@ class EngineCore:
         return not changed
 
     def _commit_to(self, request: Request, tokens: dict[int, int]) -> bool:
-        """One token for each live sequence of a request, and those that need no step; whether its rows change."""
+        """Append a token to each live sequence, and final tokens that need no step. Returns whether its rows change."""
         changed = self._append(request, tokens)
         while request.live and all(self._ends_by_force(s) for s in request.live) and not request.records:
             changed |= self._append(request, {id(s): s.forced for s in request.live})
@@ -117,7 +117,7 @@ class EngineCore:
 
     @staticmethod
     def _ends_by_force(s: Sequence) -> bool:
-        """Whether a sequence ends with the token that is forced on it, so that its rows are of no more use."""
+        """Whether a sequence ends with its forced token, so that its rows are not needed any more."""
         return s.forced >= 0 and (s.grammar.advance(s.state, s.forced) == DONE or len(s.tokens) + 1 >= s.limit)
 
     def _append(self, request: Request, tokens: dict[int, int]) -> bool:
@@ -179,7 +179,7 @@ class EngineCore:
             self._finish(request)
 
     def abort(self, request: Request) -> None:
-        """End a request now; nothing to do if it has ended."""
+        """End a request now. No effect if it has ended."""
         if not request.done:
             request.aborted = True
             self._finish(request)
@@ -191,7 +191,7 @@ class EngineCore:
             self._finish(request)
 
     def preempt(self, request: Request) -> None:
-        """A running request gives its pages back and waits; it goes on from its tokens."""
+        """Free the pages of a running request and let it wait. It resumes later from its tokens."""
         for s in request.live:
             self.runner.release(s)
         self.scheduler.preempt(request)
@@ -211,15 +211,15 @@ class EngineCore:
         if request.on_change is not None:
             request.on_change()
 
-    # --- when something goes wrong ------------------------------------------------------------------------------
+    # --- errors -------------------------------------------------------------------------------------------------
 
     def _prefill(self, plan: Plan) -> bool:
-        """Do what a plan begins with. False if that was not possible for all: another plan is wanted."""
+        """Run the prefills of a plan. False if some failed, so that a new plan is needed."""
         try:
             if plan.read:
                 self.runner.read_ahead([tokens for _, tokens in plan.read])
         except PoolExhausted:
-            pass  # the pages are wanted by those that run; it is only ahead
+            pass  # running requests need the pages, and reading ahead is optional
         except Exception as error:
             for request, _ in plan.read:
                 self.fail(request, error)
@@ -231,13 +231,13 @@ class EngineCore:
             return self._prefill_one_by_one(plan)
 
     def _prefill_one_by_one(self, plan: Plan) -> bool:
-        """Prefill failed: each request by itself, so that only the one that cannot be started has the failure. For a
-        new one pages may be lacking: it waits on. False if a running one lacks pages for streams that it needs now.
+        """After prefill failed, start each request by itself, so that only the bad one fails. A new request without
+        enough pages waits again. False if a running request lacks pages for streams that it needs now.
         """
         all_whole = True
         for request, parts in plan.starting:
             if request not in self.scheduler.running:
-                continue  # it gave way
+                continue  # it was preempted
             try:
                 self.runner.start(parts)
             except PoolExhausted as error:
@@ -253,7 +253,7 @@ class EngineCore:
         return all_whole
 
     def _make_way(self, error: PoolExhausted) -> None:
-        """Pages are lacking: the request that came last gives its own back; one that runs alone fails."""
+        """There are too few pages: preempt the last request. A request that runs alone fails."""
         running = self.scheduler.running
         if len(running) > 1:
             self.preempt(self.scheduler.last_admitted())
@@ -287,7 +287,7 @@ class EngineCore:
 
 
 def no_distribution(s: Sequence, status: int) -> RuntimeError:
-    """Why a sequence got no token."""
+    """The error for a sequence that got no token."""
     what = "NaN, +inf or nothing but -inf" if status == STATUS_INVALID_LOGITS else "no allowed token"
     return RuntimeError(
         f"{s.name} has {what} among the logits of its token {len(s.tokens)} (prompt included): the model, or a logits "

@@ -1,4 +1,4 @@
-"""What a request tells while it is decoded: its tokens as events of a document, text and pictures."""
+"""The events of a request while it is decoded: its tokens as text and pictures of a document."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastdecode.models.chameleon import Vocabulary, decode_pictures, missing_dec
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """New tokens, of text and of pictures; the other events tell what they mean."""
+    """New tokens, of text and of pictures. The other events decode them."""
 
     tokens: tuple[int, ...]
 
@@ -35,7 +35,7 @@ class PictureBegun:
 
 @dataclass(frozen=True, slots=True)
 class PicturePart:
-    """More of a picture: all its image tokens so far, of ``total``."""
+    """Part of a picture: all its image tokens so far, of ``total``."""
 
     picture: int
     tokens: tuple[int, ...]
@@ -44,7 +44,7 @@ class PicturePart:
 
 @dataclass(frozen=True, slots=True)
 class PictureDone:
-    """A whole picture; ``image`` is None where there is no VQ decoder to paint it."""
+    """A whole picture. ``image`` is None if there is no VQ decoder."""
 
     picture: int
     image: Image.Image | None
@@ -53,7 +53,7 @@ class PictureDone:
 @dataclass(frozen=True, slots=True)
 class Finished:
     """The last event. ``reason``: "stop" (an end token or a stopping criterion), "length", "aborted" or "error", with
-    the ``error`` then.
+    an ``error``.
     """
 
     reason: str
@@ -64,7 +64,7 @@ Event = Tokens | TextDelta | PictureBegun | PicturePart | PictureDone | Finished
 
 
 class TextDecoder:
-    """Text of tokens that come one by one: only what later tokens cannot change."""
+    """Decodes tokens one by one. It returns only text that later tokens cannot change."""
 
     WINDOW = 8
 
@@ -78,13 +78,13 @@ class TextDecoder:
         before = self._text(self.tokens[self.begin : self.told])
         text = self._text(self.tokens[self.begin :])
         if text.endswith("�") or len(text) <= len(before):
-            return ""  # a character whose further bytes are still to come, or nothing to be seen
+            return ""  # an incomplete character, or no visible text
         self.begin = max(self.told - self.WINDOW, self.begin)
         self.told = len(self.tokens)
         return text[len(before) :]
 
     def end(self) -> str:
-        """What is left, complete or not; the next token begins another text."""
+        """The remaining text, complete or not. The next token begins another text."""
         before = self._text(self.tokens[self.begin : self.told])
         text = self._text(self.tokens[self.begin :])
         self.tokens, self.begin, self.told = [], 0, 0
@@ -114,7 +114,7 @@ class DocumentEvents:
         self.pictures = 0
 
     def feed(self, tokens: list[int]) -> Iterator[Event]:
-        """Events of these tokens. Painting a picture takes as long as its VQ decoder does."""
+        """The events of these tokens. At the end of a picture it runs the VQ decoder."""
         v, part = self.vocabulary, False
         yield Tokens(tuple(tokens))
         for token in tokens:
@@ -141,7 +141,7 @@ class DocumentEvents:
             yield self._part()
 
     def end(self) -> Iterator[Event]:
-        """What is left when no more tokens come."""
+        """The remaining events after the last token."""
         yield from self._flush()
 
     def _part(self) -> PicturePart:
@@ -149,7 +149,7 @@ class DocumentEvents:
         return PicturePart(self.pictures, tuple(self.picture), self.vocabulary.image_length)
 
     def _close(self, closed: bool) -> Iterator[Event]:
-        """A picture ends; one that is not whole is not painted, as `fastdecode.to_documents` leaves it out."""
+        """End a picture. An incomplete one is not decoded, as `fastdecode.to_documents` leaves it out."""
         tokens, self.picture = self.picture or [], None
         if closed and len(tokens) == self.vocabulary.image_length:
             image = decode_pictures(self.model, [tokens], self.vocabulary)[0] if self.paints else None

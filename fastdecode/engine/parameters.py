@@ -20,10 +20,10 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def override(self, values: Mapping[str, Any], name: str, do_sample: bool) -> Sampling:
-        """This with ``values`` (a user's ``text=`` or ``image=``) in place. ``ValueError`` names what is wrong.
+        """A copy with ``values`` (a user's ``text=`` or ``image=``) replaced. ``ValueError`` names what is wrong.
 
-        A modality samples if the call does, or if its own values ask for it (``do_sample=True``, or a temperature,
-        top_k, top_p or min_p of its own).
+        A modality samples if the call does, or if ``values`` ask for it (``do_sample=True``, or a temperature, top_k,
+        top_p or min_p).
         """
         if not isinstance(values, Mapping):
             raise TypeError(f"{name}={values!r}: give a dict of sampling parameters, such as {name}=dict(top_p=0.9)")
@@ -43,7 +43,7 @@ class Sampling:
         return merged.checked(f"{name}.")
 
     def checked(self, where: str = "") -> Sampling:
-        """This, or ``ValueError`` naming the parameter that is out of range."""
+        """Return self. ``ValueError`` names a parameter that is out of range."""
         rules = {
             "temperature": (0.0, math.inf, "at least 0"),
             "top_k": (0, math.inf, "0 (off) or a whole number above it"),

@@ -1,7 +1,8 @@
-"""Sampling with a caller's own logits processors in between: mixed in PyTorch, processed, then sampled by the kernel.
+"""Sampling with the caller's logits processors: PyTorch mixes logits, the processors run, and the kernel samples.
 
-Processors get what transformers gives them: all tokens of the batch so far, and float32 scores (batch, vocab), with
-what the grammar bans at -inf, before and after them. Rows of sequences that sample nothing in this step are zeros.
+Processors get the arguments of transformers: all tokens of the batch so far, and float32 scores (batch, vocab). Tokens
+that the grammar bans are set to -inf before and after them. Rows of sequences that sample nothing in this step are
+zero.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from fastdecode.engine.sequence import Sequence
 
 
 def sample_processed(request: Request, logits: Tensor) -> tuple[list[int], list[int]]:
-    """Tokens and statuses of all sequences of ``request``, in their order; a sequence that has ended gets token -1 and
-    status `fastdecode.ops.STATUS_FINISHED`, one whose token is forced gets that.
+    """Tokens and statuses of all sequences of ``request``, in order. A sequence that has ended gets token -1 and status
+    `fastdecode.ops.STATUS_FINISHED`; a sequence with a forced token gets that token.
 
-    ``logits`` (rows, vocab) are those of all rows of the cache.
+    ``logits`` (rows, vocab): of all rows of the cache.
     """
     callbacks = request.callbacks
     assert callbacks is not None
@@ -72,7 +73,7 @@ def sample_processed(request: Request, logits: Tensor) -> tuple[list[int], list[
 
 
 def _mix(batch: list[Sequence], sampling: list[int], logits: Tensor, normalise: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The full sequences' own logits, the mixed ones and what is banned, each (batch, vocab)."""
+    """The full sequences' logits, the mixed logits and the banned tokens, each (batch, vocab)."""
     vocab = logits.shape[1]
     raw = torch.zeros((len(batch), vocab), dtype=torch.float32, device=logits.device)
     mixed = torch.zeros_like(raw)
@@ -118,9 +119,9 @@ def _seen(chosen: list[Sequence], vocab: int, device: torch.device) -> Tensor | 
 
 
 def warp(scores: Tensor, tokens: Iterable[int], sampling: Sampling) -> Tensor:
-    """``scores`` (1, vocab) after ``sampling``, by transformers' own processors: what ``output_scores`` returns.
+    """``scores`` (1, vocab) after ``sampling`` by transformers' own processors: what ``output_scores`` returns.
 
-    ``tokens`` are those that the repetition penalty counts as seen.
+    ``tokens``: those that the repetition penalty applies to.
     """
     penalty = sampling.repetition_penalty
     if penalty != 1.0:

@@ -1,4 +1,4 @@
-"""A request: sequences that are admitted, preempted and finished together."""
+"""A request: one or more sequences that are admitted, preempted and finished together."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fastdecode.engine.sequence import Sequence
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One sequence; or, where ``callbacks`` look at a whole batch, all of the batch in lock step.
+    """One sequence; or a whole batch in lock step, if ``callbacks`` need the whole batch.
 
-    ``priority``: higher ones go first. ``on_change`` is called, in the thread that runs the engine, when there are new
-    tokens and when the request ends; it must not raise.
+    ``priority``: higher ones go first. ``on_change``: called in the thread that runs the engine, after new tokens and
+    at the end of the request; it must not raise.
     """
 
     sequences: list[Sequence]
@@ -56,7 +56,7 @@ class Request:
 
     @property
     def records(self) -> bool:
-        """Whether scores of every token are kept, also of forced ones."""
+        """Whether the scores of every token are recorded, also of forced tokens."""
         return self.callbacks is not None and self.callbacks.recorder.wanted
 
     @property
@@ -65,12 +65,12 @@ class Request:
 
     @property
     def rows(self) -> int:
-        """Rows that it has in the cache."""
+        """The number of rows that it has in the cache."""
         return sum(len(s.rows) for s in self.live)
 
     @property
     def reason(self) -> str:
-        """Why it ended: "stop", "length", "aborted" or "error"."""
+        """Why the request ended: "stop", "length", "aborted" or "error"."""
         if self.error is not None:
             return "error"
         if self.aborted:

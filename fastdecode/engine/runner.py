@@ -1,4 +1,4 @@
-"""How a step runs: prefill, the model's layers, the sampling kernel; captured or not. It knows no request's fate."""
+"""Runs a step, captured or not: prefill, the model's layers, the sampling kernel. It does not end requests."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from fastdecode.kv.page_pool import PoolExhausted
 
 @dataclass(slots=True)
 class Step:
-    """One step's tokens and statuses of ``sequences``, in their order; ``failed``: requests whose own processors
-    raised, with what they raised.
+    """The tokens and statuses of one step, in the order of ``sequences``. ``failed``: requests whose processors raised,
+    with their errors.
     """
 
     sequences: list[Sequence]
@@ -34,7 +34,7 @@ class Step:
 
 
 class Runner:
-    """Runs the plans of a scheduler over one cache. ``rows``: the sequence that each of the cache's rows belongs to."""
+    """Runs the plans of a scheduler over one cache. ``rows``: the sequence of each row of the cache."""
 
     def __init__(self, decoder: Decoder, cache: StreamCache) -> None:
         self.decoder, self.cache = decoder, cache
@@ -46,15 +46,15 @@ class Runner:
     # --- rows ---------------------------------------------------------------------------------------------------
 
     def read_ahead(self, prompts: list[Tokens]) -> None:
-        """Compute keys and values of the beginnings of prompts; the cache keeps them for whoever begins so."""
+        """Compute keys and values of beginnings of prompts. The cache retains them for prompts that begin so."""
         rows = self.decoder.prefill(self.cache, prompts)
         for row in reversed(range(rows.start, rows.stop)):
             self.cache.remove(row)
 
     def start(self, starting: list[tuple[Sequence, list[Tokens]]]) -> None:
-        """A row for each stream, all prefilled at once but for its last token, which goes into the next step.
+        """Add a row for each stream and prefill all at once, except the last token of each: it goes into the next step.
 
-        With any exception nothing has changed.
+        After an exception nothing has changed.
         """
         streams = [(s, stream) for s, of_sequence in starting for stream in of_sequence]
         if not streams:
@@ -63,7 +63,7 @@ class Runner:
         rows = self.decoder.prefill(self.cache, [stream[:-1] for _, stream in streams])
         self.batch = None
         for row, (s, stream) in zip(range(rows.start, rows.stop), streams, strict=True):
-            if len(s.inputs) < len(s.rows):  # the rows that it had before go on with its newest token
+            if len(s.inputs) < len(s.rows):  # its earlier rows continue with its newest token
                 s.inputs = [s.tokens[-1]] * len(s.rows)
             s.rows.append(row)
             s.inputs.append(stream[-1])
@@ -111,9 +111,9 @@ class Runner:
         return self.batch
 
     def run(self, plan: Plan, running: list[Request]) -> Generator[Step, None, None]:
-        """At most ``plan.steps`` steps of all rows, in inference mode. Each is yielded when its tokens can be read; a
-        step that is begun ahead counts for nothing if the iterator is closed before. ``PoolExhausted``, with nothing
-        changed by the step, if pages are lacking.
+        """Run at most ``plan.steps`` steps of all rows, in inference mode. Yields each step when its tokens can be
+        read. If the iterator is closed, a step that was started ahead has no effect. ``PoolExhausted``, before the step
+        changes anything, if there are too few pages.
         """
         batch = self._lay_out(running)
         if not self.processed and batch.bias is None and batch.draws is not None and self.decoder.captured is not None:
@@ -130,7 +130,7 @@ class Runner:
             yield self._one(batch)
 
     def _has_room(self, steps: int) -> bool:
-        """Whether the pool has the pages for so many steps; they are taken."""
+        """Take the pages for so many steps. False if the pool has too few."""
         try:
             self.cache.make_room(steps)
         except PoolExhausted:
@@ -138,7 +138,7 @@ class Runner:
         return True
 
     def _one(self, batch: Batch) -> Step:
-        """One step, and its tokens."""
+        """Run one step and read its tokens."""
         hidden = self.decoder.step(self.cache, batch.inputs)
         sampled = batch.sampled
         if not self.processed:
@@ -177,7 +177,7 @@ class Runner:
         logits = batch.logits_with_bias(logits)
         if batch.bias is None:
             return ops.sample_advance(logits, draws.tables, state, **where, **draws.parameters)
-        inputs, state.inputs = state.inputs, None  # the rows of biases take no input
+        inputs, state.inputs = state.inputs, None  # rows of biases have no input
         drawn = ops.sample_advance(logits, draws.tables, state, **where, **draws.parameters)
         state.inputs = inputs
         for s, token in zip(batch.sampled, drawn.token.tolist(), strict=True):
@@ -186,7 +186,7 @@ class Runner:
         return drawn
 
     def _unseen(self, batch: Batch, steps: int) -> Generator[Step, None, None]:
-        """Steps whose tokens are read when all are there."""
+        """Run steps and read their tokens together after the last one."""
         draws = batch.draws
         assert draws is not None
         samples = []
@@ -200,7 +200,7 @@ class Runner:
             yield Step(batch.sampled, row, status, [])
 
     def _captured(self, batch: Batch, plan: Plan) -> Generator[Step, None, None] | None:
-        """The same by a captured step; None where there is none."""
+        """Run the steps by replaying a captured step. None if there is none."""
         draws, state, captures = batch.draws, batch.state, self.decoder.captured
         assert draws is not None
         assert state is not None
@@ -214,7 +214,7 @@ class Runner:
 
     def _replay(self, captured: Any, batch: Batch, plan: Plan) -> Generator[Step, None, None]:
         draws, state, sampled = batch.draws, batch.state, batch.sampled
-        self.batch = None  # what was captured has buffers of its own
+        self.batch = None  # the captured step has its own buffers
         if plan.unseen:
             tokens, statuses = captured.run(self.cache, draws, state, plan.steps)
             for row, status in zip(tokens.tolist(), statuses.tolist(), strict=True):
@@ -231,7 +231,7 @@ class Runner:
 
 
 def pages_to_come(starting: list[tuple[Sequence, list[Tokens]]], slots: int) -> int:
-    """At most so many pages will be taken until the pictures that these sequences are in are closed."""
+    """The maximum number of pages that these sequences take until the end of their present pictures."""
     pages = 0
     for s, streams in starting:
         left = min(s.grammar.remaining(s.state), s.limit - len(s.tokens))

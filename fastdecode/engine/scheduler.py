@@ -1,8 +1,8 @@
 """Which requests decode, which wait, and which must give their pages back.
 
-First come, first served within a priority. A request is admitted when there are rows and pages for every stream that it
-needs at once, so none is ever decoded with a part of its guidance. When pages run out, the one that came last gives its
-own back, and is resumed later from its tokens.
+Requests of one priority are served in order. A request is admitted when there are rows and pages for all streams that
+it needs at once, so no request ever runs with a part of its guidance. When pages run out, the last request gives its
+pages back, and later resumes from its tokens.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from fastdecode.engine.sequence import Sequence, Tokens
 from fastdecode.kv.kv_cache import StreamCache
 
 PREFILL_CHUNK = 128
-"""Tokens of waiting prompts that are read between two steps of those that decode."""
+"""The number of tokens of waiting prompts that are computed between two steps of the running requests."""
 
 PATIENCE = 16
-"""A waiting request rises by one priority each time that so many later ones were admitted before it: none starves."""
+"""A waiting request gains one priority whenever so many later requests were admitted before it: none starves."""
 
 FEW_STEPS = 8
 """Steps between two looks at the queue, where somebody waits or may come."""
@@ -30,7 +30,7 @@ class Plan:
     """One iteration: first the prefills, then ``steps`` steps of all sequences that have rows.
 
     ``read``: beginnings of prompts whose keys and values are computed ahead, for requests that still wait. ``unseen``:
-    whether the tokens of these steps need to be looked at only when all are there.
+    whether the host may read the tokens of these steps after the last one.
     """
 
     starting: list[tuple[Request, list[tuple[Sequence, list[Tokens]]]]] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Scheduler:
         self.running: list[Request] = []
         self.beginning: list[Sequence] = []
         self.preemptions = 0
-        self.hold = False  # admit nobody until a step has been taken: pages ran out
+        self.hold = False  # pages ran out: admit no request before the next step
         self._count = 0
 
     # --- the queue ----------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ class Scheduler:
         self.waiting.append(request)
 
     def remove(self, request: Request) -> None:
-        """Forget a request that ended; it has no rows any more."""
+        """Forget a request that has ended and has no rows."""
         if request in self.running:
             self.running.remove(request)
         if request in self.waiting:
@@ -72,12 +72,12 @@ class Scheduler:
         self.beginning = [s for s in self.beginning if s not in request.sequences]
 
     def forget(self, s: Sequence) -> None:
-        """Want no more streams for a sequence that ended."""
+        """Forget a sequence that has ended: start no more streams for it."""
         if s in self.beginning:
             self.beginning.remove(s)
 
     def preempt(self, request: Request) -> None:
-        """Back to the waiting ones; it has no rows any more."""
+        """Move a running request, which has no rows any more, back to the waiting ones."""
         self.running.remove(request)
         self.beginning = [s for s in self.beginning if s not in request.sequences]
         self.waiting.append(request)
@@ -88,17 +88,17 @@ class Scheduler:
 
     @staticmethod
     def rank(request: Request) -> tuple[int, int]:
-        """The lowest goes first."""
+        """The sort key of the queue: the lowest goes first."""
         return -(request.priority + request.passed // PATIENCE), request.number
 
     def last_admitted(self) -> Request:
-        """Who gives its pages back when they run out: of the lowest priority the one that came last."""
+        """The request to preempt when pages run out: the last one of the lowest priority."""
         return max(self.running, key=self.rank)
 
     # --- one iteration ------------------------------------------------------------------------------------------
 
     def schedule(self) -> Plan:
-        """What comes next; nothing to do if there are no steps and no prefills in it."""
+        """The next plan. A plan without steps and prefills means that there is nothing to do."""
         plan = Plan()
         for request in self.running:
             parts = [(s, s.streams_now()[1:]) for s in request.live if s in self.beginning]
@@ -126,8 +126,8 @@ class Scheduler:
         plan.starting.append((request, [(s, s.streams_now()) for s in request.live]))
 
     def _read_ahead(self, plan: Plan, request: Request, budget: int) -> int:
-        """How many tokens of a request's streams are still to be read. More than ``budget``: a part of them, in whole
-        pages, is put into ``plan``, to be found in the cache next time.
+        """The number of tokens of a request's streams that are not computed yet. If it exceeds ``budget``, a part of
+        them, in whole pages, is added to ``plan``; the next call then finds them in the cache.
         """
         streams = [stream for s in request.live for stream in s.streams_now()]
         slots = self.cache.pool.page_slots
@@ -144,11 +144,11 @@ class Scheduler:
                 plan.read.append((request, stream[:end]))
                 left -= end - known
         if not plan.read and budget == PREFILL_CHUNK:
-            return 0  # less than a page of each is missing: there is nothing to read ahead
+            return 0  # each stream lacks less than a page: there is nothing to compute ahead
         return budget + 1
 
     def _fits(self, request: Request) -> bool:
-        """Whether there are rows and pages for ``request`` beside those that run, to the end of a picture of each."""
+        """Whether rows and pages suffice for ``request`` and the running ones, until each has finished a picture."""
         if not self.running:
             return True
         if self.max_rows is not None:
@@ -165,7 +165,7 @@ class Scheduler:
         return self.cache.pages_missing(wanted) + growth + promised <= available
 
     def _growth(self, request: Request) -> int:
-        """Pages that a request may take until its pictures, present or next, are closed."""
+        """The maximum number of pages that a request takes until the end of its present or next pictures."""
         slots, pages = self.cache.pool.page_slots, 0
         for s in request.live:
             left = s.grammar.remaining(s.state)
@@ -176,7 +176,7 @@ class Scheduler:
         return pages
 
     def _steps(self) -> tuple[int, bool]:
-        """How many steps may follow before anything but tokens changes, and whether tokens are read at their end."""
+        """The number of steps in which only tokens change, and whether the tokens may be read after the last one."""
         if not self.running:
             return 0, False
         most = min(MOST_STEPS, self.most_steps)

@@ -1,4 +1,4 @@
-"""One sequence being generated: its tokens, its place in the grammar, its streams, and its own parameters."""
+"""One sequence being generated: its tokens, its state in the grammar, its streams and its parameters."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Tokens = tuple[int, ...]
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """Everything that a step needs to know of one sequence. Nothing of it belongs to a batch.
+    """Everything that a step needs to know about one sequence, independent of any batch.
 
-    ``tokens``: the prompt (without padding, pictures in place of placeholders) and what was generated. ``limit``: the
-    most tokens it may have. ``also_seen``: further tokens that a repetition penalty counts (placeholders that pictures
-    replaced). ``name``: how errors call it.
+    ``tokens``: the prompt (without padding, pictures in place of placeholders) and the generated tokens. ``limit``: its
+    maximum length. ``also_seen``: further tokens that the repetition penalty applies to (placeholders that pictures
+    replaced). ``name``: its name in errors.
 
-    ``state`` is its place in ``grammar``; ``image_start`` is where the picture being drawn begins, or -1. ``streams``
-    are its guidance streams beside the full sequence, as they were when the sequence had ``streams_from`` tokens; every
-    later token follows in each. ``rows``: the cache's rows, the full sequence's first; none while it waits.
+    ``state``: its state in ``grammar``. ``image_start``: the position where the picture being drawn begins, or -1.
+    ``streams``: its guidance streams besides the full sequence, as they were when it had ``streams_from`` tokens; every
+    later token is added to each. ``rows``: its rows of the cache, the full sequence's first; none while it waits.
     """
 
     tokens: list[int]
@@ -64,7 +64,7 @@ class Sequence:
             self.plan_streams()
 
     def check_ahead(self) -> None:
-        """``ValueError`` if its rules leave nothing to sample at any length, or a stream cannot be made."""
+        """``ValueError`` if its rules leave no token to sample at some length, or a stream cannot be made."""
         self.streams_planned()
         change = self.rules_change_at
         while change is not None and change < self.limit:
@@ -96,7 +96,7 @@ class Sequence:
         return self.tokens[self.prompt_length :]
 
     def follow_rules(self) -> None:
-        """Take the grammar of the present length; a variant of the same states, so ``state`` stays what it was."""
+        """Switch to the grammar for the present length. It has the same states, so ``state`` does not change."""
         length = len(self.tokens)
         self.grammar = compile_grammar(self.mode, self.vocabulary, self.ends, self.rules.phase(length))
         self.rules_change_at = self.rules.next_change(length)
@@ -104,7 +104,7 @@ class Sequence:
     # --- one more token -----------------------------------------------------------------------------------------
 
     def append(self, token: int) -> bool:
-        """Add ``token`` and move on in the grammar; whether a picture begins with it."""
+        """Append ``token`` and advance the grammar. Returns whether a picture begins with it."""
         before = self.state
         self.tokens.append(token)
         self.inputs = []
@@ -141,7 +141,7 @@ class Sequence:
     # --- streams ------------------------------------------------------------------------------------------------
 
     def begin_picture(self) -> None:
-        """The newest token began a picture: plan the streams that guide it, unless guidance acts everywhere."""
+        """After a token that begins a picture, plan the picture's streams, unless guidance acts everywhere."""
         self.image_start = len(self.tokens) - 1
         if not self.guidance.everywhere:
             self.plan_streams()
@@ -152,16 +152,16 @@ class Sequence:
         self.streams_from = len(self.tokens)
 
     def end_streams(self) -> None:
-        """Only the full sequence goes on."""
+        """Keep only the full sequence."""
         self.streams, self.weights = [], [1.0]
 
     def streams_now(self) -> list[Tokens]:
-        """All tokens of every stream: the full sequence's first."""
+        """The tokens of every stream, the full sequence first."""
         newer = tuple(self.tokens[self.streams_from :])
         return [tuple(self.tokens), *((*stream, *newer) for stream in self.streams)]
 
     def streams_planned(self) -> tuple[list[Tokens], list[float]]:
-        """Streams and weights where guidance first acts: now, or in a picture that begins next; one if nowhere."""
+        """Streams and weights where guidance first acts: now, or in the next picture; only the full one if nowhere."""
         tokens = tuple(self.tokens)
         if self.guidance.everywhere or self.image_start >= 0:
             return self.streams_now(), self.weights
@@ -173,6 +173,6 @@ class Sequence:
 
     @property
     def most_streams(self) -> int:
-        """No more rows than this are ever needed at once."""
+        """The maximum number of rows that it needs at once."""
         guided = self.guidance.everywhere or self.grammar.draws
         return 1 + sum(weight != 0.0 for weight in self.guidance.weights[1:]) if guided else 1

@@ -1,4 +1,4 @@
-"""The grammars of all sequences of a step as one set of tables, so that one kernel call samples for all of them."""
+"""Joins the grammars of all sequences of a step into one set of tables, so that one kernel call samples for all."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fastdecode.grammar import Grammar
 from fastdecode.ops import GrammarTables, TokenSets
 
 MOST_GRAMMARS = 32
-"""Grammars are forgotten when there are more than so many, all but those of the present step."""
+"""With more grammars than this, all except those of the present step are removed."""
 
 
 class SharedTables:
-    """Tables of all grammars that steps have needed lately; a grammar keeps its place until all are forgotten.
+    """The tables of all recently used grammars. A grammar keeps its position until all are removed.
 
     ``tables`` are on ``device``. A sequence whose state is ``s`` in its own grammar has mode ``first_mode[id(grammar)]
     + s`` here.
@@ -29,7 +29,7 @@ class SharedTables:
         self.tables: GrammarTables | None = None
 
     def include(self, grammars: Iterable[Grammar]) -> GrammarTables:
-        """The tables, with these grammars among them. All have one vocabulary."""
+        """The tables, extended by these grammars. All have one vocabulary."""
         wanted = {id(grammar): grammar for grammar in grammars}
         if self.tables is None or any(key not in self.first_mode for key in wanted):
             alone = len(wanted) == 1  # its own tables serve, and nothing needs to be joined
@@ -85,7 +85,7 @@ def joined(parts: tuple[GrammarTables, ...]) -> GrammarTables:
 
 
 def _classes(tables: Sequence[Sequence[tuple[int, int, int]]], vocab: int) -> tuple[list[int], list[tuple[int, ...]]]:
-    """Bounds of stretches of tokens within which no table's class changes, and every table's class in each."""
+    """Bounds of ranges of tokens in which no table's class changes, and each table's class in each range."""
     bounds = sorted({0, vocab, *(bound for table in tables for low, high, _ in table for bound in (low, high))})
     classes = []
     places = [0] * len(tables)

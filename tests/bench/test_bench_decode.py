@@ -1,4 +1,4 @@
-"""The decode benchmarks on a tiny model: they measure what they say, and time nothing that drew wrong ids."""
+"""The decode benchmarks on a tiny model: they measure what they claim, and never time wrong tokens."""
 
 import json
 import sys

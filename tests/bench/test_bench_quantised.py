@@ -1,4 +1,4 @@
-"""The benchmark of weights of one byte, with a tiny model."""
+"""The benchmark of quantised weights, with a tiny model."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The serving benchmark on a tiny model: it measures what it says, and times nothing that is wrong."""
+"""The serving benchmark on a tiny model: it measures what it claims, and never times wrong results."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""What is measured on a GPU, where there is none: a dry run takes the same paths on the CPU, writes every figure."""
+"""The GPU measurements without a GPU: a dry run uses the same code on the CPU and writes every figure."""
 
 import json
 import math

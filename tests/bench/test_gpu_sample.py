@@ -1,4 +1,4 @@
-"""The benchmark of draws on a GPU, where there is none: its check refuses, its rivals draw what they may."""
+"""The GPU sampling benchmark without a GPU: its check rejects wrong results, and its rivals sample allowed tokens."""
 
 import sys
 from types import ModuleType, SimpleNamespace

@@ -1,4 +1,4 @@
-"""The command line: what it writes, what it says, and that nothing half-written stays."""
+"""The command line: its files, its messages, and that no half-written file stays."""
 
 from __future__ import annotations
 

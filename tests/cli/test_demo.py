@@ -1,4 +1,4 @@
-"""The demo: a page that needs nothing beside it, and pictures that show what their sentences say."""
+"""The demo: a self-contained page, and pictures that show what their sentences say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``fastdecode serve``: what it says when it cannot start. That it runs and ends is in tests/serve."""
+"""``fastdecode serve``: its messages when it cannot start. tests/serve tests that it runs and ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`advance` and `sample_advance` of the CUDA kernels: the tables, and what does not fit together."""
+"""`advance` and `sample_advance` of the CUDA kernels: the tables, and arguments that do not fit together."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""libfastdecode_cuda.so as it is built and linked, and what it says of wrong arguments; no GPU is needed."""
+"""Building and linking libfastdecode_cuda.so, and its errors for wrong arguments. It needs no GPU."""
 
 import ctypes
 import re

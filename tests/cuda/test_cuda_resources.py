@@ -1,4 +1,4 @@
-"""`tools/cuda_resources.py` sees a spill, a stack frame and a function that was not inlined."""
+"""`tools/cuda_resources.py` finds a spill, a stack frame and a function that was not inlined."""
 
 import shutil
 

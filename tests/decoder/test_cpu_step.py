@@ -1,4 +1,4 @@
-"""The C++ step against the same step made of PyTorch's operations, and what keeps a model from it."""
+"""The C++ step against the same step in PyTorch operations, and the models that cannot use it."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""Captured steps, with the stand-in for CUDA graphs of `traces`."""
+"""Captured steps, with the substitute for CUDA graphs in `traces`."""
 
 import gc
 import re

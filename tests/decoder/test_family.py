@@ -1,4 +1,4 @@
-"""Text models of Llama's shape: the same tokens and logits as transformers, in the C++ step; and what is refused."""
+"""Text models like Llama: the C++ step gives the tokens and logits of transformers; and unsupported models."""
 
 import random
 import re

@@ -1,4 +1,4 @@
-"""Models whose linear layers torchao has quantised: read by our kernels where they can, by torchao's elsewhere."""
+"""Models that torchao has quantised: our kernels read the weights if they can; otherwise torchao does."""
 
 import copy
 

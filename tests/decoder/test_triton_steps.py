@@ -1,4 +1,4 @@
-"""The step made of single operations: the same bits as the C++ step, whose arithmetic it is."""
+"""The step that consists of single operations returns the same bits as the C++ step."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
-"""A stand-in for CUDA graphs: a trace of the operations on the buffers, replayed without Python.
+"""A substitute for CUDA graphs: a trace of the operations on the buffers, replayed without Python.
 
-As with a graph, what the host would decide anew, or any buffer that moved, would be frozen in it.
+Like a graph, it fixes the decisions of the host and the addresses of the buffers.
 """
 
 from collections.abc import Callable

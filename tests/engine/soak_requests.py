@@ -1,4 +1,4 @@
-"""Random requests of every kind for the soak test, good and bad, each with what it must come to."""
+"""Random requests of every kind for the soak test, good and bad, each with its expected result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Schedule, step, commit: every request gets the tokens that it gets alone, whatever runs beside it or goes wrong."""
+"""Schedule, step, commit: a request gets the same tokens as alone, whatever runs beside it or fails."""
 
 import asyncio
 import random

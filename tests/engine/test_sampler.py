@@ -1,4 +1,4 @@
-"""Which rows of the output head a draw multiplies."""
+"""Which rows of the output head are computed to sample a token."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Mixed requests through one engine: in short here, in full by ``python -m tests.engine.soak``."""
+"""Mixed requests through one engine. This is the short version of ``python -m tests.engine.soak``."""
 
 from dataclasses import replace
 

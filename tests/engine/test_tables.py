@@ -1,4 +1,4 @@
-"""Grammars of several sequences as one set of tables: each goes on as in its own."""
+"""Grammars of several sequences in one set of tables: each advances as in its own tables."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""`Engine`, its handles and `stream`: the same documents as `generate`, from any thread, and every refusal."""
+"""`Engine`, its handles and `stream`: the same documents as `generate`, from any thread, and every error."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""`explain` says what `generate` does."""
+"""`explain` describes what `generate` does."""
 
 import json
 

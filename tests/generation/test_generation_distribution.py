@@ -1,4 +1,4 @@
-"""What is drawn under guidance, against transformers' own processors: counts against exact probabilities."""
+"""Tokens sampled with guidance: their counts against exact probabilities from transformers' processors."""
 
 import pytest
 import torch

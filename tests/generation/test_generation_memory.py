@@ -1,4 +1,4 @@
-"""Pages of keys and values under generate: shared, bounded, given back; and sequences that no neighbour changes."""
+"""Pages of keys and values in generate: shared, bounded and freed; and sequences independent of their batch."""
 
 import random
 import re

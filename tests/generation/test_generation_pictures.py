@@ -1,4 +1,4 @@
-"""Pictures: against a loop without a cache written out here, alone and in batches, with and without guidance."""
+"""Pictures against a plain loop without a cache: alone and in batches, with and without guidance."""
 
 import re
 import warnings

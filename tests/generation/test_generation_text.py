@@ -1,4 +1,4 @@
-"""Text-only decoding, token for token what transformers decodes."""
+"""Text-only decoding returns the tokens of transformers."""
 
 import copy
 import random

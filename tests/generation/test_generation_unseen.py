@@ -1,4 +1,4 @@
-"""Inside pictures nobody looks at the ids until they are all there: the same ids, errors and news as step by step."""
+"""Inside pictures the host reads many steps at once: same tokens, errors and events as step by step."""
 
 import re
 

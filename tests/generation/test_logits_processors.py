@@ -1,4 +1,4 @@
-"""What becomes of logits processors, against calling transformers' own on random scores at every length."""
+"""Sorted logits processors against a call of transformers' own, on random scores at every length."""
 
 import math
 import random

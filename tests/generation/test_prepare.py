@@ -1,4 +1,4 @@
-"""Every bad call: one clear sentence that names the option, the value and what would be right, before any decoding."""
+"""Every wrong call raises, before any decoding, one sentence with the option, its value and a right value."""
 
 import math
 

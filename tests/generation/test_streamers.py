@@ -1,4 +1,4 @@
-"""What streamers of transformers hear of documents with pictures, and when."""
+"""Which tokens of documents with pictures the streamers of transformers get, and when."""
 
 import io
 from contextlib import redirect_stdout

@@ -1,4 +1,4 @@
-"""An exception between any two instructions of the pool and the cache, as a signal handler raises it, costs no page."""
+"""An exception between any two instructions of the pool and the cache, as from a signal handler, leaks no page."""
 
 import contextlib
 import gc

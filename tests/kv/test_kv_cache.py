@@ -1,4 +1,4 @@
-"""The cache against a list of rows, under random adding, growing, forking, cutting and removing in a pool too small."""
+"""The cache against a list of rows: random adding, growing, forking, cutting and removing in a small pool."""
 
 import random
 import re

@@ -1,4 +1,4 @@
-"""The pool against a dictionary of owners, under random taking, sharing and releasing."""
+"""The pool against a dictionary of owners: random taking, sharing and releasing of pages."""
 
 import itertools
 import random

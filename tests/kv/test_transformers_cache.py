@@ -1,4 +1,4 @@
-"""`PagedCache` under a model's own forward and generate."""
+"""`PagedCache` in the model's own forward and generate."""
 
 import gc
 import re

@@ -1,4 +1,4 @@
-"""Splitting ids into text and pictures, and turning whole outputs into documents."""
+"""Splitting tokens into text and pictures, and turning whole outputs into documents."""
 
 import logging
 

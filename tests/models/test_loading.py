@@ -1,4 +1,4 @@
-"""`load`: a whole checkpoint, and every way in which one can be broken."""
+"""`load`: a complete checkpoint, and every kind of broken checkpoint."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The VQ decoder against Janus's, which transformers ships and which is of the same family."""
+"""The VQ decoder against that of Janus in transformers, which has the same architecture."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Arguments for the operations of a decode step, and what they should give in float64."""
+"""Arguments for the operations of a decode step, and their expected results in float64."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for arguments of `sample` that are hard to get right, and for wrong ones."""
+"""Hypothesis strategies for difficult arguments of `sample`, and for wrong ones."""
 
 import math
 

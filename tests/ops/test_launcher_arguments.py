@@ -1,4 +1,4 @@
-"""The classes of `fastdecode.ops` have what the launchers of the Triton kernels say they read."""
+"""The classes of `fastdecode.ops` have the attributes that the launchers of the Triton kernels declare."""
 
 import typing
 

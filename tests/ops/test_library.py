@@ -1,4 +1,4 @@
-"""`torch.ops.fastdecode`: what torch asks of an operation, and `torch.compile` without a graph break."""
+"""`torch.ops.fastdecode`: torch's checks of an operation, and `torch.compile` without a graph break."""
 
 from dataclasses import fields
 

@@ -1,4 +1,4 @@
-"""The bound that top-p's shortcut relies on: the estimated mass is never further off than it says."""
+"""The bound for top-p's shortcut: the error of the estimated mass never exceeds it."""
 
 import subprocess
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`fastdecode.ops.sample` and its like are functions, though the folders of the operations have the same names."""
+"""`fastdecode.ops.sample` and others are functions, although folders of the operations have the same names."""
 
 import importlib
 import pkgutil

@@ -1,4 +1,4 @@
-"""The cpu backend against the reference, bit by bit, and what the C++ alone has to get right."""
+"""The cpu backend against the reference, bit by bit, and tests for C++ only."""
 
 import os
 import subprocess

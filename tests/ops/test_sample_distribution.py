@@ -1,4 +1,4 @@
-"""Drawn tokens: support, frequencies, tails, and independence of the batch they were drawn in."""
+"""Sampled tokens: support, frequencies, tails, and independence of the rest of the batch."""
 
 import math
 

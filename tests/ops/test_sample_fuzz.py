@@ -1,6 +1,6 @@
 """Every backend against the reference on adversarial arguments, bit by bit; and wrong arguments of all kinds.
 
-``pytest tests/ops/test_sample_fuzz.py --hypothesis-profile=long`` searches for some ten minutes, at random; the default
+``pytest tests/ops/test_sample_fuzz.py --hypothesis-profile=long`` searches at random for about ten minutes. The default
 is a short search that is the same every time.
 """
 

@@ -1,4 +1,4 @@
-"""Failures that other samplers shipped, one test or two for each; `tests/known_failures.md` is the whole list."""
+"""Failures of other samplers, with one or two tests each. `tests/known_failures.md` lists all of them."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""The reference against an independent brute force, and the rules for ties and corner values."""
+"""The reference against an independent brute-force version, and the rules for ties and extreme values."""
 
 import math
 

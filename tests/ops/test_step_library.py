@@ -1,4 +1,4 @@
-"""`torch.ops.fastdecode` of a decode step's operations: what torch asks of them, and a layer in one graph."""
+"""The operations of a decode step in `torch.ops.fastdecode`: torch's checks, and a layer in one graph."""
 
 import pytest
 import torch

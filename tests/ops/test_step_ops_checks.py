@@ -1,4 +1,4 @@
-"""Bad arguments of a decode step's operations: one sentence, before anything is written."""
+"""Wrong arguments of a decode step's operations raise one sentence, before anything is written."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""TokenSets and the bit set of seen ids."""
+"""TokenSets and the bit set of penalised tokens."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Answers: JSON, streams, and `fastdecode.generate` say the same; the other routes."""
+"""Answers in JSON and in streams equal `fastdecode.generate`; and the other routes."""
 
 from __future__ import annotations
 

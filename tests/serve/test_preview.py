@@ -1,4 +1,4 @@
-"""Pictures that are not finished."""
+"""Previews of unfinished pictures."""
 
 from __future__ import annotations
 

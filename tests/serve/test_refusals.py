@@ -1,4 +1,4 @@
-"""Every limit and every refusal: a status and one sentence, and nothing left behind."""
+"""Every limit and every rejected request: a status and one sentence, and nothing left behind."""
 
 from __future__ import annotations
 

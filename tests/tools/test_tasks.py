@@ -1,4 +1,4 @@
-"""Training sequences: their layout, what is left out or wrong in them, and that they can be made again."""
+"""Training sequences: their layout, their omitted or wrong parts, and that they are reproducible."""
 
 from collections import Counter
 from types import SimpleNamespace

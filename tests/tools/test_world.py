@@ -1,4 +1,4 @@
-"""The world of ``blocks`` and its recogniser: what is drawn is read back, and nothing else."""
+"""The world of ``blocks`` and its recogniser: it reads exactly what was drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lets these tests draw their arguments from tests/ops/cases.py, and leaves out what cannot run in this process."""
+"""Lets these tests take arguments from tests/ops/cases.py, and skips what cannot run in this process."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Runs this folder's kernel tests in Triton's interpreter, which has to be chosen before Triton is imported."""
+"""Runs this folder's kernel tests in Triton's interpreter, which must be selected before Triton is imported."""
 
 import os
 import re

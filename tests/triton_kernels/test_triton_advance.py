@@ -1,4 +1,4 @@
-"""`advance` and `sample_advance` through Triton: tests/ops/test_advance.py's cases, and what only a device can meet."""
+"""`advance` and `sample_advance` in Triton: the cases of tests/ops/test_advance.py, and cases for devices only."""
 
 from dataclasses import fields, replace
 

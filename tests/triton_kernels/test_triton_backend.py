@@ -1,4 +1,4 @@
-"""How the triton backend is chosen, in a process where Triton compiles, or is not there at all."""
+"""How the triton backend is chosen, in processes with a working Triton and without Triton."""
 
 import subprocess
 import sys

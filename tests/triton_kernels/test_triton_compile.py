@@ -1,4 +1,4 @@
-"""Every kernel compiled for the GPUs we aim at, without one: what the arithmetic became, and that nothing spills."""
+"""Compiles every kernel for the supported GPUs, without a GPU: checks the arithmetic, and that nothing spills."""
 
 import re
 

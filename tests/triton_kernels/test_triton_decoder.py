@@ -1,4 +1,4 @@
-"""A decoder whose steps are Triton kernels: against the same model by PyTorch, and captured on a GPU against itself."""
+"""A decoder with Triton steps against the same model in PyTorch; on a GPU, captured against not captured."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The triton backend against the reference, bit by bit: sets in one program, and shared out to many."""
+"""The triton backend against the reference, bit by bit: sets in one program, and split over many programs."""
 
 import numpy as np
 import pytest
