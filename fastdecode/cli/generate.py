@@ -14,7 +14,7 @@ from fastdecode.cli.demo import GUIDANCE
 from fastdecode.cli.output import whole_folder
 from fastdecode.generation.api import explain, generate
 from fastdecode.guidance import Guidance
-from fastdecode.models.chameleon import PLACEHOLDER, check_can_draw
+from fastdecode.models.chameleon import check_can_draw, with_placeholders
 from fastdecode.models.documents import to_documents
 from fastdecode.models.loading import load
 
@@ -58,14 +58,7 @@ def write_document(args: argparse.Namespace) -> None:
     draws = args.mode != "text-only"
     guidance = parse_guidance(args.guidance, draws)
     pictures = open_pictures(args.image)
-    prompt = args.prompt
-    if pictures and PLACEHOLDER not in prompt:
-        prompt = PLACEHOLDER * len(pictures) + prompt
-    if prompt.count(PLACEHOLDER) != len(pictures):
-        raise ValueError(
-            f"the prompt has {prompt.count(PLACEHOLDER)} {PLACEHOLDER}, but {len(pictures)} pictures were given with "
-            "--image: give one for each"
-        )
+    prompt = with_placeholders(args.prompt, len(pictures), "--image")
     model, processor = load(args.model, vqgan=args.vqgan)
     if draws:
         check_can_draw(model)

@@ -280,7 +280,7 @@ class EngineCore:
                 continue
             request.rewind()
             if request in self.scheduler.running:
-                self.scheduler.preempt(request)
+                self.scheduler.put_back(request)
             if not request.live:
                 self._finish(request)
         self._unsettled = False

@@ -26,6 +26,7 @@ class Request:
     number: int = -1
     passed: int = 0
     aborted: bool = False
+    cause: str = ""  # why it was aborted, where its caller did not do it
     error: BaseException | None = None
     done: bool = False
     preemptions: int = 0

@@ -76,14 +76,18 @@ class Scheduler:
         if s in self.beginning:
             self.beginning.remove(s)
 
-    def preempt(self, request: Request) -> None:
-        """Move a running request, which has no rows any more, back to the waiting ones."""
+    def put_back(self, request: Request) -> None:
+        """A running request waits again. Its rows are removed before."""
         self.running.remove(request)
         self.beginning = [s for s in self.beginning if s not in request.sequences]
         self.waiting.append(request)
+        request.unread = sys.maxsize
+
+    def preempt(self, request: Request) -> None:
+        """Move a running request, which has no rows any more, back to the waiting ones."""
+        self.put_back(request)
         self.hold = True
         request.preemptions += 1
-        request.unread = sys.maxsize
         self.preemptions += 1
 
     @staticmethod

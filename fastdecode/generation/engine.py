@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from fastdecode.decoder import Decoder
@@ -19,7 +21,7 @@ from fastdecode.generation import validation
 from fastdecode.generation.api import prepare_call
 from fastdecode.generation.handle import Handle
 from fastdecode.generation.prepare import GenerateOptions, Prepared
-from fastdecode.models.chameleon import check_family
+from fastdecode.models.chameleon import Vocabulary, check_family, with_placeholders
 
 RETAIN_BYTES = 256 << 20
 """The maximum memory of prompts' pages that an engine without a limit retains for later prompts."""
@@ -62,7 +64,8 @@ class Engine:
         deterministic  a request's tokens do not depend on what runs beside it, bit for bit
 
     `submit` requests from any thread. Then `run` until all have ended, or `start` a thread that decodes them
-    (``with Engine(…) as engine`` starts and closes it). Without either, `Handle.result` and iteration decode.
+    (``with Engine(…) as engine`` starts it, and at the end closes the engine, which aborts requests that have not
+    ended: wait for their results inside). Without either, `Handle.result` and iteration decode.
 
     A request waits until there are rows and pages for all its streams. Requests of one priority are served in order of
     arrival. When pages run out, the last request gives its pages back; it resumes later with the same tokens. Raises
@@ -119,7 +122,8 @@ class Engine:
 
             inputs    the prompt: text (with ``images`` for its ``<image>``), what the processor returned, or tokens
                       (length,) or (1, length)
-            images    PIL pictures of a prompt given as text
+            images    a PIL picture, or a list of them, for the ``<image>`` of a prompt given as text; without any
+                      ``<image>`` they go before the text
             priority  requests of a higher priority go first
             options   those of `fastdecode.generate`
 
@@ -157,7 +161,17 @@ class Engine:
         if isinstance(inputs, str):
             if self.processor is None:
                 raise ValueError("a prompt given as text needs a processor: give one to the Engine, or submit tokens")
-            return dict(self.processor(text=inputs, images=images, return_tensors="pt"))
+            if options.get("input_ids") is not None:
+                raise ValueError("input_ids was given twice: the prompt as text, and as an option")
+            pictures = [] if images is None else _pictures(images)
+            if not Vocabulary.of(self.model).has_pictures:
+                if pictures:
+                    raise ValueError(f"images were given, but {type(self.model).__name__} reads and writes text only")
+                return dict(self.processor(text=inputs, return_tensors="pt"))
+            text = with_placeholders(inputs, len(pictures), "images")
+            return dict(self.processor(text=text, images=pictures or None, return_tensors="pt"))
+        if isinstance(inputs, (bytes, bytearray)):
+            raise ValueError("the prompt is bytes: give text, what the processor returned, or tokens")
         if isinstance(inputs, Mapping):
             double = sorted(set(inputs) & set(options))
             if double:
@@ -167,10 +181,11 @@ class Engine:
             return {}
         if not isinstance(inputs, Tensor):
             try:
-                inputs = torch.tensor(list(inputs), dtype=torch.long)
+                inputs = torch.tensor([operator.index(token) for token in inputs], dtype=torch.long)
             except (TypeError, ValueError, RuntimeError):
                 raise ValueError(
-                    f"the prompt is a {type(inputs).__name__}: give text, what the processor returned, or tokens"
+                    f"the prompt is a {type(inputs).__name__}: give text, what the processor returned, or tokens "
+                    "(integers)"
                 ) from None
         return {"input_ids": inputs[None] if inputs.ndim == 1 else inputs}
 
@@ -297,6 +312,7 @@ class Engine:
             self._inbox.clear()
             for handle in list(self._handles.values()):
                 if error is None:
+                    handle._request.cause = "the engine was closed"
                     self._core.abort(handle._request)
                 else:
                     self._core.fail(handle._request, error)
@@ -351,6 +367,17 @@ class Engine:
         """Free the pages that are retained for later prompts."""
         with self._stepping:
             self._core.cache.drop_retained()
+
+
+def _pictures(images: Any) -> list[Image.Image]:
+    """``images`` as a list. ValueError naming the first that is no PIL picture."""
+    pictures = [images] if isinstance(images, Image.Image) else images
+    if not isinstance(pictures, (list, tuple)):
+        raise ValueError(f"images is a {type(images).__name__}: give a PIL picture, or a list of them")
+    for number, picture in enumerate(pictures):
+        if not isinstance(picture, Image.Image):
+            raise ValueError(f"images[{number}] is a {type(picture).__name__}: give PIL pictures")
+    return list(pictures)
 
 
 def stream(model: Any, processor: Any, inputs: Any = None, **options: Any) -> Iterator[Event]:

@@ -175,7 +175,8 @@ class Handle:
         if error is not None:
             raise RequestFailed(f"request {self.number} failed: {type(error).__name__}: {error}") from error
         if self._request.aborted:
-            raise RequestFailed(f"request {self.number} was aborted")
+            cause = f": {self._request.cause}" if self._request.cause else ""
+            raise RequestFailed(f"request {self.number} was aborted{cause}")
 
 
 class _Teller:

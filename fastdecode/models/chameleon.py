@@ -129,6 +129,21 @@ def fill_placeholders(input_ids: Tensor, image_ids: Tensor | None, vocabulary: V
     return input_ids.masked_scatter(here, image_ids.to(input_ids.device))
 
 
+def with_placeholders(text: str, pictures: int, given_as: str) -> str:
+    """``text`` with an ``<image>`` for each of so many ``pictures``; without any they go before the text.
+
+    ``ValueError`` if it has another number of them. ``given_as``: the option that had the pictures.
+    """
+    if pictures and PLACEHOLDER not in text:
+        return PLACEHOLDER * pictures + text
+    if text.count(PLACEHOLDER) != pictures:
+        raise ValueError(
+            f"the prompt has {text.count(PLACEHOLDER)} {PLACEHOLDER}, but {pictures} pictures were given with "
+            f"{given_as}: give one for each"
+        )
+    return text
+
+
 def check_picture_count(input_ids: Tensor, pictures: int, vocabulary: Vocabulary) -> None:
     """``ValueError`` unless ``input_ids`` holds ``image_length`` placeholders for each of ``pictures``."""
     if not vocabulary.has_pictures:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastdecode.generation.engine import Engine
 from fastdecode.generation.handle import Handle
-from fastdecode.models.chameleon import PLACEHOLDER, Vocabulary, missing_decoder_keys
+from fastdecode.models.chameleon import Vocabulary, missing_decoder_keys, with_placeholders
 from fastdecode.serve.job import Job
 from fastdecode.serve.limits import Limits, Refused
 from fastdecode.serve.metrics import Metrics
@@ -89,15 +89,10 @@ class Service:
                 f"{limits.prompt_characters}",
             )
         pictures = open_pictures(asked.images, limits)
-        prompt = asked.prompt
-        if PLACEHOLDER not in prompt:
-            prompt = PLACEHOLDER * len(pictures) + prompt
-        if prompt.count(PLACEHOLDER) != len(pictures):
-            raise Refused(
-                422,
-                f"the prompt has {prompt.count(PLACEHOLDER)} {PLACEHOLDER}, but {len(pictures)} pictures were given in "
-                "images: give one for each",
-            )
+        try:
+            prompt = with_placeholders(asked.prompt, len(pictures), "images")
+        except ValueError as error:
+            raise Refused(422, str(error)) from None
         seed = secrets.randbits(31) if asked.seed is None else asked.seed
         options = asked.options() | {"seed": seed}
         try:

@@ -1,7 +1,9 @@
 """Schedule, step, commit: a request gets the same tokens as alone, whatever runs beside it or fails."""
 
 import asyncio
+import gc
 import random
+import weakref
 
 import pytest
 import torch
@@ -494,3 +496,47 @@ def test_a_criterion_shorter_than_the_prompt_ends_after_one_token():
     criteria = StoppingCriteriaList([MaxLengthCriteria(3)])
     out = fastdecode.generate(MODEL, long_prompt(9), max_new_tokens=5, stopping_criteria=criteria)
     assert out.shape == (1, 10)
+
+
+def test_a_second_interrupt_while_the_first_is_put_right(monkeypatch: pytest.MonkeyPatch):
+    step, recover, calls = Decoder.step, Sequence.recover, []
+
+    def interrupted(self, *args):
+        calls.append("step")
+        if calls.count("step") in (7, 20):
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    def interrupted_too(self):
+        calls.append("recover")
+        if calls.count("recover") in (2, 14):
+            raise KeyboardInterrupt
+        recover(self)
+
+    monkeypatch.setattr(Decoder, "step", interrupted)
+    monkeypatch.setattr(Sequence, "recover", interrupted_too)
+    engine, interrupts = core(most_steps=4), 0
+    requests = [request_of(i, options) for i, options in enumerate(MIXED)]
+    for request, _ in requests:
+        engine.add(request)
+    while not engine.idle:
+        try:
+            engine.step()
+        except KeyboardInterrupt:
+            interrupts += 1
+    assert interrupts >= 2
+    assert calls.count("recover") > 14
+    check(requests)
+    assert engine.cache.pool.used == 0
+
+
+def test_what_processors_recorded_is_let_go_when_a_request_ends():
+    engine = core()
+    request, _ = request_of(1, {**MIXED[9], "output_scores": True, "return_dict_in_generate": True})
+    engine.add(request)
+    finish(engine)
+    assert engine.runner.processed == []
+    gone = weakref.ref(request.callbacks)
+    del request, _
+    gc.collect()
+    assert gone() is None

@@ -79,6 +79,9 @@ def test_pictures_in_the_prompt():
     made = engine(deterministic=True)
     [drawn] = made.submit("Draw: In column 1 a red square, on it a blue circle.", seed=1, **PICTURE).document()
     edit = "<image>Paint the blue circle green."
+    bare = made.submit("Paint the blue circle green.", images=drawn, seed=5, **PICTURE)
+    marked = made.submit(edit, images=[drawn], seed=5, **PICTURE)
+    assert torch.equal(bare.result(), marked.result())  # without a mark, pictures go before the text
     options = {**PICTURE, "guidance": Guidance.instruct(text=1.5, image=1.2), "seed": 5}
     handle = made.submit(edit, images=[drawn], **options)
     inputs = PROCESSOR(text=edit, images=[drawn], return_tensors="pt")
@@ -289,6 +292,8 @@ def test_closing_ends_what_is_left_and_says_so():
     made.close()
     assert {h.reason for h in handles} <= {"aborted", "stop"}
     assert handles[-1].reason == "aborted"
+    with pytest.raises(RequestFailed, match=r"^request 5 was aborted: the engine was closed$"):
+        handles[-1].result()
     for call in (lambda: made.submit(GOALS[0]), made.run, made.start):
         with pytest.raises(RuntimeError, match=r"^this engine is closed: make another one$"):
             call()
@@ -318,6 +323,7 @@ def test_run_goes_on_after_an_interrupt(monkeypatch: pytest.MonkeyPatch):
             assert made.statistics().pages_used == 0
     assert interrupts > 2
     assert torch.equal(handle.result(), expected)
+    assert made.statistics().preemptions == 0  # nobody else wanted its pages
 
 
 def test_equal_prompts_share_pages_across_requests():
@@ -370,6 +376,16 @@ TEXT = "Build a tree in column 1."
         ({"inputs": torch.full((2, 5), 20)}, "submit takes one prompt, and got 2: submit each by itself"),
         ({"inputs": 3.5}, "the prompt is a float: give text, what the processor returned, or tokens"),
         ({"inputs": ["a", "b"]}, "the prompt is a list: give text"),
+        ({"inputs": [1.5]}, "the prompt is a list: give text, what the processor returned, or tokens (integers)"),
+        ({"inputs": b"x"}, "the prompt is bytes: give text"),
+        ({"input_ids": torch.tensor([[5]])}, "input_ids was given twice: the prompt as text, and as an option"),
+        ({"images": "no.png"}, "images is a str: give a PIL picture, or a list of them"),
+        ({"images": [1]}, "images[0] is a int: give PIL pictures"),
+        (
+            {"inputs": "<image><image>x", "images": [Image.new("RGB", (64, 64))]},
+            "the prompt has 2 <image>, but 1 pictures",
+        ),
+        ({"inputs": "<image>x"}, "the prompt has 1 <image>, but 0 pictures"),
         ({"inputs": [5, 9], "images": [1]}, "images were given without a text"),
         ({"inputs": {"input_ids": torch.tensor([[5]])}, "input_ids": 3}, "input_ids was given twice"),
         ({"num_return_sequences": 2}, "num_return_sequences=2: submit takes one prompt and returns one handle"),
