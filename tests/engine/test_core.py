@@ -540,3 +540,27 @@ def test_what_processors_recorded_is_let_go_when_a_request_ends():
     del request, _
     gc.collect()
     assert gone() is None
+
+
+def test_a_preempted_request_comes_back_while_others_decode():
+    engine = core()
+    first, last = short_for(0), short_for(1)
+    engine.add(first)
+    engine.add(last)
+    engine.step()
+    engine.preempt(last)
+    for _ in range(3):
+        engine.step()
+    assert not first.done
+    assert engine.scheduler.running == [first, last]
+
+
+def short_for(i: int) -> Request:
+    return request_of(i, {"mode": "text-only", "max_new_tokens": 30, "min_new_tokens": 30})[0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_tokens_of_a_picture_without_a_penalty_are_penalised_in_the_text_behind_it(seed: int):
+    """A processor that does nothing takes the path that counts the tokens of a sequence anew in every step."""
+    options = {"mode": "unrestricted", "max_new_tokens": 60, "text": {"repetition_penalty": 1.8}, "seed": seed}
+    assert torch.equal(alone(1, options), alone(1, {**options, "logits_processor": [lambda ids, scores: scores]}))
