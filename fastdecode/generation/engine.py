@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -98,7 +99,8 @@ class Engine:
         self._core = EngineCore(decoder, pool, max_rows=max_rows, retain=retain, most_steps=FEW_STEPS)
         self._max_rows = max_rows
         self._preparing = threading.Lock()
-        self._stepping = threading.Lock()
+        self._stepping = _StepLock()
+        self._process = os.getpid()
         self._work = threading.Condition()
         self._inbox: deque[Callable[[], None]] = deque()
         self._handles: dict[int, Handle] = {}
@@ -190,6 +192,7 @@ class Engine:
         return {"input_ids": inputs[None] if inputs.ndim == 1 else inputs}
 
     def _prepare(self, inputs: dict[str, Any], options: dict[str, Any]) -> Prepared:
+        options = {**inputs, **options}  # a mapping may hold options too
         refused = {
             "kv_pool": "an engine has pages of its own: give pages=… to the Engine",
             "progress": "iterate over the handle instead",
@@ -210,7 +213,7 @@ class Engine:
         own = {name: options.pop(name) for name in OWN_OPTIONS if name in options}
         extras = GenerateOptions(**own, deterministic=self.deterministic)
         with self._preparing:
-            prepared = prepare_call(self.model, inputs.pop("inputs", None), {**inputs, **options}, extras)
+            prepared = prepare_call(self.model, options.pop("inputs", None), options, extras)
         if len(prepared.sequences) != 1:
             raise ValueError(
                 f"submit takes one prompt, and got {len(prepared.sequences)}: submit each by itself; they are decoded "
@@ -234,7 +237,7 @@ class Engine:
     @property
     def started(self) -> bool:
         """Whether the engine's own thread decodes."""
-        return self._thread is not None
+        return self._thread is not None and self._thread.is_alive()
 
     def run(self) -> None:
         """Decode until no request is left, including requests submitted meanwhile. Several threads may call it.
@@ -247,6 +250,7 @@ class Engine:
 
     def advance(self, handle: Handle) -> None:
         """Decode one iteration, unless ``handle`` ended while this thread waited for its turn."""
+        self._check_process()
         with self._stepping:
             if not handle.done:
                 self._step()
@@ -320,6 +324,7 @@ class Engine:
 
     def close(self) -> None:
         """Stop the thread, if there is one, and abort requests that have not ended. `submit` raises from now on."""
+        self._stepping.refuse_inside()
         with self._work:
             self._closed = True
             self._work.notify_all()
@@ -334,7 +339,12 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise RuntimeError("this engine was made in another process: make one after the fork")
+
     def _check_open(self) -> None:
+        self._check_process()
         if self._closed:
             raise RuntimeError("this engine is closed: make another one")
 
@@ -367,6 +377,40 @@ class Engine:
         """Free the pages that are retained for later prompts."""
         with self._stepping:
             self._core.cache.drop_retained()
+
+
+class _StepLock:
+    """A lock for the thread that decodes. A caller's processor or criterion runs inside it, and cannot take it again:
+    RuntimeError instead of waiting for itself.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._thread = threading.Lock(), 0
+
+    def refuse_inside(self) -> None:
+        if self._thread == threading.get_ident():
+            raise RuntimeError(
+                "the engine was asked to decode or to close from inside a processor or criterion of one of its "
+                "requests, whose step has to end first: submit and abort are possible there"
+            )
+
+    def acquire(self, blocking: bool = True) -> bool:
+        if blocking:
+            self.refuse_inside()
+        if not self._lock.acquire(blocking):
+            return False
+        self._thread = threading.get_ident()
+        return True
+
+    def release(self) -> None:
+        self._thread = 0
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 def _pictures(images: Any) -> list[Image.Image]:

@@ -520,3 +520,44 @@ def test_a_close_that_was_interrupted_can_be_done_again(monkeypatch: pytest.Monk
     assert handle.done
     assert not made.started
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+@pytest.mark.parametrize("name", ["close", "run", "forget_prompts", "result"])
+def test_a_processor_that_asks_its_engine_to_decode_is_refused_and_does_not_hang(name: str, threaded: bool):
+    made = engine()
+    other = made.submit(TEXT, **{**SHORT, "max_new_tokens": 60, "min_new_tokens": 60})
+
+    def asking(ids, scores):
+        (other.result if name == "result" and not threaded else getattr(made, "run" if name == "result" else name))()
+        return scores
+
+    handle = made.submit(TEXT, logits_processor=[asking], **SHORT)
+    if threaded:
+        made.start()
+    with pytest.raises(RequestFailed, match="from inside a processor or criterion of one of its requests"):
+        handle.result(timeout=60)
+    assert other.result(timeout=60) is not None
+    made.close()
+
+
+def test_options_in_a_mapping_count_too():
+    made = engine(deterministic=True)
+    inputs = dict(PROCESSOR(text=TEXT, return_tensors="pt"))
+    expected, _ = by_generate(TEXT, deterministic=True, seed=3, **SHORT)
+    assert torch.equal(made.submit({**inputs, "seed": 3, **SHORT}).result(), expected)
+    with pytest.raises(ValueError, match="kv_pool: an engine has pages of its own"):
+        made.submit({**inputs, "kv_pool": 3})
+
+
+def test_an_engine_belongs_to_its_process(monkeypatch: pytest.MonkeyPatch):
+    made = engine()
+    handle = made.submit(TEXT, **SHORT)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.getpid", lambda: 1)
+        for call in (lambda: made.submit(TEXT, **SHORT), made.run, made.start, handle.result):
+            with pytest.raises(
+                RuntimeError, match=r"^this engine was made in another process: make one after the fork$"
+            ):
+                call()
+    assert handle.result() is not None
