@@ -288,7 +288,7 @@ class Engine:
                 self._tokens += len(handle.tokens)
 
     def start(self) -> Engine:
-        """Start a thread that decodes requests as they arrive. Returns the engine."""
+        """Start a thread that decodes requests as they arrive, and lives until `close`. Returns the engine."""
         with self._work:
             self._check_open()
             if self._thread is None:
