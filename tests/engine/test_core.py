@@ -564,3 +564,13 @@ def test_tokens_of_a_picture_without_a_penalty_are_penalised_in_the_text_behind_
     """A processor that does nothing takes the path that counts the tokens of a sequence anew in every step."""
     options = {"mode": "unrestricted", "max_new_tokens": 60, "text": {"repetition_penalty": 1.8}, "seed": seed}
     assert torch.equal(alone(1, options), alone(1, {**options, "logits_processor": [lambda ids, scores: scores]}))
+
+
+def test_a_bias_is_in_the_scores_that_are_returned():
+    options = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True, "output_scores": True}
+    options["sequence_bias"] = [[[WORDS[1]], 2.5], [[WORDS[0]], -1.0]]
+    ids = long_prompt(7)
+    found, expected = fastdecode.generate(MODEL, ids, **options), MODEL.generate(ids, **options)
+    assert torch.equal(found.sequences, expected.sequences)
+    for mine, theirs in zip(found.scores, expected.scores, strict=True):
+        assert torch.allclose(mine[:, WORDS], theirs[:, WORDS], atol=1e-4)
