@@ -195,13 +195,13 @@ def test_a_request_whose_time_is_over_is_aborted(blocks: tuple[Any, Any], monkey
         def begin(stream: bool) -> http.client.HTTPConnection:
             """A request that was submitted; a body that a slow machine did not read in time is sent again."""
             before = set(served.service.jobs)
-            while True:
-                connection = served.send(SNOWMAN, stream=stream)
-                wait_until(lambda: served.service.jobs - before or readable(connection))
-                if served.service.jobs - before:
-                    return connection
-                assert connection.getresponse().status == 408
-                connection.close()
+            connection = served.send(SNOWMAN, stream=stream)
+            wait_until(lambda: served.service.jobs - before or readable(connection))
+            if served.service.jobs - before:
+                return connection
+            assert connection.getresponse().status == 408
+            connection.close()
+            return begin(stream)
 
         plain, streamed = begin(False), begin(True)
         wait_until(lambda: [job.cause for job in served.service.jobs] == ["timeout"] * 2)
@@ -214,7 +214,8 @@ def test_a_request_whose_time_is_over_is_aborted(blocks: tuple[Any, Any], monkey
         assert "status" not in told
         for content in refused, told:
             assert "was aborted: it was not finished after 0.3 seconds" in content["error"]
-        plain.close(), streamed.close()
+        for connection in plain, streamed:
+            connection.close()
         wait_until(served.is_empty)
         assert served.engine.statistics().aborted == 2
 
