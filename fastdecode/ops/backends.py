@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
@@ -69,6 +70,17 @@ def unavailable(backend: str) -> str | None:
     return f"unknown; must be one of {', '.join(BACKENDS)}"
 
 
+@cache
+def _warn_of_reference() -> None:
+    """Say once that the compiled library is missing: the tokens are the same, the time is not."""
+    warnings.warn(
+        f"fastdecode's compiled library is not used, because it cannot be loaded ({_C_ERROR}). The PyTorch reference "
+        "samples the same tokens, hundreds of times slower. Install the package again (pip install .) to build it",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
 def available_backends() -> list[str]:
     """Names of the backends that can run on this machine."""
     return [name for name in BACKENDS if unavailable(name) is None]
@@ -90,6 +102,8 @@ def choose_backend(backend: str | None, device_type: str) -> str:
             return "cpu"
         if device_type == "cuda" and unavailable("triton") is None:
             return "triton"
+        if device_type == "cpu":
+            _warn_of_reference()
         return "reference"
     if backend not in BACKENDS:
         raise ValueError(f"{source} = {backend!r}: {unavailable(backend)}")

@@ -109,3 +109,22 @@ def test_backends_are_listed_with_reasons():
 def test_ops_needs_no_transformers():
     code = "import sys, fastdecode.ops; sys.exit('transformers' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_missing_library_is_told_once_and_samples_the_same_tokens():
+    code = (
+        "import sys, warnings, torch\n"
+        "sys.modules['fastdecode._C'] = None\n"
+        "from fastdecode import ops\n"
+        "with warnings.catch_warnings(record=True) as told:\n"
+        "    warnings.simplefilter('always')\n"
+        "    tokens = [ops.sample(torch.arange(12.).view(3, 4) % 5, seed=s).token.tolist() for s in range(3)]\n"
+        "[warning] = told\n"
+        "assert 'compiled library is not used, because it cannot be loaded' in str(warning.message), warning\n"
+        "assert ops.last_backend() == 'reference'\n"
+        "print(tokens)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = [sample(torch.arange(12.0).view(3, 4) % 5, seed=s).token.tolist() for s in range(3)]
+    assert done.stdout.strip() == str(expected)
