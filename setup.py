@@ -1,6 +1,7 @@
 """Builds the C++ parts with CMake and Ninja; everything else is in pyproject.toml."""
 
 import os
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -54,7 +55,7 @@ class CMakeBuild(build_ext):
             "-DFASTDECODE_PYTHON=ON",
             f"-DFASTDECODE_LIMITED_API={'ON' if LIMITED_API else 'OFF'}",
             f"-DFASTDECODE_CUDA={self._cuda()}",
-            *os.environ.get("CMAKE_ARGS", "").split(),
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         configure = ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build), *options]
         subprocess.run(configure, check=True)
