@@ -2,6 +2,7 @@
 
     python -m tools.build_wheel                     # dist/: sdist and wheel, checked and tried
     python -m tools.build_wheel --no-try            # without the environments, which download torch
+    python -m tools.build_wheel --seconds 240       # no trial is begun after so long; those skipped are named
     python -m tools.build_wheel --python python3.13 # the Python that the packages are tried with; repeatable
 
 The wheel is compiled by `zig c++` (a package of the index, `ziglang`) for glibc 2.28, whatever this machine's glibc
@@ -12,6 +13,7 @@ Needs the extra `package`; the tests of the sdist need a C++ compiler too.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import shlex
@@ -22,6 +24,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +52,10 @@ from fastdecode import ops
 from fastdecode.ops.backends import unavailable
 assert "site-packages" in fastdecode.__file__, fastdecode.__file__
 assert unavailable("cpu") is None, unavailable("cpu")
+from fastdecode.environment import collect
+facts = collect()
+sets = list(facts["instruction sets"].values())
+assert "available" not in sets[sets.index("in use"):], facts["instruction sets"]  # none is wider than the one in use
 logits = torch.randn(2, 64)
 call = dict(streams=torch.tensor([[0, 1]], dtype=torch.int32), weights=torch.tensor([[3.0, -2.0]]), seed=7)
 assert ops.sample(logits, **call).token.equal(ops.sample(logits, **call, backend="reference").token)
@@ -60,6 +67,9 @@ with tempfile.TemporaryDirectory() as folder:
     subprocess.run([command, *draw], check=True)
     assert pathlib.Path(folder, "picture-1.png").is_file()
 """
+
+
+INSTALL = ("-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check")
 
 
 def run(*command: str | Path, **options: object) -> None:
@@ -153,19 +163,41 @@ def try_package(package: Path, python: str, folder: Path) -> Path:
     """Install a package and what it depends on in an empty environment and use it. Returns the environment's Python."""
     run(python, "-m", "venv", folder)
     inside = folder / "bin" / "python"
-    run(inside, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", TORCH, package)
+    run(inside, *INSTALL, TORCH, package)
     run(inside, "-c", TRIAL, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return inside
 
 
-def test_sdist(source: Path, python: Path) -> None:
-    """Build the unpacked sdist in place, in an environment that has it already, and run `TESTS` from its folder."""
-    install = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-    run(*install, "pytest", "hypothesis", "scipy", "setuptools>=77", "cmake", "ninja")
-    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
-    run(*install, "--no-deps", "--no-build-isolation", "-e", source, env=environment)
+def run_tests(source: Path, python: Path) -> None:
+    """Run `TESTS` in the folder of the unpacked sdist, with the compiled parts of the sdist that ``python`` has."""
+    where = "import fastdecode; print(fastdecode.__path__[0])"
+    found = subprocess.run([python, "-c", where], check=True, capture_output=True, text=True, cwd=python.parent).stdout
+    installed = Path(found.strip())
+    for built in (*installed.glob("_C.*"), installed / "lib", installed / "include"):
+        copy = shutil.copytree if built.is_dir() else shutil.copy2
+        copy(built, source / "fastdecode" / built.name)
+    run(python, *INSTALL, "pytest", "hypothesis", "scipy")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS, cwd=source, env=environment)
+
+
+def try_all(
+    sdist: Path, wheel: Path, source: Path, pythons: list[str], scratch: Path, late: Callable[[], bool]
+) -> None:
+    """Try the wheel with each Python, then the sdist, then its tests, until it is ``late``; name what is skipped."""
+    for number, python in enumerate(pythons):
+        if late():
+            print(f"\nSKIPPED, for want of time: the wheel in an empty environment of {python}")
+        else:
+            try_package(wheel, python, scratch / f"wheel-{number}")
+    if late():
+        print("\nSKIPPED, for want of time: the sdist in an empty environment, and its tests")
+        return
+    inside = try_package(sdist, sys.executable, scratch / "sdist")
+    if late():
+        print("\nSKIPPED, for want of time: the tests of the sdist")
+        return
+    run_tests(source, inside)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -176,6 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--python", action="append", help="Python to try the wheel with; repeatable (default: this one)"
     )
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no trial after so long")
     args = parser.parse_args(arguments)
     begun = time.monotonic()
     try:
@@ -191,9 +224,8 @@ def main(arguments: list[str] | None = None) -> int:
             run(sys.executable, "-m", "auditwheel", "show", wheel)
             run(sys.executable, "-m", "twine", "check", "--strict", sdist, wheel)
             if not args.no_try:
-                for number, python in enumerate(args.python or [sys.executable]):
-                    try_package(wheel, python, scratch / f"wheel-{number}")
-                test_sdist(source, try_package(sdist, sys.executable, scratch / "sdist"))
+                pythons = args.python or [sys.executable]
+                try_all(sdist, wheel, source, pythons, scratch, lambda: time.monotonic() - begun > args.seconds)
     except (RuntimeError, OSError, ValueError) as error:
         print(f"\nbuild_wheel: {error}", file=sys.stderr)
         return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from importlib import metadata
@@ -35,6 +36,13 @@ def test_env_tells_versions_backends_and_instruction_sets(capsys: pytest.Capture
     said = capsys.readouterr().out
     assert "avx512bf16" in said
     assert "nothing is wrong" in said
+
+
+@pytest.mark.skipif("FASTDECODE_CPU_ISA" in os.environ, reason="FASTDECODE_CPU_ISA chooses the instruction set")
+def test_the_library_uses_the_widest_instruction_set_that_the_system_says_there_is() -> None:
+    flags = environment._flags()
+    there = [name for name, needed in environment.INSTRUCTION_SETS.items() if flags.issuperset(needed)]
+    assert environment._instruction_set() == there[-1]
 
 
 def test_an_instruction_set_that_the_processor_lacks(
