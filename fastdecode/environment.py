@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import platform
 import sys
@@ -37,8 +38,6 @@ OPTIONAL = {
     "prometheus_client": "extra serve",
     "matplotlib": "plots",
 }
-NOT_IMPORTED = {"torchao", "matplotlib"}
-"""Imports of these take seconds, or print: their version alone is read."""
 VARIABLES = {
     "FASTDECODE_BACKEND": "sampling backend where none is named: reference, cpu, triton",
     "FASTDECODE_CPU_ISA": "most that the kernels may use: portable, avx2, avx512, avx512bf16",
@@ -68,10 +67,13 @@ def _package(name: str) -> str:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
         return f"not installed (optional: {OPTIONAL[name]})" if name in OPTIONAL else "not installed"
-    if name not in NOT_IMPORTED:
-        broken = _attempt(lambda: importlib.import_module(MODULES.get(name, name)) and "")
-        if broken:
-            return f"{version} {broken}"
+    module = MODULES.get(name, name)
+    if name in OPTIONAL:  # not imported: only some commands need it, and it takes its time
+        broken = _attempt(lambda: "" if importlib.util.find_spec(module) else "broken: its files are missing")
+    else:
+        broken = _attempt(lambda: importlib.import_module(module) and "")
+    if broken:
+        return f"{version} {broken}"
     said = _attempt(lambda: versions.remark(name, version))
     return f"{version} ({said})" if said else version
 
