@@ -31,9 +31,10 @@ inline fastdecode_result check_vocab(int64_t vocab) {
 // `count` rows or groups, each of which begins `stride` elements after the one before.
 inline fastdecode_result check_stride(const char* name, int64_t stride, const char* array,
                                       const char* counted, int64_t count, int64_t vocab) {
-  if (count <= 1) return FASTDECODE_OK;
-  INVALID_IF(stride < vocab, "%s = %" PRId64 ": must be at least vocab = %" PRId64, name, stride,
-             vocab);
+  if (count <= 1 || stride == FASTDECODE_REPEAT) return FASTDECODE_OK;
+  INVALID_IF(stride < vocab,
+             "%s = %" PRId64 ": must be at least vocab = %" PRId64 ", or FASTDECODE_REPEAT", name,
+             stride, vocab);
   return check_array(array, {{counted, count}, {name, stride}});
 }
 
@@ -59,6 +60,12 @@ fastdecode_result check_default_streams(const Args& a) {
              "streams_per_group = %" PRId64 ", groups = %" PRId64 ", rows = %" PRId64,
              a.streams_per_group, a.groups, a.rows);
   return FASTDECODE_OK;
+}
+
+// The strides as the kernels use them: 0 for FASTDECODE_REPEAT. The arguments have been checked.
+inline void resolve_strides(Given<fastdecode_sample_args>& args) {
+  if (args->row_stride == FASTDECODE_REPEAT) args.own().row_stride = 0;
+  if (args->noise_stride == FASTDECODE_REPEAT) args.own().noise_stride = 0;
 }
 
 // The pointers of a call that has groups.

@@ -130,6 +130,12 @@ class Given {
     args_ = &own_;
     return FASTDECODE_OK;
   }
+  // A copy that may be changed.
+  Args& own() {
+    if (args_ != &own_) own_ = *args_;
+    args_ = &own_;
+    return own_;
+  }
   const Args& operator*() const { return *args_; }
   const Args* operator->() const { return args_; }
 

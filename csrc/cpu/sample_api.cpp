@@ -103,6 +103,7 @@ fastdecode_result fastdecode_sample(const fastdecode_sample_args* given) {
   Given<fastdecode_sample_args> args;
   CHECKED(args.take("args", given));
   CHECKED(check_sample_args(*args));
+  resolve_strides(args);
   Call call = {sample_group(), &*args, nullptr, 1, {false}};
   return run(call);
 }
@@ -119,6 +120,7 @@ fastdecode_result fastdecode_sample_advance(const fastdecode_sample_args* given_
   const fastdecode_advance_args advance = joined(*sample, *own);
   CHECKED(check_same_seen(*sample, advance));
   CHECKED(check_advance_args(advance, sample->sets > 0 ? sample->sets : 1));
+  resolve_strides(sample);
   Call call = {sample_group(), &*sample, &advance, 1, {false}};
   const fastdecode_result result = run(call);
   for (int64_t group = 0; result == FASTDECODE_OK && group < advance.groups; ++group) {

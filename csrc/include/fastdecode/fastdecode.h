@@ -74,6 +74,10 @@ typedef enum fastdecode_status {
   FASTDECODE_STATUS_FINISHED = 3 /* fastdecode_sample_advance: the group had finished before */
 } fastdecode_status;
 
+/* A row_stride or noise_stride that says that every row is the same one, stored once. (A stride of
+ * 0 is taken for a forgotten one.) */
+#define FASTDECODE_REPEAT INT64_MIN
+
 /* Arguments of fastdecode_sample.
  *
  * A group is one sequence that gets a token. Its streams are the rows of logits that are mixed for
@@ -121,7 +125,7 @@ typedef struct fastdecode_sample_args {
   int32_t threads;    /* at most this many threads; 0: one per processor; default 1 */
   int64_t rows;
   int64_t vocab;      /* tokens in a row, in [1, 2^22]; required */
-  int64_t row_stride; /* at least vocab; not read if rows <= 1 */
+  int64_t row_stride; /* at least vocab, or FASTDECODE_REPEAT; not read if rows <= 1 */
 
   int64_t groups;            /* 0 is allowed: nothing is done */
   int64_t streams_per_group; /* S, at least 1; default 1 */
@@ -157,8 +161,8 @@ typedef struct fastdecode_sample_args {
   const int32_t* seen; /* (groups, (vocab + 31) / 32) bits: token t is bit t & 31 of word t >> 5.
                         * NULL: no token is penalised */
   const float* noise;  /* (groups, vocab) g to use instead of the noise that is computed, or NULL */
-  int64_t noise_stride; /* elements from one group's noise to the next; at least vocab; not read
-                         * without noise or if groups <= 1 */
+  int64_t noise_stride; /* elements from one group's noise to the next; at least vocab, or
+                         * FASTDECODE_REPEAT; not read without noise or if groups <= 1 */
 
   int64_t* token;  /* out (groups,): the token; -1 where status is not 0 */
   float* logprob;  /* out (groups,): log of the token's probability among the kept ones; -inf where
