@@ -39,10 +39,9 @@ class CMakeBuild(build_ext):
         return (Path(self.build_temp) / "cmake").resolve()
 
     def _install(self, package: Path) -> None:
-        for old in package.glob("lib/**/*fastdecode_cuda*"):  # of a build that had it
-            old.unlink()
-        for old in package.glob("_C.*.so"):  # of a build for one Python, which that would import first
-            old.unlink()
+        old = (*package.glob("lib/libfastdecode*"), *package.glob("lib/**/*fastdecode_cuda*"), *package.glob("_C.*.so"))
+        for file in old:  # of a build with other names or options
+            file.unlink(missing_ok=True)
         command = ["cmake", "--install", str(self._cmake_directory()), "--prefix", str(package)]
         subprocess.run(command, check=True)
 
@@ -55,6 +54,8 @@ class CMakeBuild(build_ext):
             "-DFASTDECODE_PYTHON=ON",
             f"-DFASTDECODE_LIMITED_API={'ON' if LIMITED_API else 'OFF'}",
             f"-DFASTDECODE_CUDA={self._cuda()}",
+            "-DFASTDECODE_SYMLINKS=OFF",  # a wheel has none
+            "-DCMAKE_INSTALL_LIBDIR=lib",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         configure = ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build), *options]
