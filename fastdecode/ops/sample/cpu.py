@@ -5,7 +5,6 @@ The fields are in the order in which csrc/python/module.cpp reads them.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -41,7 +40,7 @@ def with_separate_rows(args: SampleArguments) -> SampleArguments:
     for name in ("logits", "noise"):
         rows = getattr(args, name)
         if rows is not None and 0 < rows.stride(0) < rows.shape[1]:
-            args = dataclasses.replace(args, **{name: rows.contiguous()})
+            args = args._replace(**{name: rows.contiguous()})
     return args
 
 
