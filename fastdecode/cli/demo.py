@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from fastdecode.cli.output import whole_folder
+from fastdecode.cli.progress import loading
 from fastdecode.generation.api import explain, generate
 from fastdecode.guidance import Guidance
 from fastdecode.models.documents import Document, to_documents
@@ -99,10 +100,11 @@ def first_picture(document: Document) -> Image.Image:
 
 def run_demo(output: Path, seed: int = 0) -> Tally:
     """Draw everything, write ``index.html`` and its pictures into ``output``, and print a summary."""
-    model, processor = load("blocks")
+    with loading("blocks"):
+        model, processor = load("blocks")
     studio = Studio(model, processor, seed)
     page = Page()
-    with whole_folder(output) as folder:
+    with whole_folder(output, "demo") as folder:
         _instructions(studio, page)
         _scales(studio, page)
         _edits_and_captions(studio, page)
