@@ -16,7 +16,8 @@
 #include "grammar.h"
 
 struct Sampling {
-  float temperature = 0.0f;  // greedy
+  float temperature = 0.0f;        // greedy
+  bool given_temperature = false;  // without it, a filter that is given sets it to 1
   int32_t top_k = 0;
   float top_p = 1.0f;
   float min_p = 0.0f;
@@ -43,7 +44,7 @@ constexpr char kLineHelp[] =
     "  guidance=S      classifier-free guidance: 1 is none (default). Guides pictures; with\n"
     "                  text-only, every token\n"
     "  seed=N          a whole number of 64 bits (default 0)\n"
-    "  temperature=T   0 is greedy (default)\n"
+    "  temperature=T   0 is greedy; default 0, or 1 if one of the next three is given\n"
     "  top_k=K top_p=P min_p=P    0, 1 and 0 are off (default)\n"
     "  penalty=R       of tokens that are there already; 1 is none (default)\n"
     "The last five are for text and pictures. text.temperature=T, image.top_k=K and so on are for\n"
@@ -134,13 +135,17 @@ class RequestReader {
         if (name == "temperature") {
           sampling->temperature =
               static_cast<float>(number(word, from, 0.0, kLargest, "a number, at least 0"));
-        } else if (name == "top_k") {
-          sampling->top_k = static_cast<int32_t>(
-              whole_number(word, from, 0, std::numeric_limits<int32_t>::max()));
-        } else if (name == "top_p") {
-          sampling->top_p = static_cast<float>(number(word, from, 0.0, 1.0, "from 0 to 1"));
-        } else if (name == "min_p") {
-          sampling->min_p = static_cast<float>(number(word, from, 0.0, 1.0, "from 0 to 1"));
+          sampling->given_temperature = true;
+        } else if (name == "top_k" || name == "top_p" || name == "min_p") {
+          if (name == "top_k") {
+            sampling->top_k = static_cast<int32_t>(
+                whole_number(word, from, 0, std::numeric_limits<int32_t>::max()));
+          } else {
+            float& filter = name == "top_p" ? sampling->top_p : sampling->min_p;
+            filter = static_cast<float>(number(word, from, 0.0, 1.0, "from 0 to 1"));
+          }
+          // Greedy decoding would ignore the filter without a word.
+          if (!sampling->given_temperature) sampling->temperature = 1.0f;
         } else if (name == "penalty") {
           // The least number is the least that float32 holds.
           sampling->penalty = static_cast<float>(
