@@ -92,8 +92,9 @@ TREE, SNOWMAN, CIRCLE, TOWER, HOUSE, ROCKET = map(
 REQUESTS = [
     # text, greedy, and sampled with everything
     Request(TREE, max_tokens=30),
-    Request(CIRCLE, max_tokens=30),
-    Request(HOUSE, max_tokens=30, seed=3, text={**WARM, "top_k": 40, "min_p": 0.01, "repetition_penalty": 1.3}),
+    Request(CIRCLE, max_tokens=30, text={"repetition_penalty": 3.0}),
+    Request(CIRCLE, max_tokens=30, seed=3, text={**WARM, "top_k": 40, "min_p": 0.01, "repetition_penalty": 1.5}),
+    Request(HOUSE, max_tokens=30, seed=3, text={"min_p": 0.05}),
     Request(SNOWMAN, max_tokens=30, guidance=2.5, seed=4, text=WARM),
     Request([BOS], max_tokens=20, guidance=2.5, seed=5, text=WARM),
     # one picture
@@ -106,7 +107,7 @@ REQUESTS = [
     # text and pictures
     Request(CIRCLE, "interleaved-text-image", 180, 3.0, 9, text={"temperature": 0.0}, image=WARM),
     Request(TREE, "interleaved-text-image", 150, 3.0, 10, text=WARM, image=WARM),
-    Request(SNOWMAN, "interleaved-text-image", 200, 2.0, 11, WARM, {**WARM, "min_p": 0.02, "repetition_penalty": 1.1}),
+    Request(SNOWMAN, "interleaved-text-image", 200, 2.0, 11, WARM, {**WARM, "min_p": 0.02, "repetition_penalty": 1.5}),
     Request(TOWER, "interleaved-text-image", None, 1.5, 2**63 - 1, text={"temperature": 1.2}, image={"top_k": 20}),
     Request(ROCKET, "interleaved-text-image", 100, seed=13, text=WARM, image=WARM),
     Request([*TREE, BEGIN, *range(4, 40)], "interleaved-text-image", 120, 3.0, 14, text=WARM, image=WARM),
@@ -198,7 +199,7 @@ def test_every_instruction_set(server, expected, isa, monkeypatch):
 
 def test_an_answer_comes_before_the_end_of_the_input(server, expected):
     with subprocess.Popen([server, BLOCKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        for number in (0, 5):
+        for number in (0, 6):
             process.stdin.write(f"{LINES[number]}\n")
             process.stdin.flush()
             assert process.stdout.readline() == f"{1 if number == 0 else 2} {expected[number]}\n"
@@ -329,7 +330,7 @@ WRONG_LINES = [
 
 
 def test_wrong_lines_are_answered_and_the_others_too(server, expected):
-    lines = [LINES[0], *(line for line, _ in WRONG_LINES), LINES[5]]
+    lines = [LINES[0], *(line for line, _ in WRONG_LINES), LINES[6]]
     done = subprocess.run(
         [server, BLOCKS], input="\n".join(lines), capture_output=True, text=True, timeout=60
     )  # without a newline at the end
@@ -337,7 +338,7 @@ def test_wrong_lines_are_answered_and_the_others_too(server, expected):
     answers = dict(line.split(" ", 1) for line in done.stdout.splitlines())
     assert list(map(int, sorted(answers, key=int))) == list(range(1, len(lines) + 1))
     assert answers["1"] == expected[0]
-    assert answers[str(len(lines))] == expected[5]
+    assert answers[str(len(lines))] == expected[6]
     for number, (line, message) in enumerate(WRONG_LINES, 2):
         assert answers[str(number)].startswith(f"error {message}"), line
 
