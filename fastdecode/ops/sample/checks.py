@@ -23,7 +23,7 @@ _INT64 = (-(1 << 63), (1 << 63) - 1)
 
 
 def check_logits(logits: Tensor) -> tuple[int, int]:
-    """(rows, vocab). Checks two dimensions, a dtype of FLOAT_DTYPES, stride(1) == 1 and vocab ≤ MAX_VOCAB."""
+    """(rows, vocab). Checks two dimensions, a dtype of FLOAT_DTYPES, stride(1) == 1 and 1 ≤ vocab ≤ MAX_VOCAB."""
     if not isinstance(logits, Tensor):
         raise ValueError(f"logits: must be a tensor, got {type(logits).__name__}")
     shape = logits.shape
@@ -34,8 +34,8 @@ def check_logits(logits: Tensor) -> tuple[int, int]:
     rows, vocab = shape
     if vocab > 1 and logits.stride(1) != 1:
         raise ValueError(f"logits.stride(1) = {logits.stride(1)}: must be 1")
-    if vocab > MAX_VOCAB:
-        raise ValueError(f"logits.shape[1] = {vocab}: must be at most {MAX_VOCAB}")
+    if not 1 <= vocab <= MAX_VOCAB:
+        raise ValueError(f"logits.shape[1] = {vocab}: must be in [1, {MAX_VOCAB}]")
     return rows, vocab
 
 
