@@ -3,7 +3,8 @@
 // batching, each with parameters and guidance of its own. Nothing of it needs Python or torch:
 //
 //     g++ -std=c++17 -O2 -pthread server.cpp $(fastdecode config --cflags --libs) -o server
-//     echo "mode=image-only guidance=3 seed=7 temperature=1 0 610 520 587 544 3" | ./server blocks
+//     echo "mode=image-only guidance=3 seed=7 temperature=1 0 613 520 656 545 529 578 277 262" |
+//         ./server $(fastdecode config --cmake-prefix)/assets/blocks
 //
 // `./server --help` describes the lines. What a request gets depends on nothing around it, so
 // answers are the same for all --workers, --slots and --threads, for all devices, and as
