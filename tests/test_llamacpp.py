@@ -15,14 +15,14 @@ from linking import ROOT, build_example, config, run
 from fastdecode import ops
 
 EXAMPLE = ROOT / "examples" / "llamacpp"
-LLAMA = os.environ.get("FASTDECODE_LLAMA", "")
+LLAMA = Path(os.environ.get("FASTDECODE_LLAMA") or "nowhere").resolve()
 PROMPTS = ("the rain falls on", "snow", "a wind of the sea", "sun", "the hill")
 NEGATIVE = "the sun shines on the roof"
 
 pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(
-        not (Path(LLAMA) / "lib" / "libllama.so").exists(),
+        not (LLAMA / "lib" / "libllama.so").exists(),
         reason="there is no libllama: build it with tools/build_llama.sh FOLDER and set FASTDECODE_LLAMA=FOLDER",
     ),
 ]
