@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import platform
 import sys
@@ -48,7 +49,11 @@ def _package(name: str) -> str:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
         return "not installed" + (" (optional)" if name in OPTIONAL else "")
-    imported = _attempt(lambda: importlib.import_module(MODULES.get(name, name)) and "")
+    module = MODULES.get(name, name)
+    if name in OPTIONAL:  # not imported: only some commands need it, and it takes its time
+        found = _attempt(lambda: "" if importlib.util.find_spec(module) else "broken: its files are missing")
+        return f"{version} {found}".strip()
+    imported = _attempt(lambda: importlib.import_module(module) and "")
     return f"{version} {imported}".strip()
 
 

@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 
 from fastdecode.cli import serve
+from fastdecode.cli.process import prepare
+from fastdecode.extras import missing_package
 
 
 def parser() -> argparse.ArgumentParser:
@@ -120,6 +122,8 @@ def run_benchmark(args: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns 0 on success; for wrong input it prints one sentence and returns 2."""
     args = parser().parse_args(arguments)
+    if arguments is None and args.command in ("demo", "generate", "serve"):
+        prepare(getattr(args, "model", "blocks"))
     try:
         if args.command == "env":
             from fastdecode.cli.env import show
@@ -146,6 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"fastdecode: {error}", file=sys.stderr)
         return 2
     except ImportError as error:
-        print(f"fastdecode: {error}; `fastdecode env` tells what is installed", file=sys.stderr)
+        reason = missing_package(args.command, error)
+        print(f"fastdecode: {reason}; `fastdecode env` tells what is installed", file=sys.stderr)
         return 2
     return 0
