@@ -23,4 +23,7 @@ if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
 endif()
 add_library(fastdecode::torch ALIAS fastdecode_torch)
 
-install(TARGETS fastdecode_torch EXPORT fastdecode LIBRARY DESTINATION lib)
+if(NOT DEFINED FASTDECODE_INSTALL OR FASTDECODE_INSTALL)
+  include(GNUInstallDirs)
+  install(TARGETS fastdecode_torch EXPORT fastdecode LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+endif()

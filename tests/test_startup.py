@@ -132,8 +132,8 @@ def test_quantised_weights_keep_what_they_need(tmp_path):
     """A model with a quantization_config may need torchao, and one of a hub too."""
     (tmp_path / "config.json").write_text('{"model_type": "chameleon", "quantization_config": {}}')
     code = (
-        "import sys; from fastdecode.cli.process import prepare\n"
-        "prepare(sys.argv[1]); print([name for name, module in sys.modules.items() if module is None])"
+        "import sys; from fastdecode.cli.process import hide_unneeded\n"
+        "hide_unneeded(sys.argv[1]); print([name for name, module in sys.modules.items() if module is None])"
     )
     for model in (str(tmp_path), "someone/their-model"):
         assert "torchao" not in python(code, model).stdout
@@ -144,7 +144,8 @@ def test_quantised_weights_keep_what_they_need(tmp_path):
 def test_torchao_says_nothing_where_it_is_needed():
     pytest.importorskip("torchao")
     code = (
-        "import sys; from fastdecode.cli.process import prepare; prepare('someone/their-model')\n"
+        "import sys; from fastdecode.cli.process import hide_unneeded, silence\n"
+        "silence(); hide_unneeded('someone/their-model')\n"
         "import transformers.modeling_utils\n"
         "assert sys.modules['torchao']"
     )
@@ -154,7 +155,10 @@ def test_torchao_says_nothing_where_it_is_needed():
 
 
 def test_triton_stays_where_it_is_asked_for():
-    code = "import sys; from fastdecode.cli.process import prepare; prepare('blocks'); print('triton' in sys.modules)"
+    code = (
+        "import sys; from fastdecode.cli.process import hide_unneeded\n"
+        "hide_unneeded('blocks'); print('triton' in sys.modules)"
+    )
     assert python(code, TRITON_INTERPRET="1").stdout == "False\n"
     assert python(code, FASTDECODE_BACKEND="triton").stdout == "False\n"
 

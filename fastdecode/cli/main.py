@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from fastdecode.cli import serve
-from fastdecode.cli.process import prepare
+from fastdecode.cli.process import hide_unneeded, silence
 from fastdecode.extras import missing_package
 
 
@@ -122,8 +122,10 @@ def run_benchmark(args: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns 0 on success; for wrong input it prints one sentence and returns 2."""
     args = parser().parse_args(arguments)
-    if arguments is None and args.command in ("demo", "generate", "serve"):
-        prepare(getattr(args, "model", "blocks"))
+    if arguments is None:  # the process is ours
+        silence()
+        if args.command in ("demo", "generate", "serve"):
+            hide_unneeded(getattr(args, "model", "blocks"))
     try:
         if args.command == "env":
             from fastdecode.cli.env import show

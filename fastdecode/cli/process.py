@@ -1,6 +1,6 @@
 """What a command does in its own process before the libraries are imported: less to import, and none of their noise.
 
-Only ``fastdecode …`` and ``python -m fastdecode …`` call `prepare`. A program that imports fastdecode, or calls
+Only ``fastdecode …`` and ``python -m fastdecode …`` do this. A program that imports fastdecode, or calls
 `fastdecode.cli.main` with arguments, is left as it is.
 """
 
@@ -22,16 +22,20 @@ NOISY = ("torchao", "torch.utils._pytree")
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
 
 
-def prepare(model: str) -> None:
-    """Hides the packages that a command does without, and silences what others say when they are imported.
-
-    model  what the command's ``--model`` names. From a hub it may be quantised, so then nothing of transformers' is
-           hidden
-    """
+def silence() -> None:
+    """Silences what libraries say while they are imported."""
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
     for name in ("torchao", "triton", "torch"):
         warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")
+
+
+def hide_unneeded(model: str) -> None:
+    """Hides the packages that decoding a model does without.
+
+    model  what the command's ``--model`` names. From a hub it may be quantised, so then nothing of transformers' is
+           hidden
+    """
     if _has_ordinary_weights(model):
         _hide(*OPTIONAL_OF_TRANSFORMERS)
     # torch imports triton for torch.compile, which needs it on a GPU only.

@@ -1,9 +1,12 @@
 /* fastdecode for programs that use libtorch without Python: libfastdecode_torch.so.
  *
  * Loading the library registers torch.ops.fastdecode.* for tensors on the CPU, with the schemas of
- * Python's fastdecode.ops, so that AOTInductor packages that call them can run. A program that
- * links it need not call anything; but linkers that drop unused libraries (--as-needed) keep it
- * only if the program calls the function below.
+ * Python's fastdecode.ops, so that AOTInductor packages that call them can run. They use up to as
+ * many threads as libtorch is set to, and throw std::invalid_argument for a wrong argument, with a
+ * message that names it. FASTDECODE_BACKEND is read by Python alone.
+ *
+ * A program that links the library need not call anything; but a linker that drops unused libraries
+ * (--as-needed) keeps it only if the program calls the function below.
  */
 #ifndef FASTDECODE_FASTDECODE_TORCH_H
 #define FASTDECODE_FASTDECODE_TORCH_H
