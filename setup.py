@@ -33,8 +33,8 @@ class CMakeBuild(build_ext):
         return (Path(self.build_temp) / "cmake").resolve()
 
     def _install(self, package: Path) -> None:
-        for old in package.glob("lib/**/*fastdecode_cuda*"):  # of a build that had it
-            old.unlink()
+        for old in (*package.glob("lib/libfastdecode*"), *package.glob("lib/**/*fastdecode_cuda*")):
+            old.unlink(missing_ok=True)  # of a build with other names or options
         command = ["cmake", "--install", str(self._cmake_directory()), "--prefix", str(package)]
         subprocess.run(command, check=True)
 
@@ -48,6 +48,9 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DFASTDECODE_CUDA={self._cuda()}",
+            "-DFASTDECODE_PYTHON=ON",
+            "-DFASTDECODE_SYMLINKS=OFF",  # a wheel has none
+            "-DCMAKE_INSTALL_LIBDIR=lib",
             *os.environ.get("CMAKE_ARGS", "").split(),
         ]
         configure = ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build), *options]

@@ -1,6 +1,8 @@
 // sample, advance and sample_advance. The checks are those of fastdecode/ops/sample/checks.py,
 // fastdecode/ops/decode_state.py and `from_tensors` of token_sets.py and grammar_tables.py.
 
+#include <torch/csrc/stable/ops.h>
+
 #include <algorithm>
 #include <limits>
 
@@ -120,6 +122,16 @@ class SampleCall {
     return read<T>(held_.back());
   }
 
+  // Rows that overlap are copied; those that are all the same one are not.
+  static Tensor with_separate_rows(const Tensor& rows) {
+    const int64_t stride = rows.stride(0);
+    return stride > 0 && stride < rows.size(1) ? torch::stable::contiguous(rows) : rows;
+  }
+
+  static int64_t row_stride(const Tensor& rows) {
+    return rows.stride(0) == 0 ? FASTDECODE_REPEAT : rows.stride(0);
+  }
+
   static int32_t int32_of(const char* name, int64_t value) {
     using Limits = std::numeric_limits<int32_t>;
     if (value < Limits::min() || value > Limits::max()) {
@@ -141,14 +153,16 @@ class SampleCall {
     if (vocab > 1 && logits.stride(1) != 1) {
       refuse("logits.stride(1) = ", logits.stride(1), ": must be 1");
     }
-    if (vocab > kMaxVocab) refuse("logits.shape[1] = ", vocab, ": must be at most ", kMaxVocab);
+    if (vocab < 1 || vocab > kMaxVocab) {
+      refuse("logits.shape[1] = ", vocab, ": must be in [1, ", kMaxVocab, "]");
+    }
     check_device("logits", logits, "this backend");
-    held_.push_back(logits);
-    args_.logits = logits.const_data_ptr();
+    held_.push_back(with_separate_rows(logits));
+    args_.logits = held_.back().const_data_ptr();
     args_.dtype = *dtype;
     args_.rows = rows;
     args_.vocab = vocab;
-    args_.row_stride = logits.stride(0);
+    args_.row_stride = row_stride(held_.back());
   }
 
   void set_streams(const Tensor& logits, const MaybeTensor& streams, const MaybeTensor& weights) {
@@ -166,7 +180,7 @@ class SampleCall {
         hold<float>("weights", weights, {args_.groups, args_.streams_per_group}, ScalarType::Float);
   }
 
-  // Not copied: its rows may lie apart.
+  // Its rows may lie apart.
   void set_noise(const Tensor& noise) {
     const Shape shape = {args_.groups, args_.vocab};
     if (noise.dim() == 2 && args_.vocab > 1 && noise.stride(1) != 1) {
@@ -179,9 +193,9 @@ class SampleCall {
       refuse("noise.dtype = ", text_of(noise.scalar_type()), ": must be torch.float32");
     }
     check_device("noise", noise, "logits");
-    held_.push_back(noise);
-    args_.noise = read<float>(noise);
-    args_.noise_stride = noise.stride(0);
+    held_.push_back(with_separate_rows(noise));
+    args_.noise = read<float>(held_.back());
+    args_.noise_stride = row_stride(held_.back());
   }
 
   void set_contrast(double alpha, int64_t k) {

@@ -95,6 +95,6 @@ class DecodeState:
             if not 0 <= steps[g] < MAX_STEP:
                 raise ValueError(f"step[{g}] = {steps[g]}: must be in [0, 2^62)")
             if self.sequences is not None and steps[g] >= self.capacity:
-                raise ValueError(f"step[{g}] = {steps[g]}: sequences have room for {self.capacity} ids")
+                raise ValueError(f"step[{g}] = {steps[g]}: sequences have room for {self.capacity} tokens")
             if not -1 <= tokens[g] < tables.vocab:
-                raise ValueError(f"token[{g}] = {tokens[g]}: must be an id below {tables.vocab}, or -1")
+                raise ValueError(f"token[{g}] = {tokens[g]}: must be a token below {tables.vocab}, or -1")

@@ -163,7 +163,7 @@ class TokenSets:
             for number, (lo, hi) in enumerate(ranges):
                 if hi > vocab:
                     raise ValueError(
-                        f"allowed[{set_number}][{number}] = ({lo}, {hi}): leaves the vocabulary of {vocab} ids"
+                        f"allowed[{set_number}][{number}] = ({lo}, {hi}): leaves the vocabulary of {vocab} tokens"
                     )
 
     @property

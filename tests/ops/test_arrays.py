@@ -120,6 +120,13 @@ def test_a_negative_stride_is_copied():
     assert torch.equal(ops.sample(array, seed=2).token, ops.sample(torch.tensor(array.copy()), seed=2).token)
 
 
+def test_rows_may_overlap_or_be_the_same():
+    array = np.random.default_rng(0).normal(size=40).astype(np.float32)
+    for rows in (np.lib.stride_tricks.sliding_window_view(array, 9), np.broadcast_to(array, (3, 40))):
+        plain = torch.tensor(rows.copy())
+        assert_same_bits(ops.sample(rows, noise=rows), ops.sample(plain, noise=plain, backend="reference"))
+
+
 def test_a_state_of_numpy_arrays_is_written_in_place():
     arrays = {
         "mode": np.zeros(2, np.int32),

@@ -31,6 +31,13 @@ def compare_sampling(seed: int) -> None:
     assert_same_bits(call_sample(logits, **{"allowed": None, **arguments}), expected)
 
 
+def compare_rows() -> None:
+    """Rows of logits and noise that overlap, or are all the same one."""
+    values = torch.randn(60)
+    for rows in (values.unfold(0, 40, 3), values.expand(3, 60)):
+        assert_same_bits(OPS.sample(rows, noise=rows), ops.sample(rows, noise=rows))
+
+
 def compare_advance(seed: int) -> None:
     rng = np.random.default_rng(seed)
     groups, rows, vocab = 4, 8, 90
@@ -96,7 +103,7 @@ def sentence(call) -> str:
 def compare_refusals() -> None:
     """The operation's own sentence: that of the function, which checks in Python."""
     x, i32, i64 = torch.randn(4, 32), torch.zeros(4, dtype=torch.int32), torch.zeros(4, dtype=torch.int64)
-    for bad in (torch.zeros(4), torch.zeros(4, 3, dtype=torch.int64), x.T.contiguous().T):
+    for bad in (torch.zeros(4), torch.zeros(4, 3, dtype=torch.int64), x.T.contiguous().T, torch.zeros(4, 0)):
         assert sentence(lambda bad=bad: OPS.sample(bad)) == sentence(lambda bad=bad: ops.sample(bad))
     for options in (
         {"streams": i64},
@@ -173,6 +180,7 @@ def main() -> None:
         compare_advance(seed)
     for dtype in DTYPES:
         compare_step(dtype)
+    compare_rows()
     compare_refusals()
     traced = torch.compile(lambda logits: ops.sample(logits, seed=3).token, backend="aot_eager", fullgraph=True)
     logits = torch.randn(3, 40)

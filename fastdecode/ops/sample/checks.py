@@ -24,7 +24,7 @@ _INT64 = (-(1 << 63), (1 << 63) - 1)
 
 
 def check_logits(logits: Array) -> tuple[Tensor, int, int]:
-    """(logits, rows, vocab). Checks two dimensions, a dtype of FLOAT_DTYPES, stride(1) == 1 and vocab ≤ MAX_VOCAB."""
+    """(logits, rows, vocab). Checks two dimensions, a dtype of FLOAT_DTYPES, stride(1) == 1, 1 ≤ vocab ≤ MAX_VOCAB."""
     if not isinstance(logits, Tensor):
         logits = as_tensor("logits", logits)
     shape = logits.shape
@@ -35,8 +35,8 @@ def check_logits(logits: Array) -> tuple[Tensor, int, int]:
     rows, vocab = shape
     if vocab > 1 and logits.stride(1) != 1:
         raise ValueError(f"logits.stride(1) = {logits.stride(1)}: must be 1")
-    if vocab > MAX_VOCAB:
-        raise ValueError(f"logits.shape[1] = {vocab}: must be at most {MAX_VOCAB}")
+    if not 1 <= vocab <= MAX_VOCAB:
+        raise ValueError(f"logits.shape[1] = {vocab}: must be in [1, {MAX_VOCAB}]")
     return logits, rows, vocab
 
 
