@@ -11,6 +11,8 @@ from pathlib import Path
 from fastdecode.cli import arguments as types
 from fastdecode.cli import generate as generate_documents
 from fastdecode.cli import serve
+from fastdecode.cli.process import hide_unneeded, silence
+from fastdecode.extras import missing_package
 
 
 def parser() -> argparse.ArgumentParser:
@@ -103,6 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns 0 on success; for wrong input it prints one sentence and returns 2."""
     try:
         args = parser().parse_args(arguments)
+        if arguments is None:  # the process is ours
+            silence()
+            if args.command in ("demo", "generate", "serve"):
+                hide_unneeded(getattr(args, "model", "blocks"))
         if args.command == "env":
             from fastdecode.cli.env import show
 
@@ -129,7 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"fastdecode: {error}", file=sys.stderr)
         return 2
     except ImportError as error:
-        print(f"fastdecode: {error}; `fastdecode env` tells what is installed", file=sys.stderr)
+        reason = missing_package(args.command, error)
+        print(f"fastdecode: {reason}; `fastdecode env` tells what is installed", file=sys.stderr)
         return 2
     return 0
 
