@@ -12,14 +12,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fastdecode.decoder.family import CHAMELEON, family_of
+from fastdecode.decoder.wrappers import unwrapped
 from fastdecode.models.vq_decoder import VQDecoder, decode_codes, latent_side
 
 BEGIN_IMAGE, END_IMAGE, PLACEHOLDER = "<racm3:break>", "<eoss>", "<image>"
 
 
-def check_family(model: Any) -> None:
-    """``TypeError`` or ``ValueError`` for a model that `family_of` does not accept."""
+def supported(model: Any) -> Any:
+    """The model inside `torch.compile`'s and PEFT's wrappers, or ``model`` itself. ``TypeError`` or ``ValueError`` if
+    it is not one that can be decoded.
+    """
+    model = unwrapped(model)
     family_of(model)
+    return model
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.utils import logging
 
-from fastdecode.models.chameleon import Vocabulary, decode_pictures
+from fastdecode.models.chameleon import Vocabulary, decode_pictures, supported
 
 logger = logging.get_logger(__name__)
 
@@ -71,6 +71,7 @@ def to_documents(model: Any, processor: Any, sequences: Any, start: int = 0) -> 
     tokenizer = getattr(processor, "tokenizer", processor)
     if not hasattr(tokenizer, "decode"):
         raise TypeError(f"processor is a {type(processor).__name__}; give the model's processor, or its tokenizer")
+    model = supported(model)
     vocabulary = Vocabulary.of(model)
     rows = getattr(sequences, "sequences", sequences)
     rows = [row.tolist() if isinstance(row, Tensor) else row for row in rows]
