@@ -164,9 +164,13 @@ class Decoder(BaseDecoder):
         prompts: Sequence[Sequence[int]],
         upcoming: Upcoming | None,
     ) -> None:
-        if self.deterministic:
-            self._prefill_in_steps(cache, rows, known, prompts)
-            return
+        fill = self._prefill_in_steps if self.deterministic else self._prefill_in_chunks
+        fill(cache, rows, known, prompts)
+
+    def _prefill_in_chunks(
+        self, cache: StreamCache, rows: slice, known: list[int], prompts: Sequence[Sequence[int]]
+    ) -> None:
+        """Prefill by the model's own modules, one range of positions of all rows at a time."""
         ids = padded_ids(prompts).to(self.device)
         for part in parts(known, list(map(len, prompts)), PREFILL_IDS):
             self._prefill_chunk(cache, rows.start, ids, *part)

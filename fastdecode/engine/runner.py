@@ -60,8 +60,7 @@ class Runner:
         if not streams:
             return
         self.cache.pool.expect(pages_to_come(starting, self.cache.pool.page_slots))
-        upcoming = Upcoming([stream[-1] for _, stream in streams], [s.grammar.draws for s, _ in streams])
-        rows = self.decoder.prefill(self.cache, [stream[:-1] for _, stream in streams], upcoming)
+        rows = self._prefill(streams)
         self.batch = None
         for row, (s, stream) in zip(range(rows.start, rows.stop), streams, strict=True):
             if len(s.inputs) < len(s.rows):  # its earlier rows continue with its newest token
@@ -170,9 +169,17 @@ class Runner:
                 batch.inputs[s.rows] = token
         return step
 
+    def _prefill(self, streams: list[tuple[Sequence, Tokens]]) -> slice:
+        prompts = [stream[:-1] for _, stream in streams]
+        if self.decoder.forward_reason is None:
+            return self.decoder.prefill(self.cache, prompts)
+        upcoming = Upcoming([stream[-1] for _, stream in streams], [s.grammar.draws for s, _ in streams])
+        return self.decoder.prefill(self.cache, prompts, upcoming)
+
     def _step(self, batch: Batch) -> Tensor:
-        draws = None if self.decoder.forward_reason is None else [s.grammar.draws for s in self.rows]
-        return self.decoder.step(self.cache, batch.inputs, draws)
+        if self.decoder.forward_reason is None:
+            return self.decoder.step(self.cache, batch.inputs)
+        return self.decoder.step(self.cache, batch.inputs, [s.grammar.draws for s in self.rows])
 
     def _sample(self, batch: Batch, logits: Tensor) -> ops.Sample:
         draws, state = batch.draws, batch.state
