@@ -78,7 +78,7 @@ class ForwardDecoder(BaseDecoder):
         self.model, self.deterministic, self.forward_reason = model, deterministic, reason
         inner = model.model
         self.mask_of = _mask_kind(model.config._attn_implementation, inner.embed_tokens.weight.dtype)
-        if inner.training and model.is_gradient_checkpointing:
+        if any(m.training and getattr(m, "gradient_checkpointing", False) for m in (inner, *inner.layers)):
             raise ValueError(
                 "the model is in training mode with gradient checkpointing, which keeps no cache: call eval()"
             )
@@ -196,11 +196,11 @@ class ForwardDecoder(BaseDecoder):
             ids, positions, real, stored = (
                 t.clone().to(self.device) for t in (ids, positions, real, real & (positions < lengths))
             )
-            numbers, width = torch.tensor(rows, device=self.device), int(positions.max()) + 1
-            call = RaggedCall(positions, real, stored, positions[:, 0], cache.page_table[numbers].long(), width)
+            pages = cache.page_table[torch.tensor(rows, device=self.device)].long()
+            call = RaggedCall(positions, real, stored, pages, cache.pool.page_slots)
             inputs: dict[str, Any] = {
                 "input_ids": ids,
-                "attention_mask": self._mask(positions, width),
+                "attention_mask": self._mask(positions, call.width),
                 "position_ids": positions,
                 self.cache_name: RaggedCache(cache, call, self.numbers),
                 "use_cache": True,

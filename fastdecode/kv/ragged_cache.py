@@ -6,7 +6,6 @@ the cache. The call's tokens are padded on the left: the last column holds the n
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,27 +15,33 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from fastdecode.kv.kv_cache import StreamCache
 
 
-@dataclass
 class RaggedCall:
     """Where the tokens of a call go. All tensors are on the pool's device.
 
         positions  (rows, new) int64: of each token in its row
         real       (rows, new) bool: False for padding
         stored     (rows, new) bool: tokens that have a slot; the others are attended in this call only
-        starts     (rows,) int64: the tokens before these are in the pages
         pages      (rows, n) int64: of each row
-        width      the number of keys that are attended to: more than any position
+        slots      the number of slots of a page
 
-    ``newest``: by layer, the keys and values (rows, kv_heads, head_dim) of the last column, as they came.
+    ``width``: the number of keys that are attended to, more than any position. ``newest``: by layer, the keys and
+    values (rows, kv_heads, head_dim) of the last column, as they came.
     """
 
-    positions: Tensor
-    real: Tensor
-    stored: Tensor
-    starts: Tensor
-    pages: Tensor
-    width: int
-    newest: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    def __init__(self, positions: Tensor, real: Tensor, stored: Tensor, pages: Tensor, slots: int) -> None:
+        self.shape, self.width = tuple(positions.shape), int(positions.max()) + 1
+        self.newest: dict[int, tuple[Tensor, Tensor]] = {}
+        self.pages = pages[:, : -(-self.width // slots)]
+        self.stored = stored.nonzero(as_tuple=True)
+        here = positions[self.stored]
+        self.written = (pages[self.stored[0], here // slots], here % slots)
+        ends = positions[:, 0] + stored.sum(1)
+        keys = torch.arange(self.width, device=pages.device)
+        blank = keys >= ends[:, None]
+        # Slots that were not written may hold NaN, which a weight of zero would not remove.
+        self.blank = blank[:, None, :, None] if blank.any() else None
+        beside = (real & ~stored).nonzero(as_tuple=True)
+        self.beside = (beside, positions[beside]) if len(beside[0]) else None
 
 
 class _RaggedLayer(CacheLayerMixin):
@@ -55,8 +60,8 @@ class _RaggedLayer(CacheLayerMixin):
         device of what was given. ValueError for other shapes than the pages'; RuntimeError for a second call.
         """
         call, pool = self.call, self.cache.pool
-        _, kv_heads, slots, head_dim = pool.keys[0].shape
-        shape = (call.positions.shape[0], kv_heads, call.positions.shape[1], head_dim)
+        _, kv_heads, _, head_dim = pool.keys[0].shape
+        shape = (call.shape[0], kv_heads, call.shape[1], head_dim)
         for name, given in (("keys", key_states), ("values", value_states)):
             if given.shape != shape:
                 raise ValueError(
@@ -67,32 +72,33 @@ class _RaggedLayer(CacheLayerMixin):
                 f"layer {self.number} gives its cache keys twice in one forward pass; they can be stored once only"
             )
         call.newest[self.number] = (key_states[:, :, -1], value_states[:, :, -1])
-        here = call.positions[call.stored]
-        pages, slot = call.pages.gather(1, call.positions.where(call.stored, 0) // slots)[call.stored], here % slots
-        keys = self._exchange(pool.keys[self.number], key_states, pages, slot)
-        return keys, self._exchange(pool.values[self.number], value_states, pages, slot)
+        return self._exchange(pool.keys, key_states), self._exchange(pool.values, value_states)
 
-    def _exchange(self, memory: Tensor, new: Tensor, pages: Tensor, slot: Tensor) -> Tensor:
-        call = self.call
+    def _exchange(self, memory: list[Tensor], new: Tensor) -> Tensor:
+        """Store what is to be stored of ``new``, and return the whole rows."""
+        call, stored = self.call, memory[self.number]
+        (rows, columns), (pages, slot) = call.stored, call.written
         tokens = new.detach().transpose(1, 2)
         with torch.inference_mode():
-            memory[pages, :, slot] = tokens[call.stored.to(new.device)].to(memory.device, memory.dtype)
-        slots = memory.shape[2]
-        taken = memory[call.pages[:, : -(-call.width // slots)]].transpose(1, 2).flatten(2, 3)[:, :, : call.width]
-        known = torch.arange(taken.shape[2], device=taken.device) < call.starts[:, None]
-        whole = new.new_zeros((*new.shape[:2], call.width, new.shape[3]))
-        # Other slots may hold NaN, which zero weights would not remove.
-        whole[:, :, : taken.shape[2]] = taken.masked_fill_(~known[:, None, :, None], 0.0).to(new.device, new.dtype)
-        rows, columns = call.real.nonzero(as_tuple=True)
-        rows, columns, places = (t.to(new.device) for t in (rows, columns, call.positions[call.real]))
-        whole[rows, :, places] = tokens[rows, columns]
-        return whole
+            stored[pages, :, slot] = tokens[rows.to(new.device), columns.to(new.device)].to(stored.device, stored.dtype)
+        found = stored[call.pages].transpose(1, 2).flatten(2, 3)[:, :, : call.width]
+        missing = call.width - found.shape[2]
+        if missing:  # the last token of a row may have no page yet
+            found = torch.nn.functional.pad(found, (0, 0, 0, missing))
+        if call.blank is not None:
+            found = found.masked_fill(call.blank, 0.0)
+        found = found.to(new.device, new.dtype)
+        if call.beside is not None:
+            (rows, columns), places = call.beside
+            rows, columns, places = (t.to(new.device) for t in (rows, columns, places))
+            found[rows, :, places] = tokens[rows, columns]
+        return found
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.call.width, 0
 
     def get_seq_length(self) -> int:
-        return self.call.width - self.call.positions.shape[1]
+        return self.call.width - self.call.shape[1]
 
     def get_max_length(self) -> int:
         return -1

@@ -114,7 +114,19 @@ def check_pixels(model: Any, pixel_values: Tensor) -> Tensor:
             f"{', '.join(map(str, shape))}), as its processor makes them"
         )
     weight = vision.quant_conv.weight
+    _check_not_offloaded(vision)
     return pixel_values.to(weight.device, weight.dtype)
+
+
+def _check_not_offloaded(vision: Any) -> None:
+    """``ValueError`` if weights of the VQ model are offloaded: its codebook is read outside of the module that has it,
+    where accelerate does not bring it back.
+    """
+    if any(parameter.device.type == "meta" for parameter in vision.parameters()):
+        raise ValueError(
+            "the weights of model.model.vqmodel are offloaded, so pictures can neither be read nor painted: load the "
+            "model with a device_map that gives model.vqmodel a device"
+        )
 
 
 def encode_pictures(model: Any, pixel_values: Tensor) -> Tensor:
@@ -225,6 +237,7 @@ def decode_pictures(model: Any, blocks: Sequence[Sequence[int]], vocabulary: Voc
     if not blocks:
         return []
     check_can_draw(model)
+    _check_not_offloaded(model.model.vqmodel)
     codes = torch.tensor([[vocabulary.id_to_code[i] for i in block] for block in blocks])
     vqmodel = model.model.vqmodel
     return to_pictures(decode_codes(vqmodel, codes.to(vqmodel.post_quant_conv.weight.device)))

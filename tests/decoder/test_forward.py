@@ -9,7 +9,7 @@ import re
 import pytest
 import torch
 from altered import ALTERATIONS, global_hook
-from models_for_tests import drawing_model, padded, text_ids, tiny_model, whole_logits
+from models_for_tests import drawing_model, padded, pixels, placeholder_block, text_ids, tiny_model, whole_logits
 from test_family import batch, text_model
 from transformers import GenerationMixin
 from transformers.models.llama.modeling_llama import LlamaMLP
@@ -18,7 +18,7 @@ import fastdecode
 from fastdecode.decoder import Decoder, ForwardDecoder, Upcoming, decoder_for
 from fastdecode.decoder.alterations import needs_forward
 from fastdecode.kv.page_pool import PoolExhausted
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.chameleon import Vocabulary, decode_pictures
 
 MODELS = {
     "chameleon": lambda: tiny_model(0, layers=3),
@@ -286,6 +286,15 @@ def test_weights_that_accelerate_moves():
         assert torch.equal(ours(model), expected)
         assert decoder_line(model).endswith("because the model has a hook of accelerate")
         assert torch.equal(theirs(model), expected)
+    offloaded = tiny_model(0)
+    accelerate.cpu_offload(offloaded, execution_device="cpu")
+    vocabulary = Vocabulary.of(offloaded)
+    with pytest.raises(ValueError, match=r"^the weights of model\.model\.vqmodel are offloaded"):
+        fastdecode.generate(
+            offloaded, torch.tensor([placeholder_block(vocabulary)]), pixel_values=pixels(0, 1), **OPTIONS
+        )
+    with pytest.raises(ValueError, match=r"^the weights of model\.model\.vqmodel are offloaded"):
+        decode_pictures(offloaded, [vocabulary.code_ids[: vocabulary.image_length]], vocabulary)
 
 
 # --- refusals and engines -------------------------------------------------------------------------------------------
