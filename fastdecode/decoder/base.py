@@ -122,7 +122,7 @@ def padded_ids(prompts: Sequence[Sequence[int]]) -> Tensor:
     """Prompts as (prompts, longest) int64 on the CPU, zero behind the end of each."""
     ids = torch.zeros((len(prompts), max(map(len, prompts), default=0)), dtype=torch.long, device="cpu")
     for row, prompt in zip(ids, prompts, strict=True):
-        row[: len(prompt)] = torch.tensor(prompt, dtype=torch.long)
+        row[: len(prompt)] = torch.tensor(prompt, dtype=torch.long, device="cpu")
     return ids
 
 

@@ -115,10 +115,10 @@ class ForwardDecoder(BaseDecoder):
                 tokens.append(next_token)
         ids = padded_ids(whole)
         for part in parts(known, list(map(len, whole)), self.most_ids):
-            starts, counts = (torch.tensor(column)[:, None] for column in part[1:])
-            offsets = torch.arange(max(part.counts)) - (max(part.counts) - counts)
+            starts, counts = (torch.tensor(column, device="cpu")[:, None] for column in part[1:])
+            offsets = torch.arange(max(part.counts), device="cpu") - (max(part.counts) - counts)
             positions = starts + offsets.clamp(min=0)
-            chosen = ids[torch.tensor(part.prompts)[:, None], positions]
+            chosen = ids[torch.tensor(part.prompts, device="cpu")[:, None], positions]
             numbers = [rows.start + i for i in part.prompts]
             draws = None if upcoming is None else [upcoming.draws[i] for i in part.prompts]
             output, call = self._forward(cache, numbers, chosen, positions, offsets >= 0, draws)
@@ -144,8 +144,8 @@ class ForwardDecoder(BaseDecoder):
         computed = [row for row in range(cache.rows) if row not in ready]
         outputs = [found.output for found in ready.values()]
         if computed:
-            ids = torch.tensor([[given[row]] for row in computed])
-            positions = torch.tensor([[cache.length(row)] for row in computed])
+            ids = torch.tensor([[given[row]] for row in computed], device="cpu")
+            positions = torch.tensor([[cache.length(row)] for row in computed], device="cpu")
             chosen = None if draws is None else [draws[row] for row in computed]
             outputs += list(self._forward(cache, computed, ids, positions, torch.ones_like(ids) > 0, chosen, 1)[0])
         cache.grow()
@@ -192,7 +192,7 @@ class ForwardDecoder(BaseDecoder):
         where ``real`` is False. Those before ``more`` tokens behind the end of their row are stored.
         """
         with torch.inference_mode(False), torch.no_grad():
-            lengths = torch.tensor([cache.length(row) + more for row in rows])[:, None]
+            lengths = torch.tensor([cache.length(row) + more for row in rows], device="cpu")[:, None]
             ids, positions, real, stored = (
                 t.clone().to(self.device) for t in (ids, positions, real, real & (positions < lengths))
             )
@@ -221,7 +221,7 @@ class ForwardDecoder(BaseDecoder):
 
     def _unmasked(self, rows: int, draws: Sequence[bool] | None) -> _UnmaskedImages:
         images = self.model.model.vocabulary_mapping.image_tokens
-        return _UnmaskedImages(images, torch.tensor([True] * rows if draws is None else draws))
+        return _UnmaskedImages(images, torch.tensor([True] * rows if draws is None else draws, device="cpu"))
 
     def _mask(self, positions: Tensor, width: int) -> Any:
         """What each of ``positions`` (rows, new) sees of ``width`` keys: (rows, 1, new, width) as the model's attention

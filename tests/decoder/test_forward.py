@@ -3,6 +3,7 @@
 The expected tokens are those of transformers' own generate, of the same model.
 """
 
+import inspect
 import random
 import re
 
@@ -12,7 +13,7 @@ from altered import ALTERATIONS, global_hook
 from models_for_tests import drawing_model, padded, pixels, placeholder_block, text_ids, tiny_model, whole_logits
 from test_family import batch, text_model
 from transformers import GenerationMixin
-from transformers.models.llama.modeling_llama import LlamaMLP
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaModel
 
 import fastdecode
 from fastdecode.decoder import Decoder, ForwardDecoder, Upcoming, decoder_for
@@ -26,6 +27,7 @@ MODELS = {
     **{name: (lambda name=name: text_model(name, num_hidden_layers=3)) for name in ("llama", "qwen3")},
 }
 MORE_MODELS = {name: (lambda name=name: text_model(name, num_hidden_layers=3)) for name in ("mistral", "qwen2")}
+CACHE_NAMES = [n for n in ("cache", "past_key_values") if n in inspect.signature(LlamaModel.forward).parameters]
 OPTIONS = {"max_new_tokens": 25, "do_sample": False}
 LONG = [pytest.param(name, marks=pytest.mark.long) for name in MORE_MODELS]
 
@@ -346,7 +348,10 @@ def test_a_subclass_that_prepares_its_inputs_otherwise_is_refused():
 @pytest.mark.parametrize(
     ("forward", "message"),
     [
-        (lambda own: lambda x, **kwargs: own(x, **(kwargs | {"cache": None})), "puts no keys into the cache"),
+        (
+            lambda own: lambda x, **kwargs: own(x, **(kwargs | dict.fromkeys(CACHE_NAMES))),
+            "puts no keys into the cache",
+        ),
         (lambda own: lambda x, **kwargs: own(own(x, **kwargs), **kwargs), "gives its cache keys twice"),
     ],
     ids=["no cache", "twice"],
@@ -373,7 +378,10 @@ def test_logits_of_ragged_rows_that_share_beginnings(swin: bool, whole: bool, mo
     assert decoder.whole == whole
     first, other = text_ids(model, 0, 50), text_ids(model, 1, 23)
     rows = [first, first[:20] + other, first[:33], first[:51], other, first[:1], first[:40]]
-    cache = decoder.new_cache(decoder.new_pool(page_slots=4))
+    cache = decoder.new_cache(decoder.new_pool(pages=60, page_slots=4))
+    cache.pool.allocate()
+    for memory in (*cache.keys, *cache.values):
+        memory.fill_(torch.nan)
     decoder.prefill(cache, [row[:-1] for row in rows[:1]], Upcoming([rows[0][-1]], [True]))
     decoder.prefill(cache, [row[:-1] for row in rows[1:4]])
     others = rows[4:]
