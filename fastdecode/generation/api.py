@@ -19,7 +19,8 @@ from transformers import (
 )
 from transformers.generation import GenerateDecoderOnlyOutput, StopStringCriteria
 
-from fastdecode.decoder import Decoder
+from fastdecode.decoder import BaseDecoder, decoder_for
+from fastdecode.decoder.wrappers import is_compiled
 from fastdecode.engine.core import EngineCore
 from fastdecode.engine.request import Request
 from fastdecode.generation import prepare, validation
@@ -27,7 +28,7 @@ from fastdecode.generation.explanation import Explanation
 from fastdecode.generation.streamers import text_only
 from fastdecode.guidance import Guidance
 from fastdecode.kv.page_pool import PAGE_SLOTS, PagePool
-from fastdecode.models.chameleon import Vocabulary, check_family, check_pixels
+from fastdecode.models.chameleon import Vocabulary, check_pixels, supported
 
 Output = Tensor | GenerateDecoderOnlyOutput
 
@@ -101,7 +102,7 @@ def _through_transformers(
     run: Callable[[prepare.Prepared], Any],
 ) -> Any:
     """Check a call of `generate`, let transformers prepare it, and return the result of ``run``."""
-    check_family(model)
+    model = supported(model)
     if options.pop("custom_generate", custom_generate) is not custom_generate:
         raise ValueError("custom_generate asks for another decoding loop; call fastdecode.disable(model) first")
     validation.check_options(model, options)
@@ -163,7 +164,7 @@ def custom_generate(
     transformers does not pass the streamer on, so it is read from the calling frame. The tokenizer cannot be read
     there, so stop_strings need `generate`.
     """
-    check_family(model)
+    model = supported(model)
     call = _calling_generate()
     synced = synced_gpus or call.get("synced_gpus")
     validation.check_options(model, {"generation_config": generation_config, **call, "synced_gpus": synced})
@@ -233,16 +234,16 @@ def _progress_bar(requests: Sequence[Request]) -> Any:
     return bar
 
 
-def _decoder_for(call: prepare.Prepared) -> Decoder:
+def _decoder_for(call: prepare.Prepared) -> BaseDecoder:
     """A decoder with the options of the call. ``ValueError`` if the model cannot be decoded so."""
-    decoder = Decoder(call.model, call.deterministic)
+    decoder = decoder_for(call.model, call.deterministic)
     validation.check_deterministic(decoder)
     validation.check_pool(decoder, call.pool)
     validation.check_fits(call.sequences, call.pool)
     return decoder
 
 
-def decode_all(decoder: Decoder, requests: Sequence[Request], pool: PagePool | None) -> None:
+def decode_all(decoder: BaseDecoder, requests: Sequence[Request], pool: PagePool | None) -> None:
     """Decode requests on a new engine. Raises the error of the first request that fails. The pages are freed however it
     ends.
     """
@@ -270,7 +271,7 @@ def explain(model: Any, inputs: Tensor | None = None, **options: Any) -> Explana
     extras = prepare.GenerateOptions(**own)
     options.pop("streamer", None)
     found: Explanation = _through_transformers(
-        model, inputs, options, extras, lambda call: Explanation.of(call, _decoder_for(call))
+        model, inputs, options, extras, lambda call: Explanation.of(call, _decoder_for(call), is_compiled(model))
     )
     return found
 
@@ -281,14 +282,12 @@ def new_pool(model: Any, pages: int | None = None, page_slots: int = PAGE_SLOTS)
 
     Raises TypeError for an unsupported model, ValueError for sizes below 1.
     """
-    check_family(model)
-    return Decoder(model).new_pool(pages, page_slots)
+    return decoder_for(supported(model)).new_pool(pages, page_slots)
 
 
 def enable(model: Any) -> Any:
     """Make ``model.generate`` call `generate`. Returns ``model``. `disable` undoes it."""
-    check_family(model)
-    Vocabulary.of(model)
+    Vocabulary.of(supported(model))
     model.generate = MethodType(generate, model)
     return model
 

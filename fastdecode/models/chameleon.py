@@ -14,14 +14,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fastdecode.decoder.family import CHAMELEON, family_of
+from fastdecode.decoder.wrappers import unwrapped
 from fastdecode.models.vq_decoder import VQDecoder, decode_codes, latent_side
 
 BEGIN_IMAGE, END_IMAGE, PLACEHOLDER = "<racm3:break>", "<eoss>", "<image>"
 
 
-def check_family(model: Any) -> None:
-    """``TypeError`` or ``ValueError`` for a model that `family_of` does not accept."""
+def supported(model: Any) -> Any:
+    """The model inside `torch.compile`'s and PEFT's wrappers, or ``model`` itself. ``TypeError`` or ``ValueError`` if
+    it is not one that can be decoded.
+    """
+    model = unwrapped(model)
     family_of(model)
+    return model
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,19 @@ def check_pixels(model: Any, pixel_values: Any) -> Tensor:
         picture = int(finite.logical_not().nonzero()[0])
         raise ValueError(f"pixel_values of picture {picture} are not all finite: they hold NaN or infinity")
     weight = vision.quant_conv.weight
+    _check_not_offloaded(vision)
     return pixel_values.to(weight.device, weight.dtype)
+
+
+def _check_not_offloaded(vision: Any) -> None:
+    """``ValueError`` if weights of the VQ model are offloaded: its codebook is read outside of the module that has it,
+    where accelerate does not bring it back.
+    """
+    if any(parameter.device.type == "meta" for parameter in vision.parameters()):
+        raise ValueError(
+            "the weights of model.model.vqmodel are offloaded, so pictures can neither be read nor painted: load the "
+            "model with a device_map that gives model.vqmodel a device"
+        )
 
 
 def encode_pictures(model: Any, pixel_values: Tensor) -> Tensor:
@@ -268,6 +285,7 @@ def decode_pictures(model: Any, blocks: Sequence[Sequence[int]], vocabulary: Voc
     if not blocks:
         return []
     check_can_draw(model)
+    _check_not_offloaded(model.model.vqmodel)
     vqmodel = model.model.vqmodel
     codes = torch.tensor([[vocabulary.id_to_code[i] for i in block] for block in blocks])
     codes = codes.to(vqmodel.post_quant_conv.weight.device)

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.utils import logging
 
-from fastdecode.models.chameleon import Vocabulary, decode_pictures
+from fastdecode.models.chameleon import Vocabulary, decode_pictures, supported
 
 logger = logging.get_logger(__name__)
 
@@ -101,6 +101,7 @@ def to_documents(model: Any, processor: Any, sequences: Any, start: int = 0) -> 
     tokenizer = getattr(processor, "tokenizer", processor)
     if not hasattr(tokenizer, "decode"):
         raise TypeError(f"processor is a {type(processor).__name__}; give the model's processor, or its tokenizer")
+    model = supported(model)
     vocabulary = Vocabulary.of(model)
     if isinstance(start, bool) or not isinstance(start, int) or start < 0:
         raise ValueError(f"start={start!r}: it must be a column, 0 or more")
