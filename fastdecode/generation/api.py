@@ -22,6 +22,7 @@ from fastdecode.engine.core import EngineCore
 from fastdecode.engine.request import Request
 from fastdecode.generation import prepare, validation
 from fastdecode.generation.explanation import Explanation
+from fastdecode.generation.returned_cache import FIELD, returned_cache, wanted
 from fastdecode.generation.streamers import text_only
 from fastdecode.generation.unsupported import (
     HandedOver,
@@ -93,6 +94,9 @@ def generate(
     as in ``GenerationConfig(seed=7)``. An argument of the call goes before its generation_config, and that before the
     model's. None means not given.
 
+    return_dict_in_generate: text also returns the cache of keys and values, as transformers does, which takes one more
+    forward of the model over the result; not with use_cache=False or a kv_pool.
+
     Without any prompt, text begins with the beginning of sequence. A prompt that is padded on the right is handed to
     transformers in text-only mode, which continues it after its padding; in the other modes padding is removed.
 
@@ -112,6 +116,8 @@ def generate(
         return type(model).generate(model, inputs, **handed)
 
     def decode(call: prepare.Prepared, extras: prepare.GenerateOptions) -> Output:
+        if streamer is not None:
+            streamer.put(call.prompts)  # not by transformers, which would do so before a call is handed over to it
         return _decode(call, streamer, bool(extras.progress))
 
     return _through_transformers(model, inputs, options, given, decode, hand_over)
@@ -276,7 +282,10 @@ def _decode(call: prepare.Prepared, streamer: Any, progress: bool) -> Output:
         decode_all(decoder, requests, call.pool)
     if streamer is not None:
         streamer.end()
-    return call.output()
+    output = call.output()
+    if wanted(call):
+        output[FIELD] = returned_cache(call, output.sequences)
+    return output
 
 
 def _progress_bar(requests: Sequence[Request]) -> Any:

@@ -220,6 +220,8 @@ class Engine:
             )
         given = {name: value for name, value in found.items() if name in OWN_OPTIONS and name != "progress"}
         given["deterministic"] = self.deterministic
+        if options.get("inputs") is None and options.get("input_ids") is None:
+            raise ValueError("no prompt: give text, what the processor returned, or tokens")
         with self._preparing:
             prepared = prepare_call(self.model, options.pop("inputs", None), options, given)
         if len(prepared.sequences) != 1:

@@ -89,6 +89,7 @@ class Prepared:
     grammar: Grammar
     sequences: list[Sequence]
     prompts: Tensor
+    mask: Tensor | None
     device: torch.device
     pad: int
     text: Sampling
@@ -233,6 +234,7 @@ def prepare(
         grammar=grammar,
         sequences=sequences,
         prompts=input_ids.cpu(),
+        mask=mask,
         device=input_ids.device,
         pad=int(pad) if pad is not None else (vocabulary.pad if vocabulary.pad is not None else 0),
         text=text,

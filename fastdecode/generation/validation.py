@@ -12,10 +12,10 @@ from transformers import GenerationConfig
 from fastdecode.decoder import Decoder
 from fastdecode.decoder.support import unsupported_reason
 from fastdecode.engine.sequence import Sequence
+from fastdecode.generation.unsupported import Unsupported
 from fastdecode.grammar import Grammar
 from fastdecode.guidance import Guidance
 from fastdecode.kv.page_pool import PagePool
-from fastdecode.generation.unsupported import Unsupported
 from fastdecode.models.chameleon import Vocabulary, check_picture_count, check_pixels
 
 CACHES = ("cache", "past_key_values", "cache_params")

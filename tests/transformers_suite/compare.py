@@ -39,7 +39,9 @@ def run(folder: Path, model: str, enabled: bool) -> dict:
     """The report of `fastdecode_suite` on the generation tests of ``model`` in ``folder``."""
     file = f"tests/models/{model}/test_modeling_{model}.py"
     if not (folder / file).is_file():
-        raise FileNotFoundError(f"{folder} has no {file}: give a checkout of transformers (its sdist has no such tests)")
+        raise FileNotFoundError(
+            f"{folder} has no {file}: give a checkout of transformers (its sdist has no such tests)"
+        )
     with tempfile.TemporaryDirectory() as made:
         report = Path(made) / "report.json"
         environment = os.environ | {

@@ -5,6 +5,7 @@ module of its own, and finds fastdecode through ``FASTDECODE_SUITE_ROOT``. ``FAS
 The outcome of every test, and who decoded how many calls, go to the JSON file ``FASTDECODE_SUITE_REPORT``.
 """
 
+import importlib
 import json
 import os
 import random
@@ -84,19 +85,20 @@ def _enable_every_model() -> None:
         family.model.__init__ = enabled
 
 
-def _stand_in_for_datasets() -> None:
-    """transformers' tests import `datasets`, which those of generation do not use."""
-    try:
-        import datasets  # noqa: F401
-    except ImportError:
-        import transformers.utils.import_utils  # noqa: F401 - asks which packages there are before the stand-in is one
+def _stand_ins() -> None:
+    """Modules that transformers' tests import at the top, and those of generation use only with the network."""
+    import transformers.utils.import_utils  # noqa: F401 - it asks which packages there are, before there are stand-ins
 
-        stand_in = types.ModuleType("datasets")
-        stand_in.__getattr__ = lambda name: MagicMock(name=f"datasets.{name}")
-        sys.modules["datasets"] = stand_in
+    for name in ("datasets", "requests"):
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            stand_in = types.ModuleType(name)
+            stand_in.__getattr__ = lambda attribute: MagicMock(name=attribute)
+            sys.modules[name] = stand_in
 
 
-_stand_in_for_datasets()
+_stand_ins()
 if ENABLED:
     _enable_every_model()
 
