@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -282,10 +283,11 @@ def _decode(call: prepare.Prepared, streamer: Any, progress: bool) -> Output:
         decode_all(decoder, requests, call.pool)
     if streamer is not None:
         streamer.end()
-    output = call.output()
+    output: Any = call.output()
     if wanted(call):
         output[FIELD] = returned_cache(call, output.sequences)
-    return output
+    found: Output = output
+    return found
 
 
 def _progress_bar(requests: Sequence[Request]) -> Any:
@@ -344,13 +346,13 @@ def explain(model: Any, inputs: Tensor | None = None, **options: Any) -> Explana
     the call, and why. Raises what `generate` would raise.
     """
     given = {name: options.pop(name, None) for name in prepare.GenerateOptions.__dataclass_fields__}
-    given["seed"] = given["seed"] or 0  # so that torch's generator is not advanced
     options.pop("streamer", None)
 
     def describe(call: prepare.Prepared, extras: prepare.GenerateOptions) -> Explanation:
         return Explanation.of(call, _decoder_for(call))
 
-    found: Explanation | HandedOver = _through_transformers(model, inputs, options, given, describe, HandedOver)
+    with torch.random.fork_rng(devices=[]):  # a seed is sampled from torch's generator
+        found: Explanation | HandedOver = _through_transformers(model, inputs, options, given, describe, HandedOver)
     return found
 
 

@@ -18,8 +18,8 @@ FIELD = "cache" if "cache" in _FIELDS else "past_key_values"
 
 
 def wanted(call: Prepared) -> bool:
-    """Whether the result of ``call`` has a cache: text with return_dict_in_generate, unless use_cache is False. Not with
-    a kv_pool, which bounds the memory of keys and values.
+    """Whether the result of ``call`` has a cache: text with return_dict_in_generate, unless use_cache is False or there
+    is a kv_pool, which bounds the memory of keys and values.
     """
     config = call.config
     return bool(config.return_dict_in_generate and config.use_cache and not call.grammar.draws and call.pool is None)

@@ -63,8 +63,7 @@ def check_hand_over(error: Unsupported, fallback: str, text_only: bool, given: l
     if given:
         names = " and ".join(given)
         raise ValueError(
-            f"{error.reason}; transformers' own loop would decode this call, and {names} would have no effect there: "
-            f"leave out {names}, or {error.advice}"
+            f"{error}; or leave out {names}, which transformers' own loop, that would decode this call, does not have"
         ) from None
 
 

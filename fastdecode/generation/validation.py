@@ -167,7 +167,9 @@ def check_no_placeholders(input_ids: Tensor, vocabulary: Vocabulary) -> None:
 
 
 def check_ids(input_ids: Tensor, mask: Tensor | None, vocabulary: Vocabulary) -> None:
-    """``ValueError`` unless ``input_ids`` and ``mask`` (or None) are prompts that can be continued."""
+    """``ValueError`` unless ``input_ids`` and ``mask`` (or None) are prompts that can be continued; `Unsupported` if
+    only transformers can.
+    """
     if not isinstance(input_ids, Tensor):
         raise ValueError(
             f"the prompt is a {type(input_ids).__name__}; it must be input_ids (batch, length), an integer tensor: "
@@ -207,7 +209,7 @@ def check_ids(input_ids: Tensor, mask: Tensor | None, vocabulary: Vocabulary) ->
             "shorten the text or give fewer pictures",
         )
     if not lengths[shortest]:
-        raise ValueError(f"attention_mask leaves nothing of prompt {shortest}: every prompt needs an id")
+        raise Unsupported(f"attention_mask leaves nothing of prompt {shortest}", "every prompt needs an id")
 
 
 def check_right_padding(mask: Tensor | None) -> None:

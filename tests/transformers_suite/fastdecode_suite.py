@@ -1,7 +1,8 @@
 """A pytest plugin for transformers' tests: selects those of generation, and enables every model that they make.
 
 pytest runs in the folder of transformers' tests, whose package has the same name as ours. So this file is loaded as a
-module of its own, and finds fastdecode through ``FASTDECODE_SUITE_ROOT``. ``FASTDECODE_SUITE_ENABLED=1`` enables models.
+module of its own, and finds fastdecode through ``FASTDECODE_SUITE_ROOT``.
+``FASTDECODE_SUITE_ENABLED=1``: enable models.
 The outcome of every test, and who decoded how many calls, go to the JSON file ``FASTDECODE_SUITE_REPORT``.
 """
 
@@ -124,7 +125,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
     _running = item.nodeid
     random.seed(SEED)
-    np.random.seed(SEED)
+    np.random.seed(SEED)  # noqa: NPY002 - transformers' tests use it
     torch.manual_seed(SEED)
     test_modeling_common.global_rng.seed(SEED)
 
