@@ -40,6 +40,7 @@ UNSUPPORTED: dict[str, tuple[Any, str]] = {
     "output_hidden_states": (False, "returning hidden states"),
     "inputs_embeds": (None, "prompts given as embeddings"),
     **{name: (None, "filling a cache, or continuing from it") for name in CACHES},
+    "is_assistant": (False, "drafting for another model"),
     "synced_gpus": (False, "synchronised decoding"),
     "custom_generate": (None, "another decoding loop"),
 }
