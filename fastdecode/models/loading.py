@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import ChameleonForConditionalGeneration, ChameleonProcessor
 from transformers.utils import cached_file, logging
 
-from fastdecode.models.chameleon import Vocabulary, attach_decoder
+from fastdecode.models.chameleon import LUMINA, Vocabulary, attach_decoder, is_lumina
 
 EMBEDDED = {"blocks": Path(__file__).parents[1] / "assets" / "blocks"}
 DECODER_PREFIXES = ("model.vqmodel.decoder.", "vqmodel.decoder.")
@@ -52,6 +52,11 @@ def load(
         raise ValueError(
             f"{name} is a model of type {kind!r}; fastdecode.load reads Chameleon checkpoints "
             "(config.json with model_type 'chameleon'); models of text are loaded with transformers itself"
+        )
+    if is_lumina(config, str(name)):
+        raise ValueError(
+            f"{name} cannot be loaded: {LUMINA}, and its checkpoints hold no picture encoder. For its text, give "
+            "fastdecode.generate what transformers' ChameleonForConditionalGeneration.from_pretrained returns"
         )
     try:
         with _quiet():
