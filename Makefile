@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Built from these: when one changes, the package is built again.
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f)
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint docs bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.built
@@ -28,6 +28,11 @@ lint: $(VENV)/.built-dev
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.inc' 'csrc/*.cpp' 'csrc/*.cu')
 
+# The documentation as a site, in build/site. Warnings, such as a link to nothing, are errors.
+docs: $(VENV)/.built-docs
+	$(BIN)/python -m tools.report --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 bench: $(VENV)/.built-test
 	$(BIN)/python benchmarks/bench_generate.py
 
@@ -47,6 +52,10 @@ $(VENV)/.built-test: $(VENV)/.built
 
 $(VENV)/.built-dev: $(VENV)/.built-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,dev]"
+	touch $@
+
+$(VENV)/.built-docs: $(VENV)/.built-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
 	touch $@
 
 clean:
