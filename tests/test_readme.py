@@ -110,7 +110,7 @@ def test_commands(block: Block, tmp_path: Path) -> None:
             call = [sys.executable, "-m", *words]
             done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.strip()
+        assert done.stdout.strip() or (words[0] in ("gcc", "g++") and "&&" not in command)  # a compiler is quiet
 
 
 def parses(words: list[str]) -> bool:
