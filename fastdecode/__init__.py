@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from fastdecode import ops
     from fastdecode.build_info import get_include, get_library
     from fastdecode.engine.events import Finished, PictureBegun, PictureDone, PicturePart, TextDelta, Tokens
-    from fastdecode.generation.api import custom_generate, disable, enable, explain, generate, new_pool
+    from fastdecode.generation.api import custom_generate, explain, generate, new_pool
+    from fastdecode.generation.enabling import disable, enable
     from fastdecode.generation.engine import Engine, EngineStatistics, stream
     from fastdecode.generation.handle import Handle, RequestFailed
     from fastdecode.guidance import Guidance, Stream
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "custom_generate": "fastdecode.generation.api",
-    "disable": "fastdecode.generation.api",
-    "enable": "fastdecode.generation.api",
+    "disable": "fastdecode.generation.enabling",
+    "enable": "fastdecode.generation.enabling",
     "Engine": "fastdecode.generation.engine",
     "EngineStatistics": "fastdecode.generation.engine",
     "explain": "fastdecode.generation.api",

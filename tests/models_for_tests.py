@@ -81,7 +81,7 @@ def tiny_config(
         bos_token_id=PAD,  # as the real checkpoints' configs have it
         pad_token_id=PAD,
         eos_token_id=EOS,
-        vq_config=vq_config(resolution, codes),
+        vq_config=vq_config(resolution, codes).to_dict(),  # versions before 5.17 take no object
         vocabulary_map=names,
         **more,
     )

@@ -4,6 +4,7 @@ quoted is one of the code's.
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import fastdecode
 from fastdecode.cli.main import parser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -155,3 +157,15 @@ def test_messages_that_are_quoted_are_the_codes() -> None:
     source = "\n".join(file.read_text() for file in (ROOT / "fastdecode").rglob("*.py"))
     source = re.sub(r'"\s*\n\s*f?"', "", source)
     assert [words for words in quoted if words not in source] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_names_of_the_reference_exist(page: Path) -> None:
+    """``make docs`` reads them from the source; what is public is in ``fastdecode.__all__``."""
+    names = re.findall(r"^::: ([\w.]+)$", page.read_text(), re.MULTILINE)
+    for name in names:
+        module, _, last = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), last), name
+    if page.name == "api.md":
+        told_elsewhere = {"__version__", "ops"}
+        assert {name.removeprefix("fastdecode.") for name in names} == set(fastdecode.__all__) - told_elsewhere

@@ -6,10 +6,9 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
-from types import MethodType
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -24,10 +23,18 @@ from fastdecode.engine.core import EngineCore
 from fastdecode.engine.request import Request
 from fastdecode.generation import prepare, validation
 from fastdecode.generation.explanation import Explanation
+from fastdecode.generation.returned_cache import FIELD, returned_cache, wanted
 from fastdecode.generation.streamers import text_only
+from fastdecode.generation.unsupported import (
+    HandedOver,
+    Unsupported,
+    check_fallback,
+    check_hand_over,
+    say_once,
+)
 from fastdecode.guidance import Guidance
 from fastdecode.kv.page_pool import PAGE_SLOTS, PagePool
-from fastdecode.models.chameleon import Vocabulary, check_family, check_pixels
+from fastdecode.models.chameleon import check_family, check_pixels
 
 Output = Tensor | GenerateDecoderOnlyOutput
 
@@ -42,9 +49,10 @@ def generate(
     text: Mapping[str, Any] | None = None,
     image: Mapping[str, Any] | None = None,
     seed: int | Sequence[int] | None = None,
-    progress: bool = False,
-    deterministic: bool = False,
+    progress: bool | None = None,
+    deterministic: bool | None = None,
     kv_pool: PagePool | None = None,
+    fallback: str | None = None,
     streamer: Any = None,
     **kwargs: Any,
 ) -> Output:
@@ -77,6 +85,22 @@ def generate(
     RuntimeError) if the pool is too small for one sequence. Its pages are freed however the call ends. Calls in several
     threads that share a pool run one after another.
 
+    fallback: what becomes of a call of text that fastdecode does not decode itself, such as one with beams, an
+    assistant model, or a cache of the caller. "transformers" (default): transformers' own loop decodes it, which is
+    logged once per reason. "error": it is refused with a ValueError. It is always refused in modes that draw, and with
+    options that only fastdecode has (guidance, text, image, seed, progress, deterministic, kv_pool). `explain` tells
+    who decodes a call.
+
+    All these options except kv_pool may also be attributes of the generation_config, or of ``model.generation_config``,
+    as in ``GenerationConfig(seed=7)``. An argument of the call goes before its generation_config, and that before the
+    model's. None means not given.
+
+    return_dict_in_generate: text also returns the cache of keys and values, as transformers does, which takes one more
+    forward of the model over the result; not with use_cache=False or a kv_pool.
+
+    Without any prompt, text begins with the beginning of sequence. A prompt that is padded on the right is handed to
+    transformers in text-only mode, which continues it after its padding; in the other modes padding is removed.
+
     progress: show a bar. streamer, stop_strings (with tokenizer) and other options: as in transformers. A
     `TextStreamer` gets only text tokens; other streamers get all tokens, inside pictures one row of the picture at a
     time.
@@ -84,28 +108,64 @@ def generate(
     Raises TypeError for an unsupported model; ValueError that names a wrong or unsupported option, before any work is
     done; RuntimeError if the model's logits are NaN.
     """
-    extras = prepare.GenerateOptions(
-        multimodal_generation_mode, guidance, text, image, seed, progress, deterministic, kv_pool
-    )
+    given = {name: value for name, value in locals().items() if name in prepare.GenerateOptions.__dataclass_fields__}
     options = {**kwargs, "generation_config": generation_config}
-    if streamer is not None:
-        options["streamer"] = streamer
-    return _through_transformers(model, inputs, options, extras, partial(_decode, streamer=streamer, progress=progress))
+
+    def hand_over(reason: str) -> Any:
+        say_once(reason)
+        handed = options if streamer is None else {**options, "streamer": streamer}
+        return type(model).generate(model, inputs, **handed)
+
+    def decode(call: prepare.Prepared, extras: prepare.GenerateOptions) -> Output:
+        if streamer is not None:
+            streamer.put(call.prompts)  # not by transformers, which would do so before a call is handed over to it
+        return _decode(call, streamer, bool(extras.progress))
+
+    return _through_transformers(model, inputs, options, given, decode, hand_over)
 
 
 def _through_transformers(
     model: Any,
     inputs: Tensor | None,
+    options: Mapping[str, Any],
+    given: Mapping[str, Any],
+    run: Callable[[prepare.Prepared, prepare.GenerateOptions], Any],
+    hand_over: Callable[[str], Any] | None,
+) -> Any:
+    """Check a call of `generate`, let transformers prepare it, and return the result of ``run``. For a call that
+    fastdecode does not decode, return the result of ``hand_over`` with the reason; without it, refuse the call.
+
+        options   those of transformers       given   fastdecode's own
+    """
+    config = options.get("generation_config")
+    validation.check_config(config)
+    extras = prepare.GenerateOptions.found(model, config, given)
+    fallback = extras.fallback or "transformers"
+    check_fallback(fallback)
+    try:
+        return _prepared(model, inputs, dict(options), extras, run)
+    except Unsupported as error:
+        if hand_over is None:
+            raise error.refused() from None
+        check_hand_over(error, fallback, extras.text_only, extras.lost_elsewhere)
+        reason = error.reason
+    return hand_over(reason)
+
+
+def _prepared(
+    model: Any,
+    inputs: Tensor | None,
     options: dict[str, Any],
     extras: prepare.GenerateOptions,
-    run: Callable[[prepare.Prepared], Any],
+    run: Callable[[prepare.Prepared, prepare.GenerateOptions], Any],
 ) -> Any:
-    """Check a call of `generate`, let transformers prepare it, and return the result of ``run``."""
-    check_family(model)
-    if options.pop("custom_generate", custom_generate) is not custom_generate:
-        raise ValueError("custom_generate asks for another decoding loop; call fastdecode.disable(model) first")
+    """As `_through_transformers`; `Unsupported` for a call that fastdecode does not decode."""
+    check_model(model)
+    if options.get("custom_generate") is custom_generate:
+        del options["custom_generate"]
     validation.check_options(model, options)
-    validation.check_prompt(model, inputs if inputs is not None else options.get("input_ids"), options)
+    prompt = inputs if inputs is not None else options.get("input_ids")
+    validation.check_prompt(model, prompt, options, text_only=extras.text_only)
     if options.get("pixel_values") is not None:
         options["pixel_values"] = check_pixels(model, options["pixel_values"])
     tokenizer = options.pop("tokenizer", None)
@@ -129,14 +189,26 @@ def _through_transformers(
         **model_kwargs: Any,
     ) -> Any:
         call = (input_ids, logits_processor, stopping_criteria, generation_config)
-        return run(prepare.prepare(model, *call, extras, chosen, model_kwargs))
+        return run(prepare.prepare(model, *call, extras, chosen, model_kwargs), extras)
 
     return GenerationMixin.generate(model, inputs, custom_generate=decode, **options)
 
 
-def prepare_call(model: Any, inputs: Tensor | None, options: dict[str, Any], extras: prepare.GenerateOptions) -> Any:
-    """Check and prepare a call of `generate`, without decoding it."""
-    return _through_transformers(model, inputs, options, extras, lambda call: call)
+def check_model(model: Any) -> None:
+    """TypeError for a model of another class; `Unsupported` for layers that fastdecode cannot decode."""
+    try:
+        check_family(model)
+    except ValueError as error:
+        reason, _, advice = str(error).partition(". ")
+        raise Unsupported(reason, advice) from None
+
+
+def prepare_call(
+    model: Any, inputs: Tensor | None, options: Mapping[str, Any], given: Mapping[str, Any]
+) -> prepare.Prepared:
+    """Check and prepare a call of `generate`, without decoding it. ``ValueError`` where `generate` hands it over."""
+    call: prepare.Prepared = _through_transformers(model, inputs, options, given, lambda call, extras: call, None)
+    return call
 
 
 def custom_generate(
@@ -151,8 +223,8 @@ def custom_generate(
     text: Mapping[str, Any] | None = None,
     image: Mapping[str, Any] | None = None,
     seed: int | Sequence[int] | None = None,
-    progress: bool = False,
-    deterministic: bool = False,
+    progress: bool | None = None,
+    deterministic: bool | None = None,
     kv_pool: PagePool | None = None,
     **model_kwargs: Any,
 ) -> Output:
@@ -163,16 +235,19 @@ def custom_generate(
     transformers does not pass the streamer on, so it is read from the calling frame. The tokenizer cannot be read
     there, so stop_strings need `generate`.
     """
-    check_family(model)
+    given = {name: value for name, value in locals().items() if name in prepare.GenerateOptions.__dataclass_fields__}
     call = _calling_generate()
     synced = synced_gpus or call.get("synced_gpus")
-    validation.check_options(model, {"generation_config": generation_config, **call, "synced_gpus": synced})
-    chosen = validation.chosen_options(model, call or generation_config.to_dict())
-    extras = prepare.GenerateOptions(
-        multimodal_generation_mode, guidance, text, image, seed, progress, deterministic, kv_pool
-    )
-    prepared_call = (input_ids, logits_processor, stopping_criteria, generation_config)
-    return _decode(prepare.prepare(model, *prepared_call, extras, chosen, model_kwargs), call.get("streamer"), progress)
+    try:
+        check_model(model)
+        validation.check_options(model, {"generation_config": generation_config, **call, "synced_gpus": synced})
+        chosen = validation.chosen_options(model, call or generation_config.to_dict())
+        extras = prepare.GenerateOptions.found(model, generation_config, given)
+        prepared_call = (input_ids, logits_processor, stopping_criteria, generation_config)
+        prepared = prepare.prepare(model, *prepared_call, extras, chosen, model_kwargs)
+    except Unsupported as error:
+        raise error.refused() from None
+    return _decode(prepared, call.get("streamer"), bool(extras.progress))
 
 
 def _calling_generate() -> dict[str, Any]:
@@ -208,7 +283,11 @@ def _decode(call: prepare.Prepared, streamer: Any, progress: bool) -> Output:
         decode_all(decoder, requests, call.pool)
     if streamer is not None:
         streamer.end()
-    return call.output()
+    output: Any = call.output()
+    if wanted(call):
+        output[FIELD] = returned_cache(call, output.sequences)
+    found: Output = output
+    return found
 
 
 def _progress_bar(requests: Sequence[Request]) -> Any:
@@ -259,19 +338,21 @@ def decode_all(decoder: Decoder, requests: Sequence[Request], pool: PagePool | N
         raise failed.error
 
 
-def explain(model: Any, inputs: Tensor | None = None, **options: Any) -> Explanation:
+def explain(model: Any, inputs: Tensor | None = None, **options: Any) -> Explanation | HandedOver:
     """Describe what `generate` would do with the same arguments, without decoding: print the result.
 
     It names the backend, the streams of every sequence with their weights, what the grammar allows, the sampling
-    parameters of both modalities, the decoder, and why no faster path is used. Raises what `generate` would raise.
+    parameters of both modalities, the decoder, and why no faster path is used; or that transformers' own loop decodes
+    the call, and why. Raises what `generate` would raise.
     """
-    own = {key: options.pop(key, None) for key in prepare.GenerateOptions.__dataclass_fields__}
-    own |= {"progress": False, "seed": own["seed"] or 0, "deterministic": bool(own["deterministic"])}
-    extras = prepare.GenerateOptions(**own)
+    given = {name: options.pop(name, None) for name in prepare.GenerateOptions.__dataclass_fields__}
     options.pop("streamer", None)
-    found: Explanation = _through_transformers(
-        model, inputs, options, extras, lambda call: Explanation.of(call, _decoder_for(call))
-    )
+
+    def describe(call: prepare.Prepared, extras: prepare.GenerateOptions) -> Explanation:
+        return Explanation.of(call, _decoder_for(call))
+
+    with torch.random.fork_rng(devices=[]):  # a seed is sampled from torch's generator
+        found: Explanation | HandedOver = _through_transformers(model, inputs, options, given, describe, HandedOver)
     return found
 
 
@@ -283,17 +364,3 @@ def new_pool(model: Any, pages: int | None = None, page_slots: int = PAGE_SLOTS)
     """
     check_family(model)
     return Decoder(model).new_pool(pages, page_slots)
-
-
-def enable(model: Any) -> Any:
-    """Make ``model.generate`` call `generate`. Returns ``model``. `disable` undoes it."""
-    check_family(model)
-    Vocabulary.of(model)
-    model.generate = MethodType(generate, model)
-    return model
-
-
-def disable(model: Any) -> Any:
-    """Restore the model's own ``generate``. Returns ``model``."""
-    model.__dict__.pop("generate", None)
-    return model

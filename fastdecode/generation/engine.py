@@ -198,10 +198,18 @@ class Engine:
             "progress": "iterate over the handle instead",
             "streamer": "iterate over the handle instead, which tells text and pictures as they come",
         }
+        config = options.get("generation_config")
+        validation.check_config(config)
+        given = {name: options.pop(name) for name in OWN_OPTIONS if name in options}
+        found = vars(GenerateOptions.found(self.model, config, given)) | {"streamer": options.pop("streamer", None)}
         for name, why in refused.items():
-            if options.pop(name, None) not in (None, False):
+            if found[name] is not None and found[name] is not False:
                 raise ValueError(f"{name}: {why}")
-        if options.pop("deterministic", self.deterministic) != self.deterministic:
+        if found["fallback"] not in (None, "error"):
+            raise ValueError(
+                f"fallback={found['fallback']!r}: an engine decodes every request itself; it hands none to transformers"
+            )
+        if found["deterministic"] not in (None, self.deterministic):
             raise ValueError(
                 f"deterministic: this engine has deterministic={self.deterministic} for all its requests: make another"
             )
@@ -210,10 +218,12 @@ class Engine:
                 f"num_return_sequences={options['num_return_sequences']}: submit takes one prompt and returns one "
                 "handle; submit it several times, with seeds of their own"
             )
-        own = {name: options.pop(name) for name in OWN_OPTIONS if name in options}
-        extras = GenerateOptions(**own, deterministic=self.deterministic)
+        given = {name: value for name, value in found.items() if name in OWN_OPTIONS and name != "progress"}
+        given["deterministic"] = self.deterministic
+        if options.get("inputs") is None and options.get("input_ids") is None:
+            raise ValueError("no prompt: give text, what the processor returned, or tokens")
         with self._preparing:
-            prepared = prepare_call(self.model, options.pop("inputs", None), options, extras)
+            prepared = prepare_call(self.model, options.pop("inputs", None), options, given)
         if len(prepared.sequences) != 1:
             raise ValueError(
                 f"submit takes one prompt, and got {len(prepared.sequences)}: submit each by itself; they are decoded "

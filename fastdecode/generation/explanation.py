@@ -34,6 +34,7 @@ class Explanation:
     can_draw: bool
     vq_decoder: str
     limits: list[int]
+    decoded_by: str = "fastdecode"
 
     @classmethod
     def of(cls, prepared: Prepared, decoder: Decoder) -> Explanation:

@@ -21,9 +21,11 @@ from fastdecode.generation.logits_processors import TRANSFORMERS_TOP_K, SplitPro
 from fastdecode.generation.validation import (
     DRAWING_MODES,
     LENGTHS,
+    check_forward,
     check_ids,
     check_options,
     check_positions,
+    check_right_padding,
     check_room,
     check_stream_tokens,
 )
@@ -42,16 +44,40 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """The options of `generate` that transformers does not have; see `generate`."""
+    """The options of `generate` that transformers does not have; see `generate`. None: not given."""
 
     multimodal_generation_mode: str | None = None
     guidance: Guidance | float | None = None
     text: Mapping[str, Any] | None = None
     image: Mapping[str, Any] | None = None
     seed: int | Iterable[int] | None = None
-    progress: bool = False
-    deterministic: bool = False
+    progress: bool | None = None
+    deterministic: bool | None = None
     kv_pool: PagePool | None = None
+    fallback: str | None = None
+
+    @classmethod
+    def found(cls, model: Any, config: GenerationConfig | None, given: Mapping[str, Any]) -> GenerateOptions:
+        """The options that are set: in the call (``given``), else as attributes of its generation_config, else of the
+        model's. ``ValueError`` for a kv_pool in a generation_config, which transformers would copy.
+        """
+        values = {name: given.get(name) for name in cls.__dataclass_fields__}
+        for where, source in (("generation_config", config), ("model.generation_config", model.generation_config)):
+            if getattr(source, "kv_pool", None) is not None:
+                raise ValueError(f"{where} has a kv_pool, which cannot be copied as configs are: give it to the call")
+            for name, value in values.items():
+                values[name] = getattr(source, name, None) if value is None else value
+        return cls(**values)
+
+    @property
+    def text_only(self) -> bool:
+        return self.multimodal_generation_mode in (None, "text-only")
+
+    @property
+    def lost_elsewhere(self) -> list[str]:
+        """The names of the options that are set and would have no effect in transformers' own loop."""
+        ours = ("guidance", "text", "image", "seed", "progress", "deterministic", "kv_pool")
+        return [name for name in ours if getattr(self, name) is not None and getattr(self, name) is not False]
 
 
 @dataclass
@@ -63,6 +89,7 @@ class Prepared:
     grammar: Grammar
     sequences: list[Sequence]
     prompts: Tensor
+    mask: Tensor | None
     device: torch.device
     pad: int
     text: Sampling
@@ -143,11 +170,16 @@ def prepare(
     chosen: frozenset[str],
     model_kwargs: dict[str, Any],
 ) -> Prepared:
-    """Read what transformers prepared for a generation loop. ``ValueError`` names what is not supported."""
-    check_options(model, {**model_kwargs, "generation_config": config})
-    vocabulary = Vocabulary.of(model)
+    """Read what transformers prepared for a generation loop. `Unsupported` names what fastdecode does not decode and
+    transformers would; ``ValueError`` what is wrong.
+    """
+    check_options(model, {**model_kwargs, "generation_config": config}, made_by_transformers=True)
+    check_forward(model_kwargs)
+    vocabulary = Vocabulary.of_text(model) if extras.text_only else Vocabulary.of(model)
     mask = model_kwargs.get("attention_mask")
     check_ids(input_ids, mask, vocabulary)
+    if extras.text_only:
+        check_right_padding(mask)
     check_positions(model_kwargs.get("position_ids"), input_ids, mask)
     ends = [i for c in stopping_criteria if type(c) is EosTokenCriteria for i in c.eos_token_id.tolist()]
     grammar = compile_grammar(extras.multimodal_generation_mode or "text-only", vocabulary, ends)
@@ -202,6 +234,7 @@ def prepare(
         grammar=grammar,
         sequences=sequences,
         prompts=input_ids.cpu(),
+        mask=mask,
         device=input_ids.device,
         pad=int(pad) if pad is not None else (vocabulary.pad if vocabulary.pad is not None else 0),
         text=text,

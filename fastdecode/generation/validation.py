@@ -7,14 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from fastdecode.decoder import Decoder
 from fastdecode.decoder.support import unsupported_reason
 from fastdecode.engine.sequence import Sequence
+from fastdecode.generation.unsupported import Unsupported
 from fastdecode.grammar import Grammar
 from fastdecode.guidance import Guidance
 from fastdecode.kv.page_pool import PagePool
 from fastdecode.models.chameleon import Vocabulary, check_picture_count, check_pixels
+
+CACHES = ("cache", "past_key_values", "cache_params")
+"""What transformers' versions call a cache that the caller gives or gets."""
 
 UNSUPPORTED: dict[str, tuple[Any, str]] = {
     "num_beams": (1, "beam search"),
@@ -34,10 +39,21 @@ UNSUPPORTED: dict[str, tuple[Any, str]] = {
     "output_attentions": (False, "returning attentions"),
     "output_hidden_states": (False, "returning hidden states"),
     "inputs_embeds": (None, "prompts given as embeddings"),
-    "past_key_values": (None, "continuing from a cache"),
+    **{name: (None, "filling a cache, or continuing from it") for name in CACHES},
+    "is_assistant": (False, "drafting for another model"),
     "synced_gpus": (False, "synchronised decoding"),
+    "custom_generate": (None, "another decoding loop"),
 }
-"""Unsupported options that would change the result: the value they must have, and what they ask for."""
+"""Options that fastdecode's loop does not have: the value they must have, and what they ask for."""
+
+FORWARD = frozenset(
+    (
+        *("input_ids", "attention_mask", "position_ids", "pixel_values", "mm_encoder_outputs", "use_cache"),
+        *("logits_to_keep", "cache_position", "return_dict", "output_attentions", "output_hidden_states"),
+        *CACHES,
+    )
+)
+"""Arguments of a model's forward that are read, checked elsewhere, or without effect on the tokens."""
 
 
 DRAWING_MODES = ("image-only", "interleaved-text-image")
@@ -69,42 +85,92 @@ def set_default_length(model: Any, mode: str | None, options: dict[str, Any]) ->
         options["max_new_tokens"] = Vocabulary.of(model).image_length + 2
 
 
-def check_options(model: Any, options: Mapping[str, Any]) -> None:
-    """``ValueError`` that names the first unsupported option of a call or of its generation_config."""
+def check_config(config: Any) -> None:
+    """``ValueError`` unless ``config`` is None or a `GenerationConfig`."""
+    if config is not None and not isinstance(config, GenerationConfig):
+        raise ValueError(
+            f"generation_config is a {type(config).__name__}: give a transformers.GenerationConfig, or its entries as "
+            "arguments of the call"
+        )
+
+
+def check_options(model: Any, options: Mapping[str, Any], *, made_by_transformers: bool = False) -> None:
+    """`Unsupported` that names the first option of a call, or of its generation_config, that fastdecode's loop does
+    not have. ``made_by_transformers``: an empty cache is not the caller's, and means nothing.
+    """
     for name, (neutral, what) in UNSUPPORTED.items():
         value = option(model, options, name)
         if value is None or value is neutral or value == neutral:
             continue
-        if name == "past_key_values" and hasattr(value, "get_seq_length") and value.get_seq_length() == 0:
+        if name == "cache_implementation" and value == "dynamic":  # what transformers takes by itself
+            continue
+        if name in CACHES and made_by_transformers and getattr(value, "get_seq_length", lambda: 1)() == 0:
             continue
         shown = value if isinstance(value, (int, float, str, bool)) else type(value).__name__
-        raise ValueError(
-            f"{name}={shown!r} asks for {what}, which fastdecode does not support; leave it out"
-            + (f" (or {name}={neutral!r})" if neutral is not None else "")
+        raise Unsupported(
+            f"{name}={shown!r} asks for {what}, which fastdecode does not support",
+            "leave it out" + (f" (or {name}={neutral!r})" if neutral is not None else ""),
         )
     scale = option(model, options, "guidance_scale")
     if options.get("negative_prompt_ids") is not None and scale in (None, 1):
-        raise ValueError(
+        raise Unsupported(
             f"negative_prompt_ids was given with guidance_scale={scale!r}: it has an effect only with another scale "
-            "than 1, such as guidance_scale=3.0"
+            "than 1",
+            "give one, such as guidance_scale=3.0",
         )
 
 
-def check_prompt(model: Any, input_ids: Tensor | None, options: Mapping[str, Any]) -> None:
-    """``ValueError`` if the tokens, the mask and the pictures of a call do not fit together."""
+def check_forward(model_kwargs: Mapping[str, Any]) -> None:
+    """`Unsupported` that names an argument of the model's own forward which would have an effect there."""
+    for name, value in model_kwargs.items():
+        if value is not None and name not in FORWARD:
+            raise Unsupported(
+                f"{name} is an argument of the model's own forward, which fastdecode does not call", "leave it out"
+            )
+
+
+def check_prompt(model: Any, input_ids: Tensor | None, options: Mapping[str, Any], *, text_only: bool) -> None:
+    """``ValueError`` if the tokens, the mask and the pictures of a call do not fit together; `Unsupported` if
+    transformers would accept them. Without any prompt transformers begins with the beginning of sequence, in text.
+    """
+    mask, pixels = options.get("attention_mask"), options.get("pixel_values")
     if input_ids is None:
+        if text_only and pixels is None and mask is None:
+            return
         raise ValueError("no prompt: give input_ids (batch, length), as the processor returns them")
-    vocabulary = Vocabulary.of(model)
-    check_ids(input_ids, options.get("attention_mask"), vocabulary)
-    pixels = options.get("pixel_values")
+    vocabulary = Vocabulary.of_text(model) if text_only else Vocabulary.of(model)
+    check_ids(input_ids, mask, vocabulary)
+    if text_only:
+        check_right_padding(mask)
     if pixels is not None:
-        check_pixels(model, pixels)
-    if pixels is not None or not options.get("mm_encoder_outputs"):
+        if text_only and vocabulary.problem is not None:
+            raise Unsupported(vocabulary.problem, "mend the checkpoint")
+        try:
+            check_pixels(model, pixels)
+        except ValueError as error:
+            if text_only and vocabulary.has_pictures and pixels.ndim == 4:  # transformers takes pictures of any size
+                raise Unsupported(*str(error).split("; ", 1)) from None
+            raise
+    if pixels is None and text_only and not options.get("mm_encoder_outputs"):
+        check_no_placeholders(input_ids, vocabulary)
+    elif pixels is not None or not options.get("mm_encoder_outputs"):
         check_picture_count(input_ids, 0 if pixels is None else len(pixels), vocabulary)
 
 
+def check_no_placeholders(input_ids: Tensor, vocabulary: Vocabulary) -> None:
+    """`Unsupported` if the prompt has ``<image>`` placeholders, and no picture was given. transformers reads them as
+    tokens like any other.
+    """
+    try:
+        check_picture_count(input_ids, 0, vocabulary)
+    except ValueError as error:
+        raise Unsupported(*str(error).split(": ", 1)) from None
+
+
 def check_ids(input_ids: Tensor, mask: Tensor | None, vocabulary: Vocabulary) -> None:
-    """``ValueError`` unless ``input_ids`` and ``mask`` (or None) are prompts that can be continued."""
+    """``ValueError`` unless ``input_ids`` and ``mask`` (or None) are prompts that can be continued; `Unsupported` if
+    only transformers can.
+    """
     if not isinstance(input_ids, Tensor):
         raise ValueError(
             f"the prompt is a {type(input_ids).__name__}; it must be input_ids (batch, length), an integer tensor: "
@@ -122,26 +188,51 @@ def check_ids(input_ids: Tensor, mask: Tensor | None, vocabulary: Vocabulary) ->
             f"input_ids[{row}, {column}] = {int(input_ids[row, column])} is not an id of this checkpoint "
             f"(0 to {vocabulary.size - 1})"
         )
+    if mask is not None and not isinstance(mask, Tensor):
+        raise ValueError(
+            f"attention_mask is a {type(mask).__name__}; it must be a tensor {tuple(input_ids.shape)}, as input_ids: "
+            "the processor returns both with return_tensors='pt'"
+        )
     if mask is not None and mask.shape != input_ids.shape:
         raise ValueError(f"attention_mask is {tuple(mask.shape)}; it must be {tuple(input_ids.shape)}, as input_ids")
+    if mask is not None and ((mask != 0) & (mask != 1)).any():
+        row, column = ((mask != 0) & (mask != 1)).nonzero()[0].tolist()
+        raise ValueError(
+            f"attention_mask[{row}, {column}] = {mask[row, column].item()}; it must be 1 for an id of the prompt and 0 "
+            "for padding"
+        )
     lengths = (torch.ones_like(input_ids) if mask is None else mask != 0).sum(1)
     longest, shortest = int(lengths.max()), int(lengths.argmin())
     if longest >= vocabulary.context:
-        raise ValueError(
+        raise Unsupported(
             f"the prompt is {longest} ids long, and the context of this checkpoint is {vocabulary.context}: nothing "
-            "can follow it; shorten the text or give fewer pictures"
+            "can follow it",
+            "shorten the text or give fewer pictures",
         )
     if not lengths[shortest]:
-        raise ValueError(f"attention_mask leaves nothing of prompt {shortest}: every prompt needs an id")
+        raise Unsupported(f"attention_mask leaves nothing of prompt {shortest}", "every prompt needs an id")
+
+
+def check_right_padding(mask: Tensor | None) -> None:
+    """`Unsupported` if a prompt is padded on the right. transformers continues such a prompt after its padding."""
+    if mask is not None and (mask[:, -1] == 0).any():
+        row = int((mask[:, -1] == 0).nonzero()[0])
+        raise Unsupported(
+            f"attention_mask pads prompt {row} on the right, and fastdecode continues a prompt where it ends, not "
+            "after its padding",
+            "pad on the left, as with padding_side='left' of the tokenizer",
+        )
 
 
 def check_positions(positions: Tensor | None, input_ids: Tensor, mask: Tensor | None) -> None:
-    """``ValueError`` unless ``positions`` count the tokens that are not padding, as transformers and the loop do."""
+    """`Unsupported` unless ``positions`` count the tokens that are not padding, as transformers and the loop do."""
     if positions is None:
         return
     kept = torch.ones_like(input_ids) if mask is None else mask != 0
     if positions.ndim != 2 or (positions - kept.cumsum(1) + 1)[kept != 0].any():
-        raise ValueError("position_ids other than 0, 1, 2, … of each prompt's ids are not supported: leave them out")
+        raise Unsupported(
+            "position_ids other than 0, 1, 2, … of each prompt's ids are not supported by fastdecode", "leave them out"
+        )
 
 
 def check_room(ids: list[int], limit: int, state: int, grammar: Grammar) -> None:

@@ -42,8 +42,9 @@ class Vocabulary:
 
     ``code_ids[c]`` is the token of codebook entry ``c``; ``image_length`` is the number of tokens in a picture, without
     its begin and end tokens; ``context`` is the maximum length of a sequence. ``bos`` is None if there is no ``<s>``.
-    A text model has no ``code_ids``, and its ``begin_image``, ``end_image`` and ``placeholder`` are -1.
-    ``cannot_draw``: why the modes that draw are refused; empty if they are not.
+    A text model has no ``code_ids``, and its ``begin_image``, ``end_image`` and ``placeholder`` are -1. So has a
+    Chameleon whose vocabulary has a ``problem``; its image tokens are ``other_image_ids``. ``cannot_draw``: why the
+    modes that draw are refused; empty if they are not.
     """
 
     size: int
@@ -56,6 +57,29 @@ class Vocabulary:
     bos: int | None = None
     pad: int | None = None
     cannot_draw: str = ""
+    other_image_ids: tuple[int, ...] = ()
+    problem: str | None = None
+
+    @classmethod
+    def of_text(cls, model: Any) -> Vocabulary:
+        """As `of`, for calls that write text only: what is missing for pictures is told by ``problem``."""
+        try:
+            return cls.of(model)
+        except ValueError as error:
+            config, mapping = model.config, model.model.vocabulary_mapping
+            return cls(
+                size=config.vocab_size,
+                code_ids=(),
+                begin_image=-1,
+                end_image=-1,
+                placeholder=-1,
+                image_length=0,
+                context=config.max_position_embeddings,
+                bos=config.bos_token_id,
+                pad=config.pad_token_id,
+                other_image_ids=tuple(mapping.image_tokens),
+                problem=str(error),
+            )
 
     @classmethod
     def of(cls, model: Any) -> Vocabulary:
@@ -106,7 +130,7 @@ class Vocabulary:
 
     @cached_property
     def image_ids(self) -> frozenset[int]:
-        return frozenset(self.code_ids)
+        return frozenset(self.code_ids or self.other_image_ids)
 
     @cached_property
     def id_to_code(self) -> dict[int, int]:

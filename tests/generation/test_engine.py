@@ -372,7 +372,7 @@ TEXT = "Build a tree in column 1."
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"inputs": None}, "no prompt: give input_ids"),
+        ({"inputs": None}, "no prompt: give text, what the processor returned, or tokens"),
         ({"inputs": torch.full((2, 5), 20)}, "submit takes one prompt, and got 2: submit each by itself"),
         ({"inputs": 3.5}, "the prompt is a float: give text, what the processor returned, or tokens"),
         ({"inputs": ["a", "b"]}, "the prompt is a list: give text"),

@@ -37,8 +37,11 @@ V = Vocabulary.of(MODEL)
 PROMPT = torch.tensor([[BOS, *text_ids(MODEL, 0, 3)]])
 
 
+REFUSE = {"fallback": "error"}
+
+
 def generate(model, **options):
-    return fastdecode.generate(model, **options)
+    return fastdecode.generate(model, **REFUSE | options)
 
 
 def plug(model, **options):
@@ -48,13 +51,13 @@ def plug(model, **options):
 def enabled(model, **options):
     fastdecode.enable(model)
     try:
-        return model.generate(**options)
+        return model.generate(**REFUSE | options)
     finally:
         fastdecode.disable(model)
 
 
 def explain(model, **options):
-    return fastdecode.explain(model, **options)
+    return fastdecode.explain(model, **REFUSE | options)
 
 
 @pytest.fixture(params=[generate, plug, enabled, explain], ids=lambda way: way.__name__)
@@ -126,11 +129,11 @@ BAD = {
     "negative id": ({"input_ids": torch.tensor([[-3, 5]])}, r"input_ids\[0, 0\] = -3 is not an id"),
     "mask of nothing": (
         {"input_ids": torch.tensor([[0, 5], [0, 6]]), "attention_mask": torch.tensor([[1, 1], [0, 0]])},
-        "attention_mask leaves nothing of prompt 1",
+        "attention_mask leaves nothing of prompt 1; every prompt needs an id",
     ),
     "positions": (
         {"position_ids": torch.tensor([[5, 6, 7, 8]])},
-        r"position_ids other than 0, 1, 2, … of each prompt's ids are not supported",
+        r"position_ids other than 0, 1, 2, … of each prompt's ids are not supported by fastdecode; leave them out",
     ),
     "negative prompt without guidance": (
         {"negative_prompt_ids": torch.tensor([[5]])},
@@ -269,7 +272,6 @@ def test_guidance_of_another_type(way, value):
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        (None, "no prompt: give input_ids"),
         (torch.tensor([0, 5]), r"input_ids is \(2,\) torch.int64; it must be \(batch, length\) integers"),
         (torch.zeros(1, 3), r"input_ids is \(1, 3\) torch.float32"),
         (torch.zeros((1, 0), dtype=torch.long), r"input_ids is \(1, 0\)"),
@@ -321,7 +323,7 @@ def test_the_context_ends_every_sequence_and_works_with_padding():
 
 
 def test_neutral_values_of_unsupported_options_works():
-    neutral = {"num_beams": 1, "output_attentions": False, "synced_gpus": False, "past_key_values": DynamicCache()}
+    neutral = {"num_beams": 1, "output_attentions": False, "synced_gpus": False, "cache_implementation": "dynamic"}
     config = GenerationConfig(num_beams=1, token_healing=False, max_new_tokens=2)
     assert generate(MODEL, input_ids=PROMPT, generation_config=config, **neutral).shape[1] <= 6
 
