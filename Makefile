@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Built from these: when one changes, the package is built again.
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f)
 
-.PHONY: demo test test-all lint bench package clean
+.PHONY: demo test test-all lint docs bench package clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.built
@@ -27,6 +27,11 @@ lint: $(VENV)/.built-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.inc' 'csrc/*.cpp' 'csrc/*.cu')
+
+# The documentation as a site, in build/site. Warnings, such as a link to nothing, are errors.
+docs: $(VENV)/.built-docs
+	$(BIN)/python -m tools.report --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: $(VENV)/.built-test
 	$(BIN)/python benchmarks/bench_generate.py
@@ -56,6 +61,10 @@ $(VENV)/.built-dev: $(VENV)/.built-test
 
 $(VENV)/.built-package: $(VENV)/.built-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,package]"
+	touch $@
+
+$(VENV)/.built-docs: $(VENV)/.built-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
 	touch $@
 
 clean:

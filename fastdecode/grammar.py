@@ -136,8 +136,9 @@ def compile_grammar(mode: str, vocabulary: Vocabulary, eos: Iterable[int], phase
     and vocabulary have the same states and sets with the same numbers, so that the state of a sequence stays valid when
     its phase changes.
 
-    ``ValueError`` for an unknown mode, for a mode with pictures and a vocabulary of text only, and if the phase leaves
-    nothing to sample where the mode must sample, or bans begin or end of image where the mode needs them.
+    ``ValueError`` for an unknown mode; for a mode with pictures and a model that writes text only or draws otherwise
+    (``Vocabulary.cannot_draw``); and if the phase leaves nothing to sample where the mode must sample, or bans begin or
+    end of image where the mode needs them.
     """
     if mode not in MODES:
         raise ValueError(f"multimodal_generation_mode={mode!r} is unknown; choose one of {', '.join(MODES)}")
@@ -145,6 +146,8 @@ def compile_grammar(mode: str, vocabulary: Vocabulary, eos: Iterable[int], phase
         raise ValueError(
             f"multimodal_generation_mode={mode!r}: this model writes text only; leave it out, or choose 'text-only'"
         )
+    if mode != "text-only" and vocabulary.cannot_draw:
+        raise ValueError(f"multimodal_generation_mode={mode!r}: {vocabulary.cannot_draw}; choose 'text-only'")
     return _compiled(mode, vocabulary, frozenset(eos), phase or None)
 
 

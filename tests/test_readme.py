@@ -1,77 +1,171 @@
-"""Every command and program in the README runs."""
+"""The README and the documentation: programs and commands run, links lead somewhere, and every message that is
+quoted is one of the code's.
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shlex
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from fastdecode.cli.demo import run_demo
+import fastdecode
+from fastdecode.cli.main import parser
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = [page.name for page in PAGES]
+
+NOT_RUN = "not run here"
+"""The title of blocks that need what we do not have. Their programs run with blocks in place of the checkpoint."""
+
+STAND_INS = {'fastdecode.load("anole"': 'fastdecode.load("blocks"'}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, what follows it on the line, the text, and the line where the text begins."""
+
+    language: str
+    title: str
+    text: str
+    line: int
 
 
-QUICK = ("make", "fastdecode env")
-COMMANDS = [line.split("    #")[0].strip() for block in blocks("bash") for line in block.splitlines() if line.strip()]
+def blocks(page: Path, language: str) -> list[Block]:
+    text = page.read_text()
+    found = re.finditer(r"^```(\w+)([^\n]*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    every = [Block(m[1], m[2], m[3], text[: m.start(3)].count("\n") + 1) for m in found]
+    return [block for block in every if block.language == language]
+
+
+def commands(block: Block) -> list[str]:
+    return [re.split(r"\s{4,}#", line)[0].strip() for line in block.text.splitlines() if line.strip()]
+
+
+QUICK = ("make", "fastdecode env", "fastdecode serve")
+SHELL = [
+    pytest.param(block, id=f"{page.name}:{block.line}", marks=[] if quick else pytest.mark.long)
+    for page in PAGES
+    for block in blocks(page, "bash")
+    if NOT_RUN not in block.title
+    for quick in [all(line.startswith(QUICK) for line in commands(block))]
+]
 
 
 def test_there_is_something_to_run() -> None:
-    assert len(blocks("python")) >= 3
-    assert len(COMMANDS) >= 6
+    assert len(blocks(PAGES[0], "python")) >= 4
+    assert len(SHELL) >= 8
+    assert sum(len(blocks(page, "python")) for page in PAGES) >= 25
 
 
-@pytest.mark.parametrize(
-    "program",
-    [pytest.param(block, marks=pytest.mark.long if number else []) for number, block in enumerate(blocks("python"))],
-)
-def test_programs(program: str, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+def test_only_what_needs_a_large_checkpoint_is_not_run() -> None:
+    titled = {
+        page.name for page in PAGES for b in [*blocks(page, "bash"), *blocks(page, "python")] if NOT_RUN in b.title
+    }
+    assert titled == {"anole.md"}
 
 
-@pytest.mark.parametrize(
-    "command",
-    [pytest.param(line, marks=[] if line.startswith(QUICK) else pytest.mark.long) for line in COMMANDS],
-)
-def test_commands(command: str, tmp_path: Path) -> None:
-    words = shlex.split(command)
-    if words[0] == "make":  # what make would do here is what this test run is part of; the target must exist
-        done = subprocess.run(["make", "-n", words[1]], cwd=ROOT, capture_output=True, text=True, check=False)
-    elif words[0] in (".", "gcc", "g++", "cmake"):
-        (tmp_path / "examples").symlink_to(ROOT / "examples")
-        (tmp_path / ".venv").symlink_to(sys.prefix)
-        command = f"{command}; fastdecode --version" if words[0] == "." else command
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        done = subprocess.run(
-            ["bash", "-ec", command], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True
-        )
-    elif words[:2] == ["fastdecode", "serve"]:  # tests/serve starts it; here, its options must be ones that it has
-        done = subprocess.run(
-            [sys.executable, "-m", *words, "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-    else:
-        assert words[0] == "fastdecode", f"no way to test {command!r}"
-        if "demo/" in command:  # what an earlier command made
-            run_demo(tmp_path / "demo")
-        done = subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda page: page.name)
+def test_programs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The programs of a page run one after another, as a reader would run them."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for block in blocks(page, "python"):
+        program = block.text
+        if NOT_RUN in block.title:
+            for name, stand_in in STAND_INS.items():
+                program = program.replace(name, stand_in)
+        code = compile("\n" * (block.line - 1) + program, str(page), "exec")
+        exec(code, names)
+    assert capsys.readouterr().out.strip()
 
 
-def test_files_that_are_named_exist() -> None:
-    for name in re.findall(r"\]\(([^)#]+)\)", README):
+@pytest.mark.parametrize("block", SHELL)
+def test_commands(block: Block, tmp_path: Path) -> None:
+    """The commands of a block run one after another, in one folder."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for command in commands(block):
+        words = shlex.split(command)
+        if words[0] == "make":  # what make would do here is what this test run is part of; the target must exist
+            done = subprocess.run(["make", "-n", words[1]], cwd=ROOT, capture_output=True, text=True, check=False)
+        elif words[0] in (".", "gcc", "g++", "cmake"):
+            command = f"{command}; fastdecode --version" if words[0] == "." else command
+            environment = {**os.environ, "PATH": path}
+            done = subprocess.run(
+                ["bash", "-ec", command], cwd=tmp_path, env=environment, capture_output=True, text=True
+            )
+        else:
+            assert words[0] == "fastdecode", f"no way to test {command!r}"
+            if words[1] == "serve":  # tests/serve starts it; here, its options must be ones that it has
+                words.append("--help")
+            call = [sys.executable, "-m", *words]
+            done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() or (words[0] in ("gcc", "g++") and "&&" not in command)  # a compiler is quiet
+
+
+def parses(words: list[str]) -> bool:
+    try:
+        parser().parse_args(words)
+    except SystemExit as end:  # --help ends with 0
+        return not end.code
+    return True
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_commands_in_sentences_have_options_that_exist(page: Path) -> None:
+    for command in re.findall(r"`(fastdecode [^`\n]+)`", page.read_text()):
+        words = shlex.split(command.replace("…", ""))[1:]
+        if any(word.startswith("-") for word in words):
+            assert parses(words), command
+        else:
+            assert words[0] in parser().format_help(), command
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_files_that_are_named_exist(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for name in re.findall(r"\]\(([^)#\s]+)", text):
         if "://" not in name:
-            assert (ROOT / name).exists(), name
-    for name in re.findall(r"python (benchmarks/\S+\.py)", README):
+            assert (page.parent / name).exists(), name
+    for name in re.findall(r"python (benchmarks/\S+\.py)", text):
         assert (ROOT / name).exists(), name
+    for module in re.findall(r"python -m (tools[.\w]*)", text):
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_pictures_are_described(page: Path) -> None:
+    for words in re.findall(r"!\[([^\]]*)\]", page.read_text()):
+        assert len(words.split()) >= 5, words
+
+
+def test_messages_that_are_quoted_are_the_codes() -> None:
+    quoted = re.findall("“([^”]+)”", (ROOT / "docs" / "troubleshooting.md").read_text())
+    assert len(quoted) > 40
+    source = "\n".join(file.read_text() for file in (ROOT / "fastdecode").rglob("*.py"))
+    source = re.sub(r'"\s*\n\s*f?"', "", source)
+    assert [words for words in quoted if words not in source] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_names_of_the_reference_exist(page: Path) -> None:
+    """``make docs`` reads them from the source; what is public is in ``fastdecode.__all__``."""
+    names = re.findall(r"^::: ([\w.]+)$", page.read_text(), re.MULTILINE)
+    for name in names:
+        module, _, last = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), last), name
+    if page.name == "api.md":
+        told_elsewhere = {"__version__", "ops"}
+        assert {name.removeprefix("fastdecode.") for name in names} == set(fastdecode.__all__) - told_elsewhere

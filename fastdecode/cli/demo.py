@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from fastdecode.cli.demo_page import Page
 from fastdecode.cli.output import whole_folder
 from fastdecode.cli.progress import loading
 from fastdecode.generation.api import explain, generate
@@ -46,8 +44,7 @@ INSTRUCTIONS: dict[str, Any] = {
 UNCERTAIN = {"temperature": 0.85, "top_p": 0.97}
 EDITED = "In column 1 a red square, on it a blue circle. In column 3 a yellow triangle."
 EDITS = ("Paint the blue circle green.", "Put a purple diamond in column 3.", "Take the top of column 1 away.")
-QUESTION = "<image>Describe the picture."
-ENLARGE = 4
+QUESTION = "Describe the picture."
 
 
 @dataclass
@@ -89,6 +86,12 @@ class Studio:
         self.total += Tally(int((sequences[:, length:] != pad).sum()), drawn, spent)
         return documents
 
+    def describe(self, pictures: list[Image.Image]) -> list[str]:
+        """What the model says that each of ``pictures`` shows."""
+        prompts = [f"<image>{QUESTION}"] * len(pictures)
+        answers = self.ask(prompts, pictures, max_new_tokens=80, do_sample=False)
+        return [" ".join(part for part in answer if isinstance(part, str)) for answer in answers]
+
 
 def first_picture(document: Document) -> Image.Image:
     """The first picture of ``document``. ``RuntimeError`` if there is none."""
@@ -108,11 +111,21 @@ def run_demo(output: Path, seed: int = 0) -> Tally:
         _instructions(studio, page)
         _scales(studio, page)
         _edits_and_captions(studio, page)
+        total = studio.total  # without the descriptions, which only the alternative texts need
+        said = dict(zip(page.unsaid, studio.describe(list(page.unsaid.values())), strict=True))
         effect = explain(model, **processor(text=GOALS[0], return_tensors="pt"), **INSTRUCTIONS)
-        page.write(folder, studio.total, str(effect))
-    print(studio.total)
+        page.write(folder, said, OPENING.format(total=total), str(effect))
+    print(total)
     print(f"look at {output / 'index.html'} ({len(page.pictures)} pictures beside it)")
-    return studio.total
+    return total
+
+
+OPENING = """<p>All pictures and sentences here were made by <em>blocks</em>, the small model that comes with
+fastdecode, when this page was written: {total}. blocks is a Chameleon: it writes text tokens and picture tokens in one
+sequence. It knows a small world of squares, circles, triangles and diamonds, which stand in four columns.</p>
+<p>The alternative text of a picture is what the model was told or wrote about it: the steps before it, or the model's
+own description.</p>"""
+"""The first words of the page, as HTML; ``total`` is a `Tally`."""
 
 
 def _instructions(studio: Studio, page: Page) -> None:
@@ -121,27 +134,34 @@ def _instructions(studio: Studio, page: Page) -> None:
     spent = studio.total.seconds - before.seconds
     page.heading(
         "Illustrated instructions",
-        "The model is given a goal. It writes each step and draws the scene after it, guided by what it would "
-        f"draw from the pictures alone and from nothing, all goals in one batch: {spent:.2f} s.",
+        "The model was asked to build something. It wrote a step, drew the scene after that step, wrote the next step, "
+        f"and ended by itself. All {len(GOALS)} documents were decoded together in {spent:.2f} s.",
     )
-    for goal, document in zip(GOALS, documents, strict=True):
-        page.strip(goal, document, f"instruction-{GOALS.index(goal) + 1}")
+    for number, (goal, document) in enumerate(zip(GOALS, documents, strict=True), 1):
+        page.document(goal, document, f"instruction-{number}")
 
 
 def _scales(studio: Studio, page: Page) -> None:
     page.heading(
-        "Guidance",
-        "The same prompts at several guidance scales, at temperature 0.85 and top_p 0.97. A quarter of the "
-        "captions that the model learned from had one wrong attribute; guidance undoes it.",
+        "What guidance does",
+        f"Each prompt was drawn {SAMPLES} times at each guidance scale (temperature {UNCERTAIN['temperature']}, top_p "
+        f"{UNCERTAIN['top_p']}). Guidance compares what the model would draw with the text and without it, and "
+        "strengthens the difference. Scale 1 is no guidance.",
+        "A quarter of the captions that blocks was trained on had one wrong word. Without guidance it therefore draws "
+        "some wrong colours and places. Scales 1.5 and 2 correct most of them. Scale 3 strengthens the difference so "
+        "much that the small model's own errors grow too: shapes break up, overlap, or get the wrong colour. Of 500 "
+        "such prompts, blocks drew 86% as asked at scale 1, 98% at 1.5 and 2, 93% at 3 and 22% at 6.",
+        "<span class=key>Outlined</span>: pictures that the model itself describes in other words than it was asked.",
     )
     prompts = [f"Draw: {drawing}" for drawing in DRAWINGS for _ in range(SAMPLES)]
     columns = []
     for scale in SCALES:
         documents = studio.ask(prompts, multimodal_generation_mode="image-only", guidance=scale, image=UNCERTAIN)
         columns.append([first_picture(document) for document in documents])
-    for i, drawing in enumerate(DRAWINGS):
-        rows = [(f"scale {s:g}", c[i * SAMPLES : (i + 1) * SAMPLES]) for s, c in zip(SCALES, columns, strict=True)]
-        page.grid(drawing, rows, f"guidance-{i + 1}")
+    rows = [
+        (drawing, [column[i * SAMPLES : (i + 1) * SAMPLES] for column in columns]) for i, drawing in enumerate(DRAWINGS)
+    ]
+    page.comparison([f"scale {scale:g}" for scale in SCALES], rows, "guidance")
 
 
 def _edits_and_captions(studio: Studio, page: Page) -> None:
@@ -155,71 +175,14 @@ def _edits_and_captions(studio: Studio, page: Page) -> None:
         image={"temperature": 0.7, "top_p": 0.9},
     )
     results = [first_picture(document) for document in edited]
-    page.heading("Edits", "A picture and an instruction in, a picture out.")
-    for i, (edit, result) in enumerate(zip(EDITS, results, strict=True)):
-        page.strip(edit, [picture, result], f"edit-{i + 1}")
-    captions = studio.ask([QUESTION] * len(results), results, max_new_tokens=80, do_sample=False)
-    page.heading("Captions", "The edited pictures, described by the same model.")
-    for i, (caption, result) in enumerate(zip(captions, results, strict=True)):
-        said = " ".join(part for part in caption if isinstance(part, str))
-        page.strip("", [result, said], f"caption-{i + 1}")
-
-
-class Page:
-    """A self-contained HTML page, and the same pictures as files."""
-
-    def __init__(self) -> None:
-        self.body: list[str] = []
-        self.pictures: dict[str, Image.Image] = {}
-
-    def heading(self, title: str, words: str) -> None:
-        self.body.append(f"<h2>{html.escape(title)}</h2><p>{html.escape(words)}</p>")
-
-    def strip(self, title: str, document: Document, name: str) -> None:
-        """Add one document, from left to right. Each text is above or beside the picture that follows it."""
-        cells, said, number = [], "", 0
-        for part in document:
-            if isinstance(part, str):
-                said = part
-                continue
-            number += 1
-            cells.append(self._figure(part, said, f"{name}-{number}"))
-            said = ""
-        rest = f"<p class=said>{html.escape(said)}</p>" if said else ""
-        heading = f"<h3>{html.escape(title)}</h3>" if title else ""
-        self.body.append(f"{heading}<div class=strip>{''.join(cells)}{rest}</div>")
-
-    def grid(self, title: str, rows: list[tuple[str, list[Image.Image]]], name: str) -> None:
-        """Add labelled groups of small pictures."""
-        cells = []
-        for k, (label, pictures) in enumerate(rows):
-            drawn = "".join(self._image(p, f"{name}-{k + 1}-{j + 1}", small=True) for j, p in enumerate(pictures))
-            cells.append(f"<figure>{drawn}<figcaption>{html.escape(label)}</figcaption></figure>")
-        self.body.append(f"<h3>{html.escape(title)}</h3><div class=strip>{''.join(cells)}</div>")
-
-    def _figure(self, picture: Image.Image, words: str, name: str) -> str:
-        return f"<figure>{self._image(picture, name)}<figcaption>{html.escape(words)}</figcaption></figure>"
-
-    def _image(self, picture: Image.Image, name: str, small: bool = False) -> str:
-        self.pictures[name] = picture
-        data = io.BytesIO()
-        picture.save(data, "PNG")
-        encoded = base64.b64encode(data.getvalue()).decode()
-        kind = " class=small" if small else ""
-        return f'<img{kind} alt="{html.escape(name)}" src="data:image/png;base64,{encoded}">'
-
-    def write(self, folder: Path, total: Tally, effect: str) -> None:
-        for name, picture in self.pictures.items():
-            size = (picture.width * ENLARGE, picture.height * ENLARGE)
-            picture.resize(size, Image.Resampling.NEAREST).save(folder / f"{name}.png")
-        (folder / "index.html").write_text(
-            "<!doctype html><html lang=en><meta charset=utf-8><title>fastdecode demo</title>"
-            "<style>body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}"
-            "img{width:160px;image-rendering:pixelated;border-radius:4px}img.small{width:76px;margin-right:3px}"
-            "figure{margin:0 14px 8px 0;display:inline-block;vertical-align:top}"
-            "figcaption{max-width:170px;font-size:13px;color:#444}.strip{display:flex;flex-wrap:wrap}"
-            "h3{font-size:15px;margin:1.2em 0 .4em}.said{align-self:center;max-width:420px}"
-            "pre{background:#f4f4f4;padding:1em;overflow:auto;font-size:13px}</style>"
-            f"<h1>fastdecode</h1><p>Drawn by <em>blocks</em>, the embedded model: {html.escape(str(total))}.</p>"
-            f"{''.join(self.body)}<h2>In effect</h2><pre>{html.escape(effect)}</pre></html>\n"
-        )
+    page.heading(
+        "Edits",
+        "The model was given the picture on the left and an instruction. It drew the picture on the right.",
+    )
+    for number, (edit, result) in enumerate(zip(EDITS, results, strict=True), 1):
+        page.edit(picture, edit, result, f"edit-{number}")
+    page.heading(
+        "Captions", f"The model was given the edited pictures and asked: <em>{QUESTION}</em> It wrote the words beside."
+    )
+    for number, (said, result) in enumerate(zip(studio.describe(results), results, strict=True), 1):
+        page.caption(result, said, f"caption-{number}")

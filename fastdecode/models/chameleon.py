@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,11 @@ from fastdecode.models.vq_decoder import VQDecoder, decode_codes, latent_side
 
 BEGIN_IMAGE, END_IMAGE, PLACEHOLDER = "<racm3:break>", "<eoss>", "<image>"
 
+LUMINA = (
+    "fastdecode does not draw with Lumina-mGPT yet: its pictures begin with two size tokens and every row of them ends "
+    "with a token of its own"
+)
+
 
 def supported(model: Any) -> Any:
     """The model inside `torch.compile`'s and PEFT's wrappers, or ``model`` itself. ``TypeError`` or ``ValueError`` if
@@ -29,6 +35,14 @@ def supported(model: Any) -> Any:
     return model
 
 
+def is_lumina(config: Mapping[str, Any], name: str = "") -> bool:
+    """Whether a Chameleon's ``config`` is that of a Lumina-mGPT. Its vocabulary and layers are those of Chameleon, so
+    that only names tell: of its class, of a setting of its training, and of the checkpoint.
+    """
+    trained = any("XLLMX" in kind for kind in config.get("architectures") or []) or "z_loss_weight" in config
+    return trained or re.search(r"lumina[-_]?mgpt", name, re.IGNORECASE) is not None
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """The tokens of one checkpoint, read from its ``vocabulary_map`` and shapes.
@@ -36,7 +50,8 @@ class Vocabulary:
     ``code_ids[c]`` is the token of codebook entry ``c``; ``image_length`` is the number of tokens in a picture, without
     its begin and end tokens; ``context`` is the maximum length of a sequence. ``bos`` is None if there is no ``<s>``.
     A text model has no ``code_ids``, and its ``begin_image``, ``end_image`` and ``placeholder`` are -1. So has a
-    Chameleon whose vocabulary has a ``problem``; its image tokens are ``other_image_ids``.
+    Chameleon whose vocabulary has a ``problem``; its image tokens are ``other_image_ids``. ``cannot_draw``: why the
+    modes that draw are refused; empty if they are not.
     """
 
     size: int
@@ -48,6 +63,7 @@ class Vocabulary:
     context: int
     bos: int | None = None
     pad: int | None = None
+    cannot_draw: str = ""
     other_image_ids: tuple[int, ...] = ()
     problem: str | None = None
 
@@ -116,6 +132,7 @@ class Vocabulary:
             context=config.max_position_embeddings,
             bos=ids.get("<s>"),
             pad=ids.get("<pad>"),
+            cannot_draw=LUMINA if is_lumina(vars(config), config.name_or_path) else "",
         )
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import ChameleonForConditionalGeneration, ChameleonProcessor
 from transformers.utils import logging
 
-from fastdecode.models.chameleon import Vocabulary, attach_decoder
+from fastdecode.models.chameleon import LUMINA, Vocabulary, attach_decoder, is_lumina
 from fastdecode.models.checkpoint import Checkpoint, DecoderWeights, in_short, plain_weights
 from fastdecode.models.vq_decoder import BEFORE_DECODER
 
@@ -55,11 +55,17 @@ def load(
     vqgan_weights = None if vqgan is None else _vqgan_weights(Path(vqgan).expanduser())
     source = _source(name)
     checkpoint = Checkpoint(source, options)
-    kind = checkpoint.config().get("model_type")
+    config = checkpoint.config()
+    kind = config.get("model_type")
     if kind != "chameleon":
         raise ValueError(
             f"{name} is a model of type {kind!r}; fastdecode.load reads Chameleon checkpoints "
             "(config.json with model_type 'chameleon'); models of text are loaded with transformers itself"
+        )
+    if is_lumina(config, str(name)):
+        raise ValueError(
+            f"{name} cannot be loaded: {LUMINA}, and its checkpoints hold no picture encoder. For its text, give "
+            "fastdecode.generate what transformers' ChameleonForConditionalGeneration.from_pretrained returns"
         )
     checkpoint.check_indexes()
     trust = options.pop("trust_remote_code", False)

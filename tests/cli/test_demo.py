@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from fastdecode.cli import demo
+from fastdecode.cli import demo, demo_page
 from tools.blocks import world
 from tools.blocks.recogniser import recognise
 
@@ -22,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read(folder: Path, name: str) -> world.Scene | None:
     with Image.open(folder / f"{name}.png") as picture:
-        assert picture.size == (64 * demo.ENLARGE,) * 2
+        assert picture.size == (64 * demo_page.ENLARGE,) * 2
         return recognise(picture.resize((64, 64), Image.Resampling.NEAREST))
 
 
@@ -48,3 +50,48 @@ def test_instructions_reach_their_goal(folder: Path, number: int, goal: world.Go
     assert demo.GOALS[number - 1] == goal.sentence
     drawn = [read(folder, f"instruction-{number}-{i + 1}") for i in range(len(goal.steps))]
     assert drawn == [step.scene for step in goal.steps]
+
+
+def test_alternative_texts_say_what_the_pictures_show(folder: Path) -> None:
+    """The texts of pictures that were drawn from a caption or edited are scenes; those of steps name the steps."""
+    page = (folder / "index.html").read_text()
+    images = re.findall(r'<img(?P<kind>[^>]*) alt="(?P<alt>[^"]*)" src="data:image/png;base64,(?P<data>[^"]*)"', page)
+    assert len(images) == page.count("<img") > 60
+    agree = scenes = 0
+    for kind, alt, data in images:
+        if alt.startswith("The scene after: Put "):
+            continue
+        scene = recognise(Image.open(io.BytesIO(base64.b64decode(data))))
+        said = alt.removesuffix(" This is not what was asked.")
+        assert ("wrong" in kind) == (said != alt)
+        if scene is not None:  # what is broken is described somehow
+            scenes += 1
+            agree += world.describe(scene) == said
+    assert scenes > 40
+    assert agree >= scenes - 1
+    for number, goal in enumerate(demo.GOALS, 1):
+        assert f"<h3>Asked: {goal}</h3>" in page
+        steps = [alt for _, alt, _ in images if alt.startswith("The scene after: ")]
+        assert len(steps) == len(list(folder.glob("instruction-*.png")))
+        assert (folder / f"instruction-{number}-1.png").exists()
+
+
+def test_what_was_not_drawn_as_asked_is_marked_and_counted(folder: Path) -> None:
+    page = (folder / "index.html").read_text()
+    scores = [int(n) for n in re.findall(r"<div class=score>(\d) of 3 as asked</div>", page)]
+    assert len(scores) == len(demo.DRAWINGS) * len(demo.SCALES)
+    assert page.count("class=wrong") == sum(3 - n for n in scores) > 0
+    for i, drawing in enumerate(demo.DRAWINGS):
+        for j in range(len(demo.SCALES)):
+            drawn = [read(folder, f"guidance-{i + 1}-{j + 1}-{k + 1}") for k in range(demo.SAMPLES)]
+            right = sum(scene is not None and world.describe(scene) == drawing for scene in drawn)
+            assert abs(right - scores[i * len(demo.SCALES) + j]) <= 1
+
+
+def test_edits_show_before_and_after(folder: Path) -> None:
+    page = (folder / "index.html").read_text()
+    for number, edit in enumerate(demo.EDITS, 1):
+        assert re.search(
+            rf"Before</figcaption></figure><div class=order>{edit}</div><figure>.*?After</figcaption>", page
+        )
+        assert read(folder, f"edit-{number}-1") != read(folder, f"edit-{number}-2")
