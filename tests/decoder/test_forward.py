@@ -380,8 +380,9 @@ def test_logits_of_ragged_rows_that_share_beginnings(swin: bool, whole: bool, mo
     rows = [first, first[:20] + other, first[:33], first[:51], other, first[:1], first[:40]]
     cache = decoder.new_cache(decoder.new_pool(pages=60, page_slots=4))
     cache.pool.allocate()
-    for memory in (*cache.keys, *cache.values):
-        memory.fill_(torch.nan)
+    with torch.inference_mode():
+        for memory in (*cache.keys, *cache.values):
+            memory.fill_(torch.nan)
     decoder.prefill(cache, [row[:-1] for row in rows[:1]], Upcoming([rows[0][-1]], [True]))
     decoder.prefill(cache, [row[:-1] for row in rows[1:4]])
     others = rows[4:]
