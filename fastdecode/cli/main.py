@@ -11,6 +11,8 @@ from pathlib import Path
 from fastdecode.cli import arguments as types
 from fastdecode.cli import generate as generate_documents
 from fastdecode.cli import serve
+from fastdecode.cli.process import hide_unneeded, silence
+from fastdecode.extras import missing_package
 
 
 def parser() -> argparse.ArgumentParser:
@@ -101,8 +103,14 @@ def run_benchmark(args: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns 0 on success; for wrong input it prints one sentence and returns 2."""
+    command = "fastdecode"
     try:
         args = parser().parse_args(arguments)
+        command = args.command
+        if arguments is None:  # the process is ours
+            silence()
+            if command in ("demo", "generate", "serve"):
+                hide_unneeded(getattr(args, "model", "blocks"))
         if args.command == "env":
             from fastdecode.cli.env import show
 
@@ -129,7 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"fastdecode: {error}", file=sys.stderr)
         return 2
     except ImportError as error:
-        print(f"fastdecode: {error}; `fastdecode env` tells what is installed", file=sys.stderr)
+        reason = missing_package(command, error)
+        print(f"fastdecode: {reason}; `fastdecode env` tells what is installed", file=sys.stderr)
         return 2
     return 0
 

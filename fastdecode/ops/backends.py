@@ -49,10 +49,10 @@ def _interpreted() -> bool:
 
 @cache
 def _triton_unavailable(interpreted: bool) -> str | None:
-    if find_spec("triton") is None:
-        return "the package triton is not installed"
     if not interpreted and not torch.cuda.is_available():
         return "no GPU that torch can use, and TRITON_INTERPRET=1 is not set"
+    if find_spec("triton") is None:
+        return "the package triton is not installed"
     return None
 
 
