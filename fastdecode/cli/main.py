@@ -103,11 +103,13 @@ def run_benchmark(args: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns 0 on success; for wrong input it prints one sentence and returns 2."""
+    command = "fastdecode"
     try:
         args = parser().parse_args(arguments)
+        command = args.command
         if arguments is None:  # the process is ours
             silence()
-            if args.command in ("demo", "generate", "serve"):
+            if command in ("demo", "generate", "serve"):
                 hide_unneeded(getattr(args, "model", "blocks"))
         if args.command == "env":
             from fastdecode.cli.env import show
@@ -135,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"fastdecode: {error}", file=sys.stderr)
         return 2
     except ImportError as error:
-        reason = missing_package(args.command, error)
+        reason = missing_package(command, error)
         print(f"fastdecode: {reason}; `fastdecode env` tells what is installed", file=sys.stderr)
         return 2
     return 0
