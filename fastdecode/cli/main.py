@@ -61,7 +61,8 @@ def parser() -> argparse.ArgumentParser:
     config = commands.add_parser(
         "config",
         help="flags for those who link the C library",
-        description="Flags for those who link the C library: gcc main.c $(fastdecode config --cflags --libs)",
+        description="Flags for those who link the C library: gcc main.c $(fastdecode config --cflags --libs). "
+        "Paths with spaces are quoted: then write eval gcc main.c $(fastdecode config --cflags --libs)",
     )
     config.add_argument("--cflags", action="store_true", help="for the compiler")
     config.add_argument("--libs", action="store_true", help="for the linker")

@@ -122,7 +122,10 @@ SAMPLE_ERRORS = [
     ({"streams_per_group": 0}, "streams_per_group = 0: must be at least 1"),
     ({"sets": -1}, "sets = -1: must be at least 0"),
     ({"row_stride": 0}, "row_stride = 0: must be at least vocab = 50, or FASTDECODE_REPEAT"),
-    ({"rows": 2**31 - 1, "row_stride": 2**62}, "rows = 2147483647, row_stride = 4611686018427387904: logits would have"),
+    (
+        {"rows": 2**31 - 1, "row_stride": 2**62},
+        "rows = 2147483647, row_stride = 4611686018427387904: logits would have",
+    ),
     ({"groups": 2**31}, "groups = 2147483648: must be at most 2147483647"),
     (
         {"groups": 2**26, "rows": 2**26, "vocab": 65536, "row_stride": 65536},

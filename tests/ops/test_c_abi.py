@@ -96,9 +96,7 @@ def test_exports_only_the_interface():
     library = build_info.get_library()
     symbols = subprocess.run(["nm", "-D", "--defined-only", library], check=True, capture_output=True, text=True)
     names = {line.split()[-1] for line in symbols.stdout.splitlines()}
-    assert names - {"FASTDECODE_2"} == {
-        f"{name}@@FASTDECODE_2" for name in EXPORTS
-    }
+    assert names - {"FASTDECODE_2"} == {f"{name}@@FASTDECODE_2" for name in EXPORTS}
     assert ctypes.CDLL(library).fastdecode_abi_version() == 2
 
 
