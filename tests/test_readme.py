@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import fastdecode
+from fastdecode.build_info import compiler_flags, linker_flags
 from fastdecode.cli.main import parser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,6 +114,24 @@ def test_commands(block: Block, tmp_path: Path) -> None:
             done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() or (words[0] in ("gcc", "g++") and "&&" not in command)  # a compiler is quiet
+
+
+CPP = [pytest.param(b, id=f"{page.name}:{b.line}") for page in PAGES for b in blocks(page, "cpp")]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("block", CPP)
+def test_cpp_programs(block: Block, tmp_path: Path) -> None:
+    """Programs in C++ compile, link and print something."""
+    for header in re.findall(r"#include <(fastdecode/[^>]+)>", block.text):
+        if not (Path(fastdecode.get_include()) / header).exists():
+            pytest.skip(f"{header} is not installed")
+    (tmp_path / "main.cpp").write_text(block.text)
+    flags = [*compiler_flags().split(), *linker_flags().split()]
+    build = ["g++", "-std=c++17", "-Wall", "-Werror", "main.cpp", *flags, "-o", "main"]
+    subprocess.run(build, cwd=tmp_path, check=True, timeout=120)
+    done = subprocess.run(["./main"], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip()
 
 
 def parses(words: list[str]) -> bool:
