@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Built from these: when one changes, the package is built again.
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f)
 
-.PHONY: demo test test-all lint docs bench clean
+.PHONY: demo test test-all lint docs bench package clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.built
@@ -36,6 +36,11 @@ docs: $(VENV)/.built-docs
 bench: $(VENV)/.built-test
 	$(BIN)/python benchmarks/bench_generate.py
 
+# dist/: an sdist and a wheel for every Python and glibc 2.28, checked; each is tried in an empty environment while there
+# is time, and what is skipped is named.
+package: $(VENV)/.built-package
+	$(BIN)/python -m tools.build_wheel --seconds 200
+
 # torch 2.13.0 has a small CPU build here; an open range would fetch several GB of CUDA packages elsewhere.
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
@@ -54,9 +59,13 @@ $(VENV)/.built-dev: $(VENV)/.built-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,dev]"
 	touch $@
 
+$(VENV)/.built-package: $(VENV)/.built-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,package]"
+	touch $@
+
 $(VENV)/.built-docs: $(VENV)/.built-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) build demo fastdecode/lib fastdecode/include fastdecode/*.so
+	rm -rf $(VENV) build dist demo fastdecode/lib fastdecode/include fastdecode/*.so

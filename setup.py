@@ -1,14 +1,20 @@
 """Builds the C++ parts with CMake and Ninja; everything else is in pyproject.toml."""
 
 import os
+import shlex
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")
+"""One module and one wheel serve every Python from 3.11 on. A Python without a GIL has no such stable interface: it
+gets a module of its own.
+"""
 
 
 class CMakeBuild(build_ext):
@@ -33,22 +39,24 @@ class CMakeBuild(build_ext):
         return (Path(self.build_temp) / "cmake").resolve()
 
     def _install(self, package: Path) -> None:
-        for old in package.glob("lib/**/*fastdecode_cuda*"):  # of a build that had it
-            old.unlink()
+        old = (*package.glob("lib/libfastdecode*"), *package.glob("lib/**/*fastdecode_cuda*"), *package.glob("_C.*.so"))
+        for file in old:  # of a build with other names or options
+            file.unlink(missing_ok=True)
         command = ["cmake", "--install", str(self._cmake_directory()), "--prefix", str(package)]
         subprocess.run(command, check=True)
 
     def build_extension(self, ext: Extension) -> None:
-        import pybind11
-
         build = self._cmake_directory()
         build.mkdir(parents=True, exist_ok=True)
         options = [
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            "-DFASTDECODE_PYTHON=ON",
+            f"-DFASTDECODE_LIMITED_API={'ON' if LIMITED_API else 'OFF'}",
             f"-DFASTDECODE_CUDA={self._cuda()}",
-            *os.environ.get("CMAKE_ARGS", "").split(),
+            "-DFASTDECODE_SYMLINKS=OFF",  # a wheel has none
+            "-DCMAKE_INSTALL_LIBDIR=lib",
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         configure = ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build), *options]
         subprocess.run(configure, check=True)
@@ -66,6 +74,7 @@ setup(
     ],
     # Another package is imported as `triton_kernels`: ours exists only under `fastdecode`.
     package_dir={"fastdecode.triton_kernels": "triton_kernels"},
-    ext_modules=[Extension("fastdecode._C", sources=[])],
+    ext_modules=[Extension("fastdecode._C", sources=[], py_limited_api=LIMITED_API)],
     cmdclass={"build_ext": CMakeBuild},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED_API else {},
 )

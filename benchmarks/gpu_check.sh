@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one call of at most nine minutes: build, run every kernel's tests on the device against
 # the reference, bit by bit, then time kernels, steps, pictures and draws beside their rivals. Needs no network: a machine
-# with torch for CUDA, triton, transformers, cmake, ninja, pybind11 and pytest, and nvcc for the CUDA library.
+# with torch for CUDA, triton, transformers, cmake, ninja and pytest, and nvcc for the CUDA library.
 #
 #     benchmarks/gpu_check.sh                        # all parts, on a machine with a GPU
 #     benchmarks/gpu_check.sh build step rivals      # some of them

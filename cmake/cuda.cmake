@@ -1,5 +1,10 @@
 # libfastdecode_cuda.so: the sampler and the grammar on an NVIDIA GPU. Included by CMakeLists.txt.
-set(FASTDECODE_CUDA AUTO CACHE STRING
+# A project that only includes this one does not get it unasked: it takes half a minute.
+set(FASTDECODE_CUDA_DEFAULT OFF)
+if(PROJECT_IS_TOP_LEVEL)
+  set(FASTDECODE_CUDA_DEFAULT AUTO)
+endif()
+set(FASTDECODE_CUDA ${FASTDECODE_CUDA_DEFAULT} CACHE STRING
   "Build libfastdecode_cuda.so: ON, OFF, or AUTO, which is where a CUDA compiler is found")
 set_property(CACHE FASTDECODE_CUDA PROPERTY STRINGS AUTO ON OFF)
 
@@ -38,10 +43,8 @@ target_compile_definitions(fastdecode_cuda PRIVATE FASTDECODE_CUDA_BUILDING)
 target_compile_options(fastdecode_cuda PRIVATE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-ffp-contract=off>
   $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false;--threads=2>)
-set_target_properties(fastdecode_cuda PROPERTIES EXPORT_NAME cuda CUDA_RUNTIME_LIBRARY Static)
-target_link_options(fastdecode_cuda PRIVATE -static-libstdc++ -static-libgcc
-  -Wl,--exclude-libs,ALL -Wl,--no-undefined)
-
-install(TARGETS fastdecode_cuda EXPORT fastdecode LIBRARY DESTINATION lib)
-configure_file(cmake/fastdecode_cuda.pc.in fastdecode_cuda.pc @ONLY)
-install(FILES ${CMAKE_CURRENT_BINARY_DIR}/fastdecode_cuda.pc DESTINATION lib/pkgconfig)
+set_target_properties(fastdecode_cuda PROPERTIES EXPORT_NAME cuda CUDA_RUNTIME_LIBRARY Static
+  SOVERSION ${FASTDECODE_ABI_VERSION})
+target_link_options(fastdecode_cuda PRIVATE -static-libstdc++ -static-libgcc -Wl,--no-undefined
+  "LINKER:--version-script=${CMAKE_CURRENT_SOURCE_DIR}/cmake/exports_cuda.map")
+add_library(fastdecode::cuda ALIAS fastdecode_cuda)

@@ -87,12 +87,16 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "ops":
-        return import_module("fastdecode.ops")
-    if name in _HOMES:
-        value = getattr(import_module(_HOMES[name]), name)
-        globals()[name] = value
-        return value
+    if name in _HOMES or name == "ops":
+        try:
+            home = import_module(_HOMES.get(name, "fastdecode.ops"))
+        except ImportError as error:
+            from fastdecode.extras import missing_package
+
+            raise missing_package(f"fastdecode.{name}", error) from error
+        if name != "ops":
+            globals()[name] = getattr(home, name)
+        return globals()[name]
     raise AttributeError(f"module 'fastdecode' has no attribute {name!r}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import platform
 import sys
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from fastdecode import versions
 
 PACKAGES = (
     "torch",
@@ -20,16 +23,31 @@ PACKAGES = (
     "pillow",
     "tqdm",
     "triton",
+    "torchao",
     "fastapi",
     "uvicorn",
+    "prometheus_client",
+    "matplotlib",
 )
 MODULES = {"pillow": "PIL"}
-OPTIONAL = {"triton", "fastapi", "uvicorn"}
-VARIABLES = {
-    "FASTDECODE_BACKEND": "sampling backend where none is named: reference, cpu",
-    "FASTDECODE_CPU_ISA": "most that the kernels may use: portable, avx2, avx512",
-    "OMP_NUM_THREADS": "threads of torch's operations",
+OPTIONAL = {
+    "triton": "extra gpu",
+    "torchao": "quantised weights",
+    "fastapi": "extra serve",
+    "uvicorn": "extra serve",
+    "prometheus_client": "extra serve",
+    "matplotlib": "plots",
 }
+VARIABLES = {
+    "FASTDECODE_BACKEND": "sampling backend where none is named: reference, cpu, triton",
+    "FASTDECODE_CPU_ISA": "most that the kernels may use: portable, avx2, avx512, avx512bf16",
+    "OMP_NUM_THREADS": "threads of torch's operations",
+    "TRITON_INTERPRET": "1: Triton's kernels run in Python on the CPU, for tests",
+}
+_AVX2 = ("avx2", "fma", "f16c")
+_AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
+INSTRUCTION_SETS = {"portable": (), "avx2": _AVX2, "avx512": _AVX512, "avx512bf16": (*_AVX512, "avx512_bf16")}
+"""Those that the C++ kernels are compiled for, the narrowest first, and what each needs of the processor."""
 
 
 def _attempt(find: Callable[[], Any]) -> Any:
@@ -44,12 +62,20 @@ def _attempt(find: Callable[[], Any]) -> Any:
 
 
 def _package(name: str) -> str:
+    """The version, and in words what is wrong with it."""
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
-        return "not installed" + (" (optional)" if name in OPTIONAL else "")
-    imported = _attempt(lambda: importlib.import_module(MODULES.get(name, name)) and "")
-    return f"{version} {imported}".strip()
+        return f"not installed (optional: {OPTIONAL[name]})" if name in OPTIONAL else "not installed"
+    module = MODULES.get(name, name)
+    if name in OPTIONAL:  # not imported: only some commands need it, and it takes its time
+        broken = _attempt(lambda: "" if importlib.util.find_spec(module) else "broken: its files are missing")
+    else:
+        broken = _attempt(lambda: importlib.import_module(module) and "")
+    if broken:
+        return f"{version} {broken}"
+    said = _attempt(lambda: versions.remark(name, version))
+    return f"{version} ({said})" if said else version
 
 
 def _processor() -> str:
@@ -73,7 +99,15 @@ def _gpu() -> str:
 def _backends() -> dict[str, str]:
     from fastdecode.ops.backends import BACKENDS, unavailable
 
-    return {name: unavailable(name) or "available" for name in BACKENDS}
+    found = {name: unavailable(name) or "available" for name in BACKENDS}
+    return {**found, "cuda": _cuda_library()}
+
+
+def _cuda_library() -> str:
+    """CUDA kernels are for those who link them; in Python, Triton's do the same."""
+    library = Path(__file__).parent / "lib" / "libfastdecode_cuda.so"
+    built = f"built: {library}" if library.exists() else "not built (FASTDECODE_CUDA=1 pip install . builds it)"
+    return f"for C and C++ only, Python uses triton; {built}"
 
 
 def _library() -> str:
@@ -89,6 +123,37 @@ def _instruction_set() -> str:
     return isa
 
 
+def _instruction_sets() -> dict[str, str]:
+    """For each, whether the kernels use it, could use it, or what the processor lacks."""
+    used = _attempt(_instruction_set)
+    flags = _flags()
+    found = {}
+    for name, needed in INSTRUCTION_SETS.items():
+        lacking = [flag for flag in needed if flag not in flags]
+        if name == used:
+            found[name] = "in use"
+        elif lacking:
+            found[name] = f"this processor lacks {', '.join(lacking)}"
+        else:
+            found[name] = "available"
+    return found
+
+
+def _flags() -> set[str]:
+    """What the processor says it can do."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return set(line.split(":", 1)[1].split())
+    return set()
+
+
+def _interface() -> int:
+    from fastdecode.ops.backends import core
+
+    version: int = core().abi_version()
+    return version
+
+
 def _threads() -> int:
     import torch
 
@@ -101,11 +166,27 @@ def _embedded() -> str:
     return f"{folder} ({size / 2**20:.1f} MiB)" if size else f"missing at {folder}"
 
 
+WRONG = ("broken: ", "too old: ", "newer than ", "a version number ")
+
+
+def problems(facts: Any, name: str = "") -> list[str]:
+    """One sentence for each collected fact that is wrong, and for each version that was not tried."""
+    if isinstance(facts, dict):
+        return [found for key, fact in facts.items() for found in problems(fact, key)]
+    if facts == "not installed":
+        return [f"{name} is not installed"]
+    if isinstance(facts, str) and any(word in facts for word in WRONG):
+        return [f"{name}: {facts}"]
+    return []
+
+
 def collect() -> dict[str, Any]:
-    """All facts as plain data. A fact that could not be found out is a text that begins with ``broken:``."""
+    """All facts as plain data. A fact that could not be found out is a text that begins with ``broken:``. ``problems``
+    lists what is wrong, in sentences.
+    """
     from fastdecode import __version__
 
-    return {
+    facts = {
         "fastdecode": __version__,
         "python": sys.version.split()[0],
         "platform": platform.platform(),
@@ -115,8 +196,11 @@ def collect() -> dict[str, Any]:
         "gpu": _attempt(_gpu),
         "packages": {name: _package(name) for name in PACKAGES},
         "library": _attempt(_library),
+        "C interface": _attempt(_interface),
         "sampling backends": _attempt(_backends),
         "instruction set": _attempt(_instruction_set),
+        "instruction sets": _attempt(_instruction_sets),
         "embedded model": _attempt(_embedded),
         "environment": {name: f"{os.environ.get(name, 'not set')} ({meaning})" for name, meaning in VARIABLES.items()},
     }
+    return {**facts, "problems": problems(facts)}

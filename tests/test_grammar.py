@@ -339,7 +339,7 @@ def test_other_sets_for_the_same_modes():
     tables = compile_grammar("interleaved-text-image", tiny(2), [EOS]).tables
     with pytest.raises(ValueError, match=r"len\(sets\) = 1: must be 4, as many as there are"):
         tables.with_sets(TokenSets([[(0, 1)]]))
-    with pytest.raises(ValueError, match=r"allowed\[3\]\[0\] = \(0, 11\): leaves the vocabulary of 10 ids"):
+    with pytest.raises(ValueError, match=r"allowed\[3\]\[0\] = \(0, 11\): leaves the vocabulary of 10 tokens"):
         tables.with_sets(TokenSets([[], [], [], [(0, 11)]]))
     with pytest.raises(ValueError, match="sets: must be on cpu, got meta"):
         tables.with_sets(TokenSets([[], [], [], []], device="meta"))

@@ -55,13 +55,15 @@ def test_operations(backend: str, other_default):
 
 
 @pytest.mark.parametrize("other_default", [torch.bfloat16, torch.float64], ids=str, indirect=True)
-@pytest.mark.parametrize("fused", [True, False])
-def test_generate(fused: bool, other_default, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("way", ["fused", "operations", "forward"])
+def test_generate(way: str, other_default, monkeypatch: pytest.MonkeyPatch):
     model = drawing_model(5, resolution=16)
     prompts = padded([[BOS, *text_ids(model, i, n)] for i, n in enumerate((9, 5))])
     options = {"multimodal_generation_mode": "interleaved-text-image", "do_sample": True, "seed": 3, "guidance": 2.0}
-    if not fused:
+    if way == "operations":
         monkeypatch.setattr("fastdecode.decoder.decoder.unsupported_reason", lambda model: "no")
+    if way == "forward":
+        model.model.layers[0].register_forward_hook(lambda module, args, output: None)
     expected = fastdecode.generate(model, **prompts, **options, repetition_penalty=1.2, max_new_tokens=60)
     other_default()
     found = fastdecode.generate(model, **prompts, **options, repetition_penalty=1.2, max_new_tokens=60)

@@ -5,72 +5,81 @@
 
 #include <cinttypes>
 #include <cmath>
-#include <cstring>
 
 #include "core/dtypes.h"
 #include "core/error.h"
 #include "core/sample_group.h"
+#include "core/sizes.h"
+#include "core/structs.h"
 #include "fastdecode/fastdecode.h"
-
-// Returns what `check` returns if that is not FASTDECODE_OK.
-#define CHECKED(check)                              \
-  do {                                              \
-    const fastdecode_result checked_ = (check);     \
-    if (checked_ != FASTDECODE_OK) return checked_; \
-  } while (0)
-
-// Returns FASTDECODE_INVALID_ARGUMENT with this message if the condition holds.
-#define INVALID_IF(condition, ...) \
-  if (condition) return fail(FASTDECODE_INVALID_ARGUMENT, __VA_ARGS__)
 
 namespace fastdecode {
 namespace {
 
-// What every init function begins with: all zero, and the size.
-template <typename Args>
-void set_up(Args* args) {
-  std::memset(args, 0, sizeof *args);
-  args->size = sizeof *args;
-}
-
-// A struct of arguments: given, and set up by this library's `init`. Each has only one layout yet;
-// a later one will be larger, and an older caller's struct will get defaults for what it lacks.
-template <typename Args>
-fastdecode_result check_struct(const Args* args, const char* init) {
-  INVALID_IF(args == nullptr, "args = NULL: must point to the arguments");
-  INVALID_IF(args->size != sizeof *args, "args->size = %zu: this library expects %zu; call %s",
-             args->size, sizeof *args, init);
-  return FASTDECODE_OK;
-}
-
-inline fastdecode_result check_sample_dtype(const fastdecode_sample_args& a) {
-  INVALID_IF(!is_dtype(a.dtype), "dtype = %d: must be a fastdecode_dtype", a.dtype);
+inline fastdecode_result check_dtype(int32_t dtype) {
+  INVALID_IF(!is_dtype(dtype), "dtype = %d: must be 0 (float32), 1 (bfloat16) or 2 (float16)",
+             dtype);
   return FASTDECODE_OK;
 }
 
 inline fastdecode_result check_vocab(int64_t vocab) {
-  INVALID_IF(vocab < 0 || vocab > kMaxVocab, "vocab = %" PRId64 ": must be in [0, %" PRId64 "]",
+  INVALID_IF(vocab < 1 || vocab > kMaxVocab, "vocab = %" PRId64 ": must be in [1, %" PRId64 "]",
              vocab, kMaxVocab);
   return FASTDECODE_OK;
+}
+
+// `count` rows or groups, each of which begins `stride` elements after the one before.
+inline fastdecode_result check_stride(const char* name, int64_t stride, const char* array,
+                                      const char* counted, int64_t count, int64_t vocab) {
+  if (count <= 1 || stride == FASTDECODE_REPEAT) return FASTDECODE_OK;
+  INVALID_IF(stride < vocab,
+             "%s = %" PRId64 ": must be at least vocab = %" PRId64 ", or FASTDECODE_REPEAT", name,
+             stride, vocab);
+  return check_array(array, {{counted, count}, {name, stride}});
+}
+
+inline fastdecode_result check_sample_sizes(const fastdecode_sample_args& a) {
+  CHECKED(check_numbers({{"rows", a.rows, 0},
+                         {"groups", a.groups, 0},
+                         {"streams_per_group", a.streams_per_group, 1},
+                         {"sets", a.sets, 0},
+                         {"threads", a.threads, 0}}));
+  CHECKED(check_vocab(a.vocab));
+  CHECKED(check_stride("row_stride", a.row_stride, "logits", "rows", a.rows, a.vocab));
+  CHECKED(
+      check_array("streams", {{"groups", a.groups}, {"streams_per_group", a.streams_per_group}}));
+  if (a.noise == nullptr) return FASTDECODE_OK;
+  return check_stride("noise_stride", a.noise_stride, "noise", "groups", a.groups, a.vocab);
 }
 
 // Of fastdecode_sample_args or fastdecode_advance_args.
 template <typename Args>
 fastdecode_result check_default_streams(const Args& a) {
   INVALID_IF(a.streams == nullptr && (a.streams_per_group != 1 || a.groups > a.rows),
-             "streams = NULL: needs streams_per_group = 1 and groups <= rows");
+             "streams = NULL: must be given unless streams_per_group = 1 and groups <= rows; here "
+             "streams_per_group = %" PRId64 ", groups = %" PRId64 ", rows = %" PRId64,
+             a.streams_per_group, a.groups, a.rows);
   return FASTDECODE_OK;
+}
+
+// The strides as the kernels use them: 0 for FASTDECODE_REPEAT. The arguments have been checked.
+inline void resolve_strides(Given<fastdecode_sample_args>& args) {
+  if (args->row_stride == FASTDECODE_REPEAT) args.own().row_stride = 0;
+  if (args->noise_stride == FASTDECODE_REPEAT) args.own().noise_stride = 0;
 }
 
 // The pointers of a call that has groups.
 inline fastdecode_result check_sample_pointers(const fastdecode_sample_args& a) {
-  INVALID_IF(a.logits == nullptr && a.rows > 0 && a.vocab > 0,
-             "logits = NULL: must point to the logits");
-  INVALID_IF(a.token == nullptr || a.logprob == nullptr || a.kept == nullptr || a.status == nullptr,
-             "token, logprob, kept and status must not be NULL");
+  CHECKED(check_pointers({{"logits", a.logits, a.rows > 0},
+                          {"token", a.token, true},
+                          {"logprob", a.logprob, true},
+                          {"kept", a.kept, true},
+                          {"status", a.status, true}}));
   CHECKED(check_default_streams(a));
   INVALID_IF(a.sets > 0 && a.set_offsets == nullptr,
-             "set_offsets = NULL: must be given with sets > 0");
+             "set_offsets = NULL: must be given with sets = %" PRId64, a.sets);
+  INVALID_IF(a.sets == 0 && (a.ranges != nullptr || a.set_offsets != nullptr),
+             "sets = 0: must be at least 1 where there are ranges or set_offsets");
   return FASTDECODE_OK;
 }
 
@@ -98,37 +107,50 @@ inline fastdecode_result check_parameters(const fastdecode_sample_args& a, int64
   CHECKED(check_parameter("min_p", a.min_p, a.min_p_value, groups, "in [0, 1]", in_unit_interval));
   CHECKED(check_parameter("penalty", a.penalty, a.penalty_value, groups, "finite and > 0",
                           [](float x) { return x > 0.0f && std::isfinite(x); }));
-  INVALID_IF(a.contrast_k < 0, "contrast_k = %d: must be >= 0", a.contrast_k);
-  INVALID_IF(a.contrast_k > 0 && !in_unit_interval(a.contrast_alpha),
-             "contrast_alpha = %g: must be in [0, 1]", static_cast<double>(a.contrast_alpha));
+  const bool penalises = a.penalty != nullptr || a.penalty_value != 1.0f;
+  INVALID_IF(penalises && a.seen == nullptr,
+             "seen = NULL: must be given with a penalty, which applies to the tokens seen");
+  INVALID_IF(a.contrast_k < 0, "contrast_k = %d: must be at least 0", a.contrast_k);
+  INVALID_IF(!in_unit_interval(a.contrast_alpha), "contrast_alpha = %g: must be in [0, 1]",
+             static_cast<double>(a.contrast_alpha));
+  INVALID_IF(a.contrast_alpha > 0.0f && a.contrast_k == 0,
+             "contrast_k = 0: must be at least 1 with contrast_alpha = %g",
+             static_cast<double>(a.contrast_alpha));
   return FASTDECODE_OK;
 }
 
 inline fastdecode_result check_advance_sizes(const fastdecode_advance_args& a) {
-  INVALID_IF(a.groups < 0 || a.rows < 0 || a.streams_per_group < 0 || a.vocab < 0 ||
-                 a.capacity < 0 || a.grammar.class_range_count < 0,
-             "groups, rows, streams_per_group, vocab, capacity and class_range_count must be >= 0");
-  return FASTDECODE_OK;
+  CHECKED(check_numbers({{"groups", a.groups, 0},
+                         {"rows", a.rows, 0},
+                         {"streams_per_group", a.streams_per_group, 1},
+                         {"capacity", a.capacity, 0, kMaxElements},
+                         {"grammar.class_range_count", a.grammar.class_range_count, 0}}));
+  CHECKED(check_vocab(a.vocab));
+  CHECKED(
+      check_array("streams", {{"groups", a.groups}, {"streams_per_group", a.streams_per_group}}));
+  if (a.sequences == nullptr) return FASTDECODE_OK;
+  return check_array("sequences", {{"groups", a.groups}, {"capacity", a.capacity}});
 }
 
-// The grammar's pointers, and those to the state of groups.
+// The grammar's sizes and pointers, and the pointers to the state of groups.
 inline fastdecode_result check_advance_pointers(const fastdecode_advance_args& a) {
   const fastdecode_grammar& tables = a.grammar;
-  INVALID_IF(tables.modes < 1 || tables.classes < 1,
-             "grammar.modes = %" PRId64 ", grammar.classes = %" PRId64 ": must be at least 1",
-             tables.modes, tables.classes);
-  INVALID_IF(tables.set_of == nullptr || tables.forced == nullptr || tables.following == nullptr,
-             "grammar.set_of, grammar.forced and grammar.following must not be NULL");
-  INVALID_IF(tables.class_ranges == nullptr && tables.class_range_count > 0,
-             "grammar.class_ranges = NULL: must be given with class_range_count > 0");
-  INVALID_IF(a.mode == nullptr || a.step == nullptr || a.finished == nullptr,
-             "mode, step and finished must not be NULL");
-  return FASTDECODE_OK;
+  CHECKED(
+      check_numbers({{"grammar.modes", tables.modes, 1}, {"grammar.classes", tables.classes, 1}}));
+  CHECKED(check_array("grammar.following",
+                      {{"grammar.modes", tables.modes}, {"grammar.classes", tables.classes}}));
+  return check_pointers(
+      {{"grammar.set_of", tables.set_of, true},
+       {"grammar.forced", tables.forced, true},
+       {"grammar.following", tables.following, true},
+       {"grammar.class_ranges", tables.class_ranges, tables.class_range_count > 0},
+       {"mode", a.mode, true},
+       {"step", a.step, true},
+       {"finished", a.finished, true}});
 }
 
 inline fastdecode_result check_advance_tokens(const fastdecode_advance_args& a) {
-  INVALID_IF(a.token == nullptr, "token = NULL: must point to the tokens");
-  return FASTDECODE_OK;
+  return check_pointers({{"token", a.token, true}});
 }
 
 inline fastdecode_result check_advance_streams(const fastdecode_advance_args& a) {
@@ -140,9 +162,10 @@ inline fastdecode_result check_advance_streams(const fastdecode_advance_args& a)
 
 // What the grammar and the groups' steps say must not be given as well.
 inline fastdecode_result check_sample_of_advance(const fastdecode_sample_args& sample) {
-  INVALID_IF(sample.set_index != nullptr || sample.step != nullptr,
-             "sample->set_index and sample->step must be NULL: the grammar and the steps of the "
-             "groups take their place");
+  INVALID_IF(sample.set_index != nullptr,
+             "sample->set_index: must be NULL, since the grammar chooses the sets");
+  INVALID_IF(sample.step != nullptr,
+             "sample->step: must be NULL, since advance->step numbers the tokens");
   return FASTDECODE_OK;
 }
 
@@ -162,7 +185,7 @@ inline fastdecode_advance_args joined(const fastdecode_sample_args& sample,
 inline fastdecode_result check_same_seen(const fastdecode_sample_args& sample,
                                          const fastdecode_advance_args& advance) {
   INVALID_IF(sample.seen != nullptr && sample.seen != advance.seen,
-             "sample->seen must be NULL or advance->seen");
+             "sample->seen: must be NULL or advance->seen");
   return FASTDECODE_OK;
 }
 

@@ -39,7 +39,7 @@ fastdecode_result check_mode(const fastdecode_advance_args& a, int32_t mode, int
   const int32_t forced = tables.forced[mode];
   if (forced < -1 || forced >= a.vocab) {
     return fail(FASTDECODE_INVALID_ARGUMENT,
-                "grammar.forced[%d] = %d: must be an id below %" PRId64 ", or -1", mode, forced,
+                "grammar.forced[%d] = %d: must be a token below %" PRId64 ", or -1", mode, forced,
                 a.vocab);
   }
   for (int64_t c = 0; c < tables.classes; ++c) {
@@ -68,12 +68,12 @@ fastdecode_result check_group(const fastdecode_advance_args& a, int64_t g, int64
   }
   if (a.sequences != nullptr && a.step[g] >= a.capacity) {
     return fail(FASTDECODE_INVALID_ARGUMENT,
-                "step[%" PRId64 "] = %" PRId64 ": sequences have room for %" PRId64 " ids", g,
+                "step[%" PRId64 "] = %" PRId64 ": sequences have room for %" PRId64 " tokens", g,
                 a.step[g], a.capacity);
   }
   if (sets < 0 && (a.token[g] < -1 || a.token[g] >= a.vocab)) {
     return fail(FASTDECODE_INVALID_ARGUMENT,
-                "token[%" PRId64 "] = %" PRId64 ": must be an id below %" PRId64 ", or -1", g,
+                "token[%" PRId64 "] = %" PRId64 ": must be a token below %" PRId64 ", or -1", g,
                 a.token[g], a.vocab);
   }
   for (int64_t k = 0; a.streams != nullptr && k < a.streams_per_group; ++k) {
@@ -103,16 +103,16 @@ fastdecode_result check_advance_args(const fastdecode_advance_args& args, int64_
 
 extern "C" {
 
-void fastdecode_advance_args_init(fastdecode_advance_args* args) {
-  fastdecode::set_up(args);
-  args->streams_per_group = 1;
+fastdecode_result fastdecode_advance_args_init_sized(fastdecode_advance_args* args, size_t size) {
+  return fastdecode::set_up(args, size);
 }
 
 fastdecode_result fastdecode_advance(const fastdecode_advance_args* given) {
   using namespace fastdecode;
-  CHECKED(check_struct(given, "fastdecode_advance_args_init"));
-  CHECKED(check_advance_args(*given, -1));
-  for (int64_t group = 0; group < given->groups; ++group) advance_group(*given, group);
+  Given<fastdecode_advance_args> args;
+  CHECKED(args.take("args", given));
+  CHECKED(check_advance_args(*args, -1));
+  for (int64_t group = 0; group < args->groups; ++group) advance_group(*args, group);
   return FASTDECODE_OK;
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/dtypes.h"
+#include "core/sizes.h"
 #include "cpu/decode_linear.h"
 #include "cpu/memory.h"
 #include "cpu/thread_pool.h"
@@ -18,19 +19,24 @@ constexpr int64_t kStretch = 512;
 
 Attention::Attention(const Rows& rows, const DecodeKernels& kernels, int threads)
     : rows_(rows), kernels_(kernels), group_(rows.heads / rows.kv_heads), limit_(threads) {
-  const int64_t kv = rows.kv_heads * rows.head_dim, heads = rows.rows * rows.kv_heads;
-  int64_t stored = 0;
+  const double kv = static_cast<double>(rows.kv_heads * rows.head_dim);
+  double stored = 0.0;  // keys and values that are read
   for (int64_t r = 0; r < rows.rows; ++r) {
     longest_ = std::max(longest_, tokens_of(r));
-    stored += 2 * tokens_of(r) * kv;
+    stored += 2.0 * static_cast<double>(tokens_of(r)) * kv;
   }
   parts_ = std::max<int64_t>(longest_ + kStretch - 1, kStretch) / kStretch;
   scratch_stride_ = rounded_up(rows.head_dim + std::min(longest_, kStretch));
-  attend_threads_ = useful_threads(stored * size_of(rows.dtype), stored * group_, limit_);
-  place_threads_ = useful_threads(0, heads * group_ * rows.head_dim * 16, limit_);
+  attend_threads_ = useful_threads(stored * static_cast<double>(size_of(rows.dtype)),
+                                   stored * static_cast<double>(group_), limit_);
+  const double queries = static_cast<double>(rows.rows) * static_cast<double>(rows.heads);
+  place_threads_ = useful_threads(0.0, queries * static_cast<double>(rows.head_dim) * 16.0, limit_);
 }
 
 int64_t Attention::floats() const {
+  const double least = static_cast<double>(rows_.rows * rows_.heads) *
+                       static_cast<double>(rows_.head_dim) * static_cast<double>(parts_);
+  if (least > static_cast<double>(kMaxElements)) return INT64_MAX;  // the sums below could overflow
   const int64_t heads = rows_.rows * rows_.heads * parts_;
   return rounded_up(heads * rows_.head_dim) + 2 * rounded_up(heads) +
          rows_.rows * rows_.kv_heads * parts_ * scratch_stride_;

@@ -43,7 +43,8 @@ class Attention {
  public:
   Attention(const Rows& rows, const DecodeKernels& kernels, int threads);
 
-  // Floats of working memory that it needs, which `use` gives it.
+  // Floats of working memory that it needs, which `use` gives it. More than kMaxElements: there
+  // is not so much.
   int64_t floats() const;
   void use(float* memory);
 

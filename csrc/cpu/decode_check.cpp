@@ -75,38 +75,9 @@ fastdecode_result check_pages(const Args& a, int64_t last) {
   return FASTDECODE_OK;
 }
 
-}  // namespace
-
-fastdecode_result check_numbers(std::initializer_list<Number> numbers) {
-  for (const Number& n : numbers) {
-    if (n.value < n.least) {
-      return fail(FASTDECODE_INVALID_ARGUMENT, "%s = %lld: must be at least %lld", n.name,
-                  static_cast<long long>(n.value), static_cast<long long>(n.least));
-    }
-  }
-  return FASTDECODE_OK;
-}
-
-fastdecode_result check_pointers(std::initializer_list<Pointer> pointers) {
-  for (const Pointer& p : pointers) {
-    if (p.needed && p.pointer == nullptr) {
-      return fail(FASTDECODE_INVALID_ARGUMENT, "%s = NULL: must not be", p.name);
-    }
-  }
-  return FASTDECODE_OK;
-}
-
-fastdecode_result check_dtype(int32_t dtype) {
-  if (is_dtype(dtype)) return FASTDECODE_OK;
-  return fail(FASTDECODE_INVALID_ARGUMENT,
-              "dtype = %d: must be 0 (float32), 1 (bfloat16) or 2 (float16)", dtype);
-}
-
-namespace {
-
-// The numbers of an operation on heads and pages.
+// The sizes of an operation on heads and pages.
 template <typename Args>
-fastdecode_result check_shapes(const Args& a, int64_t least_head_dim) {
+fastdecode_result check_heads_and_pages(const Args& a, int64_t least_head_dim) {
   CHECKED(check_numbers({{"rows", a.rows, 0},
                          {"heads", a.heads, 1},
                          {"kv_heads", a.kv_heads, 1},
@@ -114,29 +85,36 @@ fastdecode_result check_shapes(const Args& a, int64_t least_head_dim) {
                          {"pages", a.pages, 0},
                          {"page_slots", a.page_slots, 1},
                          {"table_width", a.table_width, 0},
-                         {"table_stride", a.table_stride, a.table_width},
+                         {"table_stride", a.table_stride, a.table_width, kMaxElements},
                          {"threads", a.threads, 0}}));
   CHECKED(check_dtype(a.dtype));
-  return check_heads(a.heads, a.kv_heads);
+  CHECKED(check_heads(a.heads, a.kv_heads));
+  CHECKED(check_array("table", {{"rows", a.rows}, {"table_stride", a.table_stride}}));
+  // Twice: queries with keys and values.
+  CHECKED(check_array("queries, keys and values",
+                      {{"rows", a.rows + 2}, {"heads", a.heads}, {"head_dim", a.head_dim}}));
+  return check_array("keys", {{"pages", a.pages},
+                              {"kv_heads", a.kv_heads},
+                              {"page_slots", a.page_slots},
+                              {"head_dim", a.head_dim}});
 }
 
 }  // namespace
 
 fastdecode_result check_decode_args(const fastdecode_decode_args& a) {
-  CHECKED(check_numbers({{"layer_count", a.layer_count, 0},
-                         {"hidden", a.hidden, 1},
-                         {"inner", a.inner, 1},
-                         {"heads", a.heads, 1},
-                         {"kv_heads", a.kv_heads, 1},
-                         {"head_dim", a.head_dim, 2},
-                         {"rows", a.rows, 0},
-                         {"pages", a.pages, 0},
-                         {"page_slots", a.page_slots, 1},
-                         {"table_width", a.table_width, 0},
-                         {"table_stride", a.table_stride, a.table_width},
-                         {"threads", a.threads, 0}}));
-  CHECKED(check_dtype(a.dtype));
-  CHECKED(check_heads(a.heads, a.kv_heads));
+  CHECKED(check_size("fastdecode_layer", "args->layer_size", a.layer_size, kFirstLayerSize,
+                     sizeof(fastdecode_layer)));
+  CHECKED(check_numbers(
+      {{"layer_count", a.layer_count, 0}, {"hidden", a.hidden, 1}, {"inner", a.inner, 1}}));
+  CHECKED(check_heads_and_pages(a, 2));
+  CHECKED(check_array("x", {{"rows", a.rows}, {"hidden", a.hidden}}));
+  CHECKED(check_array("the result of gate", {{"rows", a.rows}, {"inner", a.inner}}));
+  CHECKED(check_array("gate", {{"inner", a.inner}, {"hidden", a.hidden}}));
+  CHECKED(check_array("q", {{"heads", a.heads}, {"head_dim", a.head_dim}, {"hidden", a.hidden}}));
+  CHECKED(check_not_negative({{"epsilon", a.epsilon}, {"qk_epsilon", a.qk_epsilon}}));
+  INVALID_IF(!std::isfinite(a.scale) || a.scale == 0.0f,
+             "scale = %g: must be finite and not 0; 1 / sqrt(head_dim) is usual",
+             static_cast<double>(a.scale));
   CHECKED(check_halves(a.head_dim));
   CHECKED(check_pointers({{"layers", a.layers, a.layer_count > 0},
                           {"norm", a.norm, true},
@@ -146,7 +124,7 @@ fastdecode_result check_decode_args(const fastdecode_decode_args& a) {
                           {"sin", a.sin, a.rows > 0},
                           {"x", a.x, a.rows > 0}}));
   for (int64_t i = 0; i < a.layer_count; ++i) {
-    const fastdecode_layer& l = a.layers[i];
+    const fastdecode_layer l = layer_at(a, i);
     if (const char* name = missing(l)) {
       return fail(FASTDECODE_INVALID_ARGUMENT, "layers[%lld].%s = NULL: must not be",
                   static_cast<long long>(i), name);
@@ -160,8 +138,9 @@ fastdecode_result check_decode_args(const fastdecode_decode_args& a) {
 }
 
 fastdecode_result check_rope_append_args(const fastdecode_rope_append_args& a) {
-  CHECKED(check_shapes(a, 2));
+  CHECKED(check_heads_and_pages(a, 2));
   CHECKED(check_halves(a.head_dim));
+  CHECKED(check_not_negative({{"epsilon", a.epsilon}}));
   const bool any = a.rows > 0;
   CHECKED(check_pointers({{"qkv", a.qkv, any},
                           {"cos", a.cos, any},
@@ -177,7 +156,8 @@ fastdecode_result check_rope_append_args(const fastdecode_rope_append_args& a) {
 }
 
 fastdecode_result check_attend_args(const fastdecode_attend_args& a) {
-  CHECKED(check_shapes(a, 1));
+  CHECKED(check_heads_and_pages(a, 1));
+  INVALID_IF(!std::isfinite(a.scale), "scale = %g: must be finite", static_cast<double>(a.scale));
   const bool any = a.rows > 0;
   CHECKED(check_pointers({{"queries", a.queries, any},
                           {"keys", a.keys, any},

@@ -67,8 +67,8 @@ const DecodeKernels& decode_kernels() {
   return decode_kernels_portable;
 }
 
-int useful_threads(int64_t bytes, int64_t work, int limit) {
-  return std::max(bytes / kBytesPerThread, work / kWorkPerThread) > 1 ? limit : 1;
+int useful_threads(double bytes, double work, int limit) {
+  return bytes >= 2.0 * kBytesPerThread || work >= 2.0 * kWorkPerThread ? limit : 1;
 }
 
 bool run_linears(const Linear* linears, int count, int dtype, const float* x, int64_t rows,
@@ -93,8 +93,10 @@ bool run_linears(const Linear* linears, int count, int dtype, const float* x, in
     kernels.round(x, rows * k, rounded);
     job.args.x = rounded;
   }
-  const int64_t bytes = features * k * size_of(dtype);
-  parallel_for(items, useful_threads(bytes, features * k * rows, threads), run_item, &job);
+  const double weights = static_cast<double>(features) * static_cast<double>(k);
+  const double bytes = weights * static_cast<double>(size_of(dtype));
+  parallel_for(items, useful_threads(bytes, weights * static_cast<double>(rows), threads), run_item,
+               &job);
   return true;
 }
 

@@ -11,8 +11,8 @@ namespace fastdecode {
 const DecodeKernels& decode_kernels();
 
 // `limit`, or 1 if the work is too small to be worth waking other threads: `bytes` are read in all,
-// and `work` multiplications done.
-int useful_threads(int64_t bytes, int64_t work, int limit);
+// and `work` multiplications done. Not integers: their product could overflow.
+int useful_threads(double bytes, double work, int limit);
 
 struct Linear {
   const void* weight;  // (features, k) dense

@@ -17,6 +17,7 @@ namespace {
 // Gives `attention` the memory that it works in; false if there is none.
 bool give_memory(Attention& attention) {
   static thread_local Memory memory;
+  if (attention.floats() > kMaxElements) return false;
   void* found = memory.reserve(attention.floats() * int64_t{sizeof(float)});
   attention.use(static_cast<float*>(found));
   return found != nullptr;
@@ -35,18 +36,17 @@ fastdecode_result fastdecode_linear(const void* weight, int32_t dtype, const flo
                                     const float* x, int64_t rows, int64_t k, int64_t features,
                                     float* out, int64_t out_stride, int32_t threads) {
   using namespace fastdecode;
-  if (rows < 0 || k < 1 || features < 0 || threads < 0 || out_stride < features) {
-    return fail(FASTDECODE_INVALID_ARGUMENT,
-                "rows = %lld, k = %lld, features = %lld, out_stride = %lld, threads = %d: none may "
-                "be negative, k must be at least 1 and out_stride at least features",
-                static_cast<long long>(rows), static_cast<long long>(k),
-                static_cast<long long>(features), static_cast<long long>(out_stride), threads);
-  }
+  CHECKED(check_numbers({{"rows", rows, 0},
+                         {"k", k, 1},
+                         {"features", features, 0},
+                         {"out_stride", out_stride, features, kMaxElements},
+                         {"threads", threads, 0}}));
   CHECKED(check_dtype(dtype));
+  CHECKED(check_array("weight", {{"features", features}, {"k", k}}));
+  CHECKED(check_array("x", {{"rows", rows}, {"k", k}}));
+  CHECKED(check_array("out", {{"rows", rows}, {"out_stride", out_stride}}));
   if (rows == 0 || features == 0) return FASTDECODE_OK;
-  if (weight == nullptr || x == nullptr || out == nullptr) {
-    return fail(FASTDECODE_INVALID_ARGUMENT, "weight, x and out must not be NULL");
-  }
+  CHECKED(check_pointers({{"weight", weight, true}, {"x", x, true}, {"out", out, true}}));
   CHECKED(check_isa());
   const Linear linear = {weight, bias, features};
   if (!run_linears(&linear, 1, dtype, x, rows, k, out, out_stride, false, thread_limit(threads))) {
@@ -60,6 +60,8 @@ fastdecode_result fastdecode_rms_norm(const float* x, const float* residual, con
                                       float* out, int32_t threads) {
   using namespace fastdecode;
   CHECKED(check_numbers({{"rows", rows, 0}, {"n", n, 1}, {"threads", threads, 0}}));
+  CHECKED(check_array("x", {{"rows", rows}, {"n", n}}));
+  CHECKED(check_not_negative({{"epsilon", epsilon}}));
   const bool any = rows > 0;
   CHECKED(check_pointers({{"x", x, any}, {"weight", weight, any}, {"out", out, any}}));
   if ((residual == nullptr) != (sum == nullptr) && any) {
@@ -76,6 +78,7 @@ fastdecode_result fastdecode_swiglu(const float* gate_up, int64_t rows, int64_t 
                                     int32_t threads) {
   using namespace fastdecode;
   CHECKED(check_numbers({{"rows", rows, 0}, {"inner", inner, 1}, {"threads", threads, 0}}));
+  CHECKED(check_array("gate_up", {{"rows", rows}, {"inner", inner}}));
   CHECKED(check_pointers({{"gate_up", gate_up, rows > 0}, {"out", out, rows > 0}}));
   CHECKED(check_isa());
   gate_rows({decode_kernels(), gate_up, inner, out}, rows, thread_limit(threads));
@@ -89,12 +92,14 @@ fastdecode_result fastdecode_embed(const int64_t* tokens, int64_t rows, const vo
   CHECKED(check_numbers(
       {{"rows", rows, 0}, {"vocab", vocab, 0}, {"hidden", hidden, 1}, {"threads", threads, 0}}));
   CHECKED(check_dtype(dtype));
+  CHECKED(check_array("weight", {{"vocab", vocab}, {"hidden", hidden}}));
+  CHECKED(check_array("out", {{"rows", rows}, {"hidden", hidden}}));
   const bool any = rows > 0;
   CHECKED(check_pointers(
       {{"tokens", tokens, any}, {"weight", weight, any && vocab > 0}, {"out", out, any}}));
   for (int64_t r = 0; r < rows; ++r) {
     if (tokens[r] < 0 || tokens[r] >= vocab) {
-      return fail(FASTDECODE_INVALID_ARGUMENT, "tokens[%lld] = %lld: must be an id in [0, %lld)",
+      return fail(FASTDECODE_INVALID_ARGUMENT, "tokens[%lld] = %lld: must be a token in [0, %lld)",
                   static_cast<long long>(r), static_cast<long long>(tokens[r]),
                   static_cast<long long>(vocab));
     }
@@ -104,16 +109,16 @@ fastdecode_result fastdecode_embed(const int64_t* tokens, int64_t rows, const vo
   return FASTDECODE_OK;
 }
 
-void fastdecode_rope_append_args_init(fastdecode_rope_append_args* args) {
-  fastdecode::set_up(args);
-  args->threads = 1;
-  args->epsilon = 1e-5f;
+fastdecode_result fastdecode_rope_append_args_init_sized(fastdecode_rope_append_args* args,
+                                                         size_t size) {
+  return fastdecode::set_up(args, size);
 }
 
 fastdecode_result fastdecode_rope_append(const fastdecode_rope_append_args* given) {
   using namespace fastdecode;
-  CHECKED(check_struct(given, "fastdecode_rope_append_args_init"));
-  const fastdecode_rope_append_args& a = *given;
+  Given<fastdecode_rope_append_args> args;
+  CHECKED(args.take("args", given));
+  const fastdecode_rope_append_args& a = *args;
   CHECKED(check_rope_append_args(a));
   CHECKED(check_isa());
   if (a.rows == 0) return FASTDECODE_OK;
@@ -140,16 +145,15 @@ fastdecode_result fastdecode_rope_append(const fastdecode_rope_append_args* give
   return FASTDECODE_OK;
 }
 
-void fastdecode_attend_args_init(fastdecode_attend_args* args) {
-  fastdecode::set_up(args);
-  args->threads = 1;
-  args->scale = 1.0f;
+fastdecode_result fastdecode_attend_args_init_sized(fastdecode_attend_args* args, size_t size) {
+  return fastdecode::set_up(args, size);
 }
 
 fastdecode_result fastdecode_attend(const fastdecode_attend_args* given) {
   using namespace fastdecode;
-  CHECKED(check_struct(given, "fastdecode_attend_args_init"));
-  const fastdecode_attend_args& a = *given;
+  Given<fastdecode_attend_args> args;
+  CHECKED(args.take("args", given));
+  const fastdecode_attend_args& a = *args;
   CHECKED(check_attend_args(a));
   CHECKED(check_isa());
   if (a.rows == 0) return FASTDECODE_OK;

@@ -32,7 +32,7 @@ void embed_one(const EmbedRows& a, int64_t row) {
 template <typename Args, void (*one)(const Args&, int64_t)>
 void share(const Args& args, int64_t rows, int64_t work, int threads) {
   parallel_for(
-      rows, useful_threads(0, rows * work, threads),
+      rows, useful_threads(0.0, static_cast<double>(rows) * static_cast<double>(work), threads),
       [](void* of, int64_t row) { one(*static_cast<const Args*>(of), row); },
       const_cast<Args*>(&args));
 }

@@ -31,6 +31,7 @@ class Runner {
         rounded_up(s.rows * s.inner),
     };
     int64_t total = attention_.floats();
+    if (total > kMaxElements) return false;
     for (const int64_t size : sizes) total += size;
     static thread_local Memory memory;
     float* at = static_cast<float*>(memory.reserve(total * int64_t{sizeof(float)}));
@@ -47,7 +48,7 @@ class Runner {
   // False if there was no memory.
   bool run() {
     for (int64_t i = 0; i < step_.layer_count; ++i) {
-      layer_ = &step_.layers[i];
+      layer_ = layer_at(step_, i);
       if (!attention() || !mlp()) return false;
     }
     norm(step_.x, step_.norm, step_.x);
@@ -79,7 +80,7 @@ class Runner {
   }
 
   bool attention() {
-    const fastdecode_layer& l = *layer_;
+    const fastdecode_layer& l = layer_;
     const float* input = block_input(l.norm_attention);
     const Linear qkv[] = {{l.q, l.q_bias, queries_}, {l.k, l.k_bias, kv_}, {l.v, l.v_bias, kv_}};
     const int64_t stride = queries_ + 2 * kv_;
@@ -102,7 +103,7 @@ class Runner {
   }
 
   bool mlp() {
-    const fastdecode_layer& l = *layer_;
+    const fastdecode_layer& l = layer_;
     const float* input = block_input(l.norm_mlp);
     const Linear gate_up[] = {{l.gate, l.gate_bias, step_.inner}, {l.up, l.up_bias, step_.inner}};
     if (!linear(gate_up, 2, input, step_.hidden, gate_up_, 2 * step_.inner, false)) return false;
@@ -121,7 +122,7 @@ class Runner {
   const int64_t queries_, kv_;  // floats of a row's queries, and of its keys
   const int threads_;
   Attention attention_;
-  const fastdecode_layer* layer_ = nullptr;
+  fastdecode_layer layer_ = {};
   float *normed_ = nullptr, *qkv_ = nullptr, *attended_ = nullptr;
   float *gate_up_ = nullptr, *gated_ = nullptr;
 };
@@ -131,23 +132,24 @@ class Runner {
 
 extern "C" {
 
-void fastdecode_decode_args_init(fastdecode_decode_args* args) {
-  fastdecode::set_up(args);
-  args->threads = 1;
-  args->epsilon = 1e-5f;
-  args->qk_epsilon = 1e-5f;
+fastdecode_result fastdecode_decode_args_init_sized(fastdecode_decode_args* args, size_t size,
+                                                    size_t layer_size) {
+  const fastdecode_result result = fastdecode::set_up(args, size);
+  if (result == FASTDECODE_OK) args->layer_size = layer_size;
+  return result;
 }
 
 fastdecode_result fastdecode_decode_step(const fastdecode_decode_args* given) {
   using namespace fastdecode;
-  CHECKED(check_struct(given, "fastdecode_decode_args_init"));
-  CHECKED(check_decode_args(*given));
+  Given<fastdecode_decode_args> args;
+  CHECKED(args.take("args", given));
+  CHECKED(check_decode_args(*args));
   CHECKED(check_isa());
-  if (given->rows == 0) return FASTDECODE_OK;
-  Runner runner(*given, decode_kernels());
+  if (args->rows == 0) return FASTDECODE_OK;
+  Runner runner(*args, decode_kernels());
   if (!runner.reserve() || !runner.run()) {
     return fail(FASTDECODE_OUT_OF_MEMORY, "no memory for a step of %lld rows",
-                static_cast<long long>(given->rows));
+                static_cast<long long>(args->rows));
   }
   return FASTDECODE_OK;
 }

@@ -68,8 +68,9 @@ void run_group(void* context, int64_t group) {
 }
 
 int threads_for(const fastdecode_sample_args& args) {
-  const int64_t logits = args.groups * args.streams_per_group * args.vocab;
-  if (args.threads == 1 || logits < kLogitsToShare) return 1;
+  const double logits = static_cast<double>(args.groups * args.streams_per_group) *
+                        static_cast<double>(args.vocab);  // an int64_t could overflow
+  if (args.threads == 1 || logits < static_cast<double>(kLogitsToShare)) return 1;
   return thread_limit(args.threads);
 }
 
@@ -84,7 +85,7 @@ fastdecode_result run(Call& call) {
     for (int64_t group = 0; group < args.groups; ++group) run_group(&call, group);
   }
   if (!call.out_of_memory.load()) return FASTDECODE_OK;
-  return fail(FASTDECODE_OUT_OF_MEMORY, "no memory for the scratch of %lld ids",
+  return fail(FASTDECODE_OUT_OF_MEMORY, "no memory to sample from %lld tokens",
               static_cast<long long>(args.vocab));
 }
 
@@ -93,32 +94,34 @@ fastdecode_result run(Call& call) {
 
 extern "C" {
 
-void fastdecode_sample_args_init(fastdecode_sample_args* args) {
-  fastdecode::set_up(args);
-  args->threads = 1;
-  args->streams_per_group = 1;
-  args->temperature_value = 1.0f;
-  args->top_p_value = 1.0f;
-  args->penalty_value = 1.0f;
+fastdecode_result fastdecode_sample_args_init_sized(fastdecode_sample_args* args, size_t size) {
+  return fastdecode::set_up(args, size);
 }
 
 fastdecode_result fastdecode_sample(const fastdecode_sample_args* given) {
   using namespace fastdecode;
-  CHECKED(check_sample_args(given));
-  Call call = {sample_group(), given, nullptr, 1, {false}};
+  Given<fastdecode_sample_args> args;
+  CHECKED(args.take("args", given));
+  CHECKED(check_sample_args(*args));
+  resolve_strides(args);
+  Call call = {sample_group(), &*args, nullptr, 1, {false}};
   return run(call);
 }
 
-fastdecode_result fastdecode_sample_advance(const fastdecode_sample_args* sample,
-                                            const fastdecode_advance_args* given) {
+fastdecode_result fastdecode_sample_advance(const fastdecode_sample_args* given_sample,
+                                            const fastdecode_advance_args* given_advance) {
   using namespace fastdecode;
-  CHECKED(check_sample_args(sample));
+  Given<fastdecode_sample_args> sample;
+  CHECKED(sample.take("sample", given_sample));
+  CHECKED(check_sample_args(*sample));
   CHECKED(check_sample_of_advance(*sample));
-  CHECKED(check_struct(given, "fastdecode_advance_args_init"));
-  const fastdecode_advance_args advance = joined(*sample, *given);
+  Given<fastdecode_advance_args> own;
+  CHECKED(own.take("advance", given_advance));
+  const fastdecode_advance_args advance = joined(*sample, *own);
   CHECKED(check_same_seen(*sample, advance));
   CHECKED(check_advance_args(advance, sample->sets > 0 ? sample->sets : 1));
-  Call call = {sample_group(), sample, &advance, 1, {false}};
+  resolve_strides(sample);
+  Call call = {sample_group(), &*sample, &advance, 1, {false}};
   const fastdecode_result result = run(call);
   for (int64_t group = 0; result == FASTDECODE_OK && group < advance.groups; ++group) {
     advance_group(advance, group);

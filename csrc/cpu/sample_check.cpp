@@ -7,10 +7,8 @@ namespace fastdecode {
 namespace {
 
 fastdecode_result check_shapes(const fastdecode_sample_args& a) {
-  CHECKED(check_sample_dtype(a));
-  INVALID_IF(a.rows < 0 || a.groups < 0 || a.streams_per_group < 0 || a.sets < 0 || a.threads < 0,
-             "rows, groups, streams_per_group, sets and threads must be >= 0");
-  CHECKED(check_vocab(a.vocab));
+  CHECKED(check_dtype(a.dtype));
+  CHECKED(check_sample_sizes(a));
   if (a.groups == 0) return FASTDECODE_OK;
   CHECKED(check_sample_pointers(a));
   INVALID_IF(a.sets > 0 && a.ranges == nullptr && a.set_offsets[a.sets] > a.set_offsets[0],
@@ -67,8 +65,8 @@ fastdecode_result check_sets(const fastdecode_sample_args& a) {
       }
       if (hi > a.vocab) {
         return fail(FASTDECODE_INVALID_ARGUMENT,
-                    "ranges[%" PRId64 "] = (%d, %d): leaves the vocabulary of %" PRId64 " ids", r,
-                    lo, hi, a.vocab);
+                    "ranges[%" PRId64 "] = (%d, %d): leaves the vocabulary of %" PRId64 " tokens",
+                    r, lo, hi, a.vocab);
       }
       end = hi;
     }
@@ -78,9 +76,7 @@ fastdecode_result check_sets(const fastdecode_sample_args& a) {
 
 }  // namespace
 
-fastdecode_result check_sample_args(const fastdecode_sample_args* given) {
-  CHECKED(check_struct(given, "fastdecode_sample_args_init"));
-  const fastdecode_sample_args& args = *given;
+fastdecode_result check_sample_args(const fastdecode_sample_args& args) {
   CHECKED(check_isa());
   CHECKED(check_shapes(args));
   CHECKED(check_streams(args));

@@ -7,6 +7,6 @@ namespace fastdecode {
 
 // FASTDECODE_OK, or FASTDECODE_INVALID_ARGUMENT with a message that names the argument, the value
 // and its index in the words of fastdecode/ops/sample/checks.py.
-fastdecode_result check_sample_args(const fastdecode_sample_args* args);
+fastdecode_result check_sample_args(const fastdecode_sample_args& args);
 
 }  // namespace fastdecode

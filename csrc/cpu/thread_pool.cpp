@@ -19,6 +19,9 @@ namespace {
 // of a decode step follow each other faster than a sleeping thread wakes.
 constexpr int kLooks = 1500;
 
+// A call starts no more threads than this, or than there are processors, however many it may use.
+constexpr int kMostThreads = 64;
+
 inline void pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -241,7 +244,7 @@ int processors() {
 }
 
 int thread_limit(int32_t threads) {
-  return threads > 0 ? threads : processors();
+  return threads > 0 ? std::min(threads, std::max(kMostThreads, processors())) : processors();
 }
 
 void parallel_for(int64_t items, int threads, void (*run)(void*, int64_t), void* context) {

@@ -5,35 +5,26 @@
 namespace fastdecode {
 namespace {
 
-constexpr int64_t kMaxBlocks = (int64_t{1} << 31) - 1;  // of a launch
-
-fastdecode_result check_group_count(int64_t groups) {
-  INVALID_IF(groups > kMaxBlocks, "groups = %" PRId64 ": must be at most %" PRId64, groups,
-             kMaxBlocks);
-  return FASTDECODE_OK;
-}
+constexpr int64_t kMaxBlocks = kMaxCount;  // of a launch
 
 }  // namespace
 
-fastdecode_result check_cuda_sample(const fastdecode_sample_args* args, int64_t largest_set) {
-  CHECKED(check_struct(args, "fastdecode_sample_args_init"));
-  const fastdecode_sample_args& a = *args;
-  CHECKED(check_sample_dtype(a));
-  INVALID_IF(a.rows < 0 || a.groups < 0 || a.streams_per_group < 0 || a.sets < 0,
-             "rows, groups, streams_per_group and sets must be >= 0");
-  CHECKED(check_vocab(a.vocab));
-  CHECKED(check_group_count(a.groups));
-  INVALID_IF(largest_set < 0, "largest_set = %" PRId64 ": must be >= 0", largest_set);
+fastdecode_result check_cuda_sizes(const fastdecode_sample_args& a, int64_t largest_set) {
+  CHECKED(check_numbers({{"groups", a.groups, 0}, {"largest_set", largest_set, 0, INT64_MAX}}));
+  return check_vocab(a.vocab);
+}
+
+fastdecode_result check_cuda_sample(const fastdecode_sample_args& a, int64_t largest_set) {
+  CHECKED(check_dtype(a.dtype));
+  CHECKED(check_sample_sizes(a));
+  CHECKED(check_cuda_sizes(a, largest_set));
   if (a.groups == 0) return FASTDECODE_OK;
   CHECKED(check_sample_pointers(a));
   return check_parameters(a, 0);
 }
 
-fastdecode_result check_cuda_advance(const fastdecode_advance_args* args, bool draws) {
-  CHECKED(check_struct(args, "fastdecode_advance_args_init"));
-  const fastdecode_advance_args& a = *args;
+fastdecode_result check_cuda_advance(const fastdecode_advance_args& a, bool draws) {
   CHECKED(check_advance_sizes(a));
-  CHECKED(check_group_count(a.groups));
   if (a.groups == 0) return FASTDECODE_OK;
   CHECKED(check_advance_pointers(a));
   if (!draws) CHECKED(check_advance_tokens(a));

@@ -31,9 +31,9 @@ inline size_t workspace_of(const fastdecode_sample_args& a, int64_t largest_set)
   return chunks == 0 ? 0 : workspace_of_group(chunks) * static_cast<size_t>(a.groups);
 }
 
-inline fastdecode_result check_sample(const fastdecode_sample_args* args, int64_t largest_set) {
+inline fastdecode_result check_sample(const fastdecode_sample_args& args, int64_t largest_set) {
   CHECKED(check_cuda_sample(args, largest_set));
-  return check_cuda_blocks(args->groups, chunks_of(*args, largest_set));
+  return check_cuda_blocks(args.groups, chunks_of(args, largest_set));
 }
 
 // Launches one kernel after another, until CUDA refuses one.
@@ -100,20 +100,24 @@ fastdecode_result run_sample(Device& device, const fastdecode_sample_args& a,
 
 template <class Device>
 fastdecode_result run_advance(Device& device, const fastdecode_advance_args* given) {
-  CHECKED(check_cuda_advance(given, false));
-  if (given->groups == 0) return FASTDECODE_OK;
-  const int64_t blocks = (given->groups + kAdvanceThreads - 1) / kAdvanceThreads;
-  return device.template launch<Advance, kAdvanceThreads>(blocks, 0, *given);
+  Given<fastdecode_advance_args> args;
+  CHECKED(args.take("args", given));
+  CHECKED(check_cuda_advance(*args, false));
+  if (args->groups == 0) return FASTDECODE_OK;
+  const int64_t blocks = (args->groups + kAdvanceThreads - 1) / kAdvanceThreads;
+  return device.template launch<Advance, kAdvanceThreads>(blocks, 0, *args);
 }
 
 // The arguments of a sample_advance's advance: those given, with those that it takes from the
 // sample's. The sample's have been checked.
-inline fastdecode_result join(const fastdecode_sample_args* sample,
+inline fastdecode_result join(const fastdecode_sample_args& sample,
                               const fastdecode_advance_args* given, fastdecode_advance_args* to) {
-  CHECKED(check_sample_of_advance(*sample));
-  if (given != nullptr) *to = joined(*sample, *given);
-  CHECKED(check_cuda_advance(given != nullptr ? to : nullptr, true));
-  return check_same_seen(*sample, *to);
+  CHECKED(check_sample_of_advance(sample));
+  Given<fastdecode_advance_args> own;
+  CHECKED(own.take("advance", given));
+  *to = joined(sample, *own);
+  CHECKED(check_cuda_advance(*to, true));
+  return check_same_seen(sample, *to);
 }
 
 }  // namespace

@@ -1,75 +1,123 @@
 // fastdecode._C: passes pointers, which Python holds as integers, to the C interface. It knows
 // nothing of torch: its callers in fastdecode/ops and fastdecode/decoder check shapes and dtypes,
 // and keep the tensors alive. Calls that may take long release the GIL.
+//
+// It uses Python's stable ABI only, so that one build serves every Python from 3.11 on. Every
+// function gets its arguments as an array (METH_FASTCALL).
 
-#include <pybind11/pybind11.h>
+#include <Python.h>
 
+#include <cstdint>
 #include <type_traits>
 
 #include "core/numerics.h"
 #include "core/philox.h"
 #include "fastdecode/fastdecode.h"
 
-namespace py = pybind11;
-
 namespace {
 
 template <typename T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
+T* pointer(int64_t address) {
+  return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
 }
 
-void check(fastdecode_result result) {
-  if (result == FASTDECODE_INVALID_ARGUMENT) throw py::value_error(fastdecode_last_error());
-  if (result != FASTDECODE_OK) throw std::runtime_error(fastdecode_last_error());
+// None, or null with the exception set that `result` stands for.
+PyObject* outcome(fastdecode_result result) {
+  if (result == FASTDECODE_OK) Py_RETURN_NONE;
+  const bool invalid = result == FASTDECODE_INVALID_ARGUMENT;
+  PyErr_SetString(invalid ? PyExc_ValueError : PyExc_RuntimeError, fastdecode_last_error());
+  return nullptr;
 }
 
-// Reads the fields of an argument struct from a tuple, in order. Every call does this, so it uses
-// Python's own conversions, which take half the time of pybind11's.
+// Calls `run` without the GIL.
+template <typename Run>
+PyObject* outcome_of(Run run) {
+  PyThreadState* state = PyEval_SaveThread();
+  const fastdecode_result result = run();
+  PyEval_RestoreThread(state);
+  return outcome(result);
+}
+
+// Reads numbers from a tuple or from a function's arguments, in order. The first that cannot be
+// read sets a Python exception; those after it are skipped, and end() is false.
 class Fields {
  public:
-  explicit Fields(const py::tuple& fields) : fields_(fields) {}
+  explicit Fields(PyObject* tuple) : tuple_(tuple) {
+    if (PyTuple_Check(tuple)) {
+      count_ = PyTuple_Size(tuple);
+    } else {
+      fail(PyExc_TypeError, "the fields must be a tuple");
+    }
+  }
+  Fields(PyObject* const* arguments, Py_ssize_t count) : arguments_(arguments), count_(count) {}
 
   template <typename T>
   void operator()(T*& field) {
-    field = pointer<T>(static_cast<uintptr_t>(integer()));
+    field = pointer<T>(integer());
   }
   template <typename T>
   void operator()(T& field) {
     if constexpr (std::is_floating_point_v<T>) {
-      const double value = PyFloat_AsDouble(next().ptr());
-      if (value == -1.0 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+      PyObject* object = next();
+      if (object == nullptr) return;
+      const double value = PyFloat_AsDouble(object);
+      if (value == -1.0 && PyErr_Occurred() != nullptr) ok_ = false;
       field = static_cast<T>(value);
     } else {
-      const long long value = integer();
+      const int64_t value = integer();
       field = static_cast<T>(value);
-      if (static_cast<long long>(field) != value) throw py::value_error("a field is too large");
+      if (static_cast<int64_t>(field) != value) fail(PyExc_ValueError, "a field is too large");
     }
   }
-  void end() const {
-    if (read_ != fields_.size()) throw py::type_error("too many fields");
+
+  // True if every number could be read and none is left over.
+  bool end() {
+    if (ok_ && read_ != count_) fail(PyExc_TypeError, "too many fields");
+    return ok_;
   }
 
  private:
-  long long integer() {
-    const long long value = PyLong_AsLongLong(next().ptr());
-    if (value == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
-    return value;
+  int64_t integer() {
+    PyObject* object = next();
+    if (object == nullptr) return 0;
+    const long long value = PyLong_AsLongLong(object);
+    if (value != -1 || PyErr_Occurred() == nullptr) return value;
+    ok_ = false;
+    return 0;
   }
 
-  py::handle next() {
-    if (read_ == fields_.size()) throw py::type_error("too few fields");
-    return fields_[read_++];
+  PyObject* next() {
+    if (!ok_) return nullptr;
+    if (read_ == count_) return fail(PyExc_TypeError, "too few fields");
+    const Py_ssize_t i = read_++;
+    return tuple_ != nullptr ? PyTuple_GetItem(tuple_, i) : arguments_[i];
   }
 
-  const py::tuple& fields_;
-  size_t read_ = 0;
+  PyObject* fail(PyObject* exception, const char* message) {
+    if (ok_) PyErr_SetString(exception, message);
+    ok_ = false;
+    return nullptr;
+  }
+
+  PyObject* tuple_ = nullptr;
+  PyObject* const* arguments_ = nullptr;
+  Py_ssize_t count_ = 0;
+  Py_ssize_t read_ = 0;
+  bool ok_ = true;
 };
 
-fastdecode_sample_args sample_args(const py::tuple& tuple) {
-  fastdecode_sample_args a;
+// The functions of this module, as METH_FASTCALL calls them.
+using Arguments = PyObject* const*;
+
+bool exactly(Py_ssize_t wanted, Py_ssize_t count) {
+  if (count == wanted) return true;
+  PyErr_Format(PyExc_TypeError, "takes %zd arguments, not %zd", wanted, count);
+  return false;
+}
+
+bool fill(fastdecode_sample_args& a, PyObject* fields) {
   fastdecode_sample_args_init(&a);
-  Fields read(tuple);
+  Fields read(fields);
   read(a.logits), read(a.dtype), read(a.threads), read(a.rows), read(a.vocab), read(a.row_stride);
   read(a.groups), read(a.streams_per_group), read(a.streams), read(a.weights);
   read(a.ranges), read(a.set_offsets), read(a.sets), read(a.set_index);
@@ -79,104 +127,22 @@ fastdecode_sample_args sample_args(const py::tuple& tuple) {
   read(a.penalty_value), read(a.seed_value), read(a.step_value);
   read(a.contrast_alpha), read(a.contrast_k), read(a.seen), read(a.noise), read(a.noise_stride);
   read(a.token), read(a.logprob), read(a.kept), read(a.status);
-  read.end();
-  return a;
+  return read.end();
 }
 
-fastdecode_advance_args advance_args(const py::tuple& tuple) {
-  fastdecode_advance_args a;
+bool fill(fastdecode_advance_args& a, PyObject* fields) {
   fastdecode_advance_args_init(&a);
-  Fields read(tuple);
+  Fields read(fields);
   fastdecode_grammar& g = a.grammar;
   read(g.modes), read(g.classes), read(g.set_of), read(g.tight_set_of), read(g.room);
   read(g.forced), read(g.following), read(g.class_ranges), read(g.class_range_count);
   read(a.groups), read(a.streams_per_group), read(a.streams), read(a.rows), read(a.vocab);
   read(a.token), read(a.mode), read(a.step), read(a.limit), read(a.finished), read(a.inputs);
   read(a.lengths), read(a.seen), read(a.sequences), read(a.capacity);
-  read.end();
-  return a;
+  return read.end();
 }
 
-void sample(const py::tuple& fields) {
-  const fastdecode_sample_args args = sample_args(fields);
-  fastdecode_result result;
-  {
-    py::gil_scoped_release released;
-    result = fastdecode_sample(&args);
-  }
-  check(result);
-}
-
-void advance(const py::tuple& fields) {
-  const fastdecode_advance_args args = advance_args(fields);
-  check(fastdecode_advance(&args));
-}
-
-void sample_advance(const py::tuple& sample_fields, const py::tuple& advance_fields) {
-  const fastdecode_sample_args sample = sample_args(sample_fields);
-  const fastdecode_advance_args advance = advance_args(advance_fields);
-  fastdecode_result result;
-  {
-    py::gil_scoped_release released;
-    result = fastdecode_sample_advance(&sample, &advance);
-  }
-  check(result);
-}
-
-// The first field, `layers`, is the address of fastdecode_layer[layer_count]. Python fills that
-// array as one of 64-bit addresses.
-static_assert(sizeof(fastdecode_layer) == 22 * sizeof(int64_t), "an address takes 64 bits");
-
-void decode_step(const py::tuple& fields) {
-  fastdecode_decode_args a;
-  fastdecode_decode_args_init(&a);
-  Fields read(fields);
-  read(a.layers), read(a.layer_count), read(a.hidden), read(a.inner), read(a.heads);
-  read(a.kv_heads), read(a.head_dim), read(a.dtype), read(a.swin), read(a.epsilon);
-  read(a.qk_epsilon), read(a.scale), read(a.norm), read(a.threads);
-  read(a.pages), read(a.page_slots), read(a.table), read(a.table_stride), read(a.table_width);
-  read(a.chained), read(a.rows), read(a.lengths), read(a.cos), read(a.sin), read(a.x);
-  read.end();
-  fastdecode_result result;
-  {
-    py::gil_scoped_release released;
-    result = fastdecode_decode_step(&a);
-  }
-  check(result);
-}
-
-void linear(uintptr_t weight, int32_t dtype, uintptr_t bias, uintptr_t x, int64_t rows, int64_t k,
-            int64_t features, uintptr_t out, int64_t out_stride, int threads) {
-  fastdecode_result result;
-  {
-    py::gil_scoped_release released;
-    result = fastdecode_linear(pointer<const void>(weight), dtype, pointer<const float>(bias),
-                               pointer<const float>(x), rows, k, features, pointer<float>(out),
-                               out_stride, threads);
-  }
-  check(result);
-}
-
-void rms_norm(uintptr_t x, uintptr_t residual, uintptr_t weight, float epsilon, int64_t rows,
-              int64_t n, uintptr_t sum, uintptr_t out, int threads) {
-  check(fastdecode_rms_norm(pointer<const float>(x), pointer<const float>(residual),
-                            pointer<const float>(weight), epsilon, rows, n, pointer<float>(sum),
-                            pointer<float>(out), threads));
-}
-
-void swiglu(uintptr_t gate_up, int64_t rows, int64_t inner, uintptr_t out, int threads) {
-  check(
-      fastdecode_swiglu(pointer<const float>(gate_up), rows, inner, pointer<float>(out), threads));
-}
-
-void embed(uintptr_t tokens, int64_t rows, uintptr_t weight, int32_t dtype, int64_t vocab,
-           int64_t hidden, uintptr_t out, int threads) {
-  check(fastdecode_embed(pointer<const int64_t>(tokens), rows, pointer<const void>(weight), dtype,
-                         vocab, hidden, pointer<float>(out), threads));
-}
-
-void rope_append(const py::tuple& fields) {
-  fastdecode_rope_append_args a;
+bool fill(fastdecode_rope_append_args& a, PyObject* fields) {
   fastdecode_rope_append_args_init(&a);
   Fields read(fields);
   read(a.rows), read(a.heads), read(a.kv_heads), read(a.head_dim), read(a.dtype), read(a.threads);
@@ -184,89 +150,209 @@ void rope_append(const py::tuple& fields) {
   read(a.epsilon), read(a.cos), read(a.sin);
   read(a.pages), read(a.page_slots), read(a.table), read(a.table_stride), read(a.table_width);
   read(a.lengths), read(a.keys), read(a.values), read(a.queries);
-  read.end();
-  check(fastdecode_rope_append(&a));
+  return read.end();
 }
 
-void attend(const py::tuple& fields) {
-  fastdecode_attend_args a;
+bool fill(fastdecode_attend_args& a, PyObject* fields) {
   fastdecode_attend_args_init(&a);
   Fields read(fields);
   read(a.rows), read(a.heads), read(a.kv_heads), read(a.head_dim), read(a.dtype), read(a.threads);
   read(a.scale), read(a.queries), read(a.keys), read(a.values);
   read(a.pages), read(a.page_slots), read(a.table), read(a.table_stride), read(a.table_width);
   read(a.lengths), read(a.out);
-  read.end();
-  fastdecode_result result;
-  {
-    py::gil_scoped_release released;
-    result = fastdecode_attend(&a);
-  }
-  check(result);
+  return read.end();
 }
 
-const char* cpu_isa() {
+// The first field, `layers`, is the address of fastdecode_layer[layer_count]. Python fills that
+// array as one of 64-bit addresses.
+static_assert(sizeof(fastdecode_layer) == 22 * sizeof(int64_t), "an address takes 64 bits");
+
+bool fill(fastdecode_decode_args& a, PyObject* fields) {
+  fastdecode_decode_args_init(&a);
+  Fields read(fields);
+  read(a.layers), read(a.layer_count), read(a.hidden), read(a.inner), read(a.heads);
+  read(a.kv_heads), read(a.head_dim), read(a.dtype), read(a.swin), read(a.epsilon);
+  read(a.qk_epsilon), read(a.scale), read(a.norm), read(a.threads);
+  read(a.pages), read(a.page_slots), read(a.table), read(a.table_stride), read(a.table_width);
+  read(a.chained), read(a.rows), read(a.lengths), read(a.cos), read(a.sin), read(a.x);
+  return read.end();
+}
+
+// A function that takes one tuple: the fields of `Args`.
+template <typename Args, fastdecode_result (*function)(const Args*)>
+PyObject* with_fields(PyObject*, Arguments arguments, Py_ssize_t count) {
+  Args a;
+  if (!exactly(1, count) || !fill(a, arguments[0])) return nullptr;
+  return outcome_of([&] { return function(&a); });
+}
+
+// The same, too short to be worth releasing the GIL.
+template <typename Args, fastdecode_result (*function)(const Args*)>
+PyObject* with_fields_at_once(PyObject*, Arguments arguments, Py_ssize_t count) {
+  Args a;
+  if (!exactly(1, count) || !fill(a, arguments[0])) return nullptr;
+  return outcome(function(&a));
+}
+
+PyObject* sample_advance(PyObject*, Arguments arguments, Py_ssize_t count) {
+  fastdecode_sample_args sample;
+  fastdecode_advance_args advance;
+  if (!exactly(2, count) || !fill(sample, arguments[0]) || !fill(advance, arguments[1])) {
+    return nullptr;
+  }
+  return outcome_of([&] { return fastdecode_sample_advance(&sample, &advance); });
+}
+
+PyObject* linear(PyObject*, Arguments arguments, Py_ssize_t count) {
+  const void* weight;
+  const float *bias, *x;
+  float* out;
+  int32_t dtype;
+  int64_t rows, k, features, out_stride;
+  int threads;
+  Fields read(arguments, count);
+  read(weight), read(dtype), read(bias), read(x), read(rows), read(k), read(features), read(out);
+  read(out_stride), read(threads);
+  if (!read.end()) return nullptr;
+  return outcome_of([&] {
+    return fastdecode_linear(weight, dtype, bias, x, rows, k, features, out, out_stride, threads);
+  });
+}
+
+PyObject* rms_norm(PyObject*, Arguments arguments, Py_ssize_t count) {
+  const float *x, *residual, *weight;
+  float epsilon = 0.0f, *sum, *out;
+  int64_t rows, n;
+  int threads;
+  Fields read(arguments, count);
+  read(x), read(residual), read(weight), read(epsilon), read(rows), read(n), read(sum), read(out);
+  read(threads);
+  if (!read.end()) return nullptr;
+  return outcome(fastdecode_rms_norm(x, residual, weight, epsilon, rows, n, sum, out, threads));
+}
+
+PyObject* swiglu(PyObject*, Arguments arguments, Py_ssize_t count) {
+  const float* gate_up;
+  float* out;
+  int64_t rows, inner;
+  int threads;
+  Fields read(arguments, count);
+  read(gate_up), read(rows), read(inner), read(out), read(threads);
+  if (!read.end()) return nullptr;
+  return outcome(fastdecode_swiglu(gate_up, rows, inner, out, threads));
+}
+
+PyObject* embed(PyObject*, Arguments arguments, Py_ssize_t count) {
+  const int64_t* tokens;
+  const void* weight;
+  float* out;
+  int64_t rows, vocab, hidden;
+  int32_t dtype;
+  int threads;
+  Fields read(arguments, count);
+  read(tokens), read(rows), read(weight), read(dtype), read(vocab), read(hidden), read(out);
+  read(threads);
+  if (!read.end()) return nullptr;
+  return outcome(fastdecode_embed(tokens, rows, weight, dtype, vocab, hidden, out, threads));
+}
+
+PyObject* cpu_isa(PyObject*, PyObject*) {
   const char* name = fastdecode_cpu_isa();
-  if (name == nullptr) throw py::value_error(fastdecode_last_error());
-  return name;
+  if (name == nullptr) return outcome(FASTDECODE_INVALID_ARGUMENT);
+  return PyUnicode_FromString(name);
+}
+
+PyObject* abi_version(PyObject*, PyObject*) {
+  return PyLong_FromLong(fastdecode_abi_version());
 }
 
 // The arithmetic of csrc/core, elementwise over n values: tests compare it with
-// fastdecode/ops/numerics.py.
-void exp_f32(uintptr_t x, uintptr_t out, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    pointer<float>(out)[i] = fastdecode::exp_f32(pointer<const float>(x)[i]);
-  }
-}
-
-void log_f32(uintptr_t x, uintptr_t out, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    pointer<float>(out)[i] = fastdecode::log_f32(pointer<const float>(x)[i]);
-  }
-}
-
-void mass_of(uintptr_t p, uintptr_t out, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    pointer<int64_t>(out)[i] = fastdecode::mass_of(pointer<const float>(p)[i]);
-  }
+// fastdecode/ops/numerics.py. out[i] = function(in[i]).
+template <typename In, typename Out, Out (*function)(In)>
+PyObject* elementwise(PyObject*, Arguments arguments, Py_ssize_t count) {
+  const In* in;
+  Out* out;
+  int64_t n;
+  Fields read(arguments, count);
+  read(in), read(out), read(n);
+  if (!read.end()) return nullptr;
+  for (int64_t i = 0; i < n; ++i) out[i] = function(in[i]);
+  Py_RETURN_NONE;
 }
 
 // Gumbel noise from pairs of Philox words.
-void gumbel_of(uintptr_t word0, uintptr_t word1, uintptr_t out, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    pointer<float>(out)[i] =
-        fastdecode::gumbel_of(pointer<const uint32_t>(word0)[i], pointer<const uint32_t>(word1)[i]);
-  }
+PyObject* gumbel_of(PyObject*, Arguments arguments, Py_ssize_t count) {
+  const uint32_t *word0, *word1;
+  float* out;
+  int64_t n;
+  Fields read(arguments, count);
+  read(word0), read(word1), read(out), read(n);
+  if (!read.end()) return nullptr;
+  for (int64_t i = 0; i < n; ++i) out[i] = fastdecode::gumbel_of(word0[i], word1[i]);
+  Py_RETURN_NONE;
 }
 
 // Gumbel noise of the tokens [first_id, first_id + n).
-void gumbel_noise(int64_t seed, int64_t step, int64_t first_id, uintptr_t out, int64_t n) {
+PyObject* gumbel_noise(PyObject*, Arguments arguments, Py_ssize_t count) {
+  int64_t seed, step, first_id, n;
+  float* out;
+  Fields read(arguments, count);
+  read(seed), read(step), read(first_id), read(out), read(n);
+  if (!read.end()) return nullptr;
   for (int64_t i = 0; i < n; ++i) {
-    pointer<float>(out)[i] =
-        fastdecode::gumbel_noise(static_cast<uint64_t>(seed), static_cast<uint64_t>(step),
-                                 static_cast<uint32_t>(first_id + i));
+    out[i] = fastdecode::gumbel_noise(static_cast<uint64_t>(seed), static_cast<uint64_t>(step),
+                                      static_cast<uint32_t>(first_id + i));
   }
+  Py_RETURN_NONE;
 }
+
+PyMethodDef array(const char* name, PyObject* (*function)(PyObject*, Arguments, Py_ssize_t)) {
+  const auto erased = reinterpret_cast<void (*)()>(function);
+  return {name, reinterpret_cast<PyCFunction>(erased), METH_FASTCALL, nullptr};
+}
+
+PyMethodDef methods[] = {
+    array("sample", with_fields<fastdecode_sample_args, fastdecode_sample>),
+    array("advance", with_fields_at_once<fastdecode_advance_args, fastdecode_advance>),
+    array("sample_advance", sample_advance),
+    array("decode_step", with_fields<fastdecode_decode_args, fastdecode_decode_step>),
+    array("linear", linear),
+    array("rms_norm", rms_norm),
+    array("swiglu", swiglu),
+    array("embed", embed),
+    array("rope_append", with_fields_at_once<fastdecode_rope_append_args, fastdecode_rope_append>),
+    array("attend", with_fields<fastdecode_attend_args, fastdecode_attend>),
+    {"cpu_isa", cpu_isa, METH_NOARGS, nullptr},
+    {"abi_version", abi_version, METH_NOARGS, nullptr},
+    array("exp_f32", elementwise<float, float, fastdecode::exp_f32>),
+    array("log_f32", elementwise<float, float, fastdecode::log_f32>),
+    array("mass_of", elementwise<float, int64_t, fastdecode::mass_of>),
+    array("gumbel_of", gumbel_of),
+    array("gumbel_noise", gumbel_noise),
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef_Slot slots[] = {
+#if defined(Py_GIL_DISABLED)
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, nullptr},
+};
+
+PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    "_C",
+    "Pointers in, nothing out: the C interface of fastdecode.",
+    0,
+    methods,
+    slots,
+    nullptr,
+    nullptr,
+    nullptr,
+};
 
 }  // namespace
 
-PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
-  module.doc() = "Pointers in, nothing out: the C interface of fastdecode.";
-  module.def("sample", &sample);
-  module.def("advance", &advance);
-  module.def("sample_advance", &sample_advance);
-  module.def("decode_step", &decode_step);
-  module.def("linear", &linear);
-  module.def("rms_norm", &rms_norm);
-  module.def("swiglu", &swiglu);
-  module.def("embed", &embed);
-  module.def("rope_append", &rope_append);
-  module.def("attend", &attend);
-  module.def("cpu_isa", &cpu_isa);
-  module.def("abi_version", &fastdecode_abi_version);
-  module.def("exp_f32", &exp_f32);
-  module.def("log_f32", &log_f32);
-  module.def("mass_of", &mass_of);
-  module.def("gumbel_of", &gumbel_of);
-  module.def("gumbel_noise", &gumbel_noise);
+PyMODINIT_FUNC PyInit__C() {
+  return PyModuleDef_Init(&definition);
 }

@@ -1,97 +1,155 @@
-// Continuous batching on fastdecode_sample_advance: the page to copy from.
+// Continuous batching on fastdecode_decode_step and fastdecode_sample_advance: the page to copy.
 #pragma once
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "calls.h"
+#include "decoder.h"
 #include "grammar.h"
-#include "model.h"
 #include "request.h"
 #include "state.h"
 
-// Slots that each decode one request at a time. A slot is a group of the library's; its streams
-// have rows of their own, slot * kMaxStreams and the next ones. One thread uses a batch.
+// The pages that a slot can come to need, whatever its request.
+inline int64_t most_pages(const Config& config) {
+  const int64_t picture = config.image_length + 2;
+  return pages_for(config.context) + std::max(pages_for(config.context), pages_for(picture));
+}
+
+// Slots that each decode one request at a time. A slot is a group of the library's. One thread
+// uses a batch; all batches share the model, the grammar and the queue.
 class Batch {
  public:
-  Batch(std::unique_ptr<Calls> calls, int64_t slots)
-      : slots_(slots),
+  Batch(const Model& model, const Grammar& grammar, std::unique_ptr<Calls> calls, int64_t pages,
+        int32_t threads)
+      : config_(model.config),
+        grammar_(grammar),
         calls_(std::move(calls)),
         s_(calls_->state()),
-        jobs_(slots),
-        drawing_(slots),
-        cache_(slots * kMaxStreams) {
-    std::fill_n(s_.streams, slots * kMaxStreams, -1);
-    std::fill_n(s_.penalty, slots, 1.0f);  // parameters must be valid in empty slots too
-    std::fill_n(s_.finished, slots, uint8_t{FASTDECODE_ENDED});  // empty
+        pages_(pages),
+        decoder_(model, pages, threads),
+        slots_(s_.sizes.slots) {
+    std::fill_n(s_.streams, slots_.size() * kMaxStreams, -1);
+    std::fill_n(s_.penalty, slots_.size(), 1.0f);  // must be valid in empty slots too
+    std::fill_n(s_.finished, slots_.size(), uint8_t{FASTDECODE_ENDED});  // empty
   }
   Batch(const Batch&) = delete;
 
-  // Decodes until the queue is empty. Throws what the library says of a call that fails.
-  void serve(Queue& queue) {
-    int64_t running = 0;
-    for (int64_t slot = 0; slot < slots_; ++slot) running += admit(slot, queue);
-    while (running > 0) {
-      run_model();
-      calls_->draw();
-      for (int64_t slot = 0; slot < slots_; ++slot) {
-        // A slot goes to the next request at once; the others do not notice.
-        if (collect(slot) && !admit(slot, queue)) --running;
+  // Decodes until the queue is closed and empty. Throws what the library says of a call that fails.
+  void serve(Queue& queue, Answers& answers) {
+    while (true) {
+      for (size_t slot = 0; slot < slots_.size(); ++slot) {
+        if (!slots_[slot].busy && next(queue, answers)) start(slot);
+      }
+      if (running_ == 0) return;
+      step();
+      for (size_t slot = 0; slot < slots_.size(); ++slot) {
+        if (slots_[slot].busy) collect(slot, answers);
       }
     }
   }
 
  private:
-  // Gives a slot to the next request, with nothing left of the one before. False: none waits.
-  bool admit(int64_t slot, Queue& queue) {
-    const Job job = queue.take();
-    jobs_[slot] = job;
-    if (job.request == nullptr) return false;
-    const std::vector<int32_t>& prompt = job.request->streams[0].prompt;
-    s_.seed[slot] = job.request->seed;
-    s_.limit[slot] = job.request->limit;
-    s_.step[slot] = 0;
-    s_.mode[slot] = kText;
-    s_.finished[slot] = FASTDECODE_RUNNING;
-    uint32_t* seen = &s_.seen[slot * State::kWords];
-    std::fill_n(seen, State::kWords, 0);
-    for (int32_t id : prompt) seen[id / 32] |= 1u << id % 32;  // the penalty is for these too
-    calls_->send_seen(slot);
-    open_stream(slot, 0, prompt.size(), prompt.back());
-    end_picture(slot);
-    return true;
-  }
+  struct Slot {
+    bool busy = false;
+    Request request;
+    std::vector<int32_t> tokens;  // of the prompt, then those drawn; each stream is fed the newest
+    int32_t begun = 0;            // tokens of the picture it is in; 0: in text
+    int64_t streams = 1;          // that a step runs
+    Stream stream[kMaxStreams];
+  };
 
-  // A stream that has `length` ids: its prompt and perhaps more, `input` the last, to be fed next.
-  void open_stream(int64_t slot, int64_t k, int64_t length, int64_t input) {
-    const int64_t row = slot * kMaxStreams + k;
-    s_.streams[row] = static_cast<int32_t>(row);
-    cache_[row] = prefill(jobs_[slot].request->streams[k].prompt);
-    s_.lengths[row] = length;
-    s_.inputs[row] = input;
-  }
+  // --- requests -------------------------------------------------------------------------------
 
-  // Guidance acts inside pictures: its streams are made here, of their prompts and the marker that
-  // the slot has just drawn. In text they cost nothing.
-  void begin_picture(int64_t slot) {
-    const Request& request = *jobs_[slot].request;
-    drawing_[slot] = true;
-    set_sampling(slot, request.picture);
-    for (size_t k = 0; k < request.streams.size(); ++k) {
-      s_.weights[slot * kMaxStreams + k] = request.streams[k].weight;
-      if (k > 0) open_stream(slot, k, request.streams[k].prompt.size() + 1, kBeginImage);
+  // Makes next_ the request to start now. False: none waits, or its pages are not free yet. A
+  // request gets at its start all pages that it can come to need, so that none of those that run
+  // must ever be stopped for want of pages.
+  bool next(Queue& queue, Answers& answers) {
+    while (!next_) {
+      Request request;
+      // With nothing else to do it waits for a request, or for the end of the queue.
+      if (!queue.take(request, /*wait=*/running_ == 0)) return false;
+      const int64_t needed = pages_for(request.limit) + guide_pages(request);
+      if (needed <= pages_) {
+        next_ = std::move(request);
+      } else {
+        answers.error(request.number, "no room: it takes " + std::to_string(needed) +
+                                          " pages of keys and values, and --pages gives " +
+                                          std::to_string(pages_));
+      }
     }
+    return pages_for(next_->limit) + guide_pages(*next_) <= decoder_.free_pages();
   }
 
-  void end_picture(int64_t slot) {
-    drawing_[slot] = false;
-    set_sampling(slot, jobs_[slot].request->text);
-    s_.weights[slot * kMaxStreams] = 1.0f;
-    std::fill_n(&s_.streams[slot * kMaxStreams + 1], kMaxStreams - 1, -1);
+  // Gives a slot to the next request, with nothing left of the one before.
+  void start(size_t slot) {
+    Slot& at = slots_[slot] = Slot();
+    at.busy = true;
+    at.request = std::move(*next_);
+    next_.reset();
+    ++running_;
+    at.tokens = at.request.prompt;
+    const Request& request = at.request;
+    const std::vector<int32_t>& prompt = request.prompt;
+    s_.seed[slot] = request.seed;
+    s_.limit[slot] = request.limit;
+    s_.step[slot] = static_cast<int64_t>(prompt.size());
+    s_.mode[slot] = grammar_.start(request.mode, prompt);
+    s_.finished[slot] = FASTDECODE_RUNNING;
+    uint32_t* seen = &s_.seen[slot * s_.words];
+    std::fill_n(seen, s_.words, 0);
+    for (int32_t token : prompt) seen[token / 32] |= 1u << token % 32;  // the penalty is for these
+    calls_->send_seen(slot);
+    decoder_.open(at.stream[0], request.limit);
+    decoder_.open(at.stream[1], guide_tokens(request));
+    // The last token of the prompt is fed by the first step, which needs its logits.
+    decoder_.prefill(at.stream[0], prompt.data(), prompt.size() - 1);
+    at.begun = grammar_.begun_tokens(request.mode, prompt);
+    set_sampling(slot, at.begun > 0 ? request.image : request.text);
+    guide(slot);
   }
 
-  void set_sampling(int64_t slot, const Sampling& sampling) {
+  // Tokens that the second stream comes to at most.
+  int64_t guide_tokens(const Request& request) const {
+    if (request.guidance == 1.0) return 0;
+    if (request.mode != kTextOnly) return config_.image_length + 2;
+    return request.limit - static_cast<int64_t>(request.prompt.size());
+  }
+  int64_t guide_pages(const Request& request) const { return pages_for(guide_tokens(request)); }
+
+  // --- guidance -------------------------------------------------------------------------------
+
+  // Decides whether the slot is guided from here on, and makes the second stream: the sequence
+  // without its condition. That is the begin of sequence and the picture that has begun; where text
+  // is guided, it is the prompt's last token. The stream is made where it first acts, so guidance
+  // of pictures costs nothing in text.
+  void guide(size_t slot) {
+    Slot& at = slots_[slot];
+    const std::vector<int32_t>& tokens = at.tokens;
+    const bool guided =
+        at.request.guidance != 1.0 && (at.begun > 0 || at.request.mode == kTextOnly);
+    std::vector<int32_t> other;
+    if (guided) {
+      if (at.begun > 0) other.push_back(config_.begin_sequence);
+      other.insert(other.end(), tokens.end() - std::max(at.begun, 1), tokens.end());
+    }
+    float* weights = &s_.weights[slot * kMaxStreams];
+    if (!guided || other == tokens) {  // both streams would be the same
+      at.streams = 1;
+      weights[0] = 1.0f;
+      return;
+    }
+    // other + scale * (sequence - other)
+    at.streams = 2;
+    weights[0] = static_cast<float>(at.request.guidance);
+    weights[1] = static_cast<float>(1.0 - at.request.guidance);
+    at.stream[1].length = 0;
+    decoder_.prefill(at.stream[1], other.data(), other.size() - 1);
+  }
+
+  void set_sampling(size_t slot, const Sampling& sampling) {
     s_.temperature[slot] = sampling.temperature;
     s_.top_k[slot] = sampling.top_k;
     s_.top_p[slot] = sampling.top_p;
@@ -99,36 +157,61 @@ class Batch {
     s_.penalty[slot] = sampling.penalty;
   }
 
-  // Every row that is in use. A real model takes them as one batch.
-  void run_model() {
-    for (int64_t row = 0; row < slots_ * kMaxStreams; ++row) {
-      if (s_.streams[row] < 0 || s_.finished[row / kMaxStreams] != FASTDECODE_RUNNING) continue;
-      step_model(cache_[row], s_.lengths[row], s_.inputs[row], &s_.logits[row * kVocab]);
+  // --- steps ----------------------------------------------------------------------------------
+
+  // One token for every request that runs: all rows in one call of the model, all draws in another.
+  void step() {
+    int32_t row = 0;
+    for (size_t slot = 0; slot < slots_.size(); ++slot) {
+      Slot& at = slots_[slot];
+      for (int64_t k = 0; k < kMaxStreams; ++k) {
+        const bool there = at.busy && k < at.streams;
+        s_.streams[slot * kMaxStreams + k] = there ? row++ : -1;
+        if (there) decoder_.add_row(at.stream[k], at.tokens.back());
+      }
     }
+    decoder_.step(s_.logits);
+    calls_->draw();
   }
 
-  // Takes what a step has brought. True: the slot's request has its answer.
-  bool collect(int64_t slot) {
-    const Job& job = jobs_[slot];
-    if (job.request == nullptr) return false;
-    if (s_.status[slot] == FASTDECODE_STATUS_OK) job.result->logprob += s_.logprob[slot];
-    if (s_.finished[slot] == FASTDECODE_RUNNING) {
-      const bool drawing = in_picture(s_.mode[slot]);
-      if (drawing && !drawing_[slot]) begin_picture(slot);
-      if (!drawing && drawing_[slot]) end_picture(slot);
-      return false;
+  // Takes what a step has brought to a slot.
+  void collect(size_t slot, Answers& answers) {
+    Slot& at = slots_[slot];
+    if (s_.finished[slot] != FASTDECODE_FAILED) {
+      at.tokens.push_back(static_cast<int32_t>(s_.token[slot]));
     }
-    calls_->fetch_sequence(slot);
-    const int64_t* ids = &s_.sequences[slot * kMaxLimit];
-    job.result->ids.assign(ids, ids + s_.step[slot]);
-    if (s_.finished[slot] == FASTDECODE_FAILED) job.result->status = s_.status[slot];
-    return true;
+    if (s_.finished[slot] != FASTDECODE_RUNNING) {
+      finish(slot, answers);
+      return;
+    }
+    const bool was_inside = at.begun > 0, inside = grammar_.in_picture(s_.mode[slot]);
+    at.begun = inside ? at.begun + 1 : 0;
+    if (inside == was_inside) return;
+    set_sampling(slot, inside ? at.request.image : at.request.text);
+    guide(slot);
   }
 
-  const int64_t slots_;
+  void finish(size_t slot, Answers& answers) {
+    Slot& at = slots_[slot];
+    if (s_.finished[slot] == FASTDECODE_FAILED) {
+      answers.error(at.request.number, s_.status[slot] == FASTDECODE_STATUS_INVALID_LOGITS
+                                           ? "the model computed NaN or infinite logits"
+                                           : "no token is allowed here");
+    } else {
+      answers.tokens(at.request.number, at.tokens, at.request.prompt.size());
+    }
+    for (Stream& stream : at.stream) decoder_.close(stream);
+    at.busy = false;
+    --running_;
+  }
+
+  const Config& config_;
+  const Grammar& grammar_;
   std::unique_ptr<Calls> calls_;
   State& s_;
-  std::vector<Job> jobs_;
-  std::vector<uint8_t> drawing_;  // whether a slot has the parameters and streams of a picture
-  std::vector<Cache> cache_;      // by row
+  const int64_t pages_;
+  Decoder decoder_;
+  std::vector<Slot> slots_;
+  std::optional<Request> next_;  // taken from the queue, not started yet
+  int64_t running_ = 0;
 };

@@ -20,7 +20,7 @@ inline void check(cudaError_t error) {
     throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
 }
 
-inline void check(fastdecode_result result) {
+inline void check_cuda(fastdecode_result result) {
   if (result != FASTDECODE_OK) throw std::runtime_error(fastdecode_cuda_last_error());
 }
 
@@ -41,9 +41,9 @@ inline std::shared_ptr<void> pinned_memory(size_t bytes) {
 class CudaCalls : public Calls {
  public:
   // `graph`: a step is captured once and replayed.
-  CudaCalls(const Grammar& grammar, int64_t slots, bool graph)
-      : host_(slots, pinned_memory), device_(slots, device_memory), slots_(slots), graph_(graph) {
-    bind(device_, slots, sample_, advance_);
+  CudaCalls(const Grammar& grammar, const Sizes& sizes, bool graph)
+      : host_(sizes, pinned_memory), device_(sizes, device_memory), graph_(graph) {
+    bind(device_, sample_, advance_);
     grammar.bind(sample_, advance_);
     const int64_t sets = sample_.sets, ranges = sample_.set_offsets[sets];
     send(sample_.ranges, 2 * ranges);
@@ -55,7 +55,7 @@ class CudaCalls : public Calls {
     send(tables.forced, tables.modes);
     send(tables.following, tables.modes * tables.classes);
     send(tables.class_ranges, 3 * tables.class_range_count);
-    check(fastdecode_cuda_workspace(&sample_, kVocab, &workspace_bytes_));
+    check_cuda(fastdecode_cuda_workspace(&sample_, sizes.vocab, &workspace_bytes_));
     if (workspace_bytes_ > 0) workspace_ = device_memory(workspace_bytes_);
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   }
@@ -68,16 +68,9 @@ class CudaCalls : public Calls {
   State& state() override { return host_; }
 
   void send_seen(int64_t slot) override {
-    const int64_t at = slot * State::kWords;
-    copy(device_.seen + at, host_.seen + at, sizeof(uint32_t) * State::kWords,
+    const int64_t at = slot * host_.words;
+    copy(device_.seen + at, host_.seen + at, sizeof(uint32_t) * host_.words,
          cudaMemcpyHostToDevice);
-  }
-
-  void fetch_sequence(int64_t slot) override {
-    const int64_t at = slot * kMaxLimit;
-    copy(host_.sequences + at, device_.sequences + at, sizeof(int64_t) * kMaxLimit,
-         cudaMemcpyDeviceToHost);
-    check(cudaStreamSynchronize(stream_));
   }
 
   void draw() override {
@@ -93,10 +86,10 @@ class CudaCalls : public Calls {
  private:
   void enqueue() {
     copy(device_.begin, host_.begin, host_.results - host_.begin, cudaMemcpyHostToDevice);
-    copy(device_.logits, host_.logits, sizeof(float) * slots_ * kMaxStreams * kVocab,
+    copy(device_.logits, host_.logits, sizeof(float) * sample_.rows * sample_.vocab,
          cudaMemcpyHostToDevice);
-    check(fastdecode_cuda_sample_advance(&sample_, &advance_, kVocab, workspace_.get(),
-                                         workspace_bytes_, stream_));
+    check_cuda(fastdecode_cuda_sample_advance(&sample_, &advance_, sample_.vocab, workspace_.get(),
+                                              workspace_bytes_, stream_));
     copy(host_.moved, device_.moved, host_.end - host_.moved, cudaMemcpyDeviceToHost);
   }
 
@@ -124,7 +117,6 @@ class CudaCalls : public Calls {
   }
 
   State host_, device_;
-  const int64_t slots_;
   const bool graph_;
   std::vector<std::shared_ptr<void>> tables_;
   std::shared_ptr<void> workspace_;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,17 @@ LINES: dict[str, dict[str, Any]] = {
     "fastdecode": {"color": "#1f5fa8", "label": "fastdecode", "linewidth": 2.5},
     "read": {"color": "#8a8a8a", "label": "reading the logits once", "linestyle": ":"},
 }
+
+
+FORMATS = (".pdf", ".png", ".svg")
+
+
+def check_file(file: Path) -> None:
+    """ValueError if a plot cannot be written into a file of that name, or matplotlib is missing."""
+    if file.suffix.lower() not in FORMATS:
+        raise ValueError(f"--plot {file}: the name must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+    if find_spec("matplotlib") is None:
+        raise ValueError("--plot needs matplotlib: pip install matplotlib")
 
 
 def panels(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from fastdecode import ops
 from fastdecode.bench.machine import describe
-from fastdecode.bench.plot import plot
+from fastdecode.bench.plot import check_file, plot
 from fastdecode.bench.sample_rivals import Torch, Transformers
 from fastdecode.bench.turns import make_files, show, take_turns, write_rows
 
@@ -165,8 +164,8 @@ def run_bench(
     quick: bool, json_file: Path | None, csv_file: Path | None, compiled: bool, plot_file: Path | None = None
 ) -> None:
     """Measure all cases, print each when it is done, and write the requested files."""
-    if plot_file is not None and find_spec("matplotlib") is None:
-        raise ValueError("--plot needs matplotlib: pip install matplotlib")
+    if plot_file is not None:
+        check_file(plot_file)
     make_files((json_file, csv_file, plot_file))
     machine = describe()
     show(machine)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from fastdecode.cli.demo_page import Page
 from fastdecode.cli.output import whole_folder
+from fastdecode.cli.progress import loading
 from fastdecode.generation.api import explain, generate
 from fastdecode.guidance import Guidance
 from fastdecode.models.documents import Document, to_documents
@@ -102,10 +103,11 @@ def first_picture(document: Document) -> Image.Image:
 
 def run_demo(output: Path, seed: int = 0) -> Tally:
     """Draw everything, write ``index.html`` and its pictures into ``output``, and print a summary."""
-    model, processor = load("blocks")
+    with loading("blocks"):
+        model, processor = load("blocks")
     studio = Studio(model, processor, seed)
     page = Page()
-    with whole_folder(output) as folder:
+    with whole_folder(output, "demo") as folder:
         _instructions(studio, page)
         _scales(studio, page)
         _edits_and_captions(studio, page)

@@ -13,6 +13,7 @@ def show(as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts, indent=2))
         return
+    wrong = facts.pop("problems")
     for key, value in facts.items():
         if isinstance(value, dict):
             print(key)
@@ -20,3 +21,6 @@ def show(as_json: bool) -> None:
                 print(f"  {name:22} {fact}")
         else:
             print(f"{key:24} {value}")
+    print("\nnothing is wrong" if not wrong else "\nto look at:")
+    for sentence in wrong:
+        print(f"  {sentence}")

@@ -8,12 +8,16 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+from fastdecode.cli import arguments as types
+from fastdecode.cli import generate as generate_documents
 from fastdecode.cli import serve
+from fastdecode.cli.process import hide_unneeded, silence
+from fastdecode.extras import missing_package
 
 
 def parser() -> argparse.ArgumentParser:
     """The argument parser with all commands and options."""
-    top = argparse.ArgumentParser(
+    top = types.Parser(
         prog="fastdecode", description="Decode models that write text and draw images as one token stream."
     )
     top.add_argument("--version", action="version", version=f"fastdecode {metadata.version('fastdecode')}")
@@ -22,38 +26,16 @@ def parser() -> argparse.ArgumentParser:
     )
 
     demo = commands.add_parser("demo", help="draw with the embedded model and write a page to look at")
-    demo.add_argument("-o", "--output", type=Path, default=Path("fastdecode-demo"), help="folder (%(default)s)")
-    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("-o", "--output", type=types.folder, default=Path("fastdecode-demo"), help="folder (%(default)s)")
+    demo.add_argument("--seed", type=types.whole(types.SEEDS[0], 2**62), default=0)
 
     generate = commands.add_parser(
         "generate",
-        help="continue a prompt with text and pictures",
-        description="Continue a prompt with text and pictures; writes document.md and the pictures, prints the text.",
+        help="continue prompts with text and pictures",
+        description="Continue prompts with text and pictures. Writes document.md and its pictures, or document-1.md "
+        "and so on for several documents, and prints the text.",
     )
-    generate.add_argument("--model", default="blocks", help="'blocks', a folder or a hub id (default: %(default)s)")
-    generate.add_argument("--prompt", required=True, help="text; <image> marks where a picture goes")
-    generate.add_argument("--image", type=Path, action="append", default=[], help="picture of the prompt; repeatable")
-    generate.add_argument(
-        "--mode",
-        default="interleaved-text-image",
-        metavar="MODE",
-        help="text-only, image-only, interleaved-text-image (default) or unrestricted",
-    )
-    generate.add_argument(
-        "--guidance",
-        default=None,
-        help="none, a number (two-way), or instruct[:TEXT,IMAGE] (default: instruct:1.5,1.2)",
-    )
-    generate.add_argument("--seed", type=int, default=0)
-    generate.add_argument("--max-new-tokens", type=int, default=None, help="default: what the context allows")
-    generate.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest (default: %(default)s)")
-    generate.add_argument("--top-p", type=float, default=0.9, help="(default: %(default)s)")
-    generate.add_argument("--completion", action="store_true", help="do not end the prompt with the turn separator")
-    generate.add_argument(
-        "--vqgan", type=Path, default=None, help="Meta's vqgan.ckpt, for a checkpoint without decoder"
-    )
-    generate.add_argument("--explain", action="store_true", help="say what is in effect, then decode")
-    generate.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
+    generate_documents.add_arguments(generate)
 
     server = commands.add_parser(
         "serve",
@@ -70,9 +52,11 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("operation", choices=["sample", "step"], help="a draw, or each operation of a decode step")
     bench.add_argument("--quick", action="store_true", help="the corners of the grid only")
     bench.add_argument("--compile", action="store_true", help="also torch.compile of the torch chain (slow to start)")
-    bench.add_argument("--json", type=Path, help="also write the figures and the machine there")
-    bench.add_argument("--plot", type=Path, help="also draw the figures there, as PNG, PDF or SVG (needs matplotlib)")
-    bench.add_argument("--csv", type=Path, help="also write the figures there")
+    bench.add_argument("--json", type=types.file, help="also write the figures and the machine there")
+    bench.add_argument(
+        "--plot", type=types.file, help="also draw the figures there, as PNG, PDF or SVG (needs matplotlib)"
+    )
+    bench.add_argument("--csv", type=types.file, help="also write the figures there")
 
     config = commands.add_parser(
         "config",
@@ -119,8 +103,12 @@ def run_benchmark(args: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns 0 on success; for wrong input it prints one sentence and returns 2."""
-    args = parser().parse_args(arguments)
     try:
+        args = parser().parse_args(arguments)
+        if arguments is None:  # the process is ours
+            silence()
+            if args.command in ("demo", "generate", "serve"):
+                hide_unneeded(getattr(args, "model", "blocks"))
         if args.command == "env":
             from fastdecode.cli.env import show
 
@@ -136,16 +124,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif args.command == "bench":
             run_benchmark(args)
         else:
-            from fastdecode.cli.generate import write_document
-
-            write_document(args)
+            generate_documents.write_documents(args)
     except KeyboardInterrupt:
         print("fastdecode: interrupted; nothing was written", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, RuntimeError, OSError) as error:
+    except OSError as error:
+        print(f"fastdecode: {_in_words(error)}", file=sys.stderr)
+        return 2
+    except (ValueError, TypeError, RuntimeError) as error:
         print(f"fastdecode: {error}", file=sys.stderr)
         return 2
     except ImportError as error:
-        print(f"fastdecode: {error}; `fastdecode env` tells what is installed", file=sys.stderr)
+        reason = missing_package(args.command, error)
+        print(f"fastdecode: {reason}; `fastdecode env` tells what is installed", file=sys.stderr)
         return 2
     return 0
+
+
+def _in_words(error: OSError) -> str:
+    """The message of ``error``: for one of the system, which file and why."""
+    if error.filename is None or error.strerror is None:
+        return str(error)
+    return f"{types.shown(error.filename, 200)} cannot be used: {error.strerror}"

@@ -14,29 +14,24 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.chameleon.modeling_chameleon import ChameleonLayerNorm
 
 from fastdecode import ops
+from fastdecode.decoder.autocast import Autocast
+from fastdecode.decoder.base import PREFILL_IDS, BaseDecoder, Upcoming, padded_ids, parts
 from fastdecode.decoder.cpu_step import CpuStep
 from fastdecode.decoder.cuda_graph import CapturedSteps, cuda_graph
-from fastdecode.decoder.family import FAMILIES, QK_EPSILON, Sizes, family_of, head_norms
+from fastdecode.decoder.family import Sizes, family_of
+from fastdecode.decoder.layers import Layer, RMSNorm
 from fastdecode.decoder.plain import plain, plain_linear, plain_tensor
 from fastdecode.decoder.quantised import matrix_of, of_torchao, unsupported_bytes
 from fastdecode.decoder.support import unsupported_by_triton, unsupported_reason
 from fastdecode.decoder.triton_step import StepRows, TritonStep
 from fastdecode.kv.kv_cache import StreamCache
-from fastdecode.kv.page_pool import PAGE_SLOTS, PagePool
-
-PREFILL_IDS = 4096
-"""The maximum number of tokens, of all rows together, in one pass of prefill. It bounds the memory of prefill."""
 
 PREFILL_STEP_IDS = 64
-"""The same for prefill by the C++ step: enough tokens to make good use of each read of the weights."""
-
-RMS_NORMS, MLPS = tuple(f.norm for f in FAMILIES), tuple(f.mlp for f in FAMILIES)
-
-FUSED_BYTES = 2**20
-"""Up to so many bytes of a layer's q, k and v weights are copied side by side: one product then replaces three."""
+"""The maximum number of tokens in one pass of prefill by the C++ step: enough to make good use of each read of the
+weights.
+"""
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -55,122 +50,16 @@ def _padded(x: Tensor, there: Tensor) -> Tensor:
     return padded.transpose(1, 2)
 
 
-class RMSNorm:
-    """A layer's RMS norm in few operations (`F.rms_norm` takes three times as long for a few rows on a CPU).
+class Decoder(BaseDecoder):
+    """Prefill and decode steps by kernels, or by the modules of the layers.
 
-    A module of another class, or with weights below float32, is called itself.
-    """
-
-    def __init__(self, module: Any) -> None:
-        self.module = module
-        self.plain = plain(module, *RMS_NORMS) and module.weight.dtype == torch.float32
-        self.epsilon = torch.tensor(
-            getattr(module, "variance_epsilon", 0.0), dtype=torch.float32, device=module.weight.device
-        )
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self.plain:
-            length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-            scale = torch.addcmul(self.epsilon, length, length, value=1 / x.shape[-1]).rsqrt_()
-            return (x * scale).mul_(self.module.weight)
-        normed: Tensor = self.module(x)
-        return normed
-
-
-class Linear:
-    """Linear modules with the same input. Small plain ones are computed as one product; others one by one.
-
-    One product needs a copy of the weights side by side, so only weights up to `FUSED_BYTES` are copied.
-    """
-
-    def __init__(self, *modules: Any) -> None:
-        self.modules = modules
-        self.weight: Tensor | None = None
-        self.bias: Tensor | None = None
-        if not all(map(plain_linear, modules)) or len({m.bias is None for m in modules}) > 1:
-            return
-        size = sum(m.weight.numel() * m.weight.element_size() for m in modules)
-        if len(modules) == 1:
-            self.weight, self.bias = modules[0].weight, modules[0].bias
-        elif size <= FUSED_BYTES:
-            self.weight = torch.cat([m.weight.detach() for m in modules])
-            self.bias = None if modules[0].bias is None else torch.cat([m.bias.detach() for m in modules])
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """``x`` (..., in) to (..., sum of the modules' output features)."""
-        if self.weight is not None:
-            return F.linear(x, self.weight, self.bias)
-        return torch.cat([m(x) for m in self.modules], -1) if len(self.modules) > 1 else self.modules[0](x)
-
-
-class MLP:
-    """A gated MLP; a module of another class is called itself."""
-
-    def __init__(self, module: Any) -> None:
-        self.module = module
-        self.plain = plain(module, *MLPS)
-        if self.plain:
-            self.act = module.act_fn
-            self.gate, self.up, self.down = map(Linear, (module.gate_proj, module.up_proj, module.down_proj))
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self.plain:
-            return self.down(self.act(self.gate(x)) * self.up(x))
-        out: Tensor = self.module(x)
-        return out
-
-
-class Layer:
-    """One layer of the model: its modules, and its norms of queries and keys side by side.
-
-    Chameleon normalises each head of q and k over head_dim, with weight and bias per head. ``qk_norms`` holds copies of
-    both, each (heads + kv_heads, head_dim). It is empty without norms, and for other norms: these are called.
-    """
-
-    def __init__(self, module: Any, sizes: Sizes) -> None:
-        attention = module.self_attn
-        self.qkv = Linear(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.out, self.mlp, self.scaling = Linear(attention.o_proj), MLP(module.mlp), attention.scaling
-        self.norm_attention, self.norm_mlp = RMSNorm(module.input_layernorm), RMSNorm(module.post_attention_layernorm)
-        self.heads, self.norms = (sizes.heads, sizes.kv_heads), head_norms(attention)
-        self.qk_norms: list[Tensor] = []
-        if self.norms is not None and all(plain(norm, ChameleonLayerNorm) for norm in self.norms):
-            for name in ("weight", "bias"):
-                pairs = zip(self.norms, self.heads, strict=True)
-                parts = [getattr(norm, name).detach().expand(n, sizes.head_dim) for norm, n in pairs]
-                self.qk_norms.append(torch.cat(parts))
-
-    def norm_heads(self, both: Tensor) -> Tensor:
-        """Queries and keys (..., heads + kv_heads, head_dim), each head normed."""
-        if self.qk_norms:
-            weight, bias = self.qk_norms
-            return torch.addcmul(bias, F.layer_norm(both, both.shape[-1:], eps=QK_EPSILON), weight)
-        if self.norms is None:
-            return both
-        parts = zip(self.norms, both.split(self.heads, -2), strict=True)
-        return torch.cat([norm(part) for norm, part in parts], -2)
-
-
-def _check_devices(model: Any) -> None:
-    read = (model.model.embed_tokens, model.model.layers, model.lm_head)
-    devices = {p.device for module in read for p in module.parameters()}
-    if len(devices) > 1:
-        raise ValueError(
-            f"the model's weights are on {', '.join(sorted(map(str, devices)))}; fastdecode decodes on one device: "
-            "load it there whole, as with device_map={'': 0}"
-        )
-
-
-class Decoder:
-    """Prefill and decode steps of one model. It holds no state of sequences. Use it in one thread at a time.
-
-    It calls the modules of a layer, not the layer or its ``self_attn``, so hooks on these two have no effect. TypeError
-    or ValueError for a model that `family_of` does not accept.
+    It does not call a layer, its ``self_attn``, ``model.model`` or the model: only for a model of which `needs_forward`
+    returns None does it compute what they do; `decoder_for` chooses. TypeError for a model that `family_of` does not
+    accept.
     """
 
     def __init__(self, model: Any, deterministic: bool = False) -> None:
         family_of(model)
-        _check_devices(model)
         self.model, self.deterministic = model, deterministic
         inner = model.model
         sizes = Sizes.of(inner.layers[0])
@@ -178,11 +67,12 @@ class Decoder:
         self.grouped = self.heads != self.kv_heads
         self.embed, self.norm, self.head = inner.embed_tokens, RMSNorm(inner.norm), model.lm_head
         self.layers = [Layer(layer, sizes) for layer in inner.layers]
+        self.layer_count = len(self.layers)
         self.swin = bool(getattr(model.config, "swin_norm", False))
         self.device, self.dtype = inner.embed_tokens.weight.device, inner.embed_tokens.weight.dtype
+        self.autocast = Autocast(self.device.type, None)
         self._rope: tuple[Tensor, Tensor] | None = None
         self.logits_buffer: Tensor | None = None
-        self.captured: CapturedSteps | None = None
         self._plain_embed = plain(self.embed, nn.Embedding)
         self._plain_head = plain_linear(self.head) and self.head.bias is None
         self._head_of_bytes: ops.Matrix | None = None
@@ -195,33 +85,14 @@ class Decoder:
                 self.captured = CapturedSteps(self, cuda_graph)
 
     @property
-    def uses_cpu_step(self) -> bool:
+    def uses_cpu_step(self) -> bool:  # type: ignore[override]
         """Whether a step is one call of the C++ library."""
         return isinstance(self._fast_step, CpuStep)
 
     @property
-    def uses_triton_step(self) -> bool:
+    def uses_triton_step(self) -> bool:  # type: ignore[override]
         """Whether a step consists of kernels of `fastdecode.ops`."""
         return isinstance(self._fast_step, TritonStep)
-
-    def new_pool(self, pages: int | None = None, page_slots: int = PAGE_SLOTS) -> PagePool:
-        """A pool of pages for this model's keys and values, at most ``pages`` of them."""
-        sizes = (len(self.layers), self.kv_heads, self.head_dim)
-        return PagePool(*sizes, self.dtype, self.device, pages=pages, page_slots=page_slots)
-
-    def new_cache(self, pool: PagePool | None = None, retain: int | None = 0) -> StreamCache:
-        """An empty cache that takes its pages from ``pool``, or from a new pool. ``retain``: see `StreamCache`.
-        ``ValueError`` if the pool is for another model.
-        """
-        if pool is None:
-            return StreamCache(self.new_pool(), retain)
-        layers, (kv_heads, head_dim) = len(pool.keys), (pool.keys[0].shape[1], pool.keys[0].shape[3])
-        have = (layers, kv_heads, head_dim, pool.keys[0].dtype, pool.keys[0].device)
-        need = (len(self.layers), self.kv_heads, self.head_dim, self.dtype, self.device)
-        if have != need:
-            what = "layers, heads of keys, head_dim, dtype and device"
-            raise ValueError(f"the KV pool has {what} {have}; this model needs {need}")
-        return StreamCache(pool, retain)
 
     def rope(self, positions: Tensor, longest: int) -> tuple[Tensor, Tensor]:
         """cos and sin for `rotate`, each ``(*positions.shape, 1, head_dim)``, from the model's own rotary embedding.
@@ -285,44 +156,24 @@ class Decoder:
         return x + layer.mlp(layer.norm_mlp(x))
 
     @torch.inference_mode()
-    def prefill(self, cache: StreamCache, prompts: Sequence[Sequence[int]]) -> slice:
-        """Append one row per prompt to ``cache`` and store its keys and values. Prompts may be empty. Returns the rows.
-
-        A beginning that several prompts share is computed once, or not at all if the cache has it. At most
-        `PREFILL_IDS` tokens are computed at a time. No hidden state is returned: feed the token after the prompt to
-        `step`. After an error the rows are removed again. ``PoolExhausted`` if there are too few pages.
-        """
-        rows, known = cache.add(prompts)
-        try:
-            if self.deterministic:
-                self._prefill_in_steps(cache, rows, known, prompts)
-            else:
-                self._prefill_in_chunks(cache, rows, known, prompts)
-        except BaseException:
-            for row in reversed(range(rows.start, rows.stop)):
-                cache.remove(row, retain=False)
-            raise
-        return rows
+    def _fill(
+        self,
+        cache: StreamCache,
+        rows: slice,
+        known: list[int],
+        prompts: Sequence[Sequence[int]],
+        upcoming: Upcoming | None,
+    ) -> None:
+        fill = self._prefill_in_steps if self.deterministic else self._prefill_in_chunks
+        fill(cache, rows, known, prompts)
 
     def _prefill_in_chunks(
         self, cache: StreamCache, rows: slice, known: list[int], prompts: Sequence[Sequence[int]]
     ) -> None:
         """Prefill by the model's own modules, one range of positions of all rows at a time."""
-        widest = max(map(len, prompts), default=0)
-        ids = torch.zeros((len(prompts), widest), dtype=torch.long)
-        for i, prompt in enumerate(prompts):
-            ids[i, : len(prompt)] = torch.tensor(prompt, dtype=torch.long)
-        ids = ids.to(self.device)
-        begin = min((k for k, p in zip(known, prompts, strict=True) if k < len(p)), default=widest)
-        while begin < widest:
-            inside = [i for i, p in enumerate(prompts) if known[i] < len(p) and len(p) > begin]
-            end = min(widest, begin + max(1, PREFILL_IDS // max(1, len(inside))))
-            starts = [max(begin, known[i]) for i in inside]
-            counts = [min(end, len(prompts[i])) - start for i, start in zip(inside, starts, strict=True)]
-            parts = [(i, s, n) for i, s, n in zip(inside, starts, counts, strict=True) if n > 0]
-            if parts:
-                self._prefill_chunk(cache, rows.start, ids, *map(list, zip(*parts, strict=True)))
-            begin = end
+        ids = padded_ids(prompts).to(self.device)
+        for part in parts(known, list(map(len, prompts)), PREFILL_IDS):
+            self._prefill_chunk(cache, rows.start, ids, *part)
 
     def _prefill_chunk(
         self, cache: StreamCache, first: int, ids: Tensor, prompts: list[int], starts: list[int], counts: list[int]
@@ -391,7 +242,7 @@ class Decoder:
             self._fast_step.prefill(cache, numbers, positions, self.embed(ids).clone(), cos, sin)
 
     @torch.inference_mode()
-    def step(self, cache: StreamCache, tokens: Tensor) -> Tensor:
+    def step(self, cache: StreamCache, tokens: Tensor, draws: Sequence[bool] | None = None) -> Tensor:
         """Feed one token to every row: ``tokens`` (rows,) int64. Returns normed hidden states (rows, hidden), in
         float32 from a C++ or Triton step. ``PoolExhausted``, before any change, if there are too few pages.
         """

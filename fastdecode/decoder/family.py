@@ -7,47 +7,57 @@ norm, gated MLP, sum. In Chameleon the norms may follow attention and MLP instea
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from torch import nn
-from transformers import (
-    ChameleonForConditionalGeneration,
-    LlamaForCausalLM,
-    MistralForCausalLM,
-    Qwen2ForCausalLM,
-    Qwen3ForCausalLM,
-)
-from transformers.models.chameleon.modeling_chameleon import (
-    ChameleonAttention,
-    ChameleonLayerNorm,
-    ChameleonMLP,
-    ChameleonRMSNorm,
-)
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
-from transformers.models.mistral.modeling_mistral import MistralAttention, MistralMLP, MistralRMSNorm
-from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2MLP, Qwen2RMSNorm
-from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP, Qwen3RMSNorm
+from transformers import ChameleonForConditionalGeneration
+from transformers.models.chameleon import modeling_chameleon as chameleon
+from transformers.models.chameleon.modeling_chameleon import ChameleonLayerNorm
+from transformers.models.llama import modeling_llama as llama
+from transformers.models.mistral import modeling_mistral as mistral
+from transformers.models.qwen2 import modeling_qwen2 as qwen2
+from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
 
 @dataclass(frozen=True)
 class Family:
-    """The module classes of one family. ``heads``: of the norms of queries and keys; None without such norms."""
+    """The module classes of one family. ``inner``: of ``model.model``. ``layers``: of its layers. ``heads``: of the
+    norms of queries and keys; None without such norms.
+    """
 
     model: type[nn.Module]
+    inner: type[nn.Module]
+    layers: tuple[type[nn.Module], ...]
     attention: type[nn.Module]
+    rotary: type[nn.Module]
     norm: type[nn.Module]
     mlp: type[nn.Module]
     heads: type[nn.Module] | None = None
 
+    @classmethod
+    def of_text(cls, module: ModuleType, name: str, heads: bool = False) -> Family:
+        """The family ``name`` of a modeling file of transformers."""
+        parts = ("ForCausalLM", "Model", "DecoderLayer", "Attention", "RotaryEmbedding", "RMSNorm", "MLP")
+        model, inner, layer, attention, rotary, norm, mlp = (getattr(module, name + part) for part in parts)
+        return cls(model, inner, (layer,), attention, rotary, norm, mlp, norm if heads else None)
+
 
 CHAMELEON = Family(
-    ChameleonForConditionalGeneration, ChameleonAttention, ChameleonRMSNorm, ChameleonMLP, ChameleonLayerNorm
+    ChameleonForConditionalGeneration,
+    chameleon.ChameleonModel,
+    (chameleon.ChameleonDecoderLayer, chameleon.ChameleonSwinDecoderLayer),
+    chameleon.ChameleonAttention,
+    chameleon.ChameleonRotaryEmbedding,
+    chameleon.ChameleonRMSNorm,
+    chameleon.ChameleonMLP,
+    ChameleonLayerNorm,
 )
 TEXT_FAMILIES = (
-    Family(LlamaForCausalLM, LlamaAttention, LlamaRMSNorm, LlamaMLP),
-    Family(MistralForCausalLM, MistralAttention, MistralRMSNorm, MistralMLP),
-    Family(Qwen2ForCausalLM, Qwen2Attention, Qwen2RMSNorm, Qwen2MLP),
-    Family(Qwen3ForCausalLM, Qwen3Attention, Qwen3RMSNorm, Qwen3MLP, Qwen3RMSNorm),
+    Family.of_text(llama, "Llama"),
+    Family.of_text(mistral, "Mistral"),
+    Family.of_text(qwen2, "Qwen2"),
+    Family.of_text(qwen3, "Qwen3", heads=True),
 )
 FAMILIES = (CHAMELEON, *TEXT_FAMILIES)
 
@@ -56,28 +66,18 @@ QK_EPSILON = 1e-5
 
 
 def family_of(model: Any) -> Family:
-    """The family of ``model``. TypeError for an unsupported class; ValueError if some layers of the model attend to a
-    window of the sequence only.
-    """
+    """The family of ``model``. TypeError for an unsupported class."""
     family = next((f for f in FAMILIES if isinstance(model, f.model)), None)
     if family is None:
-        if hasattr(model, "_orig_mod"):
-            raise TypeError("the model went through torch.compile; give the one that it was made of: model._orig_mod")
         raise TypeError(
             "fastdecode decodes ChameleonForConditionalGeneration and its fine-tunes (Anole, AA-Chameleon, Lumina-mGPT "
             f"in that class), and the text of {', '.join(f.model.__name__ for f in TEXT_FAMILIES)}; got "
             f"{type(model).__name__}"
         )
-    window = _window(model.config)
-    if window is not None:
-        raise ValueError(
-            f"this {type(model).__name__} has layers that see {window} ids only; fastdecode's see the whole sequence. "
-            "Where no sequence will be longer, load it with sliding_window=None (use_sliding_window=False)"
-        )
     return family
 
 
-def _window(config: Any) -> int | None:
+def window_of(config: Any) -> int | None:
     """The number of last tokens that a layer attends to, if a sequence can be longer; else None."""
     window: int | None = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)

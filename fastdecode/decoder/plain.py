@@ -8,9 +8,14 @@ import torch
 from torch import Tensor, nn
 
 
+def hooked(module: Any) -> bool:
+    """Whether ``module`` has forward hooks."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def altered(module: Any) -> bool:
     """Whether ``module`` has hooks, or a ``forward`` that replaces that of its class."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+    return hooked(module) or "forward" in module.__dict__
 
 
 def plain(module: Any, *classes: type[nn.Module]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fastdecode.decoder import Decoder
+from fastdecode.decoder import BaseDecoder
 from fastdecode.decoder.cuda_graph import MOST_STEPS
 from fastdecode.engine.request import Request
 from fastdecode.engine.runner import Runner, Step
@@ -26,7 +26,7 @@ class EngineCore:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: BaseDecoder,
         pool: PagePool | None = None,
         *,
         max_rows: int | None = None,
@@ -59,8 +59,9 @@ class EngineCore:
         self._unsettled = True
         try:
             plan = self.scheduler.schedule()
-            if self._prefill(plan):
-                self._decode(plan)
+            with self.decoder.context():
+                if self._prefill(plan):
+                    self._decode(plan)
         except BaseException:
             self.reset()
             raise

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdecode import ops
-from fastdecode.decoder import Decoder
+from fastdecode.decoder import BaseDecoder, Upcoming
 from fastdecode.engine.batch import Batch
 from fastdecode.engine.processed import sample_processed
 from fastdecode.engine.request import Request
@@ -36,7 +36,7 @@ class Step:
 class Runner:
     """Runs the plans of a scheduler over one cache. ``rows``: the sequence of each row of the cache."""
 
-    def __init__(self, decoder: Decoder, cache: StreamCache) -> None:
+    def __init__(self, decoder: BaseDecoder, cache: StreamCache) -> None:
         self.decoder, self.cache = decoder, cache
         self.rows: list[Sequence] = []
         self.shared = SharedTables(decoder.device)
@@ -60,7 +60,7 @@ class Runner:
         if not streams:
             return
         self.cache.pool.expect(pages_to_come(starting, self.cache.pool.page_slots))
-        rows = self.decoder.prefill(self.cache, [stream[:-1] for _, stream in streams])
+        rows = self._prefill(streams)
         self.batch = None
         for row, (s, stream) in zip(range(rows.start, rows.stop), streams, strict=True):
             if len(s.inputs) < len(s.rows):  # its earlier rows continue with its newest token
@@ -139,7 +139,7 @@ class Runner:
 
     def _one(self, batch: Batch) -> Step:
         """Run one step and read its tokens."""
-        hidden = self.decoder.step(self.cache, batch.inputs)
+        hidden = self._step(batch)
         sampled = batch.sampled
         if not self.processed:
             if all(s.forced >= 0 for s in sampled):
@@ -169,6 +169,18 @@ class Runner:
                 batch.inputs[s.rows] = token
         return step
 
+    def _prefill(self, streams: list[tuple[Sequence, Tokens]]) -> slice:
+        prompts = [stream[:-1] for _, stream in streams]
+        if self.decoder.forward_reason is None:
+            return self.decoder.prefill(self.cache, prompts)
+        upcoming = Upcoming([stream[-1] for _, stream in streams], [s.grammar.draws for s, _ in streams])
+        return self.decoder.prefill(self.cache, prompts, upcoming)
+
+    def _step(self, batch: Batch) -> Tensor:
+        if self.decoder.forward_reason is None:
+            return self.decoder.step(self.cache, batch.inputs)
+        return self.decoder.step(self.cache, batch.inputs, [s.grammar.draws for s in self.rows])
+
     def _sample(self, batch: Batch, logits: Tensor) -> ops.Sample:
         draws, state = batch.draws, batch.state
         assert draws is not None
@@ -191,9 +203,7 @@ class Runner:
         assert draws is not None
         samples = []
         for _ in range(steps):
-            samples.append(
-                self._sample(batch, self.decoder.logits(self.decoder.step(self.cache, batch.inputs), draws.spans))
-            )
+            samples.append(self._sample(batch, self.decoder.logits(self._step(batch), draws.spans)))
         tokens = torch.stack([s.token for s in samples]).tolist()
         statuses = torch.stack([s.status for s in samples]).tolist()
         for row, status in zip(tokens, statuses, strict=True):

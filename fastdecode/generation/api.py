@@ -18,7 +18,8 @@ from transformers import (
 )
 from transformers.generation import GenerateDecoderOnlyOutput, StopStringCriteria
 
-from fastdecode.decoder import Decoder
+from fastdecode.decoder import BaseDecoder, decoder_for
+from fastdecode.decoder.wrappers import is_compiled, unwrapped
 from fastdecode.engine.core import EngineCore
 from fastdecode.engine.request import Request
 from fastdecode.generation import prepare, validation
@@ -34,7 +35,7 @@ from fastdecode.generation.unsupported import (
 )
 from fastdecode.guidance import Guidance
 from fastdecode.kv.page_pool import PAGE_SLOTS, PagePool
-from fastdecode.models.chameleon import check_family, check_pixels
+from fastdecode.models.chameleon import check_pixels, supported
 
 Output = Tensor | GenerateDecoderOnlyOutput
 
@@ -114,7 +115,8 @@ def generate(
     def hand_over(reason: str) -> Any:
         say_once(reason)
         handed = options if streamer is None else {**options, "streamer": streamer}
-        return type(model).generate(model, inputs, **handed)
+        own = model if hasattr(type(model), "generate") else unwrapped(model)  # torch.compile's wrapper has none
+        return type(own).generate(own, inputs, **handed)
 
     def decode(call: prepare.Prepared, extras: prepare.GenerateOptions) -> Output:
         if streamer is not None:
@@ -160,7 +162,7 @@ def _prepared(
     run: Callable[[prepare.Prepared, prepare.GenerateOptions], Any],
 ) -> Any:
     """As `_through_transformers`; `Unsupported` for a call that fastdecode does not decode."""
-    check_model(model)
+    model = check_model(model)
     if options.get("custom_generate") is custom_generate:
         del options["custom_generate"]
     validation.check_options(model, options)
@@ -194,10 +196,12 @@ def _prepared(
     return GenerationMixin.generate(model, inputs, custom_generate=decode, **options)
 
 
-def check_model(model: Any) -> None:
-    """TypeError for a model of another class; `Unsupported` for layers that fastdecode cannot decode."""
+def check_model(model: Any) -> Any:
+    """The model inside its wrappers. TypeError for a model of another class; `Unsupported` for layers or adapters that
+    fastdecode cannot decode.
+    """
     try:
-        check_family(model)
+        return supported(model)
     except ValueError as error:
         reason, _, advice = str(error).partition(". ")
         raise Unsupported(reason, advice) from None
@@ -239,7 +243,7 @@ def custom_generate(
     call = _calling_generate()
     synced = synced_gpus or call.get("synced_gpus")
     try:
-        check_model(model)
+        model = check_model(model)
         validation.check_options(model, {"generation_config": generation_config, **call, "synced_gpus": synced})
         chosen = validation.chosen_options(model, call or generation_config.to_dict())
         extras = prepare.GenerateOptions.found(model, generation_config, given)
@@ -312,16 +316,16 @@ def _progress_bar(requests: Sequence[Request]) -> Any:
     return bar
 
 
-def _decoder_for(call: prepare.Prepared) -> Decoder:
+def _decoder_for(call: prepare.Prepared) -> BaseDecoder:
     """A decoder with the options of the call. ``ValueError`` if the model cannot be decoded so."""
-    decoder = Decoder(call.model, call.deterministic)
+    decoder = decoder_for(call.model, call.deterministic)
     validation.check_deterministic(decoder)
     validation.check_pool(decoder, call.pool)
     validation.check_fits(call.sequences, call.pool)
     return decoder
 
 
-def decode_all(decoder: Decoder, requests: Sequence[Request], pool: PagePool | None) -> None:
+def decode_all(decoder: BaseDecoder, requests: Sequence[Request], pool: PagePool | None) -> None:
     """Decode requests on a new engine. Raises the error of the first request that fails. The pages are freed however it
     ends.
     """
@@ -349,7 +353,7 @@ def explain(model: Any, inputs: Tensor | None = None, **options: Any) -> Explana
     options.pop("streamer", None)
 
     def describe(call: prepare.Prepared, extras: prepare.GenerateOptions) -> Explanation:
-        return Explanation.of(call, _decoder_for(call))
+        return Explanation.of(call, _decoder_for(call), is_compiled(model))
 
     with torch.random.fork_rng(devices=[]):  # a seed is sampled from torch's generator
         found: Explanation | HandedOver = _through_transformers(model, inputs, options, given, describe, HandedOver)
@@ -362,5 +366,4 @@ def new_pool(model: Any, pages: int | None = None, page_slots: int = PAGE_SLOTS)
 
     Raises TypeError for an unsupported model, ValueError for sizes below 1.
     """
-    check_family(model)
-    return Decoder(model).new_pool(pages, page_slots)
+    return decoder_for(supported(model)).new_pool(pages, page_slots)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from typing import Any
 
@@ -56,11 +57,8 @@ def enable(model: Any) -> Any:
     Copies of the model (``copy.deepcopy``, pickle, ``torch.save``) are enabled too. TypeError for a model of another
     class than fastdecode decodes.
     """
-    try:
-        check_model(model)
-        Vocabulary.of_text(model)
-    except Unsupported:  # then every call is handed to transformers
-        pass
+    with contextlib.suppress(Unsupported):  # then every call is handed to transformers
+        Vocabulary.of_text(check_model(model))
     before = model.__dict__.get("generate")
     if before is not None and not isinstance(before, EnabledGenerate):
         model.__dict__[_BEFORE] = before

@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastdecode.decoder import Decoder
+from fastdecode.decoder import decoder_for
+from fastdecode.decoder.alterations import Fingerprint
+from fastdecode.decoder.autocast import Autocast
 from fastdecode.engine.core import EngineCore
 from fastdecode.engine.events import Event
 from fastdecode.engine.scheduler import FEW_STEPS
@@ -22,7 +24,7 @@ from fastdecode.generation import validation
 from fastdecode.generation.api import prepare_call
 from fastdecode.generation.handle import Handle
 from fastdecode.generation.prepare import GenerateOptions, Prepared
-from fastdecode.models.chameleon import Vocabulary, check_family, with_placeholders
+from fastdecode.models.chameleon import Vocabulary, supported, with_placeholders
 
 RETAIN_BYTES = 256 << 20
 """The maximum memory of prompts' pages that an engine without a limit retains for later prompts."""
@@ -68,6 +70,9 @@ class Engine:
     (``with Engine(…) as engine`` starts it, and at the end closes the engine, which aborts requests that have not
     ended: wait for their results inside). Without either, `Handle.result` and iteration decode.
 
+    The model must stay as it is while the engine is used: after a hook, an adapter or a module was added or removed,
+    `submit` raises RuntimeError. An engine that was made under `torch.autocast` decodes under it, in any thread.
+
     A request waits until there are rows and pages for all its streams. Requests of one priority are served in order of
     arrival. When pages run out, the last request gives its pages back; it resumes later with the same tokens. Raises
     TypeError for an unsupported model, ValueError for sizes below 1 or a model that cannot be deterministic.
@@ -82,18 +87,21 @@ class Engine:
         max_rows: int | None = None,
         deterministic: bool = False,
     ) -> None:
-        check_family(model)
+        model = supported(model)
         for name, value in (("pages", pages), ("max_rows", max_rows)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}={value!r}: give a whole number of at least 1, or None for no limit")
         if not isinstance(deterministic, bool):
             raise ValueError(f"deterministic={deterministic!r}: give True or False")
         self.model, self.processor, self.deterministic = model, processor, deterministic
-        decoder = Decoder(model, deterministic)
+        decoder = decoder_for(model, deterministic)
+        self._made_for = Fingerprint(model, weights=decoder.forward_reason is None)
         validation.check_deterministic(decoder)
         pool = decoder.new_pool(pages)
         kept = max(1, RETAIN_BYTES // pool.page_bytes)
         retain = None if pages is not None else kept
+        if decoder.forward_reason is not None:
+            retain = 0  # what a hook does may change from one request to the next
         if decoder.device.type == "cpu":
             pool.reserve(kept)  # costs nothing until it is used, and then nothing is copied
         self._core = EngineCore(decoder, pool, max_rows=max_rows, retain=retain, most_steps=FEW_STEPS)
@@ -131,9 +139,10 @@ class Engine:
 
         Errors are raised in the caller's thread, before anything changes: what `fastdecode.generate` raises for a wrong
         option, ValueError for a request that can never fit into the engine's pages or rows, and RuntimeError if the
-        engine is closed.
+        engine is closed or its model was changed.
         """
         self._check_open()
+        self._check_model()
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise ValueError(f"priority={priority!r}: give a whole number; higher ones go first")
         prepared = self._prepare(self._as_inputs(inputs, images, options), dict(options))
@@ -357,6 +366,19 @@ class Engine:
         self._check_process()
         if self._closed:
             raise RuntimeError("this engine is closed: make another one")
+
+    def _check_model(self) -> None:
+        """RuntimeError if the model is not what the engine was made for."""
+        decoder = self._core.decoder
+        changed = self._made_for.change()
+        if changed is not None:
+            raise RuntimeError(f"the model was changed after this engine was made ({changed}): make another Engine")
+        autocast = Autocast.now(decoder.device)
+        if autocast.on and autocast != decoder.autocast:
+            raise RuntimeError(
+                f"{autocast} is on, and this engine was made with {decoder.autocast}: make the Engine where autocast "
+                "is on, or submit where it is off"
+            )
 
     # --- what is going on ---------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fastdecode.decoder import Decoder, support
+from fastdecode.decoder import BaseDecoder, Decoder, support
 from fastdecode.generation.prepare import Prepared
 from fastdecode.grammar import BLOCK, IMAGE_SET, TEXT, TEXT_SET
 from fastdecode.models.chameleon import missing_decoder_keys
@@ -37,10 +37,12 @@ class Explanation:
     decoded_by: str = "fastdecode"
 
     @classmethod
-    def of(cls, prepared: Prepared, decoder: Decoder) -> Explanation:
-        """The explanation of a `Prepared` call that ``decoder`` would decode. It decodes nothing."""
+    def of(cls, prepared: Prepared, decoder: BaseDecoder, compiled: bool = False) -> Explanation:
+        """The explanation of a `Prepared` call that ``decoder`` would decode. It decodes nothing. ``compiled``: the
+        model went through `torch.compile`.
+        """
         model, grammar, vocabulary = prepared.model, prepared.grammar, prepared.vocabulary
-        device = model.model.embed_tokens.weight.device.type
+        device = decoder.device.type
         backend, reasons = _backend(device)
         if prepared.processors.unfused:
             reasons.append("logits are mixed in PyTorch, because other logits processors run on them")
@@ -48,20 +50,10 @@ class Explanation:
             reasons.append("logits are mixed in PyTorch, because they are to be returned")
         elif prepared.normalise and prepared.text.repetition_penalty != 1:
             reasons.append("logits are mixed in PyTorch, because transformers penalises mixed log-probabilities")
-        slower = support.unsupported_reason(model) if device == "cpu" else support.unsupported_by_triton(model)
-        if decoder.uses_cpu_step:
-            steps = f"each step one call of the C++ library ({core().cpu_isa()})"
-            if decoder.deterministic:
-                steps += ", prompts too (deterministic)"
-        elif decoder.uses_triton_step:
-            steps = "each step made of Triton kernels"
-            if decoder.captured is not None:
-                steps += ", captured as a CUDA graph"
-            else:
-                reasons.append(f"steps are not captured: {decoder.uncaptured_reason}")
-        else:
-            steps = "steps of PyTorch operations"
-            reasons.append(f"the layers cannot be run as one: {slower}")
+        steps, slower = _steps(decoder)
+        reasons += slower
+        if compiled and decoder.forward_reason is None:
+            steps += " (torch.compile has no part in it)"
         streams = []
         for s in prepared.sequences:
             planned = zip(*s.streams_planned(), strict=True)
@@ -83,7 +75,7 @@ class Explanation:
             token_rules=str(prepared.processors.rules),
             sampling_backend=backend,
             why_not_faster=reasons,
-            decoder=f"ragged batch over the model's own {len(model.model.layers)} layers, {device}, "
+            decoder=f"ragged batch over the model's own {decoder.layer_count} layers, {device}, "
             f"{str(model.dtype).removeprefix('torch.')}, {steps}",
             memory=_memory(prepared, decoder, [len(planned) for planned in streams]),
             unfused_processors=[type(p).__name__ for p in prepared.processors.unfused],
@@ -128,7 +120,24 @@ class Explanation:
         return "\n".join(lines)
 
 
-def _memory(prepared: Prepared, decoder: Decoder, streams: list[int]) -> str:
+def _steps(decoder: BaseDecoder) -> tuple[str, list[str]]:
+    """How ``decoder`` runs a step, and why it is not faster."""
+    if not isinstance(decoder, Decoder):
+        return f"each step a call of the model's own forward, because {decoder.forward_reason}", []
+    if decoder.uses_cpu_step:
+        steps = f"each step one call of the C++ library ({core().cpu_isa()})"
+        return steps + (", prompts too (deterministic)" if decoder.deterministic else ""), []
+    if decoder.uses_triton_step:
+        steps = "each step made of Triton kernels"
+        if decoder.captured is not None:
+            return f"{steps}, captured as a CUDA graph", []
+        return steps, [f"steps are not captured: {decoder.uncaptured_reason}"]
+    on_cpu = decoder.device.type == "cpu"
+    slower = (support.unsupported_reason if on_cpu else support.unsupported_by_triton)(decoder.model)
+    return "steps of PyTorch operations", [f"the layers cannot be run as one: {slower}"]
+
+
+def _memory(prepared: Prepared, decoder: BaseDecoder, streams: list[int]) -> str:
     """The pages that ``streams`` of every sequence take at their maximum length if they share none."""
     pool = prepared.pool if prepared.pool is not None else decoder.new_pool()
     pages = sum(n * -(-g.limit // pool.page_slots) for n, g in zip(streams, prepared.sequences, strict=True))

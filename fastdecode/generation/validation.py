@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from fastdecode.decoder import Decoder
+from fastdecode.decoder import BaseDecoder
 from fastdecode.decoder.support import unsupported_reason
 from fastdecode.engine.sequence import Sequence
 from fastdecode.generation.unsupported import Unsupported
@@ -258,16 +258,16 @@ def check_stream_tokens(guidance: Guidance, vocabulary: Vocabulary) -> None:
                 )
 
 
-def check_deterministic(decoder: Decoder) -> None:
+def check_deterministic(decoder: BaseDecoder) -> None:
     """``ValueError`` if the model cannot be decoded deterministically."""
     if decoder.deterministic and not decoder.uses_cpu_step:
-        raise ValueError(
-            "deterministic=True needs steps of the C++ library, and this model has none: "
-            f"{unsupported_reason(decoder.model)}"
-        )
+        why = f"its own forward is called, because {decoder.forward_reason}"
+        if decoder.forward_reason is None:
+            why = str(unsupported_reason(decoder.model))
+        raise ValueError(f"deterministic=True needs steps of the C++ library, and this model has none: {why}")
 
 
-def check_pool(decoder: Decoder, pool: Any) -> None:
+def check_pool(decoder: BaseDecoder, pool: Any) -> None:
     """``ValueError`` unless ``pool`` is None or a pool for this model."""
     if pool is None:
         return

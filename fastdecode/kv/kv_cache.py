@@ -118,6 +118,12 @@ class StreamCache:
         """Tokens stored of ``row``, without a wait for the device. IndexError if there is no such row."""
         return self._row(row).start + self._steps
 
+    def identity(self, row: int) -> object:
+        """An object that is this row's alone as long as the row is here, whatever its number becomes. IndexError if
+        there is no such row.
+        """
+        return self._row(row)
+
     def pages(self, row: int) -> list[int]:
         """The pages of ``row``, first to last. IndexError if there is no such row."""
         return list(self._row(row).pages)

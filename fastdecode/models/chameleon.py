@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from weakref import WeakSet
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from fastdecode.decoder.family import CHAMELEON, family_of
+from fastdecode.decoder.wrappers import unwrapped
 from fastdecode.models.vq_decoder import VQDecoder, decode_codes, latent_side
 
 BEGIN_IMAGE, END_IMAGE, PLACEHOLDER = "<racm3:break>", "<eoss>", "<image>"
@@ -23,9 +26,13 @@ LUMINA = (
 )
 
 
-def check_family(model: Any) -> None:
-    """``TypeError`` or ``ValueError`` for a model that `family_of` does not accept."""
+def supported(model: Any) -> Any:
+    """The model inside `torch.compile`'s and PEFT's wrappers, or ``model`` itself. ``TypeError`` or ``ValueError`` if
+    it is not one that can be decoded.
+    """
+    model = unwrapped(model)
     family_of(model)
+    return model
 
 
 def is_lumina(config: Mapping[str, Any], name: str = "") -> bool:
@@ -104,7 +111,11 @@ class Vocabulary:
                 f"config.vocabulary_map of this checkpoint has no {', '.join(absent)}: it must map every token of "
                 f"the tokenizer to its id (it has {len(ids)} entries)"
             )
-        codes = model.model.vocabulary_mapping.img2bpe
+        mapping = model.model.vocabulary_mapping
+        if mapping not in _checked:
+            _check_tokens(ids, config.vocab_size)
+            _checked.add(mapping)
+        codes = mapping.img2bpe
         count = config.vq_config.num_embeddings
         if sorted(codes) != list(range(count)):
             raise ValueError(
@@ -138,19 +149,68 @@ class Vocabulary:
         return {i: code for code, i in enumerate(self.code_ids)}
 
 
-def check_pixels(model: Any, pixel_values: Tensor) -> Tensor:
-    """Move pixels ``(n, 3, H, W)`` float to the VQ encoder's dtype and device. ``ValueError`` for a wrong shape."""
+_checked: WeakSet[Any] = WeakSet()
+"""Vocabularies of models whose tokens were checked: it takes milliseconds."""
+
+
+def _check_tokens(ids: Mapping[str, int], size: int) -> None:
+    """``ValueError`` if a token of pictures lies outside the vocabulary, or if two names share one."""
+    named = {name: ids[name] for name in (BEGIN_IMAGE, END_IMAGE, PLACEHOLDER)}
+    named |= {name: token for name, token in ids.items() if name.startswith("IMGIMG")}
+    owners: dict[int, str] = {}
+    for name, token in named.items():
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < size:
+            raise ValueError(
+                f"config.vocabulary_map gives {name} the token {token!r}, which is not a token of this checkpoint: "
+                f"config.vocab_size is {size}, so tokens are 0 to {size - 1}"
+            )
+        if token in owners:
+            raise ValueError(
+                f"config.vocabulary_map gives {owners[token]} and {name} the same token {token}: each needs its own"
+            )
+        owners[token] = name
+
+
+def check_pixels(model: Any, pixel_values: Any) -> Tensor:
+    """Move pixels ``(n, 3, H, W)`` float to the VQ encoder's dtype and device. A numpy array will do.
+
+    ``ValueError`` for another kind, dtype or shape, and for pixels that are NaN or infinite.
+    """
     if family_of(model) is not CHAMELEON:
         raise ValueError(f"pixel_values were given, but {type(model).__name__} reads and writes text only")
     vision, config = model.model.vqmodel, model.config.vq_config
     shape = (config.in_channels, config.resolution, config.resolution)
-    if pixel_values.ndim != 4 or pixel_values.shape[1:] != shape:
+    wanted = f"(pictures, {', '.join(map(str, shape))}) float, as its processor makes them from PIL pictures"
+    if isinstance(pixel_values, np.ndarray) and pixel_values.dtype.kind in "fiub":
+        pixel_values = torch.from_numpy(np.array(pixel_values))
+    if not isinstance(pixel_values, Tensor):
+        raise ValueError(f"pixel_values is a {type(pixel_values).__name__}; this checkpoint takes {wanted}")
+    if pixel_values.is_meta or pixel_values.layout is not torch.strided:
+        kind = "on the meta device, without values" if pixel_values.is_meta else "sparse"
+        raise ValueError(f"pixel_values is {kind}; this checkpoint takes dense {wanted}")
+    if not pixel_values.is_floating_point() or pixel_values.ndim != 4 or pixel_values.shape[1:] != shape:
         raise ValueError(
-            f"pixel_values is {tuple(pixel_values.shape)}; this checkpoint takes (pictures, "
-            f"{', '.join(map(str, shape))}), as its processor makes them"
+            f"pixel_values is {tuple(pixel_values.shape)} {str(pixel_values.dtype).removeprefix('torch.')}; this "
+            f"checkpoint takes {wanted}"
         )
+    finite = pixel_values.isfinite().flatten(1).all(1)
+    if not finite.all():
+        picture = int(finite.logical_not().nonzero()[0])
+        raise ValueError(f"pixel_values of picture {picture} are not all finite: they hold NaN or infinity")
     weight = vision.quant_conv.weight
+    _check_not_offloaded(vision)
     return pixel_values.to(weight.device, weight.dtype)
+
+
+def _check_not_offloaded(vision: Any) -> None:
+    """``ValueError`` if weights of the VQ model are offloaded: its codebook is read outside of the module that has it,
+    where accelerate does not bring it back.
+    """
+    if any(parameter.device.type == "meta" for parameter in vision.parameters()):
+        raise ValueError(
+            "the weights of model.model.vqmodel are offloaded, so pictures can neither be read nor painted: load the "
+            "model with a device_map that gives model.vqmodel a device"
+        )
 
 
 def encode_pictures(model: Any, pixel_values: Tensor) -> Tensor:
@@ -194,9 +254,9 @@ def check_picture_count(input_ids: Tensor, pictures: int, vocabulary: Vocabulary
     wanted = int((input_ids == vocabulary.placeholder).sum())
     if wanted != pictures * vocabulary.image_length:
         raise ValueError(
-            f"the prompt has {wanted} <image> placeholder ids (room for {wanted / vocabulary.image_length:g} pictures "
-            f"of {vocabulary.image_length}), but pixel_values holds {pictures} pictures: give one picture for each "
-            "<image> in the text, all through the processor"
+            f"the prompt has {wanted} <image> placeholder tokens (room for {wanted / vocabulary.image_length:g} "
+            f"pictures of {vocabulary.image_length}), but pixel_values holds {pictures} pictures: give one picture "
+            "for each <image> in the text, all through the processor"
         )
 
 
@@ -226,8 +286,9 @@ def check_can_draw(model: Any) -> None:
         )
 
 
-def attach_decoder(model: Any, weights: dict[str, Tensor]) -> None:
+def attach_decoder(model: Any, weights: Mapping[str, Tensor], originals: Mapping[str, Tensor] | None = None) -> None:
     """Add a VQ decoder with ``weights`` to ``model.model.vqmodel``. Keys are taming's names, relative to the decoder.
+    ``originals``: see `VQDecoder.remember`.
 
     ``ValueError`` names missing or unexpected keys, or a wrong shape; the model is not changed then.
     """
@@ -245,9 +306,10 @@ def attach_decoder(model: Any, weights: dict[str, Tensor]) -> None:
             raise ValueError(
                 f"VQ decoder weight {key} is {tuple(weights[key].shape)}; config.vq_config asks for {shape}"
             )
-    decoder.load_state_dict(weights)
-    like = model.model.vqmodel.post_quant_conv.weight
-    model.model.vqmodel.decoder = decoder.to(like.device, like.dtype).eval().requires_grad_(False)
+    decoder.load_state_dict(dict(weights))
+    vqmodel = model.model.vqmodel
+    decoder.remember(vqmodel, originals or {})
+    vqmodel.decoder = decoder.to(vqmodel.post_quant_conv.weight.device).eval().requires_grad_(False)
 
 
 def to_pictures(pixels: Tensor) -> list[Image.Image]:
@@ -257,10 +319,15 @@ def to_pictures(pixels: Tensor) -> list[Image.Image]:
 
 
 def decode_pictures(model: Any, blocks: Sequence[Sequence[int]], vocabulary: Vocabulary) -> list[Image.Image]:
-    """Decode blocks of ``image_length`` image tokens each to RGB pictures, in one pass of the VQ decoder."""
+    """Decode blocks of ``image_length`` image tokens each to RGB pictures.
+
+    One at a time: several in one pass are rounded otherwise, and a picture must not depend on its neighbours.
+    """
     if not blocks:
         return []
     check_can_draw(model)
-    codes = torch.tensor([[vocabulary.id_to_code[i] for i in block] for block in blocks])
+    _check_not_offloaded(model.model.vqmodel)
     vqmodel = model.model.vqmodel
-    return to_pictures(decode_codes(vqmodel, codes.to(vqmodel.post_quant_conv.weight.device)))
+    codes = torch.tensor([[vocabulary.id_to_code[i] for i in block] for block in blocks])
+    codes = codes.to(vqmodel.post_quant_conv.weight.device)
+    return [picture for one in codes.split(1) for picture in to_pictures(decode_codes(vqmodel, one))]

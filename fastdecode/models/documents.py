@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from transformers.utils import logging
 
-from fastdecode.models.chameleon import Vocabulary, decode_pictures
+from fastdecode.models.chameleon import Vocabulary, decode_pictures, supported
 
 logger = logging.get_logger(__name__)
 
@@ -56,6 +58,33 @@ def _from(ids: Sequence[int], start: int, vocabulary: Vocabulary) -> Sequence[in
     return ids[first - 1 :] if inside else ids[start:]
 
 
+def _rows(sequences: Any, vocabulary: Vocabulary) -> list[list[int]]:
+    """The sequences as lists of tokens. ``ValueError`` for anything else."""
+    wanted = "sequences must be (batch, length) integers, or a list of lists: put one sequence in a list"
+    if isinstance(sequences, (str, bytes, Mapping)) or not hasattr(sequences, "__iter__"):
+        raise ValueError(f"{wanted}; got a {type(sequences).__name__}")
+    if isinstance(sequences, Tensor) and sequences.ndim == 0:
+        raise ValueError(f"{wanted}; got a single number")
+    found = []
+    for number, row in enumerate(sequences):
+        if isinstance(row, (Tensor, np.ndarray)):
+            if isinstance(row, Tensor) and (row.is_meta or row.layout is not torch.strided):
+                raise ValueError(f"{wanted}; got a tensor that is sparse, or on the meta device and without values")
+            row = row.tolist()
+        if not isinstance(row, Sequence) or isinstance(row, (str, bytes)):
+            raise ValueError(f"{wanted}; got a {type(row).__name__} for sequence {number}")
+        for column, token in enumerate(row):
+            if isinstance(token, bool) or not isinstance(token, (int, np.integer)):
+                raise ValueError(f"{wanted}; sequence {number} has {token!r} in column {column}")
+            if not 0 <= token < vocabulary.size:
+                raise ValueError(
+                    f"sequence {number} has {token} in column {column}, which is not a token of this checkpoint "
+                    f"(0 to {vocabulary.size - 1})"
+                )
+        found.append(list(row))
+    return found
+
+
 def to_documents(model: Any, processor: Any, sequences: Any, start: int = 0) -> list[Document]:
     """Convert sequences of tokens to documents.
 
@@ -65,17 +94,18 @@ def to_documents(model: Any, processor: Any, sequences: Any, start: int = 0) -> 
                     of a picture that the prompt did not finish)
         returns     one list per sequence, of str and PIL.Image in order; empty texts are left out
 
-    All pictures go through the VQ decoder in one pass. An incomplete picture is left out, with a warning.
-    ``ValueError`` if there are pictures and the checkpoint has no VQ decoder, or if ``sequences`` has a wrong shape.
+    A picture is painted in float32, whatever the model's dtype, and by itself: it depends on its own tokens only. An
+    incomplete picture is left out, with a warning. ``ValueError`` if there are pictures and the checkpoint has no VQ
+    decoder, if ``sequences`` has a wrong shape or kind or holds what is no token, and for a negative ``start``.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     if not hasattr(tokenizer, "decode"):
         raise TypeError(f"processor is a {type(processor).__name__}; give the model's processor, or its tokenizer")
+    model = supported(model)
     vocabulary = Vocabulary.of(model)
-    rows = getattr(sequences, "sequences", sequences)
-    rows = [row.tolist() if isinstance(row, Tensor) else row for row in rows]
-    if any(not isinstance(row, Sequence) for row in rows):
-        raise ValueError("sequences must be (batch, length) integers, or a list of lists: put one sequence in a list")
+    if isinstance(start, bool) or not isinstance(start, int) or start < 0:
+        raise ValueError(f"start={start!r}: it must be a column, 0 or more")
+    rows = _rows(getattr(sequences, "sequences", sequences), vocabulary)
     parts = [segments(_from(row, start, vocabulary), vocabulary) for row in rows]
     pictures = iter(
         decode_pictures(model, [ids for row in parts for kind, ids in row if kind == "picture"], vocabulary)
@@ -88,7 +118,7 @@ def to_documents(model: Any, processor: Any, sequences: Any, start: int = 0) -> 
                 document.append(next(pictures))
             elif kind == "broken":
                 logger.warning(
-                    f"sequence {number} holds {len(ids)} image ids that make no whole picture of "
+                    f"sequence {number} holds {len(ids)} image tokens that make no whole picture of "
                     f"{vocabulary.image_length}: left out"
                 )
             else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,43 +9,53 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import ChameleonForConditionalGeneration, ChameleonProcessor
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
 from fastdecode.models.chameleon import LUMINA, Vocabulary, attach_decoder, is_lumina
+from fastdecode.models.checkpoint import Checkpoint, DecoderWeights, in_short, plain_weights
+from fastdecode.models.vq_decoder import BEFORE_DECODER
 
 EMBEDDED = {"blocks": Path(__file__).parents[1] / "assets" / "blocks"}
-DECODER_PREFIXES = ("model.vqmodel.decoder.", "vqmodel.decoder.")
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def load(
     name: str | Path,
     *,
     dtype: torch.dtype | str | None = None,
-    device: torch.device | str | None = None,
+    device: torch.device | str | int | None = None,
     vqgan: str | Path | None = None,
     **kwargs: Any,
 ) -> tuple[Any, Any]:
     """Load ``(model, processor)``.
 
         name     "blocks" (embedded), a folder in Hugging Face format, or a hub id
-        dtype    dtype of the weights; default: as in the checkpoint's config
+        dtype    dtype of the weights, such as torch.bfloat16 or "bfloat16"; default: as in the checkpoint's config
         device   device of the model; default: the CPU
         vqgan    Meta's vqgan.ckpt, for checkpoints without weights of the VQ decoder
-        kwargs   further arguments of the model's ``from_pretrained``
+        kwargs   further arguments of the model's ``from_pretrained``. ``revision``, ``subfolder``, ``token``,
+                 ``cache_dir``, ``local_files_only`` and ``trust_remote_code`` hold for the processor and the VQ decoder
+                 too
 
     The model is an ordinary ``ChameleonForConditionalGeneration`` in eval mode. Its ``model.vqmodel`` has a ``decoder``
-    if the weights were found. ``ValueError`` or ``FileNotFoundError`` say what is wrong with the checkpoint.
+    if the weights were found (in safetensors or in pytorch_model.bin). The VQ decoder is float32 whatever ``dtype``
+    says, and stays so: pictures of given tokens do not depend on the dtype. Code that a checkpoint brings is not run
+    unless ``trust_remote_code=True``.
+
+    ``ValueError``, ``TypeError`` or ``FileNotFoundError`` say what is wrong with an argument or the checkpoint.
     """
     if not isinstance(name, (str, os.PathLike)):
         raise TypeError(f"load takes a name, a folder or a hub id, not a {type(name).__name__}: {name!r}")
-    source: str | Path = EMBEDDED.get(str(name), name)
-    if str(source).startswith("~"):
-        source = Path(source).expanduser()
-    config = _config(source)
+    options = dict(kwargs)
+    chosen = _dtype(dtype, options)
+    target = _device(device, options)
+    if vqgan is not None and not isinstance(vqgan, (str, os.PathLike)):
+        raise TypeError(f"vqgan={vqgan!r}: give the path of Meta's vqgan.ckpt")
+    vqgan_weights = None if vqgan is None else _vqgan_weights(Path(vqgan).expanduser())
+    source = _source(name)
+    checkpoint = Checkpoint(source, options)
+    config = checkpoint.config()
     kind = config.get("model_type")
     if kind != "chameleon":
         raise ValueError(
@@ -58,103 +67,104 @@ def load(
             f"{name} cannot be loaded: {LUMINA}, and its checkpoints hold no picture encoder. For its text, give "
             "fastdecode.generate what transformers' ChameleonForConditionalGeneration.from_pretrained returns"
         )
+    checkpoint.check_indexes()
+    trust = options.pop("trust_remote_code", False)
     try:
         with _quiet():
+            processor = ChameleonProcessor.from_pretrained(source, trust_remote_code=trust, **checkpoint.hub)
             read: Any = ChameleonForConditionalGeneration.from_pretrained
-            model, info = read(source, dtype=dtype or "auto", output_loading_info=True, **kwargs)
-            processor = ChameleonProcessor.from_pretrained(source)
-    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
-        raise ValueError(f"{name} cannot be loaded: {_in_short(error)}") from error
+            model, info = read(source, dtype=chosen, output_loading_info=True, **options)
+        weights = checkpoint.decoder_weights() if vqgan_weights is None else vqgan_weights
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{name} cannot be loaded: {in_short(error)}") from error
+    except Exception as error:  # whatever transformers, a tokenizer or a hostile file raises
+        raise ValueError(f"{name} cannot be loaded: {_advice(error)}") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(
             f"{name} is incomplete: it lacks {len(missing)} weights of the model ({', '.join(missing[:3])}, …)"
         )
     Vocabulary.of(model)
-    weights = _vqgan_weights(Path(vqgan).expanduser()) if vqgan is not None else _decoder_weights(source)
-    if weights:
-        attach_decoder(model, weights)
+    if weights.decoder:
+        attach_decoder(model, weights.decoder, weights.before)
     model.eval()
-    if device is not None:
-        model.to(device)
+    if target is not None:
+        model.to(target)
     return model, processor
 
 
-def _file(source: str | Path, filename: str) -> Path | None:
-    """The local path of ``filename`` in a folder or hub repository; None if it has no such file."""
-    if Path(source).is_dir():
-        path = Path(source) / filename
-        return path if path.is_file() else None
-    found = cached_file(str(source), filename, _raise_exceptions_for_missing_entries=False)
-    return None if found is None else Path(found)
-
-
-def _config(source: str | Path) -> dict[str, Any]:
-    """Read config.json of ``source``. If it cannot be read, the error says why."""
+def _source(name: str | os.PathLike[str]) -> str | Path:
+    """The folder or hub id that ``name`` means. An error says that there is none."""
+    source: str | Path = EMBEDDED.get(str(name), Path(name) if isinstance(name, os.PathLike) else name)
+    if str(source).startswith("~"):
+        source = Path(source).expanduser()
     looks_local = isinstance(source, Path) or str(source).startswith((".", "/", "~")) or str(source).count("/") != 1
     if looks_local and not Path(source).exists():
         names = ", ".join(sorted(EMBEDDED))
         raise FileNotFoundError(f"there is no folder {source}, and no embedded model of that name (embedded: {names})")
     if Path(source).is_file():
         raise ValueError(f"{source} is a file; give the folder that holds config.json")
+    return source
+
+
+def _dtype(dtype: Any, options: dict[str, Any]) -> torch.dtype | str:
+    """The dtype that is asked for, or "auto". Takes ``torch_dtype``, its old name, out of ``options``."""
+    old = options.pop("torch_dtype", None)
+    if old is not None and dtype is not None and old != dtype:
+        raise ValueError(f"dtype={dtype!r} and torch_dtype={old!r} were given: give one of them")
+    wanted = old if dtype is None else dtype
+    if wanted is None or wanted == "auto":
+        return "auto"
+    found = getattr(torch, wanted.removeprefix("torch."), None) if isinstance(wanted, str) else wanted
+    if not isinstance(found, torch.dtype) or not found.is_floating_point or found.itemsize < 2:
+        raise ValueError(f"dtype={wanted!r}: give a dtype of weights, such as torch.float32 or torch.bfloat16")
+    return found
+
+
+def _device(device: Any, options: dict[str, Any]) -> torch.device | None:
+    """The device that is asked for. ``ValueError`` if torch has no such device here."""
+    if device is None:
+        return None
+    if options.get("device_map") is not None:
+        raise ValueError(f"device={device!r} and device_map={options['device_map']!r} were given: give one of them")
     try:
-        path = _file(source, "config.json")
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"{source} is neither a folder here nor a repository that the hub gives us: {_in_short(error)}"
+        if isinstance(device, bool):
+            raise TypeError("it is a bool")
+        found = torch.device(device)
+        if found.type == "meta":
+            raise ValueError("the meta device holds no values")
+        torch.empty(0, device=found)
+    except Exception as error:  # torch raises many kinds
+        raise ValueError(
+            f"device={device!r} cannot be used: {in_short(error)}; give 'cpu', or a device that torch has here"
         ) from error
-    if path is None:
-        where = "" if Path(source).is_dir() else ", or the hub does not give it to us"
-        raise FileNotFoundError(f"{source} has no config.json: it is not a model in Hugging Face format{where}")
-    try:
-        config = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds {type(config).__name__}, not the settings of a model")
-    return config
+    return found
 
 
-def _decoder_weights(source: str | Path) -> dict[str, Tensor]:
-    """The weights of the checkpoint's VQ decoder, with keys relative to it; empty if it has none."""
-    index = _file(source, INDEX)
-    if index is not None:
-        listed: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        files = sorted({file for key, file in listed.items() if key.startswith(DECODER_PREFIXES)})
-    else:
-        files = [WEIGHTS]
-    weights = {}
-    for file in files:
-        path = _file(source, file)
-        if path is None:
-            continue
-        with safe_open(path, "pt") as stored:
-            for key in stored.keys():  # noqa: SIM118 - safe_open is no mapping
-                prefix = next((p for p in DECODER_PREFIXES if key.startswith(p)), None)
-                if prefix is not None:
-                    weights[key.removeprefix(prefix)] = stored.get_tensor(key)
-    return weights
+def _advice(error: Exception) -> str:
+    """The error in short, with what to do about it where that is known."""
+    text = str(error)
+    if "trust_remote_code" in text:
+        return (
+            "it brings code of its own, which is not run unless you ask for it; read that code, then give "
+            "trust_remote_code=True"
+        )
+    if isinstance(error, TypeError) and "unexpected keyword argument" in text:
+        return f"load, like from_pretrained, has no option {text.rpartition('argument ')[2]}"
+    return in_short(error)
 
 
-def _vqgan_weights(path: Path) -> dict[str, Tensor]:
-    """The decoder's weights in a taming-transformers checkpoint (``decoder.*`` of its ``state_dict``)."""
+def _vqgan_weights(path: Path) -> DecoderWeights:
+    """The weights for painting in a taming-transformers checkpoint (``decoder.*`` of its ``state_dict``)."""
     if not path.is_file():
         raise FileNotFoundError(f"vqgan={path}: there is no such file")
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"vqgan={path} is not a torch checkpoint of plain weights: {_in_short(error)}") from error
-    state = stored.get("state_dict", stored) if isinstance(stored, dict) else {}
-    weights = {key.removeprefix("decoder."): value for key, value in state.items() if key.startswith("decoder.")}
-    if not weights:
+    stored = plain_weights(path, f"vqgan={path}")
+    state = stored.get("state_dict", stored)
+    state = {key: value for key, value in state.items() if isinstance(value, Tensor)} if isinstance(state, dict) else {}
+    found = {key.removeprefix("decoder."): value for key, value in state.items() if key.startswith("decoder.")}
+    if not found:
         raise ValueError(f"vqgan={path} has no decoder.* weights; Meta's vqgan.ckpt has")
-    return weights
-
-
-def _in_short(error: BaseException) -> str:
-    """The message of ``error`` on one line of at most 300 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:300]}…"
+    return DecoderWeights(found, {key: state[key] for key in BEFORE_DECODER if key in state})
 
 
 @contextmanager

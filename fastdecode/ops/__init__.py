@@ -1,5 +1,10 @@
 """One function per operation, each in a folder of its own: it checks its arguments, chooses a backend, calls it.
 
+Where an operation takes a tensor on the CPU it also takes a numpy array, or an object of any library with DLPack
+(``__dlpack__``), and reads it without a copy. Results are tensors; ``.numpy()`` gives their memory as an array. What is
+written in place (the tensors of a `DecodeState`, pages of keys and values, `seen` of `set_seen_`) must be a tensor or a
+numpy array that is not read-only. In a graph (torch.compile, torch.export) everything must be tensors.
+
 The folders have the names of their functions. `fastdecode.ops.sample` is the function: the imports below put it in the
 place of the folder, whatever was imported first.
 """

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
@@ -49,10 +50,10 @@ def _interpreted() -> bool:
 
 @cache
 def _triton_unavailable(interpreted: bool) -> str | None:
-    if find_spec("triton") is None:
-        return "the package triton is not installed"
     if not interpreted and not torch.cuda.is_available():
         return "no GPU that torch can use, and TRITON_INTERPRET=1 is not set"
+    if find_spec("triton") is None:
+        return "the package triton is not installed"
     return None
 
 
@@ -67,6 +68,17 @@ def unavailable(backend: str) -> str | None:
     if backend in BACKENDS:
         return "not part of this version"
     return f"unknown; must be one of {', '.join(BACKENDS)}"
+
+
+@cache
+def _warn_of_reference() -> None:
+    """Say once that the compiled library is missing: the tokens are the same, the time is not."""
+    warnings.warn(
+        f"fastdecode's compiled library is not used, because it cannot be loaded ({_C_ERROR}). The PyTorch reference "
+        "samples the same tokens, hundreds of times slower. Install the package again (pip install .) to build it",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def available_backends() -> list[str]:
@@ -90,6 +102,8 @@ def choose_backend(backend: str | None, device_type: str) -> str:
             return "cpu"
         if device_type == "cuda" and unavailable("triton") is None:
             return "triton"
+        if device_type == "cpu":
+            _warn_of_reference()
         return "reference"
     if backend not in BACKENDS:
         raise ValueError(f"{source} = {backend!r}: {unavailable(backend)}")

@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor
 
+from fastdecode.ops.arrays import Array, as_tensor
+
 FLOAT_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Dtypes of logits, weights, keys and values, with their numbers in the C interface."""
 
@@ -19,14 +21,14 @@ BYTE_DTYPES = (torch.int8, torch.float8_e4m3fn)
 
 
 def check_tensor(
-    name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, like: str = "logits"
+    name: str, value: Array, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, like: str = "logits"
 ) -> Tensor:
-    """Checks shape, dtype and device, and returns the tensor made contiguous.
+    """Checks shape, dtype and device, and returns the array as a tensor, made contiguous.
 
     ``like``: the argument, named in the error, whose device this one must have.
     """
     if not isinstance(value, Tensor):
-        raise ValueError(f"{name}: must be a tensor, got {type(value).__name__}")
+        value = as_tensor(name, value)
     if value.shape != shape:
         raise ValueError(f"{name}.shape = {tuple(value.shape)}: must be {shape}")
     if value.dtype != dtype:
@@ -39,13 +41,13 @@ def check_tensor(
     return value if value.is_contiguous() else value.contiguous()
 
 
-def check_float_tensor(name: str, value: Tensor, layout: str) -> Tensor:
+def check_float_tensor(name: str, value: Array, layout: str) -> Tensor:
     """Checks a float32 tensor and returns it made contiguous.
 
     ``layout``: names of its dimensions, as "rows, k". Each but the first must be at least 1.
     """
     if not isinstance(value, Tensor):
-        raise ValueError(f"{name}: must be a tensor, got {type(value).__name__}")
+        value = as_tensor(name, value)
     if value.dim() != layout.count(",") + 1 or 0 in value.shape[1:]:
         raise ValueError(f"{name}.shape = {tuple(value.shape)}: must be ({layout})")
     return check_tensor(name, value, tuple(value.shape), torch.float32, value.device)
@@ -53,18 +55,20 @@ def check_float_tensor(name: str, value: Tensor, layout: str) -> Tensor:
 
 def check_stored(
     name: str,
-    value: Tensor,
+    value: Array,
     layout: str,
     device: torch.device,
     like: str,
     dtypes: Collection[torch.dtype] = FLOAT_DTYPES,
+    written: bool = False,
 ) -> Tensor:
-    """Checks a tensor that is never copied, as weights and pages: dense, and of one of ``dtypes``.
+    """Checks a tensor that is never copied, as weights and pages: dense, and of one of ``dtypes``. Returns it.
 
-    ``layout``: names of its dimensions, as "vocab, hidden". ``like``: as for `check_tensor`.
+    ``layout``: names of its dimensions, as "vocab, hidden". ``like``: as for `check_tensor`. ``written``: as for
+    `as_tensor`.
     """
     if not isinstance(value, Tensor):
-        raise ValueError(f"{name}: must be a tensor, got {type(value).__name__}")
+        value = as_tensor(name, value, written)
     if value.dim() != layout.count(",") + 1:
         raise ValueError(f"{name}.shape = {tuple(value.shape)}: must be ({layout})")
     if value.dtype not in dtypes:
@@ -79,10 +83,10 @@ def check_stored(
     return value
 
 
-def check_streams(streams: Tensor, device: torch.device) -> Tensor:
+def check_streams(streams: Array, device: torch.device) -> Tensor:
     """Checks a (groups, S) int32 tensor on ``device`` and returns it made contiguous."""
     if not isinstance(streams, Tensor):
-        raise ValueError(f"streams: must be a tensor, got {type(streams).__name__}")
+        streams = as_tensor("streams", streams)
     if streams.dim() != 2 or streams.shape[1] < 1:
         raise ValueError(f"streams.shape = {tuple(streams.shape)}: must be (groups, S), S >= 1")
     return check_tensor("streams", streams, streams.shape, torch.int32, device)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from fastdecode.ops.arrays import as_tensor, is_array
 from fastdecode.ops.grammar_tables import GrammarTables
 
 RUNNING, ENDED, FAILED = 0, 1, 2
@@ -27,6 +28,8 @@ class DecodeState:
     lengths    (rows,) int64: number of tokens in each stream, with the next input, or None
     seen       (groups, ceil(vocab / 32)) int32: bit set of the tokens in the sequence, or None
     sequences  (groups, capacity) int64: the tokens of the sequence; the next is written at index `step`. Or None
+
+    Numpy arrays become tensors that share their memory, so that they change too. ValueError for one that is read-only.
     """
 
     mode: Tensor
@@ -37,6 +40,12 @@ class DecodeState:
     lengths: Tensor | None = None
     seen: Tensor | None = None
     sequences: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and not isinstance(value, Tensor) and is_array(value):
+                setattr(self, field.name, as_tensor(f"state.{field.name}", value, field.name != "limit"))
 
     @property
     def capacity(self) -> int:
@@ -86,6 +95,6 @@ class DecodeState:
             if not 0 <= steps[g] < MAX_STEP:
                 raise ValueError(f"step[{g}] = {steps[g]}: must be in [0, 2^62)")
             if self.sequences is not None and steps[g] >= self.capacity:
-                raise ValueError(f"step[{g}] = {steps[g]}: sequences have room for {self.capacity} ids")
+                raise ValueError(f"step[{g}] = {steps[g]}: sequences have room for {self.capacity} tokens")
             if not -1 <= tokens[g] < tables.vocab:
-                raise ValueError(f"token[{g}] = {tokens[g]}: must be an id below {tables.vocab}, or -1")
+                raise ValueError(f"token[{g}] = {tokens[g]}: must be a token below {tables.vocab}, or -1")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastdecode.ops.arrays import as_tensor, is_array
 from fastdecode.ops.token_sets import TokenSets
 
 Row = Sequence[int]
@@ -174,7 +175,9 @@ class GrammarTables:
         tables = object.__new__(cls)
         tables._host, tables.sets = None, sets
         [tables.vocab] = _integers("vocab", [vocab])
-        given = (set_of, tight_set_of, room, forced, following, class_ranges)
+        given = [set_of, tight_set_of, room, forced, following, class_ranges]
+        given = [as_tensor("tables", value) if is_array(value) else value for value in given]
+        set_of, tight_set_of, room, forced, following, class_ranges = given
         for tensor in given:
             if not isinstance(tensor, Tensor) or tensor.dim() == 0:
                 raise ValueError(f"tables: must be tensors of one dimension or more, got {tensor!r}")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastdecode.ops.arrays import Array, as_tensor
 from fastdecode.ops.checks import check_stored, check_tensor
 
 
@@ -40,21 +41,32 @@ class Pages(NamedTuple):
 
 
 def check_pages(
-    keys: Tensor, values: Tensor, table: Tensor, lengths: Tensor, rows: int, device: torch.device, like: str
+    keys: Array,
+    values: Array,
+    table: Array,
+    lengths: Array,
+    rows: int,
+    device: torch.device,
+    like: str,
+    written: bool = False,
 ) -> Pages:
-    """Pages for ``rows`` rows. Checks shapes, dtypes, devices and layouts, and not the values in the page table."""
+    """Pages for ``rows`` rows. Checks shapes, dtypes, devices and layouts, and not the values in the page table.
+
+    ``written``: whether keys and values are written; see `as_tensor`.
+    """
     layout = "pages, kv_heads, page_slots, head_dim"
-    check_stored("keys", keys, layout, device, like)
-    check_stored("values", values, layout, device, like)
+    keys = check_stored("keys", keys, layout, device, like, written=written)
+    values = check_stored("values", values, layout, device, like, written=written)
     if 0 in keys.shape[1:]:
         raise ValueError(f"keys.shape = {tuple(keys.shape)}: must be ({layout})")
     if values.shape != keys.shape:
         raise ValueError(f"values.shape = {tuple(values.shape)}: must be {tuple(keys.shape)}, as for keys")
     if values.dtype != keys.dtype:
         raise ValueError(f"values.dtype = {values.dtype}: must be {keys.dtype}, as for keys")
-    if not isinstance(table, Tensor) or table.dim() != 2 or table.shape[0] != rows:
-        what = tuple(table.shape) if isinstance(table, Tensor) else type(table).__name__
-        raise ValueError(f"table.shape = {what}: must be ({rows}, pages of the longest row)")
+    if not isinstance(table, Tensor):
+        table = as_tensor("table", table)
+    if table.dim() != 2 or table.shape[0] != rows:
+        raise ValueError(f"table.shape = {tuple(table.shape)}: must be ({rows}, pages of the longest row)")
     if table.shape[1] > 1 and table.stride(1) != 1:
         raise ValueError(f"table.stride(1) = {table.stride(1)}: must be 1")
     check_tensor("table", table[:0], (0, table.shape[1]), torch.int32, device, like)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastdecode.ops.arrays import Array, as_tensor, is_array
 
-def seen_bits(ids: Tensor | Sequence[Sequence[int]], vocab: int) -> Tensor:
+
+def _padded(ids: Any) -> Tensor:
+    """Rows of different lengths as one tensor, with −1 where there is no token."""
+    longest = max((len(row) for row in ids), default=0)
+    padded = [list(row) + [-1] * (longest - len(row)) for row in ids]
+    return torch.tensor(padded, dtype=torch.int64).reshape(len(padded), longest)
+
+
+def seen_bits(ids: Array | Sequence[Sequence[int]], vocab: int) -> Tensor:
     """(groups, ceil(vocab / 32)) int32: the bit set of each group's tokens.
 
         ids    (groups, n) integer tensor, or for each group a sequence of tokens; negative ones are padding
@@ -16,10 +26,7 @@ def seen_bits(ids: Tensor | Sequence[Sequence[int]], vocab: int) -> Tensor:
 
     Raises ValueError naming the first token that is not below vocab.
     """
-    if not isinstance(ids, Tensor):
-        longest = max((len(row) for row in ids), default=0)
-        padded = [list(row) + [-1] * (longest - len(row)) for row in ids]
-        ids = torch.tensor(padded, dtype=torch.int64).reshape(len(padded), longest)
+    ids = as_tensor("ids", ids) if is_array(ids) else _padded(ids)
     if ids.dim() != 2 or ids.is_floating_point():
         raise ValueError(f"ids: must be (groups, n) integers, got {tuple(ids.shape)} {ids.dtype}")
     outside = (ids >= vocab).nonzero()
@@ -35,12 +42,13 @@ def seen_bits(ids: Tensor | Sequence[Sequence[int]], vocab: int) -> Tensor:
     return bits.sum(2).to(torch.int32)
 
 
-def set_seen_(seen: Tensor, token: Tensor) -> Tensor:
+def set_seen_(seen: Array, token: Array) -> Tensor:
     """Adds one token per group to a bit set, in place, and returns the bit set.
 
     seen   (groups, ceil(vocab / 32)) int32, written
     token  (groups,) int64; negative: nothing is added to that group
     """
+    seen, token = as_tensor("seen", seen, written=True), as_tensor("token", token)
     if token.shape != seen.shape[:1] or seen.dim() != 2 or seen.dtype != torch.int32:
         raise ValueError(
             f"seen, token: must be (groups, words) int32 and (groups,), "

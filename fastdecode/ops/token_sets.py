@@ -9,6 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from fastdecode.ops.arrays import as_tensor, is_array
+
 _MAX_ID = 2**31 - 1
 
 
@@ -96,6 +98,8 @@ class TokenSets:
 
         Raises ValueError for tables that are not (n, 2) and (sets + 1,) int32.
         """
+        ranges = as_tensor("ranges", ranges) if is_array(ranges) else ranges
+        offsets = as_tensor("set_offsets", offsets) if is_array(offsets) else offsets
         for name, given in (("ranges", ranges), ("set_offsets", offsets)):
             if not isinstance(given, Tensor) or given.dim() == 0 or given.is_meta:
                 raise ValueError(f"{name}: must be a tensor of one dimension or more that holds values, got {given!r}")
@@ -159,7 +163,7 @@ class TokenSets:
             for number, (lo, hi) in enumerate(ranges):
                 if hi > vocab:
                     raise ValueError(
-                        f"allowed[{set_number}][{number}] = ({lo}, {hi}): leaves the vocabulary of {vocab} ids"
+                        f"allowed[{set_number}][{number}] = ({lo}, {hi}): leaves the vocabulary of {vocab} tokens"
                     )
 
     @property

@@ -6,15 +6,18 @@ The graph runs that later; `fastdecode.ops.registration` then calls the function
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 from torch._C import _len_torch_dispatch_stack
 
 
-def is_traced(tensor: Any) -> bool:
-    """Whether torch.compile, torch.jit.trace or a dispatch mode is active, or the tensor is a FakeTensor or similar."""
+def is_traced(tensor: Any) -> TypeGuard[Tensor]:
+    """Whether torch.compile, torch.jit.trace or a dispatch mode is active, or the tensor is a FakeTensor or similar.
+
+    Then it must be a tensor: a graph has no other arrays.
+    """
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()

@@ -97,6 +97,6 @@ def test_a_plot_needs_points_and_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(bench, "cases", lambda quick: [bench.Case(1, vocab=64)])
     assert cli.main(["bench", "sample", "--plot", str(tmp_path / "c.png")]) == 2
     assert "no case was measured at three numbers of groups" in capsys.readouterr().err
-    monkeypatch.setattr(bench, "find_spec", lambda name: None)
+    monkeypatch.setattr("fastdecode.bench.plot.find_spec", lambda name: None)
     assert cli.main(["bench", "sample", "--plot", str(tmp_path / "c.png")]) == 2
     assert "--plot needs matplotlib" in capsys.readouterr().err

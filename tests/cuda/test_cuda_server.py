@@ -1,20 +1,13 @@
 """``examples/cpp_server --device cuda`` answers as on the CPU: with the kernels' emulation, and on a GPU."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
 from kernels import FOLDER, INCLUDE, Kernels
 from linking import build_example, config, run
-from test_cpp_server import EXAMPLE, STRICT, decode
+from test_cpp_server import BLOCKS, EXAMPLE, LINES, STRICT, ask, failure
 
-REQUESTS = 60
 MIXTURES = [("cuda", 1, 8), ("cuda", 2, 3), ("cuda-graph", 1, 64), ("cuda-graph", 3, 5)]
-
-
-@pytest.fixture(scope="module")
-def expected() -> list[str]:
-    return decode(list(range(REQUESTS)), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -33,25 +26,23 @@ def server(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "server"
 
 
-def lines(server: Path, device: str, workers: int, slots: int) -> list[str]:
-    return run(server, "--requests", REQUESTS, "--device", device, "--workers", workers, "--slots", slots).splitlines()
+def check(server: Path, device: str, workers: int, slots: int) -> None:
+    drawn = ask(server, LINES, "--device", device, "--workers", workers, "--slots", slots)
+    assert drawn == ask(server, LINES)  # on the CPU; test_cpp_server compares these with Python
 
 
 @pytest.mark.parametrize(("device", "workers", "slots"), MIXTURES)
-def test_emulated(emulated_server: Path, expected: list[str], device: str, workers: int, slots: int):
-    assert lines(emulated_server, device, workers, slots) == expected
+def test_emulated(emulated_server: Path, device: str, workers: int, slots: int):
+    check(emulated_server, device, workers, slots)
 
 
 @pytest.mark.parametrize(("device", "workers", "slots"), MIXTURES)
-def test_on_device(on_device: Kernels, server: Path, expected: list[str], device: str, workers: int, slots: int):
-    assert lines(server, device, workers, slots) == expected
+def test_on_device(on_device: Kernels, server: Path, device: str, workers: int, slots: int):
+    check(server, device, workers, slots)
 
 
 @pytest.mark.long
 def test_without_a_gpu_it_is_a_sentence(server: Path):
     if Path("/dev/nvidiactl").exists():
         pytest.skip("there is a GPU")
-    done = subprocess.run([server, "--device", "cuda"], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("server: CUDA: ")
-    assert done.stderr.count("\n") == 1
+    assert failure(server, BLOCKS, "--device", "cuda", status=2, given=LINES[0]).startswith("CUDA: ")

@@ -195,27 +195,26 @@ def test_refusals(options: dict, message: str):
         fastdecode.generate(text_model("llama"), torch.tensor([[4, 5]]), **options)
 
 
-def test_layers_that_see_a_window_are_refused():
-    options = {"num_hidden_layers": 2, "sliding_window": 64}
-    windowed = [
-        text_model("mistral", sliding_window=64),
-        text_model("qwen3", use_sliding_window=True, max_window_layers=1, **options),
-    ]
-    for model in windowed:
-        with pytest.raises(ValueError, match=r"has layers that see 64 ids only; fastdecode's see the whole sequence"):
-            fastdecode.generate(model, torch.tensor([[4, 5]]), max_new_tokens=3)
-        with pytest.raises(ValueError, match=r"has layers that see 64 ids only"):
-            fastdecode.new_pool(model)
+@pytest.mark.parametrize("layers", ["all", "some"])
+def test_layers_that_see_a_window_are_decoded_by_the_models_own_forward(layers: str):
+    if layers == "all":
+        model = text_model("mistral", sliding_window=8)
+    else:
+        model = text_model("qwen3", use_sliding_window=True, max_window_layers=1, sliding_window=8)
+    options = {**batch(8, [30, 5, 9]), "max_new_tokens": 40, "do_sample": False}
+    expected = model.generate(**options)
+    assert torch.equal(fastdecode.generate(model, **options), expected)
+    assert "because its layers see the last 8 tokens only" in str(fastdecode.explain(model, **options))
+    whole = text_model("mistral" if layers == "all" else "qwen3")
+    assert not torch.equal(fastdecode.generate(whole, **options), expected)
+
+
+def test_a_window_that_no_sequence_leaves_needs_no_forward():
     wide = text_model("mistral", sliding_window=CONTEXT)
     ids = torch.tensor([[4, 5]])
     options = {"max_new_tokens": 5, "do_sample": False}
     assert torch.equal(fastdecode.generate(wide, ids, **options), wide.generate(ids, **options))
-
-
-def test_a_compiled_model_is_refused_with_what_to_give():
-    model = torch.compile(text_model("llama"))
-    with pytest.raises(TypeError, match=r"^the model went through torch.compile; give the one .*: model._orig_mod$"):
-        fastdecode.generate(model, torch.tensor([[4, 5]]), max_new_tokens=3)
+    assert "own forward" not in str(fastdecode.explain(wide, ids, **options))
 
 
 def test_other_models_are_refused_by_name():

@@ -8,7 +8,7 @@ from test_family import FAMILIES, text_model
 
 import fastdecode
 from fastdecode import Guidance
-from fastdecode.decoder import Decoder
+from fastdecode.decoder import Decoder, ForwardDecoder, decoder_for
 from fastdecode.decoder import support as support_of_steps
 from fastdecode.decoder.support import READ, unsupported_by_triton
 from fastdecode.decoder.triton_step import HALVES, TritonStep, many_rows
@@ -133,11 +133,12 @@ def test_which_gpus(capability, hip, backend, expected, monkeypatch: pytest.Monk
     assert support_of_steps._unsupported_on(torch.device("cuda")) == expected
 
 
-def test_a_model_on_several_devices_is_refused():
+def test_a_model_on_several_devices_is_decoded_by_its_own_forward():
     model = shaped_model(3, SHAPES[0])
     model.model.layers[1].to("meta")
-    with pytest.raises(ValueError, match=r"^the model's weights are on cpu, meta; fastdecode decodes on one device: "):
-        Decoder(model)
+    decoder = decoder_for(model)
+    assert isinstance(decoder, ForwardDecoder)
+    assert decoder.forward_reason == "its weights are on cpu, meta"
 
 
 def test_why_not(monkeypatch: pytest.MonkeyPatch):

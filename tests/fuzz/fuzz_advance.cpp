@@ -116,7 +116,7 @@ void make_case(Bytes& bytes, Case& c) {
   a.vocab = bytes.in(1, 100);
   c.sets = bytes.in(1, 3);
   if (bytes.one_in(2)) {  // no row twice
-    a.streams_per_group = bytes.in(0, 3);
+    a.streams_per_group = bytes.in(1, 3);
     c.streams = Exact<int32_t>(a.groups * a.streams_per_group);
     int32_t row = 0;
     for (int64_t i = 0; i < c.streams.size(); ++i) {

@@ -76,22 +76,23 @@ void make_logits(Bytes& bytes, Case& c) {
   a.rows = bytes.in(0, 6);
   switch (bytes.in(0, 15)) {
     case 0:
-      a.vocab = bytes.of<int64_t>({0, 1, 2, 511, 512, 513, 1024});
+      a.vocab = bytes.of<int64_t>({1, 2, 31, 511, 512, 513, 1024});
       break;
     case 1:
       a.vocab = bytes.of<int64_t>({8191, 8192, 8193, 16384, 16390, 40000});
       break;
     case 2:
-      a.vocab = bytes.in(0, 5000);
+      a.vocab = bytes.in(1, 5000);
       break;
     default:
       a.vocab = bytes.in(1, 200);
   }
   a.dtype = static_cast<int32_t>(bytes.in(0, 2));
   a.row_stride = a.vocab + bytes.of<int64_t>({0, 0, 1, 7, 64});
-  if (bytes.one_in(16)) a.row_stride = bytes.in(0, a.vocab);
+  if (bytes.one_in(16)) a.row_stride = FASTDECODE_REPEAT;
   const int size = element_size(a.dtype);
-  const int64_t elements = a.rows > 0 ? (a.rows - 1) * a.row_stride + a.vocab : 0;
+  const int64_t stride = a.row_stride == FASTDECODE_REPEAT ? 0 : a.row_stride;
+  const int64_t elements = a.rows > 0 ? (a.rows - 1) * stride + a.vocab : 0;
   c.logits = Exact<uint8_t>(elements * size);
   std::vector<float> palette(static_cast<size_t>(bytes.in(1, 12)));
   for (float& x : palette) x = bytes.any_float();
@@ -114,7 +115,7 @@ void make_streams(Bytes& bytes, Case& c) {
   fastdecode_sample_args& a = c.args;
   a.groups = bytes.in(0, 5);
   if (bytes.one_in(2)) {
-    a.streams_per_group = bytes.in(0, 4);
+    a.streams_per_group = bytes.in(1, 4);
     c.streams = Exact<int32_t>(a.groups * a.streams_per_group);
     for (int64_t i = 0; i < c.streams.size(); ++i) {
       c.streams[i] = static_cast<int32_t>(bytes.in(-1, a.rows - 1));
@@ -201,14 +202,15 @@ void make_parameters(Bytes& bytes, Case& c) {
     a.contrast_alpha = bytes.unit_float();
   }
   Random random(bytes.bits(2));
-  if (bytes.one_in(3)) {
+  if (a.penalty != nullptr || a.penalty_value != 1.0f || bytes.one_in(3)) {
     c.seen = Exact<int32_t>(a.groups * ((a.vocab + 31) / 32));
     for (int64_t i = 0; i < c.seen.size(); ++i) c.seen[i] = static_cast<int32_t>(random.next());
     a.seen = c.seen.get();
   }
   if (bytes.one_in(5) && a.groups > 0) {
-    a.noise_stride = a.vocab + bytes.in(0, 3);
-    c.noise = Exact<float>((a.groups - 1) * a.noise_stride + a.vocab);
+    a.noise_stride = bytes.one_in(8) ? FASTDECODE_REPEAT : a.vocab + bytes.in(0, 3);
+    const int64_t stride = a.noise_stride == FASTDECODE_REPEAT ? 0 : a.noise_stride;
+    c.noise = Exact<float>((a.groups - 1) * stride + a.vocab);
     const float palette[] = {bytes.any_float(), bytes.any_float(), 0.5f, -1.0f};
     for (int64_t i = 0; i < c.noise.size(); ++i) c.noise[i] = palette[random.below(4)];
     a.noise = c.noise.get();
@@ -231,7 +233,7 @@ void break_one(Bytes& bytes, Case& c) {
   fastdecode_sample_args& a = c.args;
   const int64_t negative = bytes.one_in(2) ? -1 : INT64_MIN;
   c.broken = true;
-  switch (bytes.in(0, 27)) {
+  switch (bytes.in(0, 30)) {
     case 0:
       a.dtype = bytes.of<int32_t>({-1, 3, INT32_MAX, INT32_MIN});
       return;
@@ -242,7 +244,7 @@ void break_one(Bytes& bytes, Case& c) {
       a.groups = negative;
       return;
     case 3:
-      a.streams_per_group = negative;
+      a.streams_per_group = bytes.one_in(2) ? 0 : negative;
       return;
     case 4:
       a.sets = negative;
@@ -251,7 +253,7 @@ void break_one(Bytes& bytes, Case& c) {
       a.threads = bytes.of<int32_t>({-1, INT32_MIN});
       return;
     case 6:
-      a.vocab = bytes.of<int64_t>({-1, INT64_MIN, INT64_MAX, (1 << 22) + 1});
+      a.vocab = bytes.of<int64_t>({0, -1, INT64_MIN, INT64_MAX, (1 << 22) + 1});
       return;
     case 7:
       a.size = static_cast<size_t>(bytes.of<int64_t>({0, 8, -1, sizeof a - 1, sizeof a + 1}));
@@ -264,6 +266,18 @@ void break_one(Bytes& bytes, Case& c) {
       a.ranges = nullptr;
       c.broken = a.groups > 0 && c.ranges.size() > 0;
       return;
+    case 10:
+      a.row_stride = bytes.of<int64_t>({0, a.vocab - 1, -1, INT64_MAX, INT64_MAX / 2});
+      c.broken = a.rows > 1;
+      return;
+    case 11:
+      a.noise_stride = bytes.of<int64_t>({0, a.vocab - 1, -1, INT64_MAX, INT64_MAX / 2});
+      c.broken = a.groups > 1 && a.noise != nullptr;
+      return;
+    case 12:
+      a.sets = 0;
+      c.broken = a.groups > 0 && a.set_offsets != nullptr;
+      return;
     default:
       break;
   }
@@ -271,10 +285,10 @@ void break_one(Bytes& bytes, Case& c) {
     c.broken = false;
     return;
   }
-  switch (bytes.in(0, 15)) {
+  switch (bytes.in(0, 17)) {
     case 0:
       a.logits = nullptr;
-      c.broken = a.rows > 0 && a.vocab > 0;  // else there is nothing to point to
+      c.broken = a.rows > 0;  // else there is nothing to point to
       return;
     case 1:
       c.without_token = true;
@@ -345,6 +359,14 @@ void break_one(Bytes& bytes, Case& c) {
     case 14:
       a.contrast_k = 1;
       a.contrast_alpha = bytes.of<float>({-1e-45f, 1.0000001f, NAN});
+      return;
+    case 15:
+      a.contrast_k = 0;
+      a.contrast_alpha = bytes.of<float>({1e-45f, 1.0f, NAN});
+      return;
+    case 16:
+      a.seen = nullptr;
+      c.broken = a.penalty != nullptr || a.penalty_value != 1.0f;
       return;
     default:
       break;
@@ -425,7 +447,7 @@ fastdecode_sample_args only(const fastdecode_sample_args& a, int64_t g, int32_t&
   move(one.seed, g);
   move(one.step, g);
   move(one.seen, g * ((a.vocab + 31) / 32));
-  move(one.noise, g * a.noise_stride);
+  if (a.noise_stride != FASTDECODE_REPEAT) move(one.noise, g * a.noise_stride);
   return one;
 }
 

@@ -42,10 +42,12 @@ def test_which_steps_are_taken():
     found = fastdecode.explain(half, torch.tensor([WORDS]), max_new_tokens=3)
     assert found.decoder.endswith(f"cpu, bfloat16, each step one call of the C++ library ({core().cpu_isa()})")
     found = fastdecode.explain(double, torch.tensor([WORDS]), max_new_tokens=3)
-    assert found.decoder.endswith("cpu, float64, steps of PyTorch operations")
-    assert any(
-        reason.startswith("the layers cannot be run as one: norm.weight is float64") for reason in found.why_not_faster
-    )
+    assert found.decoder.endswith("each step a call of the model's own forward, because its weights are float64")
+    hooked = tiny_model(0)
+    hooked.model.layers[1].mlp.register_forward_hook(lambda module, args, output: None)
+    found = fastdecode.explain(hooked, torch.tensor([WORDS]), max_new_tokens=3)
+    assert found.decoder.endswith("cpu, float32, steps of PyTorch operations")
+    assert any(reason.startswith("the layers cannot be run as one: layers.1: mlp") for reason in found.why_not_faster)
 
 
 def test_memory_and_determinism():

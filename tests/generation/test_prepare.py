@@ -15,6 +15,7 @@ from models_for_tests import (
     tiny_tokenizer,
     vocabulary_map,
 )
+from PIL import Image
 from transformers import (
     DynamicCache,
     GenerationConfig,
@@ -104,9 +105,9 @@ BAD = {
     ),
     "picture without a placeholder": (
         {"pixel_values": pixels(0, 1)},
-        "the prompt has 0 <image> placeholder ids .* but pixel_values holds 1 pictures",
+        "the prompt has 0 <image> placeholder tokens .* but pixel_values holds 1 pictures",
     ),
-    "placeholder without a picture": (with_pictures(0, 1), "the prompt has 4 <image> placeholder ids"),
+    "placeholder without a picture": (with_pictures(0, 1), "the prompt has 4 <image> placeholder tokens"),
     "two pictures, one placeholder": (with_pictures(2, 1), r"room for 1 pictures of 4\), but pixel_values holds 2"),
     "no room for a picture": (
         {"multimodal_generation_mode": INTERLEAVED, "max_new_tokens": 5},
@@ -290,9 +291,47 @@ def test_masks_and_pixels_of_another_shape(call):
         call(MODEL, input_ids=PROMPT, attention_mask=torch.ones(1, 3), max_new_tokens=2)
     options = with_pictures(1, 1) | {"pixel_values": torch.zeros(1, 3, 16, 16)}
     with pytest.raises(
-        ValueError, match=r"pixel_values is \(1, 3, 16, 16\); this checkpoint takes \(pictures, 3, 8, 8\)"
+        ValueError, match=r"pixel_values is \(1, 3, 16, 16\) float32; this checkpoint takes \(pictures, 3, 8, 8\)"
     ):
         call(MODEL, **options, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("call", [generate, enabled, explain])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (lambda x: x.fill_(float("nan")), "pixel_values of picture 0 are not all finite"),
+        (lambda x: x.index_fill_(3, torch.tensor([7]), float("inf")), "pixel_values of picture 0 are not all finite"),
+        (lambda x: x.long(), r"pixel_values is \(1, 3, 8, 8\) int64; this checkpoint takes .* float"),
+        (lambda x: x.bool(), r"pixel_values is \(1, 3, 8, 8\) bool"),
+        (lambda x: x.tolist(), "pixel_values is a list; this checkpoint takes"),
+        (
+            lambda x: [Image.new("RGB", (8, 8))],
+            "a list; .*as its processor makes them from PIL pictures",
+        ),
+        (
+            lambda x: Image.new("RGB", (8, 8)),
+            "a Image; .*as its processor makes them from PIL pictures",
+        ),
+        (lambda x: x.to("meta"), "pixel_values is on the meta device"),
+        (lambda x: x.to_sparse(), "pixel_values is sparse"),
+        (lambda x: x.numpy().astype(object), "pixel_values is a ndarray"),
+        (lambda x: 7, "pixel_values is a int"),
+    ],
+)
+def test_pixels_that_cannot_be_read(call, changed, message):
+    options = with_pictures(1, 1)
+    options["pixel_values"] = changed(options["pixel_values"])
+    with pytest.raises(ValueError, match=message):
+        call(MODEL, **options, max_new_tokens=2)
+
+
+def test_numpy_works_for_pixels():
+    options = with_pictures(1, 1)
+    expected = fastdecode.generate(MODEL, **options, max_new_tokens=2)
+    pixels = options["pixel_values"].numpy()
+    pixels.flags.writeable = False
+    assert torch.equal(fastdecode.generate(MODEL, **options | {"pixel_values": pixels}, max_new_tokens=2), expected)
 
 
 def test_misspelt_options_are_refused(way):

@@ -14,8 +14,11 @@ from transformers.utils import logging
 
 import fastdecode
 from fastdecode.models.chameleon import Vocabulary, missing_decoder_keys
-from fastdecode.models.loading import INDEX, WEIGHTS
+from fastdecode.models.checkpoint import PICKLED
+from fastdecode.models.checkpoint import SAFETENSORS as WEIGHTS
 from fastdecode.models.vq_decoder import VQDecoder
+
+INDEX = f"{WEIGHTS}.index.json"
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +94,158 @@ def test_a_decoder_without_the_models_prefix(folder: Path):
 
 def test_dtype_and_device(saved: Path):
     model, _ = fastdecode.load(saved, dtype=torch.bfloat16, device="cpu")
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    painting = {f"model.vqmodel.decoder.{key}" for key, _ in model.model.vqmodel.decoder.named_parameters()}
+    assert painting
+    for key, value in model.named_parameters():
+        assert value.dtype == (torch.float32 if key in painting else torch.bfloat16), key
+
+
+@pytest.mark.parametrize("given", [{"torch_dtype": torch.bfloat16}, {"torch_dtype": "bfloat16"}, {"dtype": "bfloat16"}])
+def test_other_ways_to_name_a_dtype(saved: Path, given: dict):
+    assert fastdecode.load(saved, **given)[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": torch.float16, "torch_dtype": torch.bfloat16}, "dtype=.* and torch_dtype=.* were given: give one"),
+        ({"dtype": "bf16"}, "dtype='bf16': give a dtype of weights"),
+        ({"dtype": torch.int8}, r"dtype=torch\.int8: give a dtype of weights"),
+        ({"dtype": 16}, "dtype=16: give a dtype of weights"),
+        ({"torch_dtype": "nn"}, "dtype='nn': give a dtype of weights"),
+        ({"device": "gpu"}, "device='gpu' cannot be used: .*give 'cpu'"),
+        ({"device": "meta"}, "device='meta' cannot be used: the meta device holds no values"),
+        ({"device": True}, "device=True cannot be used"),
+        ({"device": "cpu", "device_map": "auto"}, "device='cpu' and device_map='auto' were given"),
+        ({"vqgan": 7}, "vqgan=7: give the path"),
+        ({"dtyp": torch.float16}, "has no option 'dtyp'"),
+    ],
+)
+def test_arguments_that_cannot_be(saved: Path, options: dict, message: str):
+    with pytest.raises((ValueError, TypeError), match=message) as raised:
+        fastdecode.load(saved, **options)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("device", ["cuda", 0, torch.device("cuda:1")])
+def test_a_gpu_that_is_not_there(saved: Path, device):
+    with pytest.raises(ValueError, match=r"^device=.* cannot be used: .*; give 'cpu', or a device that torch has"):
+        fastdecode.load(saved, device=device)
+
+
+def test_a_subfolder_holds_for_every_file(saved: Path, tmp_path: Path):
+    shutil.copytree(saved, tmp_path / "all" / "inner")
+    (tmp_path / "all" / "config.json").write_text('{"model_type": "llama"}')
+    model, processor = fastdecode.load(tmp_path / "all", subfolder="inner")
+    assert missing_decoder_keys(model) == []
+    assert processor(text=["w1"], return_tensors="pt")["input_ids"].shape == (1, 2)
+    with pytest.raises(FileNotFoundError, match=r"all has no config\.json in its subfolder outer"):
+        fastdecode.load(tmp_path / "all", subfolder="outer")
+
+
+def test_options_of_the_hub_hold_for_every_file(saved: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each part of transformers is asked with the same options; the files come from a folder."""
+    asked: dict[str, dict] = {}
+    hub = {"revision": "v2", "token": "secret", "cache_dir": "/there", "local_files_only": True}
+
+    def file(source, name, **options):
+        asked[name] = options
+        path = saved / name
+        return str(path) if path.is_file() else None
+
+    def from_saved(what, method):
+        def read(source, **options):
+            asked[what] = options
+            kept = {key: value for key, value in options.items() if key not in hub}
+            return method(saved, **kept)
+
+        return read
+
+    monkeypatch.setattr("fastdecode.models.checkpoint.cached_file", file)
+    for kind in ("ChameleonForConditionalGeneration", "ChameleonProcessor"):
+        part = getattr(fastdecode.models.loading, kind)
+        monkeypatch.setattr(part, "from_pretrained", from_saved(kind, part.from_pretrained))
+    model, _ = fastdecode.load("some/body", **hub)
+    assert missing_decoder_keys(model) == []
+    assert {"config.json", WEIGHTS, "ChameleonForConditionalGeneration", "ChameleonProcessor"} <= set(asked)
+    for what, options in asked.items():
+        assert {key: options.get(key) for key in hub} == hub, what
+
+
+def pickled(folder: Path, shards: bool) -> dict[str, torch.Tensor]:
+    """Stores the weights in torch's own format, whole or in two parts with an index."""
+    weights = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    if not shards:
+        torch.save(weights, folder / PICKLED)
+        return weights
+    names = sorted(weights)
+    parts = {"a.bin": names[::2], "b.bin": names[1::2]}
+    for file, keys in parts.items():
+        torch.save({key: weights[key] for key in keys}, folder / file)
+    listed = {key: file for file, keys in parts.items() for key in keys}
+    (folder / f"{PICKLED}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": listed}))
+    return weights
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_decoder_in_torchs_own_format(folder: Path, shards: bool):
+    weights = pickled(folder, shards)
+    found = fastdecode.load(folder)[0].model.vqmodel.decoder.state_dict()
+    assert found
+    assert all(torch.equal(value, weights[f"model.vqmodel.decoder.{key}"]) for key, value in found.items())
+
+
+def test_a_variant_of_the_weights(folder: Path):
+    (folder / WEIGHTS).rename(folder / "model.fp16.safetensors")
+    assert missing_decoder_keys(fastdecode.load(folder, variant="fp16")[0]) == []
+
+
+class Hostile:
+    def __reduce__(self):
+        return (os.mkdir, ("it-ran",))
+
+
+def test_a_pickle_with_code_in_it_is_not_run(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder)
+    (folder / WEIGHTS).unlink()
+    torch.save({"model.embed_tokens.weight": Hostile()}, folder / PICKLED)
+    with pytest.raises(ValueError, match=r"tiny cannot be loaded: .") as raised:
+        fastdecode.load(folder)
+    assert "\n" not in str(raised.value)
+    assert not (folder / "it-ran").exists()
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, PICKLED])
+@pytest.mark.parametrize("file", ["../other.bin", "/etc/passwd", "a/../../b.safetensors"])
+def test_an_index_that_leaves_the_folder(folder: Path, name: str, file: str):
+    (folder / f"{name}.index.json").write_text(json.dumps({"weight_map": {"model.embed_tokens.weight": file}}))
+    with pytest.raises(ValueError, match=r"says that model\.embed_tokens\.weight is in .*, outside the checkpoint"):
+        fastdecode.load(folder)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "[" * 99_999])
+def test_an_index_that_is_none(folder: Path, content: str):
+    (folder / INDEX).write_text(content)
+    with pytest.raises(ValueError, match=r"index\.json is (no index of weights|not readable JSON)"):
+        fastdecode.load(folder)
+
+
+def test_code_that_a_folder_brings_is_not_run(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question on the terminal"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "mine.py").write_text("import os; os.mkdir('it-ran')\nclass Mine: pass\n")
+    processor = folder / "processor_config.json"
+    if processor.exists():
+        found = json.loads(processor.read_text())
+        processor.write_text(json.dumps(found | {"auto_map": {"AutoProcessor": "mine.Mine"}}))
+    monkeypatch.chdir(folder)
+    with pytest.raises(ValueError, match=r"it brings code of its own, .*trust_remote_code=True"):
+        fastdecode.load(folder)
+    assert not (folder / "it-ran").exists()
 
 
 def test_shards(folder: Path):
@@ -105,7 +259,7 @@ def test_shards(folder: Path):
     with pytest.raises((ValueError, FileNotFoundError), match="tiny cannot be loaded"):
         fastdecode.load(folder)
     (folder / INDEX).write_text("{")
-    with pytest.raises(ValueError, match="tiny cannot be loaded"):
+    with pytest.raises(ValueError, match=r"index\.json is not readable JSON"):
         fastdecode.load(folder)
 
 
@@ -235,6 +389,25 @@ def test_without_decoder_weights_text_works_and_pictures_name_them(folder: Path)
     ids = [[v.begin_image, *[v.code_ids[0]] * v.image_length, v.end_image]]
     with pytest.raises(ValueError, match=names):
         fastdecode.to_documents(model, processor, ids)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"<eoss>": 5000}, r"gives <eoss> the token 5000, .*tokens are 0 to "),
+        ({"<image>": -1}, r"gives <image> the token -1"),
+        ({"IMGIMGBZ": 4}, r"the same token 4: each needs its own"),
+        ({"<racm3:break>": 4}, r"gives <racm3:break> and IMGIMG\w+ the same token 4"),
+        ({"<eoss>": "7"}, r"gives <eoss> the token '7'"),
+    ],
+)
+def test_vocabularies_that_contradict_themselves(changed: dict, message: str):
+    model = tiny_model(0)
+    config = model.config
+    config.vocabulary_map = config.vocabulary_map | changed
+    model.model.vocabulary_mapping = type(model.model.vocabulary_mapping)(config.vocabulary_map)
+    with pytest.raises(ValueError, match=message):
+        Vocabulary.of(model)
 
 
 def test_half_a_decoder(folder: Path):

@@ -20,7 +20,7 @@ int main(void) {
     logits[i] = (float)(i * 37 % 101) / 16.0f;
     logits[VOCAB + VOCAB - 1 - i] = logits[i];
   }
-  fastdecode_sample_args_init(&args);
+  if (fastdecode_sample_args_init(&args) != FASTDECODE_OK) return 1;
   args.logits = logits;
   args.dtype = FASTDECODE_FLOAT32;
   args.rows = 2;

@@ -251,13 +251,13 @@ def good() -> dict:
 BAD = {
     "token: must be (groups,) int64, got (2,) torch.float32": {"token": torch.zeros(2)},
     "token: must be (groups,) int64, got list": {"token": [1, 2]},
-    "token[1] = 9: must be an id below 9, or -1": {"token": torch.tensor([1, 9])},
-    "token[0] = -2: must be an id below 9, or -1": {"token": torch.tensor([-2, 9])},
+    "token[1] = 9: must be a token below 9, or -1": {"token": torch.tensor([1, 9])},
+    "token[0] = -2: must be a token below 9, or -1": {"token": torch.tensor([-2, 9])},
     "tables: must be GrammarTables, got NoneType": {"tables": None},
     "mode[1] = 2: must be in [0, 2)": {"mode": torch.tensor([0, 2], dtype=torch.int32)},
     "step[0] = -1: must be in [0, 2^62)": {"step": torch.tensor([-1, 0])},
     "step[1] = 4611686018427387904: must be in [0, 2^62)": {"step": torch.tensor([0, 2**62])},
-    "step[1] = 5: sequences have room for 5 ids": {"step": torch.tensor([4, 5])},
+    "step[1] = 5: sequences have room for 5 tokens": {"step": torch.tensor([4, 5])},
     "finished[1] = 3: must be 0, 1 or 2": {"finished": torch.tensor([0, 3], dtype=torch.uint8)},
     "streams[1, 0] = 3: must be a row in [0, 3), or -1": {"streams": torch.tensor([[0], [3]], dtype=torch.int32)},
     "state.mode: must be (2,) torch.int32 on cpu, got (2,) torch.int64 on cpu": {"mode": torch.zeros(2).long()},
@@ -338,7 +338,7 @@ def test_sample_advance_wants_one_vocabulary():
         ({"room": []}, r"len\(room\) = 0: must be 2"),
         ({"sets": [[(0, 9)]]}, r"sets: must be TokenSets, got list"),
         ({"room": [0, -1]}, r"room\[1\] = -1: must be in"),
-        ({"sets": TokenSets([[(0, 10)]])}, r"leaves the vocabulary of 9 ids"),
+        ({"sets": TokenSets([[(0, 10)]])}, r"leaves the vocabulary of 9 tokens"),
     ],
 )
 def test_tables_are_checked_when_they_are_made(change: dict, message: str):

@@ -139,7 +139,7 @@ def test_sets_must_be_made_outside_of_a_graph():
         ([[0, 9]], [0, 2], r"set_offsets\[-1\] = 2: there are 1 ranges"),
         ([[0, 9]], [1, 0], "set_offsets"),
         ([[0, 9], [5, 7]], [0, 2], "sorted and disjoint"),
-        ([[0, 91]], [0, 1], "leaves the vocabulary of 90 ids"),
+        ([[0, 91]], [0, 1], "leaves the vocabulary of 90 tokens"),
         ([[0, 9, 1]], [0, 1], r"ranges: must be \(n, 2\) int32"),
         ([[0, 9]], [0], r"set_offsets: must be \(sets \+ 1,\) int32"),
     ],

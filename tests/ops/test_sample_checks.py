@@ -27,7 +27,7 @@ WRONG = [
     ({"logits": torch.zeros(8)}, r"logits.shape = \(8,\)"),
     ({"logits": torch.zeros(2, 8).double()}, "logits.dtype = torch.float64"),
     ({"logits": torch.zeros(2, 16)[:, ::2]}, r"logits.stride\(1\) = 2"),
-    ({"logits": torch.zeros(1, 2**22 + 1)}, r"logits.shape\[1\] = 4194305: must be at most"),
+    ({"logits": torch.zeros(1, 2**22 + 1)}, r"logits.shape\[1\] = 4194305: must be in"),
     ({"streams": i32(0, 1)}, r"streams.shape = \(2,\)"),
     ({"streams": torch.zeros(2, 0, dtype=torch.int32)}, r"streams.shape = \(2, 0\)"),
     ({"streams": torch.zeros(2, 1)}, "streams.dtype = torch.float32"),
@@ -109,3 +109,22 @@ def test_backends_are_listed_with_reasons():
 def test_ops_needs_no_transformers():
     code = "import sys, fastdecode.ops; sys.exit('transformers' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_missing_library_is_told_once_and_samples_the_same_tokens():
+    code = (
+        "import sys, warnings, torch\n"
+        "sys.modules['fastdecode._C'] = None\n"
+        "from fastdecode import ops\n"
+        "with warnings.catch_warnings(record=True) as told:\n"
+        "    warnings.simplefilter('always')\n"
+        "    tokens = [ops.sample(torch.arange(12.).view(3, 4) % 5, seed=s).token.tolist() for s in range(3)]\n"
+        "[warning] = told\n"
+        "assert 'compiled library is not used, because it cannot be loaded' in str(warning.message), warning\n"
+        "assert ops.last_backend() == 'reference'\n"
+        "print(tokens)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = [sample(torch.arange(12.0).view(3, 4) % 5, seed=s).token.tolist() for s in range(3)]
+    assert done.stdout.strip() == str(expected)

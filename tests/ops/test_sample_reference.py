@@ -250,7 +250,14 @@ class TestRules:
             assert got.token.dtype == torch.int64
 
     def test_vocabulary_of_no_ids(self, backend):
-        assert sample(torch.zeros(2, 0), backend=backend).status.tolist() == [2, 2]
+        with pytest.raises(ValueError, match=r"logits\.shape\[1\] = 0: must be in \[1, 4194304\]"):
+            sample(torch.zeros(2, 0), backend=backend)
+
+    def test_rows_that_overlap(self, backend):
+        logits = torch.randn(40, generator=torch.Generator().manual_seed(5)).as_strided((5, 20), (3, 1))
+        got = sample(logits, seed=2, noise=logits, backend=backend)
+        expected = sample(logits.clone(), seed=2, noise=logits.clone(), backend="reference")
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -87,5 +87,5 @@ def test_tracers_record_the_operation():
 
 
 def test_a_wrong_call_is_refused_in_a_graph_too():
-    with pytest.raises(ValueError, match=r"tokens\[0\] = 9: must be an id in \[0, 3\)"):
+    with pytest.raises(ValueError, match=r"tokens\[0\] = 9: must be a token in \[0, 3\)"):
         compiled(lambda t, w: embed(t, w))(torch.tensor([9]), torch.zeros(3, 4))

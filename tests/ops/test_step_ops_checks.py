@@ -42,9 +42,9 @@ META = torch.zeros(2, 8, device="meta")
         (lambda b: swiglu(X[:, :7], backend=b), "gate_up.shape = (2, 7): must be (rows, 2 * inner)"),
         (lambda b: swiglu(X.half(), backend=b), "gate_up.dtype = torch.float16: must be torch.float32"),
         (lambda b: embed(X, W, backend=b), "tokens: must be (rows,) int64, got (2, 8) torch.float32"),
-        (lambda b: embed(torch.tensor([0, 3]), W, backend=b), "tokens[1] = 3: must be an id in [0, 3)"),
-        (lambda b: embed(torch.tensor([-1]), W, backend=b), "tokens[0] = -1: must be an id in [0, 3)"),
-        (lambda b: embed(torch.tensor([0]), W[:0], backend=b), "tokens[0] = 0: must be an id in [0, 0)"),
+        (lambda b: embed(torch.tensor([0, 3]), W, backend=b), "tokens[1] = 3: must be a token in [0, 3)"),
+        (lambda b: embed(torch.tensor([-1]), W, backend=b), "tokens[0] = -1: must be a token in [0, 3)"),
+        (lambda b: embed(torch.tensor([0]), W[:0], backend=b), "tokens[0] = 0: must be a token in [0, 0)"),
         (lambda b: embed(torch.tensor([0]), X[0], backend=b), "weight.shape = (8,): must be (vocab, hidden)"),
     ],
 )

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 import fastdecode
@@ -188,21 +187,17 @@ def streamed_document(events: list[tuple[str, dict[str, Any]]]) -> list[str | Im
     return found
 
 
-def same(a: list[str | Image.Image], b: list[str | Image.Image], levels: int = 0) -> bool:
-    """Whether two documents have the same texts, and pictures whose pixels differ by at most ``levels`` grey levels."""
+def same(a: list[str | Image.Image], b: list[str | Image.Image]) -> bool:
+    """Whether two documents have the same texts, and pictures of the same pixels."""
     if len(a) != len(b):
         return False
     for x, y in zip(a, b, strict=True):
         if isinstance(x, str) or isinstance(y, str):
             if x != y:
                 return False
-        elif x.mode != y.mode or x.size != y.size or (abs(np.asarray(x, int) - np.asarray(y, int)) > levels).any():
+        elif x.mode != y.mode or x.size != y.size or x.tobytes() != y.tobytes():
             return False
     return True
-
-
-PAINTED_TOGETHER = 1
-"""Grey levels: `fastdecode.to_documents` paints the pictures of a document in one batch, which rounds otherwise."""
 
 
 def generated(model: Any, processor: Any, request: dict[str, Any]) -> list[str | Image.Image]:

@@ -311,7 +311,7 @@ def test_bad_pages_are_refused_on_the_cpu(change: dict, message: str):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         run(attend, torch.ones(2, 4, 4), **given)
     assert torch.equal(given["keys"].nan_to_num(7.0), before.nan_to_num(7.0))
-    with pytest.raises(ValueError, match=r"^tokens\[1\] = 3: must be an id in \[0, 3\)$"):
+    with pytest.raises(ValueError, match=r"^tokens\[1\] = 3: must be a token in \[0, 3\)$"):
         run(embed, torch.tensor([0, 3]), torch.ones(3, 8))
 
 

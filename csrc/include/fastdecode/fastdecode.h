@@ -1,10 +1,31 @@
-/* fastdecode: the C interface. C99 and C++; no torch, no Python.
+/* fastdecode: the C interface, version 2. C99 and C++; no torch, no Python.
  *
- * Conventions: functions return a fastdecode_result. If it is not FASTDECODE_OK,
- * fastdecode_last_error() of the same thread says what was wrong, where, and what would be right.
- * With FASTDECODE_INVALID_ARGUMENT no output has been written. Outputs must not overlap any other
- * array. A forked child works on one thread. Arrays are dense and row-major unless a stride is
- * named. Pointers are used only during the call. Every function may be called from any thread.
+ * Results. Functions return a fastdecode_result. If it is not FASTDECODE_OK,
+ * fastdecode_last_error() of the same thread says which argument was wrong, what it was, and what
+ * would be right. With FASTDECODE_INVALID_ARGUMENT no output has been written.
+ *
+ * Structs of arguments. Call the struct's `_init` first: it sets every field to its default, which
+ * the comments name (a field without one is 0 or NULL), and `size` to the size that the struct had
+ * when the program was compiled. Then set the fields that you need. Later versions of the library
+ * may have more fields, at the end of a struct. They then use the defaults of those that an older
+ * program does not have. A struct that is larger than the library's is refused.
+ *
+ * Arrays. They are dense and row-major unless a stride is named. Shapes are written (rows,
+ * columns). Strides count elements, not bytes. An array is aligned as its elements are: 8 bytes for
+ * int64_t, 4 for float and int32_t, and for arrays of a fastdecode_dtype 4 (float32) or 2. More
+ * alignment is not needed. Arrays are read and written only during the call.
+ *
+ * Aliasing. An array that is written must not overlap any other array of the call, unless the
+ * comment of the function says so. Arrays that are only read may overlap.
+ *
+ * Threads. Every function may be called from several threads at the same time, as long as none
+ * writes an array that another one uses. Each thread keeps its own working memory, which it frees
+ * when it ends, and its own last error. `threads` in the arguments is how many threads a call may
+ * use. A process that was forked from one that has used the library works on one thread.
+ *
+ * Sizes. Every number of rows, groups, heads and so on is at most 2^31 - 1, and no array may have
+ * more than 2^47 elements. The library checks every size, and every index that it reads on the CPU.
+ * It cannot check that an array is as long as the sizes say.
  */
 #ifndef FASTDECODE_FASTDECODE_H
 #define FASTDECODE_FASTDECODE_H
@@ -23,8 +44,14 @@ extern "C" {
 #endif
 
 /* Increased when a struct or function changes incompatibly, not when a struct gets more fields at
- * its end. */
-#define FASTDECODE_ABI_VERSION 1
+ * its end. It is also the number in the library's name, libfastdecode.so.2.
+ *
+ * Version 1 had `_init` functions that did not know the size of the caller's struct. The library
+ * still has functions of these names for programs that were compiled against version 1. They write
+ * nothing but size = 0, so that every call of such a program that takes a struct is refused with a
+ * message that says so. Compile the program again: the source need not change, except that
+ * fastdecode_decode_args needs `scale`. */
+#define FASTDECODE_ABI_VERSION 2
 
 typedef enum fastdecode_result {
   FASTDECODE_OK = 0,
@@ -38,7 +65,8 @@ typedef enum fastdecode_dtype {
   FASTDECODE_FLOAT16 = 2
 } fastdecode_dtype;
 
-/* The sampler's result for a group; a group that is not OK gets token -1. */
+/* The sampler's result for a group; a group that is not OK gets token -1, and does not change the
+ * results of other groups. */
 typedef enum fastdecode_status {
   FASTDECODE_STATUS_OK = 0,
   FASTDECODE_STATUS_INVALID_LOGITS = 1, /* NaN or +inf read or computed, or nothing but -inf */
@@ -46,64 +74,113 @@ typedef enum fastdecode_status {
   FASTDECODE_STATUS_FINISHED = 3 /* fastdecode_sample_advance: the group had finished before */
 } fastdecode_status;
 
-/* Arguments of fastdecode_sample. Set up with fastdecode_sample_args_init, then fill in.
+/* A row_stride or noise_stride that says that every row is the same one, stored once. (A stride of
+ * 0 is taken for a forgotten one.) */
+#define FASTDECODE_REPEAT INT64_MIN
+
+/* Arguments of fastdecode_sample.
  *
- * A parameter `x` of a group is x[group], or x_value for every group if the pointer x is NULL. A
- * token is an index into a row of logits. Limits: vocab <= 2^22.
+ * A group is one sequence that gets a token. Its streams are the rows of logits that are mixed for
+ * it: one row, or with guidance several (for example the prompt, and the prompt without text). A
+ * token is an index into a row of logits, in [0, vocab).
+ *
+ * A parameter `x` of a group is x[group], or x_value for every group if the pointer x is NULL.
+ *
+ * How a token is chosen. All arithmetic is float32, in exactly this order, without fused
+ * multiply-add. For the set of tokens that the group may draw from:
+ *
+ *   1. Mix. z[t] = w0 * l0[t], then z[t] = z[t] + wk * lk[t] for the other streams in their order.
+ *      Streams of weight 0 and absent ones (row -1) are not read, nor are tokens outside the set. A
+ *      token with -inf in any stream that is read is never drawn, whatever the sign of the weight.
+ *      A NaN or +inf that is read or computed gives the group FASTDECODE_STATUS_INVALID_LOGITS, and
+ *      so does a set in which every token has -inf.
+ *   2. Contrast, if contrast_k > 0. p is the softmax of the group's first stream over the set. A
+ *      token is kept only if p[t] >= contrast_alpha * (the contrast_k-th largest p of the set).
+ *   3. Penalty, for tokens whose bit is set in `seen`: z[t] * penalty if z[t] < 0, else
+ *      z[t] / penalty.
+ *   4. Temperature. z[t] = z[t] / temperature. With temperature 0 the token is the kept one with
+ *      the largest z, of equal ones the lowest, and steps 5 to 8 are left out.
+ *   5. Top-k. Tokens are kept whose z is at least the top_k-th largest z. All tokens that are equal
+ *      to the top_k-th are kept.
+ *   6. Top-p, of the softmax of what is kept so far. A token is kept if the probabilities of all
+ *      tokens with a strictly larger z sum to less than top_p. So the token that crosses the
+ *      threshold is kept, tokens of equal z are kept or dropped together, and the largest is always
+ *      kept: top_p = 0 keeps the largest and those equal to it.
+ *   7. Min-p. A token is kept if its probability is at least min_p times the largest one.
+ *   8. Draw. The token is the kept one with the largest z[t] + g[t], of equal ones the lowest. g is
+ *      standard Gumbel noise, -log(-log(u)), so that each kept token is drawn with its probability.
+ *
+ * Noise. g[t] depends on the group's seed, its step and t alone (Philox 4x32-10), not on the batch,
+ * the group's number, the other tokens, the instruction set or the number of threads. u is finer
+ * than 2^-40 near 0 and near 1. The same seed and step give the same token, so use the number of
+ * the token in its sequence as `step`.
+ *
+ * The result is the same bits for every instruction set and number of threads.
  */
 typedef struct fastdecode_sample_args {
-  size_t size; /* sizeof(fastdecode_sample_args); set by init */
+  size_t size; /* set by init */
 
   const void* logits; /* (rows, vocab) of dtype; row r begins r * row_stride elements in */
-  int32_t dtype;      /* fastdecode_dtype */
+  int32_t dtype;      /* fastdecode_dtype of logits; default FASTDECODE_FLOAT32 */
   int32_t threads;    /* at most this many threads; 0: one per processor; default 1 */
   int64_t rows;
-  int64_t vocab;
-  int64_t row_stride;
+  int64_t vocab;      /* tokens in a row, in [1, 2^22]; required */
+  int64_t row_stride; /* at least vocab, or FASTDECODE_REPEAT; not read if rows <= 1 */
 
-  int64_t groups;
-  int64_t streams_per_group; /* S; default 1 */
+  int64_t groups;            /* 0 is allowed: nothing is done */
+  int64_t streams_per_group; /* S, at least 1; default 1 */
   const int32_t* streams; /* (groups, S) row of each stream, -1: absent. NULL: row = group, S = 1 */
-  const float* weights;   /* (groups, S) finite; streams of weight 0 are not read. NULL: 1 */
+  const float* weights;   /* (groups, S) finite, of any sign. NULL: 1 for every stream */
 
+  /* Sets of tokens. Set s is the ranges set_offsets[s] .. set_offsets[s + 1] - 1, each [lo, hi). A
+   * set may be empty: its groups get FASTDECODE_STATUS_EMPTY_SET. */
   const int32_t* ranges;      /* (n, 2) [lo, hi) of tokens; sorted and disjoint in a set */
-  const int32_t* set_offsets; /* (sets + 1): set s owns ranges set_offsets[s] .. [s + 1] */
-  int64_t sets;               /* 0: one set, the whole vocabulary; ranges are not read */
+  const int32_t* set_offsets; /* (sets + 1); not decreasing */
+  int64_t sets;               /* default 0: one set, the whole vocabulary. ranges and set_offsets
+                               * must then be NULL */
   const int32_t* set_index;   /* (groups,) set of each group. NULL: 0 */
 
-  const float* temperature; /* >= 0; 0: greedy */
+  const float* temperature; /* finite and >= 0; 0: the largest z (greedy) */
   const int32_t* top_k;     /* <= 0: off */
   const float* top_p;       /* in [0, 1]; 1: off */
   const float* min_p;       /* in [0, 1]; 0: off */
-  const float* penalty;     /* repetition penalty, > 0; 1: off */
+  const float* penalty;     /* repetition penalty, finite and > 0; 1: off. Needs `seen` */
   const int64_t* seed;
   const int64_t* step;
   float temperature_value; /* default 1 */
   int32_t top_k_value;     /* default 0 */
   float top_p_value;       /* default 1 */
   float min_p_value;       /* default 0 */
-  float penalty_value;     /* default 1 */
+  float penalty_value;     /* default 1; another value needs `seen` */
   int64_t seed_value;      /* default 0 */
   int64_t step_value;      /* default 0 */
 
-  /* Contrast: with contrast_k > 0 a token is kept only if its probability in the first stream is at
-   * least contrast_alpha times the contrast_k-th largest probability there. */
-  float contrast_alpha; /* in [0, 1] */
-  int32_t contrast_k;   /* default 0: off */
+  float contrast_alpha; /* in [0, 1]; default 0. More than 0 needs contrast_k > 0 */
+  int32_t contrast_k;   /* >= 0; default 0: no contrast */
 
-  const int32_t* seen;  /* (groups, (vocab + 31) / 32) bits: token t is bit t & 31 of word t >> 5 */
-  const float* noise;   /* (groups, vocab) Gumbel noise to use; NULL: it is computed */
-  int64_t noise_stride; /* elements from one group's noise to the next */
+  const int32_t* seen; /* (groups, (vocab + 31) / 32) bits: token t is bit t & 31 of word t >> 5.
+                        * NULL: no token is penalised */
+  const float* noise;  /* (groups, vocab) g to use instead of the noise that is computed, or NULL */
+  int64_t noise_stride; /* elements from one group's noise to the next; at least vocab, or
+                         * FASTDECODE_REPEAT; not read without noise or if groups <= 1 */
 
   int64_t* token;  /* out (groups,): the token; -1 where status is not 0 */
-  float* logprob;  /* out (groups,): the token's, under the final distribution; -inf where status is
-                    * not 0 */
+  float* logprob;  /* out (groups,): log of the token's probability among the kept ones; -inf where
+                    * status is not 0 */
   int32_t* kept;   /* out (groups,): how many tokens the filters kept; 0 where status is not 0 */
   int32_t* status; /* out (groups,): fastdecode_status */
 } fastdecode_sample_args;
 
+/* Sets every field of a struct of `size` bytes to its default. FASTDECODE_INVALID_ARGUMENT
+ * if `args` is NULL, or `size` is no size that the struct has had since version 2; then no later
+ * call accepts the struct. For programs that cannot use the function below. */
+FASTDECODE_API fastdecode_result fastdecode_sample_args_init_sized(fastdecode_sample_args* args,
+                                                                   size_t size);
+
 /* Sets `size` and every default. */
-FASTDECODE_API void fastdecode_sample_args_init(fastdecode_sample_args* args);
+static inline fastdecode_result fastdecode_sample_args_init(fastdecode_sample_args* args) {
+  return fastdecode_sample_args_init_sized(args, sizeof(fastdecode_sample_args));
+}
 
 /* Samples one token per group on the CPU. Arguments are checked before any output is written. */
 FASTDECODE_API fastdecode_result fastdecode_sample(const fastdecode_sample_args* args);
@@ -114,10 +191,11 @@ FASTDECODE_API fastdecode_result fastdecode_sample(const fastdecode_sample_args*
  * fit below the group's limit, from the set tight_set_of[m]. If that is -1, the next token is
  * forced[m]. If that is -1 too, the group has ended. A token of class c leads from mode m to mode
  * following[m * classes + c]. The class of a token is that of the range that contains it, else 0.
+ * This struct gets no further fields: they would come at the end of fastdecode_advance_args.
  */
 typedef struct fastdecode_grammar {
-  int64_t modes;
-  int64_t classes;
+  int64_t modes;               /* at least 1 */
+  int64_t classes;             /* at least 1 */
   const int32_t* set_of;       /* (modes,) */
   const int32_t* tight_set_of; /* (modes,); NULL: set_of */
   const int32_t* room;         /* (modes,); NULL: 0 */
@@ -134,17 +212,17 @@ typedef enum fastdecode_finished {
   FASTDECODE_FAILED = 2 /* it was running, but got no token */
 } fastdecode_finished;
 
-/* Arguments of fastdecode_advance. Set up with fastdecode_advance_args_init, then fill in. */
+/* Arguments of fastdecode_advance. */
 typedef struct fastdecode_advance_args {
-  size_t size; /* sizeof(fastdecode_advance_args); set by init */
+  size_t size; /* set by init */
   fastdecode_grammar grammar;
 
-  int64_t groups;
-  int64_t streams_per_group; /* S; default 1 */
+  int64_t groups;            /* 0 is allowed: nothing is done */
+  int64_t streams_per_group; /* S, at least 1; default 1 */
   const int32_t* streams; /* (groups, S) row of each stream, -1: absent. NULL: row = group, S = 1 */
-  int64_t rows;
-  int64_t vocab;
-  const int64_t* token; /* (groups,) tokens to append; -1: none, which fails the group */
+  int64_t rows;           /* of inputs and lengths */
+  int64_t vocab;          /* in [1, 2^22]; required */
+  const int64_t* token;   /* (groups,) tokens to append; -1: none, which fails the group */
 
   int32_t* mode;        /* (groups,) in and out */
   int64_t* step;        /* (groups,) in and out: tokens in the sequence, the next one's number */
@@ -154,11 +232,19 @@ typedef struct fastdecode_advance_args {
   int64_t* lengths;     /* (rows,) in and out: one more for each stream of the group, or NULL */
   int32_t* seen;      /* (groups, (vocab + 31) / 32) in and out: the token's bit is set, or NULL */
   int64_t* sequences; /* (groups, capacity) out: the token at place `step`, or NULL */
-  int64_t capacity;
+  int64_t capacity;   /* places in a group's sequence */
 } fastdecode_advance_args;
 
+/* Sets every field of a struct of `size` bytes to its default. FASTDECODE_INVALID_ARGUMENT
+ * if `args` is NULL, or `size` is no size that the struct has had since version 2; then no later
+ * call accepts the struct. For programs that cannot use the function below. */
+FASTDECODE_API fastdecode_result fastdecode_advance_args_init_sized(fastdecode_advance_args* args,
+                                                                    size_t size);
+
 /* Sets `size` and every default. */
-FASTDECODE_API void fastdecode_advance_args_init(fastdecode_advance_args* args);
+static inline fastdecode_result fastdecode_advance_args_init(fastdecode_advance_args* args) {
+  return fastdecode_advance_args_init_sized(args, sizeof(fastdecode_advance_args));
+}
 
 /* Appends one token to every running group on the CPU: stores it in the group's sequence, in the
  * inputs of all its streams and in `seen`, moves the mode, adds one to step and lengths, and
@@ -173,12 +259,12 @@ FASTDECODE_API fastdecode_result fastdecode_advance(const fastdecode_advance_arg
  *
  * sample->set_index and sample->step must be NULL: the grammar chooses the sets, and advance->step
  * numbers the tokens. advance's groups, streams, rows, vocab and token are not read: those of
- * `sample` are used. sample->seen must be NULL or advance->seen. */
+ * `sample` are used. sample->seen must be NULL or advance->seen: a penalty needs both. */
 FASTDECODE_API fastdecode_result fastdecode_sample_advance(const fastdecode_sample_args* sample,
                                                            const fastdecode_advance_args* advance);
 
 /* One layer of fastdecode_decode_step. Matrices are (out, in), dense, of the step's dtype; biases
- * may be NULL. */
+ * may be NULL, the other arrays must not unless their comment says so. */
 typedef struct fastdecode_layer {
   const void *q, *k, *v, *o, *gate, *up, *down;
   const float *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias;
@@ -190,23 +276,29 @@ typedef struct fastdecode_layer {
       *values; /* (pages, kv_heads, page_slots, head_dim) of dtype; the new tokens' are stored */
 } fastdecode_layer;
 
-/* Arguments of fastdecode_decode_step. Set up with fastdecode_decode_args_init, then fill in. */
+/* Arguments of fastdecode_decode_step. */
 typedef struct fastdecode_decode_args {
-  size_t size; /* sizeof(fastdecode_decode_args); set by init */
+  size_t size; /* set by init */
+
+  size_t layer_size; /* sizeof(fastdecode_layer) of the program; set by init. Layer i begins
+                      * i * layer_size bytes after `layers` */
 
   const fastdecode_layer* layers; /* (layer_count,) */
   int64_t layer_count;
   int64_t hidden;
   int64_t inner; /* features of gate and up */
   int64_t heads;
-  int64_t kv_heads;  /* divides heads */
+  int64_t kv_heads;  /* divides heads: query head h uses head h / (heads / kv_heads) of keys */
   int64_t head_dim;  /* even */
-  int32_t dtype;     /* fastdecode_dtype of matrices, keys and values; the rest is float32 */
-  int32_t swin;      /* not 0: RMS norms are applied to the results of attention and MLP */
+  int32_t dtype;     /* fastdecode_dtype of matrices, keys and values; the rest is float32. Default
+                      * FASTDECODE_FLOAT32 */
+  int32_t swin;      /* not 0: RMS norms are applied to the results of attention and MLP; default 0:
+                      * to their inputs */
   int32_t threads;   /* at most this many threads; 0: one per processor; default 1 */
-  float epsilon;     /* of the RMS norms; default 1e-5 */
-  float qk_epsilon;  /* of the heads' norms; default 1e-5 */
-  float scale;       /* of the products of queries and keys */
+  float epsilon;     /* of the RMS norms, finite and >= 0; default 1e-5 */
+  float qk_epsilon;  /* of the heads' norms, finite and >= 0; default 1e-5 */
+  float scale;       /* of the products of queries and keys, finite and not 0; required: mostly
+                      * 1 / sqrt(head_dim) */
   const float* norm; /* (hidden,) weights of the last RMS norm */
 
   /* The keys and values of row r's token i are in slot i % page_slots of page
@@ -227,8 +319,18 @@ typedef struct fastdecode_decode_args {
   float* x; /* (rows, hidden) in: embeddings of the new tokens; out: normed last hidden states */
 } fastdecode_decode_args;
 
+/* Sets every field of a struct of `size` bytes to its default, and layer_size.
+ * FASTDECODE_INVALID_ARGUMENT if `args` is NULL, or `size` is no size that the struct has had since
+ * version 2; then no later call accepts the struct. For programs that cannot use the function
+ * below. */
+FASTDECODE_API fastdecode_result fastdecode_decode_args_init_sized(fastdecode_decode_args* args,
+                                                                   size_t size, size_t layer_size);
+
 /* Sets `size` and every default. */
-FASTDECODE_API void fastdecode_decode_args_init(fastdecode_decode_args* args);
+static inline fastdecode_result fastdecode_decode_args_init(fastdecode_decode_args* args) {
+  return fastdecode_decode_args_init_sized(args, sizeof(fastdecode_decode_args),
+                                           sizeof(fastdecode_layer));
+}
 
 /* One decode step on the CPU: runs a model's layers (Chameleon's, or others of Llama's shape) for
  * one new token in every row. A row's result is the same bits whatever the other rows, the pages
@@ -252,7 +354,8 @@ FASTDECODE_API fastdecode_result fastdecode_linear(const void* weight, int32_t d
 
 /* out (rows, n) = x / sqrt(mean of x^2 in its row + epsilon) * weight, with x (rows, n), weight
  * (n,). With a residual (rows, n), the same of sum (rows, n) = x + residual, which is stored too.
- * Either both residual and sum are NULL, or neither. */
+ * Either both residual and sum are NULL, or neither. `out` may be x or sum, and `sum` may be x or
+ * residual. `epsilon` is finite and >= 0. */
 FASTDECODE_API fastdecode_result fastdecode_rms_norm(const float* x, const float* residual,
                                                      const float* weight, float epsilon,
                                                      int64_t rows, int64_t n, float* sum,
@@ -268,10 +371,10 @@ FASTDECODE_API fastdecode_result fastdecode_embed(const int64_t* tokens, int64_t
                                                   const void* weight, int32_t dtype, int64_t vocab,
                                                   int64_t hidden, float* out, int32_t threads);
 
-/* Arguments of fastdecode_rope_append. Set up with fastdecode_rope_append_args_init, then fill in.
+/* Arguments of fastdecode_rope_append.
  */
 typedef struct fastdecode_rope_append_args {
-  size_t size; /* sizeof(fastdecode_rope_append_args); set by init */
+  size_t size; /* set by init */
 
   int64_t rows;
   int64_t heads;
@@ -282,7 +385,7 @@ typedef struct fastdecode_rope_append_args {
   const float* qkv; /* (rows, heads + 2 * kv_heads, head_dim): queries, then keys, then values */
   /* (heads, head_dim) and (kv_heads, head_dim): norms as in fastdecode_layer */
   const float *q_norm, *q_norm_bias, *k_norm, *k_norm_bias;
-  float epsilon;    /* of the norms; default 1e-5 */
+  float epsilon;    /* of the norms, finite and >= 0; default 1e-5 */
   const float* cos; /* (rows, head_dim) */
   const float* sin; /* (rows, head_dim), the first half negated */
 
@@ -297,17 +400,26 @@ typedef struct fastdecode_rope_append_args {
   float* queries;      /* (rows, heads, head_dim) out */
 } fastdecode_rope_append_args;
 
+/* Sets every field of a struct of `size` bytes to its default. FASTDECODE_INVALID_ARGUMENT
+ * if `args` is NULL, or `size` is no size that the struct has had since version 2; then no later
+ * call accepts the struct. For programs that cannot use the function below. */
+FASTDECODE_API fastdecode_result
+fastdecode_rope_append_args_init_sized(fastdecode_rope_append_args* args, size_t size);
+
 /* Sets `size` and every default. */
-FASTDECODE_API void fastdecode_rope_append_args_init(fastdecode_rope_append_args* args);
+static inline fastdecode_result fastdecode_rope_append_args_init(
+    fastdecode_rope_append_args* args) {
+  return fastdecode_rope_append_args_init_sized(args, sizeof(fastdecode_rope_append_args));
+}
 
 /* For the new token of each row: norms each head of its queries and keys, rotates the heads
  * (head * cos + head with its halves exchanged * sin), and stores keys and values in the row's
  * pages. Two rows must not write the same slot. */
 FASTDECODE_API fastdecode_result fastdecode_rope_append(const fastdecode_rope_append_args* args);
 
-/* Arguments of fastdecode_attend. Set up with fastdecode_attend_args_init, then fill in. */
+/* Arguments of fastdecode_attend. */
 typedef struct fastdecode_attend_args {
-  size_t size; /* sizeof(fastdecode_attend_args); set by init */
+  size_t size; /* set by init */
 
   int64_t rows;
   int64_t heads;
@@ -315,7 +427,8 @@ typedef struct fastdecode_attend_args {
   int64_t head_dim;
   int32_t dtype;   /* of keys and values */
   int32_t threads; /* default 1 */
-  float scale;     /* of the products of queries and keys; default 1 */
+  float scale;     /* of the products of queries and keys, finite; default 1. Most models have
+                    * 1 / sqrt(head_dim) */
 
   const float* queries;      /* (rows, heads, head_dim) */
   const void *keys, *values; /* (pages, kv_heads, page_slots, head_dim) */
@@ -329,8 +442,16 @@ typedef struct fastdecode_attend_args {
   float* out; /* (rows, heads, head_dim) */
 } fastdecode_attend_args;
 
+/* Sets every field of a struct of `size` bytes to its default. FASTDECODE_INVALID_ARGUMENT
+ * if `args` is NULL, or `size` is no size that the struct has had since version 2; then no later
+ * call accepts the struct. For programs that cannot use the function below. */
+FASTDECODE_API fastdecode_result fastdecode_attend_args_init_sized(fastdecode_attend_args* args,
+                                                                   size_t size);
+
 /* Sets `size` and every default. */
-FASTDECODE_API void fastdecode_attend_args_init(fastdecode_attend_args* args);
+static inline fastdecode_result fastdecode_attend_args_init(fastdecode_attend_args* args) {
+  return fastdecode_attend_args_init_sized(args, sizeof(fastdecode_attend_args));
+}
 
 /* out = sum over a row's tokens of softmax(scale * query . key) * value. Slots that hold no token
  * of the row are not read. */

@@ -33,7 +33,7 @@ enum { FASTDECODE_CUDA_ERROR = 3 };
 
 /* Bytes of device memory that a call with these arguments needs as its workspace; 0 for sets of at
  * most 16384 tokens. `largest_set`: the most tokens that a set has; 0: vocab. The number depends
- * only on groups, vocab and largest_set. */
+ * only on groups, vocab and largest_set: no other field of `args` is read. */
 FASTDECODE_CUDA_API fastdecode_result fastdecode_cuda_workspace(const fastdecode_sample_args* args,
                                                                 int64_t largest_set, size_t* bytes);
 

@@ -14,7 +14,7 @@ from fastdecode.ops.backends import core
 from fastdecode.ops.decode_state import DecodeState
 from fastdecode.ops.grammar_tables import GrammarTables
 from fastdecode.ops.pointers import address
-from fastdecode.ops.sample.cpu import new_sample, sample_fields
+from fastdecode.ops.sample.cpu import new_sample, sample_fields, with_separate_rows
 
 
 def advance_fields(
@@ -57,6 +57,7 @@ def advance_cpu(token: Tensor, tables: GrammarTables, state: DecodeState, stream
 
 def sample_advance_cpu(args: SampleArguments, tables: GrammarTables, state: DecodeState) -> Sample:
     """Samples from the sets of the grammar, then advances. Raises ValueError for bad values, with nothing written."""
+    args = with_separate_rows(args)
     out = new_sample(args.groups)
     fields = advance_fields(None, tables, state, args.streams, len(args.logits))
     core().sample_advance(sample_fields(args, out), fields)

@@ -10,6 +10,7 @@ from fastdecode.ops.advance.reference import advance_reference, sample_advance_r
 from fastdecode.ops.advance.traced import call_advance, call_sample_advance
 from fastdecode.ops.advance.triton import advance_triton, sample_advance_triton
 from fastdecode.ops.arguments import Sample, SampleArguments
+from fastdecode.ops.arrays import Array, as_tensor, is_array
 from fastdecode.ops.backends import choose_backend, record_backend
 from fastdecode.ops.checks import check_rows, check_streams, check_tensor
 from fastdecode.ops.decode_state import DecodeState
@@ -34,11 +35,11 @@ def _check_state(state: DecodeState) -> None:
 
 
 def advance(
-    token: Tensor,
+    token: Array,
     tables: GrammarTables,
     state: DecodeState,
     *,
-    streams: Tensor | None = None,
+    streams: Array | None = None,
     backend: str | None = None,
 ) -> None:
     """Appends one token to every running group, in place.
@@ -62,6 +63,8 @@ def advance(
     """
     if is_traced(token):
         return call_advance(token, tables, state, streams=streams, backend=backend)
+    if not isinstance(token, Tensor) and is_array(token):
+        token = as_tensor("token", token)
     if not isinstance(token, Tensor) or token.dim() != 1 or token.dtype != torch.int64:
         what = f"{tuple(token.shape)} {token.dtype}" if isinstance(token, Tensor) else type(token).__name__
         raise ValueError(f"token: must be (groups,) int64, got {what}")
@@ -84,20 +87,20 @@ def advance(
 
 
 def sample_advance(
-    logits: Tensor,
+    logits: Array,
     tables: GrammarTables,
     state: DecodeState,
     *,
-    streams: Tensor | None = None,
-    weights: Tensor | None = None,
-    temperature: float | Tensor = 1.0,
-    top_k: int | Tensor = 0,
-    top_p: float | Tensor = 1.0,
-    min_p: float | Tensor = 0.0,
-    penalty: float | Tensor = 1.0,
+    streams: Array | None = None,
+    weights: Array | None = None,
+    temperature: float | Array = 1.0,
+    top_k: int | Array = 0,
+    top_p: float | Array = 1.0,
+    min_p: float | Array = 0.0,
+    penalty: float | Array = 1.0,
     contrast: tuple[float, int] | None = None,
-    seed: int | Tensor = 0,
-    noise: Tensor | None = None,
+    seed: int | Array = 0,
+    noise: Array | None = None,
     backend: str | None = None,
 ) -> Sample:
     """`sample` from the set that the grammar allows in each group's mode, then `advance` by that token.
@@ -144,6 +147,7 @@ def sample_advance(
         0,
         noise,
     )
+    logits = args.logits
     vocab, device = logits.shape[1], logits.device
     _check_tables(tables, device)
     if tables.vocab != vocab:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastdecode.ops.arrays import Array
 from fastdecode.ops.attend.cpu import attend_cpu
 from fastdecode.ops.attend.reference import attend_reference
 from fastdecode.ops.attend.triton import attend_triton
@@ -17,11 +18,11 @@ _RUN = {"reference": attend_reference, "cpu": attend_cpu, "triton": attend_trito
 
 
 def attend(
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    table: Tensor,
-    lengths: Tensor,
+    queries: Array,
+    keys: Array,
+    values: Array,
+    table: Array,
+    lengths: Array,
     scale: float | None = None,
     *,
     backend: str | None = None,
@@ -47,6 +48,7 @@ def attend(
     queries = check_float_tensor("queries", queries, "rows, heads, head_dim")
     rows, heads, head_dim = queries.shape
     pages = check_pages(keys, values, table, lengths, rows, queries.device, "queries")
+    keys = pages.keys
     kv_heads = keys.shape[1]
     if keys.shape[3] != head_dim:
         raise ValueError(f"keys.shape = {tuple(keys.shape)}: must end with {head_dim}, as for queries")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastdecode.ops.arrays import Array, as_tensor, is_array
 from fastdecode.ops.backends import choose_step_backend, record_backend
 from fastdecode.ops.checks import check_stored
 from fastdecode.ops.embed.cpu import embed_cpu
@@ -15,7 +16,7 @@ from fastdecode.ops.tracing import is_traced
 _RUN = {"reference": embed_reference, "cpu": embed_cpu, "triton": embed_triton}
 
 
-def embed(tokens: Tensor, weight: Tensor, *, backend: str | None = None) -> Tensor:
+def embed(tokens: Array, weight: Array, *, backend: str | None = None) -> Tensor:
     """weight[tokens] as (rows, hidden) float32; no gradients.
 
         tokens   (rows,) int64, each in [0, vocab)
@@ -28,10 +29,12 @@ def embed(tokens: Tensor, weight: Tensor, *, backend: str | None = None) -> Tens
     if is_traced(tokens):
         traced: Tensor = torch.ops.fastdecode.embed(tokens, weight, backend=backend)
         return traced
+    if not isinstance(tokens, Tensor) and is_array(tokens):
+        tokens = as_tensor("tokens", tokens)
     if not isinstance(tokens, Tensor) or tokens.dim() != 1 or tokens.dtype != torch.int64:
         what = f"{tuple(tokens.shape)} {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
         raise ValueError(f"tokens: must be (rows,) int64, got {what}")
-    check_stored("weight", weight, "vocab, hidden", tokens.device, "tokens")
+    weight = check_stored("weight", weight, "vocab, hidden", tokens.device, "tokens")
     if weight.shape[1] == 0:
         raise ValueError(f"weight.shape = {tuple(weight.shape)}: must be (vocab, hidden)")
     tokens = tokens.contiguous()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastdecode.ops.arrays import Array
 from fastdecode.ops.backends import choose_step_backend, record_backend
 from fastdecode.ops.checks import BYTE_DTYPES, FLOAT_DTYPES, check_float_tensor, check_stored, check_tensor
 from fastdecode.ops.linear.cpu import linear_cpu
@@ -17,10 +18,10 @@ from fastdecode.ops.tracing import is_traced
 
 
 def linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    scale: Tensor | None = None,
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    scale: Array | None = None,
     *,
     backend: str | None = None,
 ) -> Tensor:
@@ -50,7 +51,7 @@ def linear(
     return linear_cpu(x, matrix)
 
 
-def joint_linear(x: Tensor, matrices: Sequence[Matrix], *, backend: str | None = None) -> Tensor:
+def joint_linear(x: Array, matrices: Sequence[Matrix], *, backend: str | None = None) -> Tensor:
     """`linear` of ``x`` with each matrix, the results side by side: (rows, sum of all features) float32.
 
     The triton backend multiplies up to three matrices in one launch if they follow each other, have one dtype, and all
@@ -67,8 +68,8 @@ def joint_linear(x: Tensor, matrices: Sequence[Matrix], *, backend: str | None =
     return linear_triton(x, matrices)
 
 
-def _checked(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Matrix:
-    check_stored("weight", weight, "features, k", x.device, "x", FLOAT_DTYPES.keys() | BYTE_DTYPES)
+def _checked(x: Tensor, weight: Array, bias: Array | None, scale: Array | None) -> Matrix:
+    weight = check_stored("weight", weight, "features, k", x.device, "x", FLOAT_DTYPES.keys() | BYTE_DTYPES)
     if weight.shape[1] != x.shape[1]:
         raise ValueError(f"weight.shape = {tuple(weight.shape)}: must be (features, {x.shape[1]})")
     features = weight.shape[0]

@@ -14,12 +14,11 @@ from torch import Tensor
 from fastdecode.ops.attend import attend
 from fastdecode.ops.embed import embed
 from fastdecode.ops.linear import linear
+from fastdecode.ops.registration.library import register
 from fastdecode.ops.rms_norm import rms_norm
 from fastdecode.ops.rope_append import rope_append
 from fastdecode.ops.swiglu import swiglu
 from fastdecode.ops.tracing import plain
-
-_library = torch.library.Library("fastdecode", "FRAGMENT")
 
 
 def _linear(
@@ -122,7 +121,5 @@ _OPERATIONS: tuple[tuple[str, str, Callable[..., Any], Callable[..., Any]], ...]
     ),
 )
 
-for _name, _schema, _run, _fake in _OPERATIONS:
-    _library.define(_name + _schema)
-    _library.impl(_name, _run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fastdecode::{_name}", _fake, lib=_library)
+for _operation in _OPERATIONS:
+    register(*_operation)

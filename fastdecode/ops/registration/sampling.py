@@ -16,6 +16,7 @@ from fastdecode.ops.advance.traced import OPTIONAL_STATE_NAMES, PLACE_NAMES, TAB
 from fastdecode.ops.arguments import Sample
 from fastdecode.ops.decode_state import DecodeState
 from fastdecode.ops.grammar_tables import GrammarTables
+from fastdecode.ops.registration.library import register
 from fastdecode.ops.sample import sample
 from fastdecode.ops.sample.traced import NUMBERS
 from fastdecode.ops.token_sets import TokenSets
@@ -36,18 +37,17 @@ _STATE = (
 )
 _SAMPLE = "(Tensor token, Tensor logprob, Tensor kept, Tensor status)"
 
-_library = torch.library.Library("fastdecode", "DEF")
-_library.define(
-    "sample(Tensor logits, *, Tensor? streams=None, Tensor? weights=None, Tensor? ranges=None, "
+_SAMPLE_SCHEMA = (
+    "(Tensor logits, *, Tensor? streams=None, Tensor? weights=None, Tensor? ranges=None, "
     "Tensor? set_offsets=None, SymInt largest_set=-1, Tensor? set_index=None, "
     f"{_PARAMETERS}, Tensor? seen=None, Tensor? step=None, SymInt step_value=0, Tensor? noise=None, "
     f"str? backend=None) -> {_SAMPLE}"
 )
-_library.define(
-    f"advance(Tensor token, {_SETS}, {_TABLES}, {_PLACES}, *, {_STATE}, Tensor? streams=None, str? backend=None) -> ()"
+_ADVANCE_SCHEMA = (
+    f"(Tensor token, {_SETS}, {_TABLES}, {_PLACES}, *, {_STATE}, Tensor? streams=None, str? backend=None) -> ()"
 )
-_library.define(
-    f"sample_advance(Tensor logits, {_SETS}, {_TABLES}, {_PLACES}, *, {_STATE}, Tensor? streams=None, "
+_SAMPLE_ADVANCE_SCHEMA = (
+    f"(Tensor logits, {_SETS}, {_TABLES}, {_PLACES}, *, {_STATE}, Tensor? streams=None, "
     f"Tensor? weights=None, {_PARAMETERS}, Tensor? noise=None, str? backend=None) -> {_SAMPLE}"
 )
 
@@ -131,10 +131,6 @@ def _fake_advance(token: Tensor, *positional: Any, **options: Any) -> None:
     return None
 
 
-for _name, _run, _fake in (
-    ("sample", _sample, _fake_sample),
-    ("advance", _advance, _fake_advance),
-    ("sample_advance", _sample_advance, _fake_sample),
-):
-    _library.impl(_name, _run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fastdecode::{_name}", _fake, lib=_library)
+register("sample", _SAMPLE_SCHEMA, _sample, _fake_sample)
+register("advance", _ADVANCE_SCHEMA, _advance, _fake_advance)
+register("sample_advance", _SAMPLE_ADVANCE_SCHEMA, _sample_advance, _fake_sample)

@@ -7,6 +7,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from fastdecode.ops.arrays import Array
 from fastdecode.ops.backends import choose_step_backend, record_backend
 from fastdecode.ops.checks import check_float_tensor, check_tensor
 from fastdecode.ops.rms_norm.cpu import rms_norm_cpu
@@ -19,17 +20,17 @@ _RUN = {"reference": rms_norm_reference, "cpu": rms_norm_cpu, "triton": rms_norm
 
 @overload
 def rms_norm(
-    x: Tensor, weight: Tensor, epsilon: float = ..., residual: None = ..., *, backend: str | None = ...
+    x: Array, weight: Array, epsilon: float = ..., residual: None = ..., *, backend: str | None = ...
 ) -> Tensor: ...
 @overload
 def rms_norm(
-    x: Tensor, weight: Tensor, epsilon: float = ..., *, residual: Tensor, backend: str | None = ...
+    x: Array, weight: Array, epsilon: float = ..., *, residual: Array, backend: str | None = ...
 ) -> tuple[Tensor, Tensor]: ...
 def rms_norm(
-    x: Tensor,
-    weight: Tensor,
+    x: Array,
+    weight: Array,
     epsilon: float = 1e-5,
-    residual: Tensor | None = None,
+    residual: Array | None = None,
     *,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -58,7 +59,7 @@ def rms_norm(
 
 
 def _traced(
-    x: Tensor, weight: Tensor, epsilon: float, residual: Tensor | None, backend: str | None
+    x: Tensor, weight: Array, epsilon: float, residual: Array | None, backend: str | None
 ) -> Tensor | tuple[Tensor, Tensor]:
     if residual is None:
         normed: Tensor = torch.ops.fastdecode.rms_norm(x, weight, epsilon, backend=backend)

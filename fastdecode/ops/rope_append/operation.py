@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastdecode.ops.arrays import Array, as_tensor
 from fastdecode.ops.backends import choose_step_backend, record_backend
 from fastdecode.ops.checks import check_float_tensor, check_tensor
 from fastdecode.ops.pages import check_pages
@@ -18,18 +19,18 @@ _RUN = {"reference": rope_append_reference, "cpu": rope_append_cpu, "triton": ro
 
 
 def rope_append(
-    qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    table: Tensor,
-    lengths: Tensor,
+    qkv: Array,
+    cos: Array,
+    sin: Array,
+    keys: Array,
+    values: Array,
+    table: Array,
+    lengths: Array,
     *,
-    q_norm: Tensor | None = None,
-    q_norm_bias: Tensor | None = None,
-    k_norm: Tensor | None = None,
-    k_norm_bias: Tensor | None = None,
+    q_norm: Array | None = None,
+    q_norm_bias: Array | None = None,
+    k_norm: Array | None = None,
+    k_norm_bias: Array | None = None,
     epsilon: float = 1e-5,
     backend: str | None = None,
 ) -> Tensor:
@@ -69,7 +70,8 @@ def rope_append(
         return traced
     qkv = check_float_tensor("qkv", qkv, "rows, (heads + 2 * kv_heads) * head_dim")
     rows, device = len(qkv), qkv.device
-    pages = check_pages(keys, values, table, lengths, rows, device, "qkv")
+    pages = check_pages(keys, values, table, lengths, rows, device, "qkv", written=True)
+    keys = pages.keys
     kv_heads, head_dim = keys.shape[1], keys.shape[3]
     heads = qkv.shape[1] // head_dim - 2 * kv_heads
     if head_dim % 2:
@@ -91,13 +93,15 @@ def rope_append(
 
 
 def _check_norm(
-    name: str, weight: Tensor | None, bias: Tensor | None, shape: tuple[int, int], device: torch.device
+    name: str, weight: Array | None, bias: Array | None, shape: tuple[int, int], device: torch.device
 ) -> HeadNorm:
     if weight is None and bias is not None:
         raise ValueError(f"{name} = None: must not be where there is a {name}_bias")
     parts: list[Tensor | None] = []
     for part_name, part in ((name, weight), (f"{name}_bias", bias)):
-        if isinstance(part, Tensor) and part.dim() == 1 and len(part) == shape[1]:
+        if part is not None and not isinstance(part, Tensor):
+            part = as_tensor(part_name, part)
+        if part is not None and part.dim() == 1 and len(part) == shape[1]:
             part = part.expand(shape)
         parts.append(None if part is None else check_tensor(part_name, part, shape, torch.float32, device, "qkv"))
     return HeadNorm(*parts)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdecode.ops.arguments import FloatParameter, IntParameter, SampleArguments
+from fastdecode.ops.arrays import Array, as_tensor, is_array
 from fastdecode.ops.checks import FLOAT_DTYPES, check_rows, check_streams, check_table, check_tensor
 from fastdecode.ops.token_sets import TokenSets
 
@@ -22,10 +23,10 @@ _INT32 = (-(1 << 31), (1 << 31) - 1)
 _INT64 = (-(1 << 63), (1 << 63) - 1)
 
 
-def check_logits(logits: Tensor) -> tuple[int, int]:
-    """(rows, vocab). Checks two dimensions, a dtype of FLOAT_DTYPES, stride(1) == 1 and vocab ≤ MAX_VOCAB."""
+def check_logits(logits: Array) -> tuple[Tensor, int, int]:
+    """(logits, rows, vocab). Checks two dimensions, a dtype of FLOAT_DTYPES, stride(1) == 1, 1 ≤ vocab ≤ MAX_VOCAB."""
     if not isinstance(logits, Tensor):
-        raise ValueError(f"logits: must be a tensor, got {type(logits).__name__}")
+        logits = as_tensor("logits", logits)
     shape = logits.shape
     if len(shape) != 2:
         raise ValueError(f"logits.shape = {tuple(shape)}: must be (rows, vocab)")
@@ -34,22 +35,24 @@ def check_logits(logits: Tensor) -> tuple[int, int]:
     rows, vocab = shape
     if vocab > 1 and logits.stride(1) != 1:
         raise ValueError(f"logits.stride(1) = {logits.stride(1)}: must be 1")
-    if vocab > MAX_VOCAB:
-        raise ValueError(f"logits.shape[1] = {vocab}: must be at most {MAX_VOCAB}")
-    return rows, vocab
+    if not 1 <= vocab <= MAX_VOCAB:
+        raise ValueError(f"logits.shape[1] = {vocab}: must be in [1, {MAX_VOCAB}]")
+    return logits, rows, vocab
 
 
-def check_noise(noise: Tensor, groups: int, vocab: int, device: torch.device) -> Tensor:
+def check_noise(noise: Array, groups: int, vocab: int, device: torch.device) -> Tensor:
     """Checks a (groups, vocab) float32 tensor with stride(1) == 1 and any stride(0). It is not copied."""
-    if isinstance(noise, Tensor) and noise.dim() == 2 and vocab > 1 and noise.stride(1) != 1:
+    if not isinstance(noise, Tensor):
+        noise = as_tensor("noise", noise)
+    if noise.dim() == 2 and vocab > 1 and noise.stride(1) != 1:
         raise ValueError(f"noise.stride(1) = {noise.stride(1)}: must be 1")
-    if isinstance(noise, Tensor) and noise.dim() == 2 and noise.shape == (groups, vocab):
+    if noise.dim() == 2 and noise.shape == (groups, vocab):
         check_tensor("noise", noise[:0], (0, vocab), torch.float32, device)
         return noise.resolve_neg()
     return check_tensor("noise", noise, (groups, vocab), torch.float32, device)
 
 
-def check_float(name: str, value: float | Tensor, groups: int, device: torch.device) -> FloatParameter:
+def check_float(name: str, value: float | Array, groups: int, device: torch.device) -> FloatParameter:
     """Checks a number or a (groups,) float32 tensor."""
     if isinstance(value, float):
         return None, value
@@ -58,15 +61,21 @@ def check_float(name: str, value: float | Tensor, groups: int, device: torch.dev
     if isinstance(value, Real | Tensor):
         with suppress(OverflowError, RuntimeError):  # beyond float64; complex, or on the meta device
             return None, float(value)
+    elif is_array(value):
+        return check_float(name, as_tensor(name, value), groups, device)
     raise ValueError(f"{name} = {value!r}: must be a number or a ({groups},) tensor")
 
 
-def check_int(name: str, value: int | Tensor, groups: int, dtype: torch.dtype, device: torch.device) -> IntParameter:
+def check_int(name: str, value: int | Array, groups: int, dtype: torch.dtype, device: torch.device) -> IntParameter:
     """Checks an integer that fits the dtype, or a (groups,) tensor of the dtype."""
-    if not isinstance(value, int) and isinstance(value, Tensor) and value.dim() > 0:
-        return check_tensor(name, value, (groups,), dtype, device), 0
+    if not isinstance(value, int):
+        if isinstance(value, Tensor):
+            if value.dim() > 0:
+                return check_tensor(name, value, (groups,), dtype, device), 0
+        elif is_array(value):
+            return check_int(name, as_tensor(name, value), groups, dtype, device)
     try:
-        number = operator.index(value)
+        number = operator.index(value)  # type: ignore[arg-type]
     except (TypeError, RuntimeError):  # the latter: of a tensor on the meta device
         raise ValueError(f"{name} = {value!r}: must be an integer or a ({groups},) tensor") from None
     low, high = _INT32 if dtype == torch.int32 else _INT64
@@ -102,24 +111,24 @@ def check_contrast(contrast: tuple[float, int]) -> tuple[float, int]:
 
 
 def check_arguments(
-    logits: Tensor,
-    streams: Tensor | None,
-    weights: Tensor | None,
+    logits: Array,
+    streams: Array | None,
+    weights: Array | None,
     allowed: TokenSets | list[list[tuple[int, int]]] | None,
-    set_index: Tensor | None,
-    temperature: float | Tensor,
-    top_k: int | Tensor,
-    top_p: float | Tensor,
-    min_p: float | Tensor,
-    penalty: float | Tensor,
-    seen: Tensor | None,
+    set_index: Array | None,
+    temperature: float | Array,
+    top_k: int | Array,
+    top_p: float | Array,
+    min_p: float | Array,
+    penalty: float | Array,
+    seen: Array | None,
     contrast: tuple[float, int] | None,
-    seed: int | Tensor,
-    step: int | Tensor,
-    noise: Tensor | None,
+    seed: int | Array,
+    step: int | Array,
+    noise: Array | None,
 ) -> SampleArguments:
     """Checks shapes, dtypes and devices of `sample`'s arguments; `check_values` checks what the tensors hold."""
-    rows, vocab = check_logits(logits)
+    logits, rows, vocab = check_logits(logits)
     if logits.is_neg():
         logits = logits.resolve_neg()
     device = logits.device
@@ -133,12 +142,14 @@ def check_arguments(
         set_index = check_tensor("set_index", set_index, (groups,), torch.int32, device)
     if seen is not None:
         words = (vocab + 31) // 32
-        if isinstance(seen, Tensor) and seen.dtype == torch.bool:
+        if not isinstance(seen, Tensor):
+            seen = as_tensor("seen", seen)
+        if seen.dtype == torch.bool:
             raise ValueError(
                 "seen.dtype = torch.bool: must be a bit set of int32 words; fastdecode.ops.seen_bits makes one"
             )
         seen = check_tensor("seen", seen, (groups, words), torch.int32, device)
-    elif isinstance(penalty, Tensor) or penalty != 1.0:
+    elif (not isinstance(penalty, float) and is_array(penalty)) or penalty != 1.0:
         raise ValueError("seen = None: penalty needs the ids seen so far")
     return SampleArguments(
         logits,

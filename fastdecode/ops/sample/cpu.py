@@ -26,6 +26,24 @@ def new_sample(groups: int) -> Sample:
     )
 
 
+REPEAT = -(1 << 63)
+"""FASTDECODE_REPEAT: the stride of rows that are all the same one."""
+
+
+def row_stride(rows: torch.Tensor) -> int:
+    """The stride of (rows, vocab) as the library takes it; `with_separate_rows` has copied rows that overlap."""
+    return REPEAT if rows.stride(0) == 0 else rows.stride(0)
+
+
+def with_separate_rows(args: SampleArguments) -> SampleArguments:
+    """Arguments whose logits and noise have rows that do not overlap, or that are all the same one."""
+    for name in ("logits", "noise"):
+        rows = getattr(args, name)
+        if rows is not None and 0 < rows.stride(0) < rows.shape[1]:
+            args = args._replace(**{name: rows.contiguous()})
+    return args
+
+
 def sample_fields(args: SampleArguments, out: Sample) -> tuple[Any, ...]:
     """The fields of fastdecode_sample_args, with addresses in place of tensors."""
     logits, allowed, contrast, noise = args.logits, args.allowed, args.contrast, args.noise
@@ -36,7 +54,7 @@ def sample_fields(args: SampleArguments, out: Sample) -> tuple[Any, ...]:
         torch.get_num_threads(),
         rows,
         vocab,
-        logits.stride(0),
+        row_stride(logits),
         args.groups,
         args.width,
         address(args.streams),
@@ -63,7 +81,7 @@ def sample_fields(args: SampleArguments, out: Sample) -> tuple[Any, ...]:
         0 if contrast is None else min(contrast[1], MAX_VOCAB),
         address(args.seen),
         address(noise),
-        0 if noise is None else noise.stride(0),
+        0 if noise is None else row_stride(noise),
         out.token.data_ptr(),
         out.logprob.data_ptr(),
         out.kept.data_ptr(),
@@ -73,6 +91,7 @@ def sample_fields(args: SampleArguments, out: Sample) -> tuple[Any, ...]:
 
 def sample_cpu(args: SampleArguments) -> Sample:
     """Runs on up to torch.get_num_threads() threads. Raises ValueError for bad values."""
+    args = with_separate_rows(args)
     out = new_sample(args.groups)
     core().sample(sample_fields(args, out))
     return out

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from fastdecode.ops.arguments import Sample, SampleArguments
+from fastdecode.ops.arrays import Array
 from fastdecode.ops.backends import choose_backend, record_backend
 from fastdecode.ops.sample.checks import check_arguments, check_values
 from fastdecode.ops.sample.cpu import sample_cpu
@@ -16,22 +15,22 @@ from fastdecode.ops.tracing import is_traced
 
 
 def sample(
-    logits: Tensor,
+    logits: Array,
     *,
-    streams: Tensor | None = None,
-    weights: Tensor | None = None,
+    streams: Array | None = None,
+    weights: Array | None = None,
     allowed: TokenSets | list[list[tuple[int, int]]] | None = None,
-    set_index: Tensor | None = None,
-    temperature: float | Tensor = 1.0,
-    top_k: int | Tensor = 0,
-    top_p: float | Tensor = 1.0,
-    min_p: float | Tensor = 0.0,
-    penalty: float | Tensor = 1.0,
-    seen: Tensor | None = None,
+    set_index: Array | None = None,
+    temperature: float | Array = 1.0,
+    top_k: int | Array = 0,
+    top_p: float | Array = 1.0,
+    min_p: float | Array = 0.0,
+    penalty: float | Array = 1.0,
+    seen: Array | None = None,
     contrast: tuple[float, int] | None = None,
-    seed: int | Tensor = 0,
-    step: int | Tensor = 0,
-    noise: Tensor | None = None,
+    seed: int | Array = 0,
+    step: int | Array = 0,
+    noise: Array | None = None,
     backend: str | None = None,
 ) -> Sample:
     """Samples one token per group from a weighted sum of its streams' logits.
@@ -114,7 +113,7 @@ def sample(
         step,
         noise,
     )
-    backend = choose_backend(backend, "cpu" if logits.is_cpu else logits.device.type)
+    backend = choose_backend(backend, "cpu" if args.logits.is_cpu else args.logits.device.type)
     sampled = _RUN[backend](args)
     record_backend(backend)
     return sampled

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastdecode.ops.arrays import Array
 from fastdecode.ops.backends import choose_step_backend, record_backend
 from fastdecode.ops.checks import check_float_tensor
 from fastdecode.ops.swiglu.cpu import swiglu_cpu
@@ -15,7 +16,7 @@ from fastdecode.ops.tracing import is_traced
 _RUN = {"reference": swiglu_reference, "cpu": swiglu_cpu, "triton": swiglu_triton}
 
 
-def swiglu(gate_up: Tensor, *, backend: str | None = None) -> Tensor:
+def swiglu(gate_up: Array, *, backend: str | None = None) -> Tensor:
     """silu(gate) · up: (rows, inner) float32; no gradients.
 
         gate_up  (rows, 2 · inner) float32: in each row first the gate, then the up projection

@@ -1,0 +1,188 @@
+"""What changes a model's computation in a way that only its own forward follows.
+
+The fast decoders read the weights, or call the linear modules, norms and MLPs of a layer. They do not call the modules
+around those: a layer, its ``self_attn``, ``model.model`` and the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as torch_module
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from fastdecode.decoder.autocast import Autocast
+from fastdecode.decoder.family import FAMILIES, Family, family_of, window_of
+from fastdecode.decoder.plain import DTYPES
+
+Place = tuple[str, Any, tuple[type[nn.Module], ...]]
+
+_FORWARDS = {
+    c: c.forward
+    for f in FAMILIES
+    for c in (f.model, f.inner, *f.layers, f.attention, f.rotary, f.norm, f.mlp, f.heads, nn.Linear, nn.Embedding)
+    if c is not None
+}
+"""The functions that the classes had when this file was imported: one may be replaced on the class."""
+
+
+def global_hooks() -> bool:
+    """Whether torch calls hooks for the forward of every module."""
+    return bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
+
+
+def why_altered(module: Any, *classes: type[nn.Module]) -> str | None:
+    """How ``module`` differs from what its one of ``classes`` computes; None if it does not."""
+    if module._forward_hooks:
+        return "has a forward hook"
+    if module._forward_pre_hooks:
+        return "has a forward pre-hook"
+    if "_hf_hook" in module.__dict__:
+        return "has a hook of accelerate"
+    if "forward" in module.__dict__:
+        return "has a forward of its own"
+    kind = type(module)
+    like = next((c for c in classes if issubclass(kind, c)), None)
+    if like is None:
+        return f"is {kind.__name__}, not {' or '.join(c.__name__ for c in classes)}"
+    if kind.forward is not like.forward or kind.__call__ is not like.__call__:
+        return f"is {kind.__name__}, whose forward is not that of {like.__name__}"
+    return None
+
+
+def _around_layers(model: Any, family: Family) -> Iterator[Place]:
+    """The modules that the fast decoders do not call, or whose result they keep."""
+    inner = model.model
+    yield "the model", model, (family.model,)
+    yield "model.model", inner, (family.inner,)
+    yield "model.rotary_emb", inner.rotary_emb, (family.rotary,)
+    for number, layer in enumerate(inner.layers):
+        yield f"model.layers.{number}", layer, family.layers
+        attention = getattr(layer, "self_attn", None)
+        if attention is not None:
+            yield f"model.layers.{number}.self_attn", attention, (family.attention,)
+
+
+def top_altered(model: Any) -> bool:
+    """Whether the top-level module itself has to be called, not ``model.model`` and the head."""
+    family = family_of(model)
+    replaced = _replaced((family.model,)) is not None
+    return global_hooks() or replaced or why_altered(model, family.model) is not None
+
+
+def _replaced(classes: Any) -> type[nn.Module] | None:
+    """The first class whose forward another function has replaced."""
+    for c in classes:
+        if c.forward is not _FORWARDS[c] or c.forward.__module__ != c.__module__:
+            return c
+    return None
+
+
+def needs_forward(model: Any) -> str | None:
+    """Why this model can only be decoded by its own ``forward``, as what follows "because"; None if the fast decoders
+    compute the same. TypeError for a model that `family_of` does not accept.
+    """
+    autocast = Autocast.now(device_of(model))
+    return altered_reason(model) or (f"{autocast} is on" if autocast.on else None)
+
+
+def altered_reason(model: Any) -> str | None:
+    """As `needs_forward`, whatever `torch.autocast` is in this thread."""
+    family, inner, config = family_of(model), model.model, model.config
+    if global_hooks():
+        return "torch has global forward hooks"
+    for name, module, classes in _around_layers(model, family):
+        reason = why_altered(module, *classes)
+        if reason is not None:
+            return f"{name} {reason}"
+    parts = (family.model, family.inner, *family.layers, family.attention, family.rotary, family.norm, family.mlp)
+    replaced = _replaced(c for c in (*parts, family.heads, nn.Linear, nn.Embedding) if c is not None)
+    if replaced is not None:
+        return f"{replaced.__name__}.forward was replaced"
+    return _unusual_attention(config, inner) or _unusual_weights(model)
+
+
+def _unusual_attention(config: Any, inner: Any) -> str | None:
+    kind = config._attn_implementation
+    if kind != "eager":
+        function = ALL_ATTENTION_FUNCTIONS.get(kind)
+        if getattr(function, "__module__", "").partition(".")[0] != "transformers":
+            return f"attn_implementation={kind!r} is not one of transformers' own"
+    window = window_of(config)
+    if window is not None:
+        return f"its layers see the last {window} tokens only"
+    if inner.training and config.attention_dropout:
+        return "it is in training mode, with dropout"
+    if len(inner.layers) != config.num_hidden_layers:
+        return f"it has {len(inner.layers)} layers, and config.num_hidden_layers is {config.num_hidden_layers}"
+    numbers = [layer.self_attn.layer_idx for layer in inner.layers]
+    if len(set(numbers)) != len(numbers):
+        return "a layer is used twice"
+    return None
+
+
+def device_of(model: Any) -> torch.device:
+    """Where a model's embeddings are computed: where they are, or where accelerate brings them for the time."""
+    embed = model.model.embed_tokens
+    weight = next(embed.parameters(), None)
+    if weight is not None and weight.device.type != "meta":
+        return weight.device
+    where = getattr(getattr(embed, "_hf_hook", None), "execution_device", None)
+    return torch.device("cpu" if where is None else where)
+
+
+def _unusual_weights(model: Any) -> str | None:
+    """Several devices, or a dtype that the fast decoders do not read."""
+    devices, dtypes = {}, {}
+    for module in (model.model.embed_tokens, model.model.layers, model.model.norm, model.lm_head):
+        for parameter in module.parameters():
+            devices[parameter.device] = dtypes[parameter.dtype] = True
+    if len(devices) > 1:
+        return f"its weights are on {', '.join(sorted(map(str, devices)))}"
+    floating = [dtype for dtype in dtypes if dtype.is_floating_point and dtype.itemsize > 1]
+    strange = next((dtype for dtype in floating if dtype not in DTYPES), None)
+    return None if strange is None else f"its weights are {str(strange).removeprefix('torch.')}"
+
+
+def check_inputs(model: Any) -> None:
+    """ValueError if the model's class prepares the inputs of its forward in a way of its own."""
+    like: Any = family_of(model).model
+    if type(model).prepare_inputs_for_generation is not like.prepare_inputs_for_generation:
+        raise ValueError(
+            f"{type(model).__name__} has a prepare_inputs_for_generation of its own, which fastdecode does not call: "
+            "use transformers' generate for it (fastdecode.disable(model) brings it back)"
+        )
+
+
+class Fingerprint:
+    """Tells whether a model computes something else than when this was made: other modules, hooks or forwards, PEFT's
+    active adapters. With ``weights``, also whether a parameter got other memory. What hooks do is not looked at.
+    """
+
+    def __init__(self, model: Any, weights: bool) -> None:
+        self.model, self.weights = model, weights
+        self.reason, self.parts = altered_reason(model), self._parts()
+
+    def _parts(self) -> list[Any]:
+        inner = self.model.model
+        below = (inner.embed_tokens, inner.layers, inner.norm, inner.rotary_emb, self.model.lm_head)
+        found: list[Any] = [*torch_module._global_forward_hooks, *torch_module._global_forward_pre_hooks]
+        for module in chain((self.model, inner), *(part.modules() for part in below)):
+            own = module.__dict__
+            found += (id(module), own.get("_active_adapter"), own.get("_disable_adapters"))
+            if module._forward_hooks or module._forward_pre_hooks or "forward" in own:
+                found += (*module._forward_hooks, None, *module._forward_pre_hooks, id(own.get("forward")))
+            if self.weights and module not in (self.model, inner):
+                found += (0 if p is None else p.data_ptr() for p in own["_parameters"].values())
+        return found
+
+    def change(self) -> str | None:
+        """What has changed since; None if nothing has."""
+        reason = altered_reason(self.model)
+        if reason != self.reason:
+            return reason or f"no longer: {self.reason}"
+        return None if self._parts() == self.parts else "its modules, their hooks, adapters or weights are others"

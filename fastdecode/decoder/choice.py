@@ -1,0 +1,21 @@
+"""Which decoder a model gets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastdecode.decoder.alterations import check_inputs, needs_forward
+from fastdecode.decoder.base import BaseDecoder
+from fastdecode.decoder.decoder import Decoder
+from fastdecode.decoder.forward import ForwardDecoder
+
+
+def decoder_for(model: Any, deterministic: bool = False) -> BaseDecoder:
+    """The fast decoder, if it computes what the model does; else one that calls the model's own forward.
+
+    Give the model without its wrappers (`unwrapped`). TypeError for a model that `family_of` does not accept,
+    ValueError for one that no decoder can decode.
+    """
+    check_inputs(model)
+    reason = needs_forward(model)
+    return Decoder(model, deterministic) if reason is None else ForwardDecoder(model, deterministic, reason)

@@ -1,0 +1,355 @@
+/* fastdecode: the C interface. C99 and C++; no torch, no Python.
+ *
+ * Conventions: functions return a fastdecode_result. If it is not FASTDECODE_OK,
+ * fastdecode_last_error() of the same thread says what was wrong, where, and what would be right.
+ * With FASTDECODE_INVALID_ARGUMENT no output has been written. Outputs must not overlap any other
+ * array. A forked child works on one thread. Arrays are dense and row-major unless a stride is
+ * named. Pointers are used only during the call. Every function may be called from any thread.
+ */
+#ifndef FASTDECODE_FASTDECODE_H
+#define FASTDECODE_FASTDECODE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(FASTDECODE_BUILDING)
+#define FASTDECODE_API __attribute__((visibility("default")))
+#else
+#define FASTDECODE_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Increased when a struct or function changes incompatibly, not when a struct gets more fields at
+ * its end. */
+#define FASTDECODE_ABI_VERSION 1
+
+typedef enum fastdecode_result {
+  FASTDECODE_OK = 0,
+  FASTDECODE_INVALID_ARGUMENT = 1,
+  FASTDECODE_OUT_OF_MEMORY = 2
+} fastdecode_result;
+
+typedef enum fastdecode_dtype {
+  FASTDECODE_FLOAT32 = 0,
+  FASTDECODE_BFLOAT16 = 1,
+  FASTDECODE_FLOAT16 = 2
+} fastdecode_dtype;
+
+/* The sampler's result for a group; a group that is not OK gets token -1. */
+typedef enum fastdecode_status {
+  FASTDECODE_STATUS_OK = 0,
+  FASTDECODE_STATUS_INVALID_LOGITS = 1, /* NaN or +inf read or computed, or nothing but -inf */
+  FASTDECODE_STATUS_EMPTY_SET = 2,
+  FASTDECODE_STATUS_FINISHED = 3 /* fastdecode_sample_advance: the group had finished before */
+} fastdecode_status;
+
+/* Arguments of fastdecode_sample. Set up with fastdecode_sample_args_init, then fill in.
+ *
+ * A parameter `x` of a group is x[group], or x_value for every group if the pointer x is NULL. A
+ * token is an index into a row of logits. Limits: vocab <= 2^22.
+ */
+typedef struct fastdecode_sample_args {
+  size_t size; /* sizeof(fastdecode_sample_args); set by init */
+
+  const void* logits; /* (rows, vocab) of dtype; row r begins r * row_stride elements in */
+  int32_t dtype;      /* fastdecode_dtype */
+  int32_t threads;    /* at most this many threads; 0: one per processor; default 1 */
+  int64_t rows;
+  int64_t vocab;
+  int64_t row_stride;
+
+  int64_t groups;
+  int64_t streams_per_group; /* S; default 1 */
+  const int32_t* streams; /* (groups, S) row of each stream, -1: absent. NULL: row = group, S = 1 */
+  const float* weights;   /* (groups, S) finite; streams of weight 0 are not read. NULL: 1 */
+
+  const int32_t* ranges;      /* (n, 2) [lo, hi) of tokens; sorted and disjoint in a set */
+  const int32_t* set_offsets; /* (sets + 1): set s owns ranges set_offsets[s] .. [s + 1] */
+  int64_t sets;               /* 0: one set, the whole vocabulary; ranges are not read */
+  const int32_t* set_index;   /* (groups,) set of each group. NULL: 0 */
+
+  const float* temperature; /* >= 0; 0: greedy */
+  const int32_t* top_k;     /* <= 0: off */
+  const float* top_p;       /* in [0, 1]; 1: off */
+  const float* min_p;       /* in [0, 1]; 0: off */
+  const float* penalty;     /* repetition penalty, > 0; 1: off */
+  const int64_t* seed;
+  const int64_t* step;
+  float temperature_value; /* default 1 */
+  int32_t top_k_value;     /* default 0 */
+  float top_p_value;       /* default 1 */
+  float min_p_value;       /* default 0 */
+  float penalty_value;     /* default 1 */
+  int64_t seed_value;      /* default 0 */
+  int64_t step_value;      /* default 0 */
+
+  /* Contrast: with contrast_k > 0 a token is kept only if its probability in the first stream is at
+   * least contrast_alpha times the contrast_k-th largest probability there. */
+  float contrast_alpha; /* in [0, 1] */
+  int32_t contrast_k;   /* default 0: off */
+
+  const int32_t* seen;  /* (groups, (vocab + 31) / 32) bits: token t is bit t & 31 of word t >> 5 */
+  const float* noise;   /* (groups, vocab) Gumbel noise to use; NULL: it is computed */
+  int64_t noise_stride; /* elements from one group's noise to the next */
+
+  int64_t* token;  /* out (groups,): the token; -1 where status is not 0 */
+  float* logprob;  /* out (groups,): the token's, under the final distribution; -inf where status is
+                    * not 0 */
+  int32_t* kept;   /* out (groups,): how many tokens the filters kept; 0 where status is not 0 */
+  int32_t* status; /* out (groups,): fastdecode_status */
+} fastdecode_sample_args;
+
+/* Sets `size` and every default. */
+FASTDECODE_API void fastdecode_sample_args_init(fastdecode_sample_args* args);
+
+/* Samples one token per group on the CPU. Arguments are checked before any output is written. */
+FASTDECODE_API fastdecode_result fastdecode_sample(const fastdecode_sample_args* args);
+
+/* Which token may come next, as tables over modes. Tokens and sets are those of the sampler.
+ *
+ * In mode m the next token is drawn from the set set_of[m] or, if fewer than room[m] more tokens
+ * fit below the group's limit, from the set tight_set_of[m]. If that is -1, the next token is
+ * forced[m]. If that is -1 too, the group has ended. A token of class c leads from mode m to mode
+ * following[m * classes + c]. The class of a token is that of the range that contains it, else 0.
+ */
+typedef struct fastdecode_grammar {
+  int64_t modes;
+  int64_t classes;
+  const int32_t* set_of;       /* (modes,) */
+  const int32_t* tight_set_of; /* (modes,); NULL: set_of */
+  const int32_t* room;         /* (modes,); NULL: 0 */
+  const int32_t* forced;       /* (modes,) */
+  const int32_t* following;    /* (modes, classes) */
+  const int32_t* class_ranges; /* (class_range_count, 3) lo, hi, class; sorted and disjoint */
+  int64_t class_range_count;
+} fastdecode_grammar;
+
+/* The state of a group. */
+typedef enum fastdecode_finished {
+  FASTDECODE_RUNNING = 0,
+  FASTDECODE_ENDED = 1, /* its grammar or its limit ended it */
+  FASTDECODE_FAILED = 2 /* it was running, but got no token */
+} fastdecode_finished;
+
+/* Arguments of fastdecode_advance. Set up with fastdecode_advance_args_init, then fill in. */
+typedef struct fastdecode_advance_args {
+  size_t size; /* sizeof(fastdecode_advance_args); set by init */
+  fastdecode_grammar grammar;
+
+  int64_t groups;
+  int64_t streams_per_group; /* S; default 1 */
+  const int32_t* streams; /* (groups, S) row of each stream, -1: absent. NULL: row = group, S = 1 */
+  int64_t rows;
+  int64_t vocab;
+  const int64_t* token; /* (groups,) tokens to append; -1: none, which fails the group */
+
+  int32_t* mode;        /* (groups,) in and out */
+  int64_t* step;        /* (groups,) in and out: tokens in the sequence, the next one's number */
+  const int64_t* limit; /* (groups,) most tokens of the sequence. NULL: no limit */
+  uint8_t* finished;    /* (groups,) in and out: fastdecode_finished; only 0 is advanced */
+  int64_t* inputs;      /* (rows,) out: the token, for each stream of the group. NULL: not wanted */
+  int64_t* lengths;     /* (rows,) in and out: one more for each stream of the group, or NULL */
+  int32_t* seen;      /* (groups, (vocab + 31) / 32) in and out: the token's bit is set, or NULL */
+  int64_t* sequences; /* (groups, capacity) out: the token at place `step`, or NULL */
+  int64_t capacity;
+} fastdecode_advance_args;
+
+/* Sets `size` and every default. */
+FASTDECODE_API void fastdecode_advance_args_init(fastdecode_advance_args* args);
+
+/* Appends one token to every running group on the CPU: stores it in the group's sequence, in the
+ * inputs of all its streams and in `seen`, moves the mode, adds one to step and lengths, and
+ * updates `finished`. Two streams must not share a row. Arguments are checked before any is
+ * written. */
+FASTDECODE_API fastdecode_result fastdecode_advance(const fastdecode_advance_args* args);
+
+/* fastdecode_sample, then fastdecode_advance with the sampled tokens. A forced token is appended
+ * without sampling, with logprob 0 and kept 1. Groups that have finished or failed before get token
+ * -1 and FASTDECODE_STATUS_FINISHED. (The reason of a failure is the status of the call in which
+ * the group failed.) Their logits are not read, but their parameters must be valid.
+ *
+ * sample->set_index and sample->step must be NULL: the grammar chooses the sets, and advance->step
+ * numbers the tokens. advance's groups, streams, rows, vocab and token are not read: those of
+ * `sample` are used. sample->seen must be NULL or advance->seen. */
+FASTDECODE_API fastdecode_result fastdecode_sample_advance(const fastdecode_sample_args* sample,
+                                                           const fastdecode_advance_args* advance);
+
+/* One layer of fastdecode_decode_step. Matrices are (out, in), dense, of the step's dtype; biases
+ * may be NULL. */
+typedef struct fastdecode_layer {
+  const void *q, *k, *v, *o, *gate, *up, *down;
+  const float *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias;
+  const float *norm_attention, *norm_mlp; /* (hidden,) weights of the RMS norms */
+  /* (heads, head_dim) and (kv_heads, head_dim): weights and biases of the norms of each head of q
+   * and k. Both: layer norms; weights alone: RMS norms; both NULL: no norms. */
+  const float *q_norm, *q_norm_bias, *k_norm, *k_norm_bias;
+  void *keys,
+      *values; /* (pages, kv_heads, page_slots, head_dim) of dtype; the new tokens' are stored */
+} fastdecode_layer;
+
+/* Arguments of fastdecode_decode_step. Set up with fastdecode_decode_args_init, then fill in. */
+typedef struct fastdecode_decode_args {
+  size_t size; /* sizeof(fastdecode_decode_args); set by init */
+
+  const fastdecode_layer* layers; /* (layer_count,) */
+  int64_t layer_count;
+  int64_t hidden;
+  int64_t inner; /* features of gate and up */
+  int64_t heads;
+  int64_t kv_heads;  /* divides heads */
+  int64_t head_dim;  /* even */
+  int32_t dtype;     /* fastdecode_dtype of matrices, keys and values; the rest is float32 */
+  int32_t swin;      /* not 0: RMS norms are applied to the results of attention and MLP */
+  int32_t threads;   /* at most this many threads; 0: one per processor; default 1 */
+  float epsilon;     /* of the RMS norms; default 1e-5 */
+  float qk_epsilon;  /* of the heads' norms; default 1e-5 */
+  float scale;       /* of the products of queries and keys */
+  const float* norm; /* (hidden,) weights of the last RMS norm */
+
+  /* The keys and values of row r's token i are in slot i % page_slots of page
+   * table[r * table_stride + i / page_slots]. Rows may share pages. With `chained` they may also
+   * share the page that is written, in different slots: the rows can then be successive tokens of
+   * one sequence, each of which attends to those before it. */
+  int64_t pages;
+  int64_t page_slots;
+  const int32_t* table;
+  int64_t table_stride;
+  int64_t table_width; /* entries of a row that may be read */
+  int32_t chained;     /* default 0 */
+
+  int64_t rows;
+  const int64_t* lengths; /* (rows,) tokens stored so far; the new one comes after them */
+  const float* cos;       /* (rows, head_dim) rotation at the new token's position */
+  const float* sin;       /* (rows, head_dim) the same; the first half negated */
+  float* x; /* (rows, hidden) in: embeddings of the new tokens; out: normed last hidden states */
+} fastdecode_decode_args;
+
+/* Sets `size` and every default. */
+FASTDECODE_API void fastdecode_decode_args_init(fastdecode_decode_args* args);
+
+/* One decode step on the CPU: runs a model's layers (Chameleon's, or others of Llama's shape) for
+ * one new token in every row. A row's result is the same bits whatever the other rows, the pages
+ * and the number of threads. */
+FASTDECODE_API fastdecode_result fastdecode_decode_step(const fastdecode_decode_args* args);
+
+/* out[r * out_stride + f] = x[r] . weight[f] + bias[f] for few rows on the CPU: x (rows, k)
+ * float32, weight (features, k) of a fastdecode_dtype, bias (features,) float32 or NULL, out
+ * float32; `threads`: at most so many threads, 0: one per processor. Sums are float32. If the
+ * processor multiplies bfloat16 and the weights are bfloat16, x is rounded to bfloat16. A row's
+ * result is the same bits whatever the other rows and the number of threads. */
+FASTDECODE_API fastdecode_result fastdecode_linear(const void* weight, int32_t dtype,
+                                                   const float* bias, const float* x, int64_t rows,
+                                                   int64_t k, int64_t features, float* out,
+                                                   int64_t out_stride, int32_t threads);
+
+/* The other operations of a decode step on the CPU, each as a function of its own, with the same
+ * arithmetic. `threads`: at most so many threads, 0: one per processor. Arrays are float32 unless
+ * they are of `dtype`, a fastdecode_dtype. A row's result is the same bits whatever the other rows,
+ * the pages and the number of threads. */
+
+/* out (rows, n) = x / sqrt(mean of x^2 in its row + epsilon) * weight, with x (rows, n), weight
+ * (n,). With a residual (rows, n), the same of sum (rows, n) = x + residual, which is stored too.
+ * Either both residual and sum are NULL, or neither. */
+FASTDECODE_API fastdecode_result fastdecode_rms_norm(const float* x, const float* residual,
+                                                     const float* weight, float epsilon,
+                                                     int64_t rows, int64_t n, float* sum,
+                                                     float* out, int32_t threads);
+
+/* out (rows, inner) = gate / (1 + exp(-gate)) * up, where each row of gate_up (rows, 2 * inner)
+ * holds gate and then up. */
+FASTDECODE_API fastdecode_result fastdecode_swiglu(const float* gate_up, int64_t rows,
+                                                   int64_t inner, float* out, int32_t threads);
+
+/* out (rows, hidden) = weight[tokens[row]], of weight (vocab, hidden) of dtype. */
+FASTDECODE_API fastdecode_result fastdecode_embed(const int64_t* tokens, int64_t rows,
+                                                  const void* weight, int32_t dtype, int64_t vocab,
+                                                  int64_t hidden, float* out, int32_t threads);
+
+/* Arguments of fastdecode_rope_append. Set up with fastdecode_rope_append_args_init, then fill in.
+ */
+typedef struct fastdecode_rope_append_args {
+  size_t size; /* sizeof(fastdecode_rope_append_args); set by init */
+
+  int64_t rows;
+  int64_t heads;
+  int64_t kv_heads; /* divides heads */
+  int64_t head_dim; /* even */
+  int32_t dtype;    /* of keys and values */
+  int32_t threads;  /* default 1 */
+  const float* qkv; /* (rows, heads + 2 * kv_heads, head_dim): queries, then keys, then values */
+  /* (heads, head_dim) and (kv_heads, head_dim): norms as in fastdecode_layer */
+  const float *q_norm, *q_norm_bias, *k_norm, *k_norm_bias;
+  float epsilon;    /* of the norms; default 1e-5 */
+  const float* cos; /* (rows, head_dim) */
+  const float* sin; /* (rows, head_dim), the first half negated */
+
+  int64_t pages; /* these as in fastdecode_decode_args */
+  int64_t page_slots;
+  const int32_t* table;
+  int64_t table_stride;
+  int64_t table_width;
+  const int64_t* lengths; /* (rows,) tokens stored so far; the new one comes after them */
+
+  void *keys, *values; /* (pages, kv_heads, page_slots, head_dim) out: the new tokens' slots */
+  float* queries;      /* (rows, heads, head_dim) out */
+} fastdecode_rope_append_args;
+
+/* Sets `size` and every default. */
+FASTDECODE_API void fastdecode_rope_append_args_init(fastdecode_rope_append_args* args);
+
+/* For the new token of each row: norms each head of its queries and keys, rotates the heads
+ * (head * cos + head with its halves exchanged * sin), and stores keys and values in the row's
+ * pages. Two rows must not write the same slot. */
+FASTDECODE_API fastdecode_result fastdecode_rope_append(const fastdecode_rope_append_args* args);
+
+/* Arguments of fastdecode_attend. Set up with fastdecode_attend_args_init, then fill in. */
+typedef struct fastdecode_attend_args {
+  size_t size; /* sizeof(fastdecode_attend_args); set by init */
+
+  int64_t rows;
+  int64_t heads;
+  int64_t kv_heads; /* divides heads: query head h uses head h / (heads / kv_heads) of keys */
+  int64_t head_dim;
+  int32_t dtype;   /* of keys and values */
+  int32_t threads; /* default 1 */
+  float scale;     /* of the products of queries and keys; default 1 */
+
+  const float* queries;      /* (rows, heads, head_dim) */
+  const void *keys, *values; /* (pages, kv_heads, page_slots, head_dim) */
+  int64_t pages;             /* these as in fastdecode_decode_args */
+  int64_t page_slots;
+  const int32_t* table;
+  int64_t table_stride;
+  int64_t table_width;
+  const int64_t* lengths; /* (rows,) at least 1: a row's query attends to its tokens [0, length) */
+
+  float* out; /* (rows, heads, head_dim) */
+} fastdecode_attend_args;
+
+/* Sets `size` and every default. */
+FASTDECODE_API void fastdecode_attend_args_init(fastdecode_attend_args* args);
+
+/* out = sum over a row's tokens of softmax(scale * query . key) * value. Slots that hold no token
+ * of the row are not read. */
+FASTDECODE_API fastdecode_result fastdecode_attend(const fastdecode_attend_args* args);
+
+/* Message of this thread's last failed call; "" before the first. Valid until the next failure. */
+FASTDECODE_API const char* fastdecode_last_error(void);
+
+/* FASTDECODE_ABI_VERSION of the loaded library. */
+FASTDECODE_API int32_t fastdecode_abi_version(void);
+
+/* The instruction set that the library uses: "portable", "avx2", "avx512" or "avx512bf16". It is
+ * the best that the processor has, unless the environment variable FASTDECODE_CPU_ISA names a lower
+ * one. If that variable names anything else, this returns NULL with an error, and every function
+ * that computes fails. */
+FASTDECODE_API const char* fastdecode_cpu_isa(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* FASTDECODE_FASTDECODE_H */

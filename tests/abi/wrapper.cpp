@@ -1,0 +1,293 @@
+// Samples, advances and decodes by fastdecode.hpp and by the C functions: the same, bit for bit.
+// Prints "same", and the messages of calls that are refused.
+
+#include <fastdecode/fastdecode.hpp>
+
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+static long allocations = 0;
+
+void* operator new(std::size_t size) {
+  ++allocations;
+  if (void* memory = std::malloc(size)) return memory;
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept {
+  std::free(memory);
+}
+void operator delete(void* memory, std::size_t) noexcept {
+  std::free(memory);
+}
+
+namespace {
+
+constexpr std::int64_t kVocab = 300, kGroups = 2;
+
+#define REQUIRE(condition)                                     \
+  do {                                                         \
+    if (!(condition)) {                                        \
+      std::printf("%d: not true: %s\n", __LINE__, #condition); \
+      std::exit(1);                                            \
+    }                                                          \
+  } while (0)
+
+std::vector<float> numbers(std::size_t n, unsigned seed) {
+  std::vector<float> values(n);
+  for (float& x : values) {
+    seed = seed * 1664525u + 1013904223u;
+    x = static_cast<float>(seed >> 8) / 8388608.0f - 1.0f;
+  }
+  return values;
+}
+
+void same_defaults(const std::vector<float>& logits) {
+  std::int64_t token[2];
+  float logprob[2];
+  std::int32_t kept[2], status[2];
+  fastdecode_sample_args args;
+  REQUIRE(fastdecode_sample_args_init(&args) == FASTDECODE_OK);
+  args.logits = logits.data();
+  args.rows = args.groups = 2;
+  args.vocab = args.row_stride = kVocab;
+  args.token = token;
+  args.logprob = logprob;
+  args.kept = kept;
+  args.status = status;
+  REQUIRE(fastdecode_sample(&args) == FASTDECODE_OK);
+  fastdecode::Sampler sampler;
+  const fastdecode::Samples got = sampler.sample({logits, 2, kVocab});
+  REQUIRE(got.token.size() == 2);
+  REQUIRE(std::memcmp(got.token.data(), token, sizeof token) == 0);
+  REQUIRE(std::memcmp(got.logprob.data(), logprob, sizeof logprob) == 0);
+  REQUIRE(std::memcmp(got.kept.data(), kept, sizeof kept) == 0);
+  REQUIRE(std::memcmp(got.status.data(), status, sizeof status) == 0);
+}
+
+void same_samples(const std::vector<float>& logits) {
+  const std::array<std::int32_t, 4> streams = {0, 1, 1, -1};
+  const float weights[] = {3.0f, -2.0f, 1.0f, 1.0f};
+  const std::vector<std::int32_t> top_k = {50, 0};
+  const fastdecode::TokenSets sets = {{{10, 200}, {250, 300}}};
+
+  std::int64_t token[kGroups];
+  float logprob[kGroups];
+  std::int32_t kept[kGroups], status[kGroups];
+  fastdecode_sample_args args;
+  REQUIRE(fastdecode_sample_args_init(&args) == FASTDECODE_OK);
+  args.logits = logits.data();
+  args.rows = 2;
+  args.vocab = args.row_stride = kVocab;
+  args.groups = kGroups;
+  args.streams_per_group = 2;
+  args.streams = streams.data();
+  args.weights = weights;
+  args.ranges = sets.ranges().data();
+  args.set_offsets = sets.offsets().data();
+  args.sets = 1;
+  args.temperature_value = 0.7f;
+  args.top_k = top_k.data();
+  args.top_p_value = 0.9f;
+  args.seed_value = 7;
+  args.token = token;
+  args.logprob = logprob;
+  args.kept = kept;
+  args.status = status;
+
+  fastdecode::Sampler sampler;
+  fastdecode::SampleOptions options;
+  options.streams = streams;
+  options.streams_per_group = 2;
+  options.weights = weights;
+  options.sets = &sets;
+  options.temperature = 0.7f;
+  options.top_k = top_k;
+  options.top_p = 0.9f;
+  options.seed = 7;
+  long before = 0;
+  for (std::int64_t step = 0; step < 50; ++step) {
+    args.step_value = step;
+    options.step = step;
+    REQUIRE(fastdecode_sample(&args) == FASTDECODE_OK);
+    const fastdecode::Samples got = sampler.sample({logits, 2, kVocab}, options);
+    REQUIRE(std::memcmp(got.token.data(), token, sizeof token) == 0);
+    REQUIRE(std::memcmp(got.logprob.data(), logprob, sizeof logprob) == 0);
+    REQUIRE(std::memcmp(got.kept.data(), kept, sizeof kept) == 0);
+    REQUIRE(std::memcmp(got.status.data(), status, sizeof status) == 0);
+    if (step == 0) before = allocations;
+  }
+  REQUIRE(allocations == before);
+}
+
+fastdecode::Grammar two_modes() {
+  fastdecode::Grammar grammar;
+  grammar.classes = 2;
+  grammar.set_of = {0, 1};
+  grammar.forced = {-1, -1};
+  grammar.following = {0, 1, 1, 0};
+  grammar.class_ranges = {0, 150, 1};
+  return grammar;
+}
+
+void same_sequences(const std::vector<float>& logits) {
+  const fastdecode::Grammar grammar = two_modes();
+  const fastdecode::TokenSets sets = {{{0, 300}}, {{100, 200}}};
+  fastdecode::GroupState own(2, 2, kVocab, 8), other(2, 2, kVocab, 8), given(2, 2, kVocab, 8);
+  fastdecode::Sampler sampler;
+  fastdecode::SampleOptions options;
+  options.sets = &sets;
+  options.penalty = 1.3f;
+  options.seen = own.seen;
+
+  std::int64_t token[2];
+  float logprob[2];
+  std::int32_t kept[2], status[2];
+  fastdecode_sample_args args;
+  REQUIRE(fastdecode_sample_args_init(&args) == FASTDECODE_OK);
+  args.logits = logits.data();
+  args.rows = args.groups = 2;
+  args.vocab = args.row_stride = kVocab;
+  args.ranges = sets.ranges().data();
+  args.set_offsets = sets.offsets().data();
+  args.sets = sets.size();
+  args.penalty_value = 1.3f;
+  args.seen = other.seen.data();
+  args.token = token;
+  args.logprob = logprob;
+  args.kept = kept;
+  args.status = status;
+  const fastdecode_advance_args advance = other.arguments(grammar, 2, 2, kVocab);
+  for (int step = 0; step < 8; ++step) {
+    const fastdecode::Samples got =
+        sampler.sample_advance({logits, 2, kVocab}, options, grammar, own);
+    REQUIRE(fastdecode_sample_advance(&args, &advance) == FASTDECODE_OK);
+    REQUIRE(std::memcmp(got.token.data(), token, sizeof token) == 0);
+    fastdecode::advance(token, grammar, given, 2, kVocab);
+  }
+  REQUIRE(own.sequences == other.sequences);
+  REQUIRE(own.sequences == given.sequences);
+  REQUIRE(own.seen == given.seen);
+  REQUIRE(own.mode == other.mode && own.mode == given.mode);
+  REQUIRE(own.step[0] == 8);
+}
+
+void same_steps() {
+  constexpr std::int64_t hidden = 8, inner = 12, heads = 2, kv = 1, dim = 4, slots = 4, rows = 2;
+  const std::vector<float> weight = numbers(hidden * inner, 3), norm(hidden, 1.0f);
+  const std::vector<float> cos = numbers(rows * dim, 4), sin = numbers(rows * dim, 5);
+  const std::vector<std::int64_t> lengths = {0, 0};
+  const std::vector<std::int32_t> table = {1, 0};
+  std::vector<float> keys(2 * kv * slots * dim), values = keys, x = numbers(rows * hidden, 6);
+  std::vector<float> keys_c = keys, values_c = values, x_c = x;
+  fastdecode_layer layer = {};
+  layer.q = layer.k = layer.v = layer.o = weight.data();
+  layer.gate = layer.up = layer.down = weight.data();
+  layer.norm_attention = layer.norm_mlp = norm.data();
+  layer.keys = keys.data();
+  layer.values = values.data();
+
+  fastdecode::ModelShape shape;
+  shape.hidden = hidden;
+  shape.inner = inner;
+  shape.heads = heads;
+  shape.kv_heads = kv;
+  shape.head_dim = dim;
+  shape.pages = 2;
+  shape.page_slots = slots;
+  fastdecode::DecodeStep step(shape);
+  step.add(layer);
+  fastdecode::Rows place;
+  place.lengths = lengths;
+  place.table = table;
+  place.table_width = 1;
+  place.cos = cos;
+  place.sin = sin;
+  step.run(x, norm, place);
+
+  layer.keys = keys_c.data();
+  layer.values = values_c.data();
+  fastdecode_decode_args args;
+  REQUIRE(fastdecode_decode_args_init(&args) == FASTDECODE_OK);
+  args.layers = &layer;
+  args.layer_count = 1;
+  args.hidden = hidden;
+  args.inner = inner;
+  args.heads = heads;
+  args.kv_heads = kv;
+  args.head_dim = dim;
+  args.scale = 0.5f;
+  args.norm = norm.data();
+  args.pages = 2;
+  args.page_slots = slots;
+  args.table = table.data();
+  args.table_stride = args.table_width = 1;
+  args.rows = rows;
+  args.lengths = lengths.data();
+  args.cos = cos.data();
+  args.sin = sin.data();
+  args.x = x_c.data();
+  REQUIRE(fastdecode_decode_step(&args) == FASTDECODE_OK);
+  REQUIRE(x == x_c && keys == keys_c && values == values_c);
+  REQUIRE(x != numbers(rows * hidden, 6));
+}
+
+void same_operations() {
+  const std::vector<float> weight = numbers(6 * 4, 7), x = numbers(2 * 4, 8), bias = numbers(6, 9);
+  std::vector<float> out(12), out_c(12), normed(8), normed_c(8), rows(8), rows_c(8);
+  fastdecode::linear(weight, bias, x, 2, 4, 6, out);
+  REQUIRE(fastdecode_linear(weight.data(), FASTDECODE_FLOAT32, bias.data(), x.data(), 2, 4, 6,
+                            out_c.data(), 6, 1) == FASTDECODE_OK);
+  REQUIRE(out == out_c);
+  fastdecode::rms_norm(x, {bias.data(), 4}, 1e-5f, 2, normed);
+  REQUIRE(fastdecode_rms_norm(x.data(), nullptr, bias.data(), 1e-5f, 2, 4, nullptr, normed_c.data(),
+                              1) == FASTDECODE_OK);
+  REQUIRE(normed == normed_c);
+  const std::int64_t tokens[] = {5, 1};
+  fastdecode::embed(tokens, weight, 6, 4, rows);
+  REQUIRE(fastdecode_embed(tokens, 2, weight.data(), FASTDECODE_FLOAT32, 6, 4, rows_c.data(), 1) ==
+          FASTDECODE_OK);
+  REQUIRE(rows == rows_c);
+}
+
+template <typename Call>
+void refused(Call call) {
+  try {
+    call();
+    std::printf("not refused\n");
+  } catch (const fastdecode::Error& error) {
+    std::printf("%d %s\n", error.result(), error.what());
+  }
+}
+
+}  // namespace
+
+int main() {
+  const std::vector<float> logits = numbers(2 * kVocab, 1);
+  same_defaults(logits);
+  same_samples(logits);
+  same_sequences(logits);
+  same_steps();
+  same_operations();
+  std::printf("same\n");
+
+  fastdecode::Sampler sampler;
+  fastdecode::SampleOptions options;
+  options.temperature = -1.0f;
+  refused([&] { sampler.sample({logits, 2, kVocab}, options); });
+  const std::vector<float> one = {1.0f};
+  options.temperature = one;
+  refused([&] { sampler.sample({logits, 2, kVocab}, options); });
+  refused([&] { sampler.sample({logits, 3, kVocab}); });
+  refused([&] { sampler.sample({logits, -1, kVocab}); });
+  options = {};
+  options.streams = nullptr;
+  options.penalty = 1.5f;
+  refused([&] { sampler.sample({logits, 2, kVocab}, options); });
+  fastdecode::DecodeStep step({});
+  std::vector<float> nothing;
+  refused([&] { step.run(nothing, nothing, {}); });
+  return 0;
+}
