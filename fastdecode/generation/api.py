@@ -22,7 +22,7 @@ from transformers.generation import GenerateDecoderOnlyOutput, StopStringCriteri
 from fastdecode.decoder import Decoder
 from fastdecode.engine.core import EngineCore
 from fastdecode.engine.request import Request
-from fastdecode.generation import prepare, validation
+from fastdecode.generation import option_kinds, prepare, validation
 from fastdecode.generation.explanation import Explanation
 from fastdecode.generation.streamers import text_only
 from fastdecode.guidance import Guidance
@@ -104,6 +104,7 @@ def _through_transformers(
     check_family(model)
     if options.pop("custom_generate", custom_generate) is not custom_generate:
         raise ValueError("custom_generate asks for another decoding loop; call fastdecode.disable(model) first")
+    option_kinds.check_call(model, inputs, options)
     validation.check_options(model, options)
     validation.check_prompt(model, inputs if inputs is not None else options.get("input_ids"), options)
     if options.get("pixel_values") is not None:
@@ -166,6 +167,7 @@ def custom_generate(
     check_family(model)
     call = _calling_generate()
     synced = synced_gpus or call.get("synced_gpus")
+    option_kinds.check_call(model, None, {"generation_config": generation_config, **call})
     validation.check_options(model, {"generation_config": generation_config, **call, "synced_gpus": synced})
     chosen = validation.chosen_options(model, call or generation_config.to_dict())
     extras = prepare.GenerateOptions(
@@ -266,8 +268,9 @@ def explain(model: Any, inputs: Tensor | None = None, **options: Any) -> Explana
     parameters of both modalities, the decoder, and why no faster path is used. Raises what `generate` would raise.
     """
     own = {key: options.pop(key, None) for key in prepare.GenerateOptions.__dataclass_fields__}
-    own |= {"progress": False, "seed": own["seed"] or 0, "deterministic": bool(own["deterministic"])}
+    own["seed"] = 0 if own["seed"] is None else own["seed"]  # so that torch's generator is not advanced
     extras = prepare.GenerateOptions(**own)
+    option_kinds.check_call(model, inputs, options)
     options.pop("streamer", None)
     found: Explanation = _through_transformers(
         model, inputs, options, extras, lambda call: Explanation.of(call, _decoder_for(call))

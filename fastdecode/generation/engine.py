@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -21,6 +22,7 @@ from fastdecode.engine.scheduler import FEW_STEPS
 from fastdecode.generation import validation
 from fastdecode.generation.api import prepare_call
 from fastdecode.generation.handle import Handle
+from fastdecode.generation.option_kinds import check_whole
 from fastdecode.generation.prepare import GenerateOptions, Prepared
 from fastdecode.models.chameleon import Vocabulary, check_family, with_placeholders
 
@@ -183,7 +185,10 @@ class Engine:
             return {}
         if not isinstance(inputs, Tensor):
             try:
-                inputs = torch.tensor([operator.index(token) for token in inputs], dtype=torch.long)
+                given = list(inputs)
+                if any(isinstance(token, (bool, np.bool_)) for token in given):
+                    raise TypeError
+                inputs = torch.tensor([operator.index(token) for token in given], dtype=torch.long)
             except (TypeError, ValueError, RuntimeError):
                 raise ValueError(
                     f"the prompt is a {type(inputs).__name__}: give text, what the processor returned, or tokens "
@@ -201,10 +206,14 @@ class Engine:
         for name, why in refused.items():
             if options.pop(name, None) not in (None, False):
                 raise ValueError(f"{name}: {why}")
-        if options.pop("deterministic", self.deterministic) != self.deterministic:
+        deterministic = options.pop("deterministic", None)
+        if deterministic is not None and not isinstance(deterministic, bool):
+            raise ValueError(f"deterministic={deterministic!r}: give True or False")
+        if deterministic not in (None, self.deterministic):
             raise ValueError(
                 f"deterministic: this engine has deterministic={self.deterministic} for all its requests: make another"
             )
+        check_whole("num_return_sequences", options.get("num_return_sequences"), 1)
         if options.get("num_return_sequences") not in (None, 1):
             raise ValueError(
                 f"num_return_sequences={options['num_return_sequences']}: submit takes one prompt and returns one "
@@ -429,7 +438,8 @@ def stream(model: Any, processor: Any, inputs: Any = None, **options: Any) -> It
     and `PictureDone`. Takes the arguments of `Engine.submit` (also ``**inputs`` of the processor), and raises its
     errors at once. Leaving the loop early ends the request.
     """
-    engine = Engine(model, processor, deterministic=bool(options.pop("deterministic", False)))
+    deterministic = options.pop("deterministic", None)
+    engine = Engine(model, processor, deterministic=False if deterministic is None else deterministic)
     handle = engine.submit(inputs, **options)
 
     def events() -> Iterator[Event]:

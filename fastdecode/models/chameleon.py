@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from fastdecode.decoder.family import CHAMELEON, family_of
-from fastdecode.models.vq_decoder import VQDecoder, decode_codes, latent_side
+from fastdecode.models.vq_decoder import BEFORE, VQDecoder, decode_codes, latent_side
 
 BEGIN_IMAGE, END_IMAGE, PLACEHOLDER = "<racm3:break>", "<eoss>", "<image>"
 
@@ -64,6 +65,7 @@ class Vocabulary:
                 f"config.vocabulary_map of this checkpoint has no {', '.join(absent)}: it must map every token of "
                 f"the tokenizer to its id (it has {len(ids)} entries)"
             )
+        _check_distinct(model.model.vocabulary_mapping, ids, config.vocab_size)
         codes = model.model.vocabulary_mapping.img2bpe
         count = config.vq_config.num_embeddings
         if sorted(codes) != list(range(count)):
@@ -95,6 +97,33 @@ class Vocabulary:
     def id_to_code(self) -> dict[int, int]:
         """The inverse of ``code_ids``: the codebook entry of each image token. The order need not be the same."""
         return {i: code for code, i in enumerate(self.code_ids)}
+
+
+_distinct: WeakSet[Any] = WeakSet()
+"""Mappings of models that `_check_distinct` accepted; it takes milliseconds."""
+
+
+def _check_distinct(mapping: Any, ids: dict[str, int], size: int) -> None:
+    """``ValueError`` if an image token or a marker has no token of its own in ``vocabulary_map``."""
+    if mapping in _distinct:
+        return
+    names: dict[int, list[str]] = {}
+    for name, token in ids.items():
+        names.setdefault(token, []).append(name)
+    for name, token in ids.items():
+        if not name.startswith("IMGIMG") and name not in (BEGIN_IMAGE, END_IMAGE, PLACEHOLDER):
+            continue
+        if len(names[token]) > 1:
+            raise ValueError(
+                f"config.vocabulary_map of this checkpoint gives token {token} to {' and '.join(names[token][:3])}: "
+                "each image token and each marker of a picture needs a token of its own"
+            )
+        if not isinstance(token, int) or not 0 <= token < size:
+            raise ValueError(
+                f"config.vocabulary_map of this checkpoint gives {token!r} to {name}, but the model has tokens "
+                f"0 to {size - 1}"
+            )
+    _distinct.add(mapping)
 
 
 def check_pixels(model: Any, pixel_values: Tensor) -> Tensor:
@@ -153,9 +182,9 @@ def check_picture_count(input_ids: Tensor, pictures: int, vocabulary: Vocabulary
     wanted = int((input_ids == vocabulary.placeholder).sum())
     if wanted != pictures * vocabulary.image_length:
         raise ValueError(
-            f"the prompt has {wanted} <image> placeholder ids (room for {wanted / vocabulary.image_length:g} pictures "
-            f"of {vocabulary.image_length}), but pixel_values holds {pictures} pictures: give one picture for each "
-            "<image> in the text, all through the processor"
+            f"the prompt has {wanted} <image> placeholder tokens (room for {wanted / vocabulary.image_length:g} "
+            f"pictures of {vocabulary.image_length}), but pixel_values holds {pictures} pictures: give one picture for "
+            "each <image> in the text, all through the processor"
         )
 
 
@@ -185,8 +214,11 @@ def check_can_draw(model: Any) -> None:
         )
 
 
-def attach_decoder(model: Any, weights: dict[str, Tensor]) -> None:
+def attach_decoder(model: Any, weights: dict[str, Tensor], before: Mapping[str, Tensor] | None = None) -> None:
     """Add a VQ decoder with ``weights`` to ``model.model.vqmodel``. Keys are taming's names, relative to the decoder.
+
+    The decoder is float32 whatever the model's dtype. ``before``: the weights `fastdecode.models.vq_decoder.BEFORE` as
+    the checkpoint has them; those that are left out are taken from the model.
 
     ``ValueError`` names missing or unexpected keys, or a wrong shape; the model is not changed then.
     """
@@ -205,8 +237,10 @@ def attach_decoder(model: Any, weights: dict[str, Tensor]) -> None:
                 f"VQ decoder weight {key} is {tuple(weights[key].shape)}; config.vq_config asks for {shape}"
             )
     decoder.load_state_dict(weights)
-    like = model.model.vqmodel.post_quant_conv.weight
-    model.model.vqmodel.decoder = decoder.to(like.device, like.dtype).eval().requires_grad_(False)
+    vqmodel = model.model.vqmodel
+    own = dict(vqmodel.named_parameters())
+    decoder.keep_before({name: own[name] for name in BEFORE} | dict(before or {}))
+    vqmodel.decoder = decoder.to(vqmodel.post_quant_conv.weight.device).eval().requires_grad_(False)
 
 
 def to_pictures(pixels: Tensor) -> list[Image.Image]:
@@ -222,4 +256,4 @@ def decode_pictures(model: Any, blocks: Sequence[Sequence[int]], vocabulary: Voc
     check_can_draw(model)
     codes = torch.tensor([[vocabulary.id_to_code[i] for i in block] for block in blocks])
     vqmodel = model.model.vqmodel
-    return to_pictures(decode_codes(vqmodel, codes.to(vqmodel.post_quant_conv.weight.device)))
+    return to_pictures(decode_codes(vqmodel, codes.to(vqmodel.decoder.conv_out.weight.device)))

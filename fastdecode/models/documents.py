@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from transformers.utils import logging
@@ -56,6 +58,31 @@ def _from(ids: Sequence[int], start: int, vocabulary: Vocabulary) -> Sequence[in
     return ids[first - 1 :] if inside else ids[start:]
 
 
+def _rows(sequences: Any, size: int) -> list[list[int]]:
+    """``sequences`` as lists of tokens. ``ValueError`` for another kind, and for what is no token of ``size``."""
+    right = "give (batch, length) integers, a list of lists, or what generate returned"
+    if isinstance(sequences, (Tensor, np.ndarray)):
+        if isinstance(sequences, Tensor) and (sequences.is_meta or sequences.layout is not torch.strided):
+            raise ValueError(f"sequences have no dense values: {right}")
+        if sequences.ndim != 2:
+            raise ValueError(f"sequences are {tuple(sequences.shape)}: {right}; put one sequence in a list")
+        rows: list[Any] = sequences.tolist()
+    elif isinstance(sequences, (list, tuple)):
+        rows = [row.tolist() if isinstance(row, (Tensor, np.ndarray)) else row for row in sequences]
+    else:
+        raise ValueError(f"sequences is a {type(sequences).__name__}: {right}")
+    for number, row in enumerate(rows):
+        if not isinstance(row, Sequence) or isinstance(row, (str, bytes)):
+            raise ValueError(f"sequence {number} is a {type(row).__name__}: {right}; put one sequence in a list")
+        for column, token in enumerate(row):
+            if isinstance(token, bool) or not isinstance(token, (int, np.integer)) or not 0 <= token < size:
+                raise ValueError(
+                    f"sequence {number} has {token!r} at {column}, which is not a token of this checkpoint "
+                    f"(0 to {size - 1})"
+                )
+    return rows
+
+
 def to_documents(model: Any, processor: Any, sequences: Any, start: int = 0) -> list[Document]:
     """Convert sequences of tokens to documents.
 
@@ -66,16 +93,16 @@ def to_documents(model: Any, processor: Any, sequences: Any, start: int = 0) -> 
         returns     one list per sequence, of str and PIL.Image in order; empty texts are left out
 
     All pictures go through the VQ decoder in one pass. An incomplete picture is left out, with a warning.
-    ``ValueError`` if there are pictures and the checkpoint has no VQ decoder, or if ``sequences`` has a wrong shape.
+    ``ValueError`` if there are pictures and the checkpoint has no VQ decoder, if ``sequences`` has a wrong shape or a
+    token that the checkpoint does not have, or if ``start`` is negative.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     if not hasattr(tokenizer, "decode"):
         raise TypeError(f"processor is a {type(processor).__name__}; give the model's processor, or its tokenizer")
     vocabulary = Vocabulary.of(model)
-    rows = getattr(sequences, "sequences", sequences)
-    rows = [row.tolist() if isinstance(row, Tensor) else row for row in rows]
-    if any(not isinstance(row, Sequence) for row in rows):
-        raise ValueError("sequences must be (batch, length) integers, or a list of lists: put one sequence in a list")
+    if isinstance(start, bool) or not isinstance(start, (int, np.integer)) or start < 0:
+        raise ValueError(f"start={start!r}: give the first column to read, a whole number of at least 0")
+    rows = _rows(getattr(sequences, "sequences", sequences), vocabulary.size)
     parts = [segments(_from(row, start, vocabulary), vocabulary) for row in rows]
     pictures = iter(
         decode_pictures(model, [ids for row in parts for kind, ids in row if kind == "picture"], vocabulary)
@@ -88,7 +115,7 @@ def to_documents(model: Any, processor: Any, sequences: Any, start: int = 0) -> 
                 document.append(next(pictures))
             elif kind == "broken":
                 logger.warning(
-                    f"sequence {number} holds {len(ids)} image ids that make no whole picture of "
+                    f"sequence {number} holds {len(ids)} image tokens that make no whole picture of "
                     f"{vocabulary.image_length}: left out"
                 )
             else:

@@ -7,19 +7,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 from transformers import ChameleonForConditionalGeneration, ChameleonProcessor
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
 from fastdecode.models.chameleon import Vocabulary, attach_decoder
+from fastdecode.models.decoder_weights import HUB_OPTIONS, Files, decoder_weights, path_of, vqgan_weights
 
 EMBEDDED = {"blocks": Path(__file__).parents[1] / "assets" / "blocks"}
-DECODER_PREFIXES = ("model.vqmodel.decoder.", "vqmodel.decoder.")
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def load(
@@ -30,23 +28,33 @@ def load(
     vqgan: str | Path | None = None,
     **kwargs: Any,
 ) -> tuple[Any, Any]:
-    """Load ``(model, processor)``.
+    """Load ``(model, processor)``. Nothing of the checkpoint is run as code.
 
         name     "blocks" (embedded), a folder in Hugging Face format, or a hub id
-        dtype    dtype of the weights; default: as in the checkpoint's config
+        dtype    dtype of the weights; default: as in the checkpoint's config (torch_dtype is its old name)
         device   device of the model; default: the CPU
         vqgan    Meta's vqgan.ckpt, for checkpoints without weights of the VQ decoder
-        kwargs   further arguments of the model's ``from_pretrained``
+        kwargs   further arguments of the model's ``from_pretrained``; those that say where files are (revision,
+                 subfolder, token, cache_dir, local_files_only, …) hold for the processor and the decoder too
 
     The model is an ordinary ``ChameleonForConditionalGeneration`` in eval mode. Its ``model.vqmodel`` has a ``decoder``
-    if the weights were found. ``ValueError`` or ``FileNotFoundError`` say what is wrong with the checkpoint.
+    if the weights were found, in safetensors or in ``pytorch_model.bin``. The decoder stays in float32 whatever the
+    dtype, also after ``model.to(torch.bfloat16)``: pictures are those of a float32 model.
+
+    ``ValueError`` or ``FileNotFoundError`` say what is wrong with the checkpoint, an option or the device;
+    ``TypeError`` for a name or a vqgan that is no path.
     """
     if not isinstance(name, (str, os.PathLike)):
         raise TypeError(f"load takes a name, a folder or a hub id, not a {type(name).__name__}: {name!r}")
     source: str | Path = EMBEDDED.get(str(name), name)
     if str(source).startswith("~"):
         source = Path(source).expanduser()
-    config = _config(source)
+    chosen = _dtype(dtype, kwargs.pop("torch_dtype", None))
+    target = _device(device, kwargs.get("device_map"))
+    vqgan_path = None if vqgan is None else path_of(vqgan)
+    where = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
+    files = Files(source, where, kwargs.get("variant"))
+    config = _config(source, files)
     kind = config.get("model_type")
     if kind != "chameleon":
         raise ValueError(
@@ -54,11 +62,18 @@ def load(
             "(config.json with model_type 'chameleon'); models of text are loaded with transformers itself"
         )
     try:
+        files.check()
         with _quiet():
             read: Any = ChameleonForConditionalGeneration.from_pretrained
-            model, info = read(source, dtype=dtype or "auto", output_loading_info=True, **kwargs)
-            processor = ChameleonProcessor.from_pretrained(source)
-    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
+            trusted = kwargs.pop("trust_remote_code", False)  # without it transformers would ask on the terminal
+            model, info = read(source, dtype=chosen, output_loading_info=True, **kwargs)
+            processor = ChameleonProcessor.from_pretrained(source, trust_remote_code=trusted, **where)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{name} cannot be loaded: its weights hold more than plain tensors, and may run code when they are read; "
+            "get the checkpoint as safetensors"
+        ) from error
+    except Exception as error:
         raise ValueError(f"{name} cannot be loaded: {_in_short(error)}") from error
     missing = sorted(info["missing_keys"])
     if missing:
@@ -66,25 +81,16 @@ def load(
             f"{name} is incomplete: it lacks {len(missing)} weights of the model ({', '.join(missing[:3])}, …)"
         )
     Vocabulary.of(model)
-    weights = _vqgan_weights(Path(vqgan).expanduser()) if vqgan is not None else _decoder_weights(source)
-    if weights:
-        attach_decoder(model, weights)
+    weights = decoder_weights(files) if vqgan_path is None else vqgan_weights(vqgan_path)
+    if weights.decoder:
+        attach_decoder(model, weights.decoder, weights.before)
     model.eval()
-    if device is not None:
-        model.to(device)
+    if target is not None:
+        model.to(target)
     return model, processor
 
 
-def _file(source: str | Path, filename: str) -> Path | None:
-    """The local path of ``filename`` in a folder or hub repository; None if it has no such file."""
-    if Path(source).is_dir():
-        path = Path(source) / filename
-        return path if path.is_file() else None
-    found = cached_file(str(source), filename, _raise_exceptions_for_missing_entries=False)
-    return None if found is None else Path(found)
-
-
-def _config(source: str | Path) -> dict[str, Any]:
+def _config(source: str | Path, files: Files) -> dict[str, Any]:
     """Read config.json of ``source``. If it cannot be read, the error says why."""
     looks_local = isinstance(source, Path) or str(source).startswith((".", "/", "~")) or str(source).count("/") != 1
     if looks_local and not Path(source).exists():
@@ -93,7 +99,7 @@ def _config(source: str | Path) -> dict[str, Any]:
     if Path(source).is_file():
         raise ValueError(f"{source} is a file; give the folder that holds config.json")
     try:
-        path = _file(source, "config.json")
+        path = files.find("config.json")
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{source} is neither a folder here nor a repository that the hub gives us: {_in_short(error)}"
@@ -110,40 +116,39 @@ def _config(source: str | Path) -> dict[str, Any]:
     return config
 
 
-def _decoder_weights(source: str | Path) -> dict[str, Tensor]:
-    """The weights of the checkpoint's VQ decoder, with keys relative to it; empty if it has none."""
-    index = _file(source, INDEX)
-    if index is not None:
-        listed: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        files = sorted({file for key, file in listed.items() if key.startswith(DECODER_PREFIXES)})
-    else:
-        files = [WEIGHTS]
-    weights = {}
-    for file in files:
-        path = _file(source, file)
-        if path is None:
-            continue
-        with safe_open(path, "pt") as stored:
-            for key in stored.keys():  # noqa: SIM118 - safe_open is no mapping
-                prefix = next((p for p in DECODER_PREFIXES if key.startswith(p)), None)
-                if prefix is not None:
-                    weights[key.removeprefix(prefix)] = stored.get_tensor(key)
-    return weights
+def _dtype(dtype: Any, torch_dtype: Any) -> Any:
+    """The dtype to load; ``torch_dtype`` is its old name. ``ValueError`` for what is no floating dtype."""
+    if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
+        raise ValueError(f"dtype={dtype} and torch_dtype={torch_dtype} were given: give dtype only")
+    chosen = torch_dtype if dtype is None else dtype
+    if chosen is None or (isinstance(chosen, str) and chosen == "auto"):
+        return "auto"
+    found = getattr(torch, chosen.removeprefix("torch."), None) if isinstance(chosen, str) else chosen
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype={chosen!r}: give a floating dtype, such as torch.bfloat16, or 'auto'")
+    return found
 
 
-def _vqgan_weights(path: Path) -> dict[str, Tensor]:
-    """The decoder's weights in a taming-transformers checkpoint (``decoder.*`` of its ``state_dict``)."""
-    if not path.is_file():
-        raise FileNotFoundError(f"vqgan={path}: there is no such file")
+def _device(device: Any, device_map: Any) -> torch.device | None:
+    """The device to load to. ``ValueError`` if there is no such device here."""
+    if device is None:
+        return None
+    if device_map is not None:
+        raise ValueError(f"device={device!r} and device_map={device_map!r} were given: give one of them")
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.device(device)
+    except (RuntimeError, TypeError, ValueError):
+        raise ValueError(f"device={device!r} is no device of torch: give 'cpu' or 'cuda', or 'cuda:1'") from None
+    if found.type == "meta":
+        raise ValueError("device='meta': tensors have no values there; give 'cpu' or 'cuda'")
+    if found.type == "cuda" and (not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count()):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        raise ValueError(f"device={device!r}: torch finds {count or 'no'} GPUs here; give another, or 'cpu'")
+    try:
+        torch.empty(0, device=found)
     except Exception as error:
-        raise ValueError(f"vqgan={path} is not a torch checkpoint of plain weights: {_in_short(error)}") from error
-    state = stored.get("state_dict", stored) if isinstance(stored, dict) else {}
-    weights = {key.removeprefix("decoder."): value for key, value in state.items() if key.startswith("decoder.")}
-    if not weights:
-        raise ValueError(f"vqgan={path} has no decoder.* weights; Meta's vqgan.ckpt has")
-    return weights
+        raise ValueError(f"device={device!r} cannot be used here: {_in_short(error)}") from error
+    return found
 
 
 def _in_short(error: BaseException) -> str:

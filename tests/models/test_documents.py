@@ -76,7 +76,7 @@ def test_start_leaves_the_prompt_out():
 
 
 def test_one_sequence_alone_is_refused():
-    with pytest.raises(ValueError, match=r"sequences must be \(batch, length\) integers"):
+    with pytest.raises(ValueError, match=r"give \(batch, length\) integers, a list .*; put one sequence in a list"):
         fastdecode.to_documents(MODEL, tiny_processor(), torch.tensor([0, T, U]))
 
 
@@ -85,7 +85,7 @@ def test_a_cut_picture_is_left_out_with_a_warning(caplog):
     with caplog.at_level("WARNING"):
         (document,) = fastdecode.to_documents(MODEL, tiny_processor(), [row(T, [B, *BLOCK[:3]])])
     assert document == ["w3"]
-    assert "sequence 0 holds 3 image ids that make no whole picture of 4: left out" in caplog.text
+    assert "sequence 0 holds 3 image tokens that make no whole picture of 4: left out" in caplog.text
 
 
 def test_without_a_decoder_text_works_and_pictures_name_the_missing_weights():

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 import fastdecode
 from fastdecode.models.chameleon import Vocabulary, missing_decoder_keys
-from fastdecode.models.loading import INDEX, WEIGHTS
+from fastdecode.models.decoder_weights import INDEX, WEIGHTS
 from fastdecode.models.vq_decoder import VQDecoder
 
 
@@ -90,7 +90,8 @@ def test_a_decoder_without_the_models_prefix(folder: Path):
 
 def test_dtype_and_device(saved: Path):
     model, _ = fastdecode.load(saved, dtype=torch.bfloat16, device="cpu")
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for n, p in model.named_parameters() if ".decoder." not in n} == {torch.bfloat16}
+    assert {p.dtype for p in model.model.vqmodel.decoder.parameters()} == {torch.float32}
 
 
 def test_shards(folder: Path):
