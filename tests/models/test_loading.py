@@ -249,3 +249,189 @@ def test_broken_vqgan_checkpoints(folder: Path, tmp_path: Path):
 def test_a_name_that_is_none(name):
     with pytest.raises(TypeError, match=r"^load takes a name, a folder or a hub id, not a (NoneType|int|bytes): "):
         fastdecode.load(name)
+
+
+# --- options and hostile files ------------------------------------------------------------------------------------
+
+
+def test_the_old_name_of_dtype(saved: Path):
+    assert fastdecode.load(saved, torch_dtype=torch.bfloat16)[0].dtype == torch.bfloat16
+    assert fastdecode.load(saved, torch_dtype="float16")[0].dtype == torch.float16
+    with pytest.raises(ValueError, match=r"dtype=torch.float32 and torch_dtype=torch.bfloat16 were given: give dtype"):
+        fastdecode.load(saved, dtype=torch.float32, torch_dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "float99"}, "dtype='float99': give a floating dtype"),
+        ({"dtype": torch.int8}, "dtype=torch.int8: give a floating dtype"),
+        ({"dtype": 3}, "dtype=3: give a floating dtype"),
+        ({"device": "gpu"}, "device='gpu' is no device of torch: give 'cpu' or 'cuda'"),
+        ({"device": "meta"}, "device='meta': tensors have no values there"),
+        ({"device": {}}, "device={} is no device of torch"),
+        ({"device": "cuda:99"}, "device='cuda:99': torch finds .* GPUs here"),
+        ({"device": "cpu", "device_map": "auto"}, "device='cpu' and device_map='auto' were given: give one"),
+        ({"vqgan": 7}, "vqgan is a int: give the path of Meta's vqgan.ckpt"),
+        ({"pages": 3}, "tiny cannot be loaded: .*pages"),
+    ],
+    ids=repr,
+)
+def test_wrong_options(saved: Path, options, message: str):
+    with pytest.raises((ValueError, TypeError), match=message):
+        fastdecode.load(saved, **options)
+
+
+def test_a_gpu_that_is_not_there(saved: Path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device='cuda': torch finds no GPUs here; give another, or 'cpu'"):
+        fastdecode.load(saved, device="cuda")
+
+
+def test_options_of_the_hub_hold_for_every_file(folder: Path, monkeypatch):
+    """A repository of the hub whose files lie in a subfolder: config, weights, decoder and processor are read there."""
+    asked: list[dict] = []
+    inside = folder / "inside"
+    inside.mkdir()
+    for path in list(folder.iterdir()):
+        if path.is_file():
+            path.rename(inside / path.name)
+    model, processor = fastdecode.load(folder, subfolder="inside")
+    assert missing_decoder_keys(model) == []
+    assert processor.tokenizer("w1").input_ids
+
+    def cached(source: str, name: str, **options):
+        asked.append({"source": source} | options)
+        path = inside / name
+        return str(path) if path.is_file() else None
+
+    def pretrained(cls):
+        original = cls.from_pretrained
+
+        def read(source, *args, **options):
+            asked.append({"source": source} | options)
+            for key in ("revision", "token", "cache_dir"):
+                options.pop(key, None)
+            return original(folder, *args, **options)
+
+        return read
+
+    from fastdecode.models import decoder_weights, loading
+
+    monkeypatch.setattr(decoder_weights, "cached_file", cached)
+    for cls in (loading.ChameleonForConditionalGeneration, loading.ChameleonProcessor):
+        monkeypatch.setattr(cls, "from_pretrained", pretrained(cls))
+    options = {"revision": "v2", "subfolder": "inside", "token": "t", "cache_dir": "c"}
+    model, _ = fastdecode.load("someone/tiny", **options)
+    assert missing_decoder_keys(model) == []
+    assert len(asked) >= 5
+    for found in asked:
+        assert found["source"] == "someone/tiny"
+        assert {key: found.get(key) for key in options} == options
+
+
+def as_torch_file(folder: Path, *, only_decoder: bool = False) -> None:
+    weights = load_file(folder / WEIGHTS)
+    if only_decoder:
+        torch.save({k: v for k, v in weights.items() if ".decoder." in k}, folder / "pytorch_model.bin")
+        without_decoder(folder)
+    else:
+        torch.save(weights, folder / "pytorch_model.bin")
+        (folder / WEIGHTS).unlink()
+
+
+@pytest.mark.parametrize("only_decoder", [False, True])
+def test_a_decoder_that_torch_saved(folder: Path, only_decoder: bool):
+    expected = {k.rsplit("decoder.")[1]: v for k, v in load_file(folder / WEIGHTS).items() if ".decoder." in k}
+    as_torch_file(folder, only_decoder=only_decoder)
+    found = fastdecode.load(folder)[0].model.vqmodel.decoder.state_dict()
+    assert set(found) == set(expected)
+    assert all(torch.equal(value, expected[key]) for key, value in found.items())
+
+
+def test_a_decoder_in_shards_that_torch_saved(folder: Path):
+    weights = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    parts = {"a.bin": {}, "b.bin": {}}
+    for number, (key, value) in enumerate(weights.items()):
+        parts["ab"[number % 2] + ".bin"][key] = value
+    for file, part in parts.items():
+        torch.save(part, folder / file)
+    index = {key: file for file, part in parts.items() for key in part}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    assert missing_decoder_keys(fastdecode.load(folder)[0]) == []
+
+
+class Hostile:
+    """Runs code when it is read by pickle."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_file_that_would_run_code(folder: Path, tmp_path: Path):
+    touched = tmp_path / "touched"
+    weights = load_file(folder / WEIGHTS)
+    torch.save(weights | {"model.vqmodel.decoder.x": Hostile(touched)}, folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+    message = "tiny cannot be loaded: its weights hold more than plain tensors, and may run code when they are read"
+    with pytest.raises(ValueError, match=message):
+        fastdecode.load(folder)
+    assert not touched.exists()
+
+
+@pytest.mark.parametrize("file", ["../other.safetensors", "/other.safetensors", "a/../../x", "C:\\x", "..\\x", "", 3])
+@pytest.mark.parametrize("index", [INDEX, "pytorch_model.bin.index.json"])
+def test_an_index_that_leaves_the_folder(folder: Path, index: str, file):
+    shutil.copy(folder / WEIGHTS, folder.parent / "other.safetensors")
+    names = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, file)}))
+    with pytest.raises(ValueError, match="lists .*, which is not in the checkpoint's folder"):
+        fastdecode.load(folder)
+
+
+def test_a_checkpoint_with_code_of_its_own_does_not_ask(folder: Path, monkeypatch):
+    """transformers would ask on the terminal whether to run it, and wait."""
+    path = folder / "tokenizer_config.json"
+    mine = {"auto_map": {"AutoTokenizer": ["tokens.Mine", None]}, "tokenizer_class": "Mine"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | mine))
+    (folder / "tokens.py").write_text("raise RuntimeError('the code of a checkpoint was run')\n")
+    monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("it asked"))
+    try:
+        fastdecode.load(folder)
+    except ValueError as error:
+        assert "tiny cannot be loaded" in str(error)  # noqa: PT017 - it may also load without the code
+        assert "was run" not in str(error)  # noqa: PT017
+
+
+# --- the decoder's dtype ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_pictures_of_small_dtypes_are_those_of_float32(saved: Path, dtype: torch.dtype):
+    full, processor = fastdecode.load(saved)
+    v = Vocabulary.of(full)
+    codes = torch.randint(0, len(v.code_ids), (3, v.image_length), generator=torch.Generator().manual_seed(1)).tolist()
+    ids = [[v.begin_image, *[v.code_ids[c] for c in row], v.end_image] for row in codes]
+    expected = [d[0].tobytes() for d in fastdecode.to_documents(full, processor, ids)]
+    small = fastdecode.load(saved, dtype=dtype)[0]
+    later = fastdecode.load(saved)[0].to(dtype)
+    for model in (small, later):
+        assert model.model.vqmodel.quantize.embedding.weight.dtype == dtype
+        assert [d[0].tobytes() for d in fastdecode.to_documents(model, processor, ids)] == expected
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert [d[0].tobytes() for d in fastdecode.to_documents(model, processor, ids)] == expected
+
+
+def test_a_codebook_that_was_changed_is_used(saved: Path):
+    model, processor = fastdecode.load(saved, dtype=torch.bfloat16)
+    v = Vocabulary.of(model)
+    ids = [[v.begin_image, *v.code_ids[: v.image_length], v.end_image]]
+    before = fastdecode.to_documents(model, processor, ids)[0][0].tobytes()
+    with torch.no_grad():
+        model.model.vqmodel.quantize.embedding.weight.mul_(-1)
+    assert fastdecode.to_documents(model, processor, ids)[0][0].tobytes() != before
