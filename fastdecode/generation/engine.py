@@ -90,6 +90,7 @@ class Engine:
                 raise ValueError(f"{name}={value!r}: give a whole number of at least 1, or None for no limit")
         if not isinstance(deterministic, bool):
             raise ValueError(f"deterministic={deterministic!r}: give True or False")
+        _check_processor(processor)
         self.model, self.processor, self.deterministic = model, processor, deterministic
         decoder = Decoder(model, deterministic)
         validation.check_deterministic(decoder)
@@ -186,7 +187,7 @@ class Engine:
         if not isinstance(inputs, Tensor):
             try:
                 given = list(inputs)
-                if any(isinstance(token, (bool, np.bool_)) for token in given):
+                if isinstance(inputs, (set, frozenset)) or any(isinstance(token, (bool, np.bool_)) for token in given):
                     raise TypeError
                 inputs = torch.tensor([operator.index(token) for token in given], dtype=torch.long)
             except (TypeError, ValueError, RuntimeError):
@@ -420,6 +421,13 @@ class _StepLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def _check_processor(processor: Any) -> None:
+    """``TypeError`` unless ``processor`` is None, a processor or a tokenizer."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if processor is not None and not (callable(processor) and hasattr(tokenizer, "decode")):
+        raise TypeError(f"processor is a {type(processor).__name__}; give the model's processor, or its tokenizer")
 
 
 def _pictures(images: Any) -> list[Image.Image]:

@@ -75,7 +75,10 @@ def check_call(model: Any, inputs: Any, options: Mapping[str, Any]) -> None:
     _check_model_has_weights(model)
     for name, value in (("inputs", inputs), ("input_ids", options.get("input_ids"))):
         check_tensor(name, value, "integer")
-    check_tensor("attention_mask", options.get("attention_mask"), "integer, bool or float")
+    _check_mask(options.get("attention_mask"))
+    positions = options.get("position_ids")
+    if positions is not None and not isinstance(positions, Tensor):
+        raise ValueError(f"position_ids is a {type(positions).__name__}: give a tensor, or leave it out")
     check_pixel_kind(options.get("pixel_values"))
 
     def value_of(name: str) -> Any:
@@ -123,6 +126,8 @@ def check_own(options: Any) -> None:
             f"image={options.image!r} sets how pictures are sampled, and multimodal_generation_mode='text-only' draws "
             "none: leave it out, or choose a mode that draws"
         )
+    if isinstance(options.seed, (set, frozenset, Mapping)) or getattr(options.seed, "dtype", None) == torch.bool:
+        raise ValueError(f"seed={options.seed!r}: it must be an integer, or one integer per prompt, in their order")
     seeds = options.seed if isinstance(options.seed, (list, tuple)) else [options.seed]
     for seed in seeds:
         if isinstance(seed, (bool, np.bool_)):
@@ -190,6 +195,19 @@ def check_tensor(name: str, value: Any, kind: str) -> None:
         )
 
 
+def _check_mask(mask: Any) -> None:
+    """``ValueError`` if ``mask`` is a tensor of other values than 0 and 1. Other kinds pass."""
+    check_tensor("attention_mask", mask, "mask")
+    if isinstance(mask, Tensor):
+        wrong = (mask != 0) & (mask != 1)
+        if wrong.any():
+            place = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"attention_mask{place} is {mask[tuple(place)].item()}: it must be 1 for a token of the prompt, and 0 for "
+                "padding"
+            )
+
+
 def check_pixel_kind(pixels: Any) -> None:
     """``ValueError`` unless ``pixels`` is None or a dense float tensor of finite values."""
     if pixels is None:
@@ -205,6 +223,8 @@ def check_pixel_kind(pixels: Any) -> None:
             f"pixel_values is {str(pixels.dtype).removeprefix('torch.')}: give the floats that the processor makes of "
             "a picture"
         )
+    if not len(pixels):
+        raise ValueError("pixel_values holds no picture: leave it out")
     wrong = ~torch.isfinite(pixels)
     if wrong.any():
         place = wrong.nonzero()[0].tolist()
@@ -254,9 +274,10 @@ def _check_callables(options: Mapping[str, Any]) -> None:
     if allowed is not None and not callable(allowed):
         raise ValueError(f"prefix_allowed_tokens_fn={_shown(allowed)} cannot be called: give a function")
     streamer = options.get("streamer")
-    if streamer is not None and not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
+    methods = all(callable(getattr(streamer, name, None)) for name in ("put", "end"))
+    if streamer is not None and (not methods or isinstance(streamer, type)):
         raise ValueError(
-            f"streamer is a {type(streamer).__name__} without the methods put and end: give one of transformers' "
+            f"streamer is {_shown(streamer)}, not an object with the methods put and end: give one of transformers' "
             "streamers, such as TextStreamer(tokenizer)"
         )
 
@@ -273,6 +294,8 @@ def _check_stop_strings(value: Any, tokenizer: Any) -> None:
 
 def _check_negative_prompt(tokens: Any, mask: Any) -> None:
     if tokens is None:
+        if mask is not None:
+            raise ValueError("negative_prompt_attention_mask was given without negative_prompt_ids: give both, or none")
         return
     for name, value in (("negative_prompt_ids", tokens), ("negative_prompt_attention_mask", mask)):
         if value is not None and (not isinstance(value, Tensor) or value.ndim != 2):

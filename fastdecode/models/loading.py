@@ -46,6 +46,8 @@ def load(
     """
     if not isinstance(name, (str, os.PathLike)):
         raise TypeError(f"load takes a name, a folder or a hub id, not a {type(name).__name__}: {name!r}")
+    if not str(name):
+        raise ValueError("load takes a name, a folder or a hub id, and got an empty one")
     source: str | Path = EMBEDDED.get(str(name), name)
     if str(source).startswith("~"):
         source = Path(source).expanduser()

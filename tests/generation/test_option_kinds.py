@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from models_for_tests import BOS, pixels, placeholder_block, text_ids, tiny_model, tiny_processor, tiny_tokenizer
-from transformers import GenerationConfig
+from transformers import GenerationConfig, TextStreamer
 
 import fastdecode
 from fastdecode import Guidance, Stream
@@ -61,6 +61,8 @@ OWN = [
     ({"multimodal_generation_mode": ["text-only"]}, "is unknown; choose one of"),
     ({"seed": True}, "seed=True: it must be an integer"),
     ({"seed": [True]}, r"seed=\[True\]: it must be an integer"),
+    ({"seed": {7}}, r"seed=\{7\}: it must be an integer"),
+    ({"seed": torch.tensor([True])}, "seed=tensor.*: it must be an integer"),
     ({"deterministic": 1}, "deterministic=1: give True or False"),
     ({"deterministic": "no"}, "deterministic='no': give True or False"),
     ({"guidance": NAN}, "guidance is nan, which is not a finite number"),
@@ -144,6 +146,11 @@ SHARED = [
     ({"input_ids": PROMPT.bool()}, "input_ids is bool: give tokens"),
     ({"attention_mask": torch.ones_like(PROMPT).to("meta")}, "attention_mask is on the meta device"),
     ({"attention_mask": torch.ones_like(PROMPT).to_sparse()}, "attention_mask has the layout sparse_coo"),
+    ({"attention_mask": torch.tensor([[1, 1, 2, 1]])}, r"attention_mask\[0, 2\] is 2: it must be 1"),
+    ({"attention_mask": torch.full((1, 4), NAN)}, r"attention_mask\[0, 0\] is nan"),
+    ({"position_ids": "x"}, "position_ids is a str: give a tensor"),
+    ({"negative_prompt_attention_mask": PROMPT}, "was given without negative_prompt_ids"),
+    ({"pixel_values": torch.zeros(0, 3, 8, 8)}, "pixel_values holds no picture: leave it out"),
     ({"pixel_values": [1.0]}, "pixel_values is a list: give a float tensor"),
     ({"pixel_values": torch.zeros(1, 3, 8, 8, dtype=torch.uint8)}, "pixel_values is uint8: give the floats"),
     ({"pixel_values": torch.zeros(1, 3, 8, 8, device="meta")}, "pixel_values is on the meta device"),
@@ -211,16 +218,41 @@ def test_a_top_k_beyond_the_vocabulary_is_off_as_in_transformers():
     assert torch.equal(generate(**call, top_k=10**18), generate(**call, top_k=0))
 
 
-@pytest.mark.parametrize("streamer", [object(), 3])
+@pytest.mark.parametrize("streamer", [object(), 3, TextStreamer])
 def test_a_streamer_without_methods(streamer):
     for way in (generate, explain):
-        with pytest.raises(ValueError, match="without the methods put and end"):
+        with pytest.raises(ValueError, match="not an object with the methods put and end"):
             way(streamer=streamer)
 
 
-def test_a_prompt_of_bools():
-    with pytest.raises(ValueError, match="the prompt is a list: give text"):
-        ENGINE.submit([True, False])
+@pytest.mark.parametrize("prompt", [[True, False], {5, 6}])
+def test_prompts_that_are_no_list_of_tokens(prompt):
+    with pytest.raises(ValueError, match=f"the prompt is a {type(prompt).__name__}: give text"):
+        ENGINE.submit(prompt)
+
+
+def test_a_processor_that_is_none():
+    for make in (lambda: fastdecode.Engine(MODEL, 3), lambda: fastdecode.stream(MODEL, 3, [5])):
+        with pytest.raises(TypeError, match="processor is a int; give the model's processor"):
+            make()
+
+
+@pytest.mark.parametrize("timeout", ["x", NAN, True])
+def test_a_timeout_that_is_no_number(timeout):
+    handle = fastdecode.Engine(MODEL).submit([5], max_new_tokens=2)
+    with pytest.raises(ValueError, match="timeout=.*: give a number of seconds, or None"):
+        handle.result(timeout=timeout)
+
+
+@pytest.mark.parametrize("said", [None, "x", torch.tensor([True, False]), torch.tensor([1.0])])
+def test_a_criterion_that_does_not_say_who_stops(said):
+    def ponders(tokens, scores):
+        return said
+
+    with pytest.raises(ValueError, match=r"the stopping criterion ponders returned .*; it must return \(1,\) of bools"):
+        generate(stopping_criteria=[ponders])
+    assert generate(stopping_criteria=[lambda tokens, scores: True]).shape == (1, 5)
+    assert generate(stopping_criteria=[lambda tokens, scores: torch.tensor([True])]).shape == (1, 5)
 
 
 @pytest.mark.parametrize("returned", [lambda s: s[:, :5], lambda s: s > 0, lambda s: None])

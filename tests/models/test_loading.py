@@ -282,6 +282,11 @@ def test_wrong_options(saved: Path, options, message: str):
         fastdecode.load(saved, **options)
 
 
+def test_an_empty_name():
+    with pytest.raises(ValueError, match="and got an empty one"):
+        fastdecode.load("")
+
+
 def test_a_gpu_that_is_not_there(saved: Path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="device='cuda': torch finds no GPUs here; give another, or 'cpu'"):
@@ -390,7 +395,7 @@ def test_an_index_that_leaves_the_folder(folder: Path, index: str, file):
     names = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
     (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, file)}))
-    with pytest.raises(ValueError, match="lists .*, which is not in the checkpoint's folder"):
+    with pytest.raises(ValueError, match=r"lists .*, which is not in the checkpoint's folder"):
         fastdecode.load(folder)
 
 
