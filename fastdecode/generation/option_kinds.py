@@ -203,8 +203,8 @@ def _check_mask(mask: Any) -> None:
         if wrong.any():
             place = wrong.nonzero()[0].tolist()
             raise ValueError(
-                f"attention_mask{place} is {mask[tuple(place)].item()}: it must be 1 for a token of the prompt, and 0 for "
-                "padding"
+                f"attention_mask{place} is {mask[tuple(place)].item()}: it must be 1 for a token of the prompt, and "
+                "0 for padding"
             )
 
 

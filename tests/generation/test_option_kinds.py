@@ -240,7 +240,7 @@ def test_a_processor_that_is_none():
 @pytest.mark.parametrize("timeout", ["x", NAN, True])
 def test_a_timeout_that_is_no_number(timeout):
     handle = fastdecode.Engine(MODEL).submit([5], max_new_tokens=2)
-    with pytest.raises(ValueError, match="timeout=.*: give a number of seconds, or None"):
+    with pytest.raises(ValueError, match=r"timeout=.*: give a number of seconds, or None"):
         handle.result(timeout=timeout)
 
 
