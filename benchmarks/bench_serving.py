@@ -271,7 +271,11 @@ def load(setting: Setting, duration: float, repeats: int) -> dict[str, Any]:
     mixed = mixed_demands(setting)
     texts = [text_demand(setting, prompt) for prompt in setting.texts]
     drawn = [d for d in mixed if d.kind != "text"][:4]
-    greedy = [Demand(d.kind, d.prompt, {**d.options, "image": {"do_sample": False}}) for d in drawn]
+    drawing = {"image": {"do_sample": False}}
+    greedy = [
+        Demand(d.kind, d.prompt, d.options | (drawing if "multimodal_generation_mode" in d.options else {}))
+        for d in drawn
+    ]
     arrivals = [(0.0, demand) for demand in (*texts, *greedy)]
     expected = [s.tokens for s in serving_load.queue(model, arrivals)]
     check_served(serving_load.engine(model, arrivals, deterministic=True), expected, "the engine")

@@ -7,10 +7,11 @@ constructors are the known recipes.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, cast
 
 from fastdecode.models.chameleon import Vocabulary
 
@@ -37,10 +38,13 @@ class Stream:
     bos: bool = True
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
+        if not isinstance(self.kind, str) or self.kind not in KINDS:
             raise ValueError(f"stream kind {self.kind!r} is unknown; choose one of {', '.join(KINDS)}")
+        object.__setattr__(self, "ids", _tokens("ids of a Stream", self.ids))
+        for name in ("history", "bos"):
+            _check_bool(f"{name} of a Stream", getattr(self, name))
         if self.kind == "prompt" and not self.ids:
-            raise ValueError("a stream of kind 'prompt' needs at least one id in ids")
+            raise ValueError("a stream of kind 'prompt' needs at least one token in ids")
         if self.kind != "prompt" and self.ids:
             raise ValueError(f"ids belong to a stream of kind 'prompt'; this one is {self.kind!r}")
 
@@ -74,6 +78,31 @@ class Stream:
         return (*start, *ids[tail:])
 
 
+def _tokens(name: str, tokens: Any) -> tuple[int, ...]:
+    """``tokens`` as a tuple. ``ValueError`` unless they are integers of at least 0, which a bool is not."""
+    if isinstance(tokens, (str, bytes)) or not isinstance(tokens, Iterable):
+        raise ValueError(f"{name}: {tokens!r} are no tokens; give a list of integers")
+    if getattr(tokens, "ndim", 1) != 1:
+        raise ValueError(f"{name} have the shape {tuple(getattr(tokens, 'shape', ()))}; give a flat list of integers")
+    found = tokens.tolist() if hasattr(tokens, "tolist") else list(tokens)
+    for token in found:
+        if isinstance(token, bool) or not isinstance(token, Integral) or token < 0:
+            raise ValueError(f"{name} have {token!r}: a token is an integer of at least 0")
+    return tuple(map(int, found))
+
+
+def _check_bool(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}: give True or False")
+
+
+def _number(name: str, value: Any) -> float:
+    """``value`` as a float. ``ValueError`` unless it is a finite number, which a bool is not."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not abs(cast(float, value)) <= sys.float_info.max:
+        raise ValueError(f"{name} is {repr(value)[:100]}, which is not a finite number")
+    return float(value)
+
+
 FULL, IMAGES, UNCONDITIONAL = Stream("full"), Stream("images"), Stream("unconditional")
 
 
@@ -91,6 +120,15 @@ class Guidance:
     everywhere: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("streams", "weights"):
+            value = getattr(self, name)
+            if not isinstance(value, (tuple, list)):
+                raise ValueError(f"{name} of Guidance is a {type(value).__name__}: give a tuple")
+            object.__setattr__(self, name, tuple(value))
+        for k, stream in enumerate(self.streams):
+            if not isinstance(stream, Stream):
+                raise ValueError(f"streams[{k}] of Guidance is a {type(stream).__name__}: give a fastdecode.Stream")
+        _check_bool("everywhere of Guidance", self.everywhere)
         if not self.streams or self.streams[0] != FULL:
             raise ValueError(
                 "the first stream of a Guidance must be Stream('full'): it is the sequence being generated"
@@ -99,9 +137,8 @@ class Guidance:
             raise ValueError(
                 f"Guidance has {len(self.streams)} streams but {len(self.weights)} weights: give one weight per stream"
             )
-        for k, weight in enumerate(self.weights):
-            if not math.isfinite(weight):
-                raise ValueError(f"weights[{k}] = {weight} of Guidance is not a finite number")
+        numbers = tuple(_number(f"weights[{k}] of Guidance", weight) for k, weight in enumerate(self.weights))
+        object.__setattr__(self, "weights", numbers)
 
     @classmethod
     def none(cls) -> Guidance:
@@ -121,8 +158,11 @@ class Guidance:
         ``c`` is the full sequence; ``u`` is the unconditional stream, or the sequence with ``negative_prompt_ids`` in
         place of its prompt.
         """
-        other = UNCONDITIONAL if negative_prompt_ids is None else Stream("prompt", tuple(map(int, negative_prompt_ids)))
-        return cls((FULL, other), (float(scale), 1.0 - float(scale)), everywhere)
+        scale = _number("scale of Guidance.two_way", scale)
+        other = UNCONDITIONAL
+        if negative_prompt_ids is not None:
+            other = Stream("prompt", _tokens("negative_prompt_ids", negative_prompt_ids))
+        return cls((FULL, other), (scale, 1.0 - scale), everywhere)
 
     @classmethod
     def instruct(cls, text: float = 3.0, image: float = 1.2, *, everywhere: bool = False) -> Guidance:
@@ -130,7 +170,7 @@ class Guidance:
 
         ``c`` is the full sequence, ``i`` its pictures without the text, ``u`` the unconditional stream.
         """
-        text, image = float(text), float(image)
+        text, image = _number("text of Guidance.instruct", text), _number("image of Guidance.instruct", image)
         return cls((FULL, IMAGES, UNCONDITIONAL), (text, image - text, 1.0 - image), everywhere)
 
     @classmethod
@@ -149,12 +189,15 @@ class Guidance:
         ``c``, ``i`` and ``u`` are as in `instruct`, but ``u`` has no begin of sequence. ``n`` is the picture being
         drawn after the tokens ``negative``, ``o`` the same after ``original``.
         """
+        scales = {"full": full, "image": image, "against": against, "toward": toward}
+        for name, value in scales.items():
+            _number(f"{name} of Guidance.five_way", value)
         streams = (
             FULL,
             IMAGES,
             Stream("unconditional", bos=False),
-            Stream("prompt", tuple(negative), history=False),
-            Stream("prompt", tuple(original), history=False),
+            Stream("prompt", _tokens("negative of Guidance.five_way", negative), history=False),
+            Stream("prompt", _tokens("original of Guidance.five_way", original), history=False),
         )
         return cls(streams, (full, image - full, 1.0 - image + against - toward, -against, toward))
 
@@ -189,6 +232,7 @@ def guidance_from(value: Any) -> Guidance:
         return Guidance.none()
     if isinstance(value, Guidance):
         return value
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return Guidance.none() if value == 1 else Guidance.two_way(value)
+    if not isinstance(value, bool) and isinstance(value, Real):
+        scale = _number("guidance", value)
+        return Guidance.none() if scale == 1 else Guidance.two_way(scale)
     raise TypeError(f"guidance={value!r}: give a fastdecode.Guidance, or a number for two-way guidance")

@@ -160,13 +160,13 @@ def test_without_bos_only_a_stream_that_needs_it_fails():
     ("build", "message"),
     [
         (lambda: Stream("text"), "stream kind 'text' is unknown; choose one of full, images, unconditional, prompt"),
-        (lambda: Stream("prompt"), "needs at least one id"),
+        (lambda: Stream("prompt"), "needs at least one token"),
         (lambda: Stream("full", (1,)), "ids belong to a stream of kind 'prompt'; this one is 'full'"),
         (lambda: Guidance((), ()), "the first stream of a Guidance must be"),
         (lambda: Guidance((UNCONDITIONAL,), (1.0,)), "the first stream of a Guidance must be"),
         (lambda: Guidance((FULL, IMAGES), (1.0,)), "2 streams but 1 weights"),
-        (lambda: Guidance((FULL,), (math.nan,)), r"weights\[0\] = nan"),
-        (lambda: Guidance.two_way(math.inf), r"weights\[0\] = inf"),
+        (lambda: Guidance((FULL,), (math.nan,)), r"weights\[0\] of Guidance is nan"),
+        (lambda: Guidance.two_way(math.inf), "scale of Guidance.two_way is inf, which is not a finite number"),
     ],
 )
 def test_wrong_recipes_are_refused(build, message: str):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
@@ -86,7 +87,23 @@ class Callbacks:
         stops = [False] * len(newest)
         if self.stopping:
             scores = self.recorder.scores
-            stops = self.stopping(self.tokens, None if scores is None else tuple(scores)).tolist()
+            stops = self._stops(None if scores is None else tuple(scores))
         if self.after_step is not None:
             self.after_step(column)
         return stops
+
+    def _stops(self, scores: tuple[Tensor, ...] | None) -> list[bool]:
+        """Which sequences the criteria stop. ``ValueError`` that names a criterion which does not say so."""
+        batch = len(self._tokens)
+        found = torch.zeros(batch, dtype=torch.bool, device="cpu")
+        for criterion in self.stopping:
+            said = criterion(self.tokens, scores)
+            if isinstance(said, Tensor) and said.dtype == torch.bool and said.numel() in (1, batch) and said.ndim < 2:
+                found |= said.to("cpu")
+            elif isinstance(said, (bool, np.bool_)):
+                found |= bool(said)
+            else:
+                got = f"{tuple(said.shape)} {said.dtype}" if isinstance(said, Tensor) else f"a {type(said).__name__}"
+                name = getattr(criterion, "__name__", type(criterion).__name__)
+                raise ValueError(f"the stopping criterion {name} returned {got}; it must return ({batch},) of bools")
+        return list(found.tolist())

@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
+LARGEST_FLOAT, SMALLEST_FLOAT = (2 - 2**-23) * 2.0**127, 2.0**-149
+"""Of float32, in which the sampler computes."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -33,28 +36,31 @@ class Sampling:
                 raise ValueError(f"{name}[{key!r}] is not a sampling parameter; known are {', '.join(sorted(known))}")
         asked = any(values.get(key) is not None for key in ("temperature", "top_k", "top_p", "min_p"))
         wants = values.get("do_sample")
+        if wants is not None and not isinstance(wants, bool):
+            raise ValueError(f"{name}['do_sample']={wants!r}: give True or False")
         samples = (do_sample or asked) if wants is None else bool(wants)
         mine = {key: value for key, value in values.items() if key != "do_sample" and value is not None}
-        merged = replace(self, **mine)
+        merged = replace(self, **mine).checked(f"{name}.")
         if not samples:
             merged = replace(merged, temperature=0.0)
         elif self.temperature == 0.0 and "temperature" not in mine:
             merged = replace(merged, temperature=1.0)
-        return merged.checked(f"{name}.")
+        return merged
 
     def checked(self, where: str = "") -> Sampling:
         """Return self. ``ValueError`` names a parameter that is out of range."""
         rules = {
-            "temperature": (0.0, math.inf, "at least 0"),
+            "temperature": (0.0, LARGEST_FLOAT, "at least 0, and finite"),
             "top_k": (0, math.inf, "0 (off) or a whole number above it"),
             "top_p": (0.0, 1.0, "between 0 and 1"),
             "min_p": (0.0, 1.0, "between 0 and 1"),
-            "repetition_penalty": (math.ulp(0.0), math.inf, "more than 0"),
+            "repetition_penalty": (SMALLEST_FLOAT, LARGEST_FLOAT, "more than 0, and finite"),
         }
         for key, (low, high, right) in rules.items():
             value = getattr(self, key)
             kind = Integral if key == "top_k" else Real
             number = isinstance(value, kind) and not isinstance(value, bool)
-            if not number or not low <= value <= high or value == math.inf:
-                raise ValueError(f"{where}{key}={value!r} is out of range: it must be {right}")
-        return replace(self, top_k=int(self.top_k))
+            if not number or not low <= value <= high:
+                shown = "a huge integer" if isinstance(value, int) and value.bit_length() > 128 else repr(value)[:100]
+                raise ValueError(f"{where}{key}={shown} is out of range: it must be {right}")
+        return replace(self, top_k=min(int(self.top_k), 2**31 - 1))  # more is off, as in transformers

@@ -51,8 +51,10 @@ def sample_processed(request: Request, logits: Tensor) -> tuple[list[int], list[
     so_far = callbacks.tokens.to(mixed.device)
     scores = mixed
     if callbacks.processors:
-        scores = callbacks.processors(so_far, mixed)
-        _check_shape(scores, mixed)
+        for processor in callbacks.processors:
+            call: Any = LogitsProcessorList([processor])
+            scores = call(so_far, scores)
+            _check_scores(processor, scores, mixed)
         scores = scores.masked_fill(banned, -torch.inf)
     _record(callbacks, batch, sampling, raw, scores)
     if not sampling:
@@ -94,10 +96,13 @@ def _mix(batch: list[Sequence], sampling: list[int], logits: Tensor, normalise: 
     return raw, mixed.masked_fill_(banned, -torch.inf), banned
 
 
-def _check_shape(scores: Any, mixed: Tensor) -> None:
-    if not isinstance(scores, Tensor) or scores.shape != mixed.shape:
-        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"a logits processor returned {got}; it must return scores of {tuple(mixed.shape)}")
+def _check_scores(processor: Any, scores: Any, mixed: Tensor) -> None:
+    if not isinstance(scores, Tensor) or scores.shape != mixed.shape or not scores.is_floating_point():
+        got = f"{tuple(scores.shape)} {scores.dtype}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
+        name = getattr(processor, "__name__", type(processor).__name__)
+        raise ValueError(
+            f"the logits processor {name} returned {got}; it must return scores {tuple(mixed.shape)} of floats"
+        )
 
 
 def _record(callbacks: Callbacks, batch: list[Sequence], sampling: list[int], raw: Tensor, scores: Tensor) -> None:

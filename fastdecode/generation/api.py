@@ -22,7 +22,7 @@ from fastdecode.decoder import BaseDecoder, decoder_for
 from fastdecode.decoder.wrappers import is_compiled, unwrapped
 from fastdecode.engine.core import EngineCore
 from fastdecode.engine.request import Request
-from fastdecode.generation import prepare, validation
+from fastdecode.generation import option_kinds, prepare, validation
 from fastdecode.generation.explanation import Explanation
 from fastdecode.generation.returned_cache import FIELD, returned_cache, wanted
 from fastdecode.generation.streamers import text_only
@@ -111,6 +111,7 @@ def generate(
     """
     given = {name: value for name, value in locals().items() if name in prepare.GenerateOptions.__dataclass_fields__}
     options = {**kwargs, "generation_config": generation_config}
+    option_kinds.check_streamer(streamer)
 
     def hand_over(reason: str) -> Any:
         say_once(reason)
@@ -165,6 +166,7 @@ def _prepared(
     model = check_model(model)
     if options.get("custom_generate") is custom_generate:
         del options["custom_generate"]
+    option_kinds.check_call(model, inputs, options)
     validation.check_options(model, options)
     prompt = inputs if inputs is not None else options.get("input_ids")
     validation.check_prompt(model, prompt, options, text_only=extras.text_only)
@@ -244,6 +246,7 @@ def custom_generate(
     synced = synced_gpus or call.get("synced_gpus")
     try:
         model = check_model(model)
+        option_kinds.check_call(model, None, {"generation_config": generation_config, **call})
         validation.check_options(model, {"generation_config": generation_config, **call, "synced_gpus": synced})
         chosen = validation.chosen_options(model, call or generation_config.to_dict())
         extras = prepare.GenerateOptions.found(model, generation_config, given)
@@ -350,7 +353,7 @@ def explain(model: Any, inputs: Tensor | None = None, **options: Any) -> Explana
     the call, and why. Raises what `generate` would raise.
     """
     given = {name: options.pop(name, None) for name in prepare.GenerateOptions.__dataclass_fields__}
-    options.pop("streamer", None)
+    option_kinds.check_streamer(options.pop("streamer", None))
 
     def describe(call: prepare.Prepared, extras: prepare.GenerateOptions) -> Explanation:
         return Explanation.of(call, _decoder_for(call), is_compiled(model))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -23,6 +24,7 @@ from fastdecode.engine.scheduler import FEW_STEPS
 from fastdecode.generation import validation
 from fastdecode.generation.api import prepare_call
 from fastdecode.generation.handle import Handle
+from fastdecode.generation.option_kinds import check_whole
 from fastdecode.generation.prepare import GenerateOptions, Prepared
 from fastdecode.models.chameleon import Vocabulary, supported, with_placeholders
 
@@ -93,6 +95,7 @@ class Engine:
                 raise ValueError(f"{name}={value!r}: give a whole number of at least 1, or None for no limit")
         if not isinstance(deterministic, bool):
             raise ValueError(f"deterministic={deterministic!r}: give True or False")
+        _check_processor(processor)
         self.model, self.processor, self.deterministic = model, processor, deterministic
         decoder = decoder_for(model, deterministic)
         self._made_for = Fingerprint(model, weights=decoder.forward_reason is None)
@@ -192,7 +195,10 @@ class Engine:
             return {}
         if not isinstance(inputs, Tensor):
             try:
-                inputs = torch.tensor([operator.index(token) for token in inputs], dtype=torch.long)
+                given = list(inputs)
+                if isinstance(inputs, (set, frozenset)) or any(isinstance(token, (bool, np.bool_)) for token in given):
+                    raise TypeError
+                inputs = torch.tensor([operator.index(token) for token in given], dtype=torch.long)
             except (TypeError, ValueError, RuntimeError):
                 raise ValueError(
                     f"the prompt is a {type(inputs).__name__}: give text, what the processor returned, or tokens "
@@ -222,6 +228,7 @@ class Engine:
             raise ValueError(
                 f"deterministic: this engine has deterministic={self.deterministic} for all its requests: make another"
             )
+        check_whole("num_return_sequences", options.get("num_return_sequences"), 1)
         if options.get("num_return_sequences") not in (None, 1):
             raise ValueError(
                 f"num_return_sequences={options['num_return_sequences']}: submit takes one prompt and returns one "
@@ -445,6 +452,13 @@ class _StepLock:
         self.release()
 
 
+def _check_processor(processor: Any) -> None:
+    """``TypeError`` unless ``processor`` is None, a processor or a tokenizer."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if processor is not None and not (callable(processor) and hasattr(tokenizer, "decode")):
+        raise TypeError(f"processor is a {type(processor).__name__}; give the model's processor, or its tokenizer")
+
+
 def _pictures(images: Any) -> list[Image.Image]:
     """``images`` as a list. ValueError naming the first that is no PIL picture."""
     pictures = [images] if isinstance(images, Image.Image) else images
@@ -461,7 +475,8 @@ def stream(model: Any, processor: Any, inputs: Any = None, **options: Any) -> It
     and `PictureDone`. Takes the arguments of `Engine.submit` (also ``**inputs`` of the processor), and raises its
     errors at once. Leaving the loop early ends the request.
     """
-    engine = Engine(model, processor, deterministic=bool(options.pop("deterministic", False)))
+    deterministic = options.pop("deterministic", None)
+    engine = Engine(model, processor, deterministic=False if deterministic is None else deterministic)
     handle = engine.submit(inputs, **options)
 
     def events() -> Iterator[Event]:

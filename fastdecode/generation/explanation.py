@@ -8,9 +8,10 @@ from typing import Any
 
 from fastdecode.decoder import BaseDecoder, Decoder, support
 from fastdecode.generation.prepare import Prepared
+from fastdecode.generation.stream_names import describe_streams
 from fastdecode.grammar import BLOCK, IMAGE_SET, TEXT, TEXT_SET
 from fastdecode.models.chameleon import missing_decoder_keys
-from fastdecode.ops.backends import BACKENDS, choose_backend, core, unavailable
+from fastdecode.ops.backends import BACKENDS, PLANNED, choose_backend, core, unavailable
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,7 @@ class Explanation:
             steps += " (torch.compile has no part in it)"
         streams = []
         for s in prepared.sequences:
-            planned = zip(*s.streams_planned(), strict=True)
-            streams.append([f"{weight:+g} x stream of {len(ids)} ids" for ids, weight in planned])
+            streams.append(describe_streams(s))
         can_draw, none = vocabulary.has_pictures and not missing_decoder_keys(model), "none: a model of text"
         mixes = any(len(g.guidance.streams) > 1 for g in prepared.sequences)
         everywhere = any(g.guidance.everywhere for g in prepared.sequences)
@@ -94,13 +94,14 @@ class Explanation:
     def __str__(self) -> str:
         lines = [
             f"mode              {self.mode}",
-            f"sequences         {self.sequences}, of at most {', '.join(map(str, sorted(set(self.limits))))} ids",
+            f"sequences         {self.sequences}, of at most {', '.join(map(str, sorted(set(self.limits))))} tokens",
             f"guidance          {self.where}",
         ]
         for i, streams in enumerate(self.streams):
-            lines.append(f"  sequence {i}      " + "  ".join(streams))
+            begins = [f"  sequence {i}      ", *[" " * 18] * (len(streams) - 1)]
+            lines += [begin + stream for begin, stream in zip(begins, streams, strict=True)]
         lines += [
-            f"allowed           {self.allowed['text']} ids in text"
+            f"allowed           {self.allowed['text']} tokens in text"
             + (f", {self.allowed['picture']} in a picture" if self.mode != "text-only" else ""),
             f"text sampling     {_sampling(self.text)}",
         ]
@@ -141,7 +142,7 @@ def _memory(prepared: Prepared, decoder: BaseDecoder, streams: list[int]) -> str
     """The pages that ``streams`` of every sequence take at their maximum length if they share none."""
     pool = prepared.pool if prepared.pool is not None else decoder.new_pool()
     pages = sum(n * -(-g.limit // pool.page_slots) for n, g in zip(streams, prepared.sequences, strict=True))
-    size = f"at most {pages} pages of {pool.page_slots} ids, {pages * pool.page_bytes / 1e6:.1f} MB"
+    size = f"at most {pages} pages of {pool.page_slots} tokens, {pages * pool.page_bytes / 1e6:.1f} MB"
     return size if pool.limit is None else f"{size}; kv_pool has {pool.limit}, {pool.free} of them free"
 
 
@@ -162,5 +163,6 @@ def _sampling(values: dict[str, Any]) -> str:
 def _backend(device: str) -> tuple[str, list[str]]:
     """The sampling backend of a call on ``device``, and why no faster one is used."""
     name = choose_backend(None, device)
-    reasons = {other: unavailable(other) for other in BACKENDS[BACKENDS.index(name) + 1 :]}
-    return name, [f"backend {other}: {why}" for other, why in reasons.items() if why is not None]
+    faster = [other for other in BACKENDS[BACKENDS.index(name) + 1 :] if other not in PLANNED]
+    reasons = {other: unavailable(other) for other in faster}
+    return name, [f"the backend {other} cannot run: {why}" for other, why in reasons.items() if why is not None]

@@ -160,11 +160,11 @@ class Handle:
 
     def _wait_until(self, ready: Callable[[], bool], timeout: float | None) -> None:
         """Wait for the engine's thread until ``ready``, or decode until then."""
+        deadline = _Deadline(timeout)
         if self._engine_has_thread():
             with self._changed:
                 if not self._changed.wait_for(lambda: ready() or not self._engine_has_thread(), timeout):
                     raise TimeoutError(f"request {self.number} has not ended after {timeout} s")
-        deadline = _Deadline(timeout)
         while not ready():
             if deadline.passed:
                 raise TimeoutError(f"request {self.number} has not ended after {timeout} s")
@@ -205,6 +205,9 @@ class _Deadline:
     def __init__(self, timeout: float | None) -> None:
         import time
 
+        wrong = isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout != timeout
+        if timeout is not None and wrong:
+            raise ValueError(f"timeout={timeout!r}: give a number of seconds, or None to wait without end")
         self._now = time.monotonic
         self._end = None if timeout is None else self._now() + timeout
 

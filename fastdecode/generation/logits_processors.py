@@ -74,7 +74,7 @@ class SplitProcessors:
         if any(type(p) is TopKLogitsWarper and p.top_k == TRANSFORMERS_TOP_K for p in self.unfused):
             after = ", ".join(type(p).__name__ for p in self.unfused if type(p) not in _NAMES)
             raise ValueError(
-                f"transformers' default top_k={TRANSFORMERS_TOP_K} would cut pictures to that many ids, because of "
+                f"transformers' default top_k={TRANSFORMERS_TOP_K} would cut pictures to that many tokens, because of "
                 f"what runs after it ({after}): give top_k yourself, 0 for none"
             )
 

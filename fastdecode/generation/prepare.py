@@ -18,6 +18,7 @@ from fastdecode.engine.parameters import Sampling
 from fastdecode.engine.request import Request
 from fastdecode.engine.sequence import Sequence
 from fastdecode.generation.logits_processors import TRANSFORMERS_TOP_K, SplitProcessors, split_processors
+from fastdecode.generation.option_kinds import check_own
 from fastdecode.generation.validation import (
     DRAWING_MODES,
     LENGTHS,
@@ -27,6 +28,7 @@ from fastdecode.generation.validation import (
     check_positions,
     check_right_padding,
     check_room,
+    check_stream_room,
     check_stream_tokens,
 )
 from fastdecode.grammar import Grammar, compile_grammar
@@ -78,6 +80,9 @@ class GenerateOptions:
         """The names of the options that are set and would have no effect in transformers' own loop."""
         ours = ("guidance", "text", "image", "seed", "progress", "deterministic", "kv_pool")
         return [name for name in ours if getattr(self, name) is not None and getattr(self, name) is not False]
+
+    def __post_init__(self) -> None:
+        check_own(self)
 
 
 @dataclass
@@ -224,6 +229,7 @@ def prepare(
             name=f"sequence {number}",
         )
         s.check_ahead()
+        check_stream_room(s)
         sequences.append(s)
     native = (MaxLengthCriteria, EosTokenCriteria)
     stopping = StoppingCriteriaList(c for c in stopping_criteria if type(c) not in native)
@@ -365,7 +371,7 @@ def _limits(
         return [min(len(p) + grammar.remaining(grammar.start(p)), vocabulary.context) for p in prompts]
     if any(len(p) + new > vocabulary.context for p in prompts):
         logger.warning_once(
-            f"max_new_tokens={new} after a prompt of {max(map(len, prompts))} ids goes beyond the context of "
+            f"max_new_tokens={new} after a prompt of {max(map(len, prompts))} tokens goes beyond the context of "
             f"{vocabulary.context}; decoding stops there"
         )
     return [min(len(p) + new, vocabulary.context) for p in prompts]

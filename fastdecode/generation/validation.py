@@ -185,7 +185,7 @@ def check_ids(input_ids: Tensor, mask: Tensor | None, vocabulary: Vocabulary) ->
     if outside.any():
         row, column = outside.nonzero()[0].tolist()
         raise ValueError(
-            f"input_ids[{row}, {column}] = {int(input_ids[row, column])} is not an id of this checkpoint "
+            f"input_ids[{row}, {column}] = {int(input_ids[row, column])} is not a token of this checkpoint "
             f"(0 to {vocabulary.size - 1})"
         )
     if mask is not None and not isinstance(mask, Tensor):
@@ -198,19 +198,19 @@ def check_ids(input_ids: Tensor, mask: Tensor | None, vocabulary: Vocabulary) ->
     if mask is not None and ((mask != 0) & (mask != 1)).any():
         row, column = ((mask != 0) & (mask != 1)).nonzero()[0].tolist()
         raise ValueError(
-            f"attention_mask[{row}, {column}] = {mask[row, column].item()}; it must be 1 for an id of the prompt and 0 "
+            f"attention_mask[{row}, {column}] = {mask[row, column].item()}; it must be 1 for a token of the prompt and 0 "
             "for padding"
         )
     lengths = (torch.ones_like(input_ids) if mask is None else mask != 0).sum(1)
     longest, shortest = int(lengths.max()), int(lengths.argmin())
     if longest >= vocabulary.context:
         raise Unsupported(
-            f"the prompt is {longest} ids long, and the context of this checkpoint is {vocabulary.context}: nothing "
+            f"the prompt is {longest} tokens long, and the context of this checkpoint is {vocabulary.context}: nothing "
             "can follow it",
             "shorten the text or give fewer pictures",
         )
     if not lengths[shortest]:
-        raise Unsupported(f"attention_mask leaves nothing of prompt {shortest}", "every prompt needs an id")
+        raise Unsupported(f"attention_mask leaves nothing of prompt {shortest}", "every prompt needs a token")
 
 
 def check_right_padding(mask: Tensor | None) -> None:
@@ -231,7 +231,8 @@ def check_positions(positions: Tensor | None, input_ids: Tensor, mask: Tensor | 
     kept = torch.ones_like(input_ids) if mask is None else mask != 0
     if positions.ndim != 2 or (positions - kept.cumsum(1) + 1)[kept != 0].any():
         raise Unsupported(
-            "position_ids other than 0, 1, 2, … of each prompt's ids are not supported by fastdecode", "leave them out"
+            "position_ids other than 0, 1, 2, … of each prompt's tokens are not supported by fastdecode",
+            "leave them out",
         )
 
 
@@ -242,20 +243,39 @@ def check_room(ids: list[int], limit: int, state: int, grammar: Grammar) -> None
     needed = grammar.remaining(state) or grammar.block_length
     if len(ids) + needed > limit:
         raise ValueError(
-            f"no room for one picture: the prompt has {len(ids)} ids and may grow to {limit}, but the picture takes "
+            f"no room for one picture: the prompt has {len(ids)} tokens and may grow to {limit}, but the picture takes "
             f"{needed} more; set max_new_tokens to at least {needed}, or shorten the prompt if the context is full"
         )
 
 
 def check_stream_tokens(guidance: Guidance, vocabulary: Vocabulary) -> None:
-    """``ValueError`` if a stream has a token that is not in the checkpoint's vocabulary."""
+    """``ValueError`` if a stream has a token that the checkpoint has not, or leaves no room in the context."""
     for stream in guidance.streams:
+        if len(stream.ids) >= vocabulary.context:
+            raise ValueError(
+                f"a stream of kind 'prompt' (or negative_prompt_ids) has {len(stream.ids)} tokens, and the context of "
+                f"this checkpoint is {vocabulary.context}: nothing can follow it; give a shorter one"
+            )
         for token in stream.ids:
             if not 0 <= token < vocabulary.size:
                 raise ValueError(
-                    f"a stream of kind 'prompt' (or negative_prompt_ids) has id {token}, which is not an id of this "
-                    f"checkpoint (0 to {vocabulary.size - 1})"
+                    f"a stream of kind 'prompt' (or negative_prompt_ids) has token {token}, which is not a token of "
+                    f"this checkpoint (0 to {vocabulary.size - 1})"
                 )
+
+
+def check_stream_room(s: Sequence) -> None:
+    """``ValueError`` if a guidance stream has no room in the context for what the sequence is about to write."""
+    if s.guidance.everywhere:
+        more, what = 1, "the next token"
+    else:
+        more, what = max(0, s.grammar.remaining(s.state) - 2) or s.grammar.image_length, "a picture"
+    for tokens in s.streams_planned()[0][1:]:
+        if len(tokens) + more > s.vocabulary.context:
+            raise ValueError(
+                f"a guidance stream of {s.name} has {len(tokens)} tokens, and {what} takes {more} more, but the "
+                f"context of this checkpoint is {s.vocabulary.context}: give shorter ids of its Stream"
+            )
 
 
 def check_deterministic(decoder: BaseDecoder) -> None:
@@ -292,13 +312,16 @@ def check_fits(
         # A picture stores all image tokens except the last, and not its end; planned streams contain its begin.
         more = s.grammar.image_length if wanted else max(0, remaining - 2)
         stored = len(s.tokens) + more
+        parts = ""
+        if stored > s.prompt_length:
+            parts = f" ({s.prompt_length} of the prompt and {stored - s.prompt_length} of the picture that follows)"
         alone = -(-stored // slots)
         pages = pages_of([(stream[:-1], len(streams[0]) - len(s.tokens) + more) for stream in streams], slots)
         if alone > pool.limit or pages > pool.limit:
-            what = f"its {stored} tokens alone take {alone}"
+            what = f"its {stored} tokens{parts} alone take {alone} pages of {slots}"
             if alone <= pool.limit:
-                what = f"the {len(streams)} streams of its picture take {pages}"
-            raise ValueError(f"{name or s.name} can never fit: {what} pages of {slots}, and {whose} has {pool.limit}")
+                what = f"the {len(streams)} streams of its {stored} tokens{parts} take {pages} pages of {slots}"
+            raise ValueError(f"{name or s.name} can never fit: {what}, and {whose} has {pool.limit}")
 
 
 def pages_of(streams: Iterable[tuple[tuple[int, ...], int]], slots: int) -> int:

@@ -16,6 +16,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -102,10 +103,10 @@ class PagePool:
         pages: int | None = None,
         page_slots: int = PAGE_SLOTS,
     ) -> None:
-        sizes = {"layers": layers, "kv_heads": kv_heads, "head_dim": head_dim, "page_slots": page_slots}
+        sizes: dict[str, Any] = {"layers": layers, "kv_heads": kv_heads, "head_dim": head_dim, "page_slots": page_slots}
         for name, size in (sizes if pages is None else sizes | {"pages": pages}).items():
-            if size < 1:
-                raise ValueError(f"{name} is {size}; a pool of pages needs at least 1")
+            if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
+                raise ValueError(f"{name} is {size!r}; a pool of pages needs at least 1, a whole number")
         self.limit, self.page_slots = pages, page_slots
         self.lock = threading.RLock()
         self.capacity = self.peak = 0

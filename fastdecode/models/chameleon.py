@@ -193,6 +193,8 @@ def check_pixels(model: Any, pixel_values: Any) -> Tensor:
             f"pixel_values is {tuple(pixel_values.shape)} {str(pixel_values.dtype).removeprefix('torch.')}; this "
             f"checkpoint takes {wanted}"
         )
+    if not len(pixel_values):
+        raise ValueError("pixel_values holds no picture: leave it out")
     finite = pixel_values.isfinite().flatten(1).all(1)
     if not finite.all():
         picture = int(finite.logical_not().nonzero()[0])

@@ -107,7 +107,7 @@ class Service:
             raise
 
     def _length(self, asked: GenerateRequest, prompt_tokens: int) -> dict[str, Any]:
-        """``max_new_tokens`` as it is submitted: no more than the limit allows, or the context has room for."""
+        """``max_new_tokens`` as it is submitted. `Refused` if the limit or the context has no room for it."""
         most, room = self.limits.new_tokens, max(1, self.vocabulary.context - prompt_tokens)
         if asked.max_new_tokens is None:
             if asked.mode == "image-only":  # one picture
@@ -118,7 +118,13 @@ class Service:
                 422,
                 f"max_new_tokens = {asked.max_new_tokens}: this server generates at most {most} tokens of a request",
             )
-        return {"max_new_tokens": min(asked.max_new_tokens, room)}
+        if asked.max_new_tokens > room:
+            raise Refused(
+                422,
+                f"max_new_tokens = {asked.max_new_tokens}: the prompt has {prompt_tokens} tokens and the model's "
+                f"context is {self.vocabulary.context}, which leaves room for {room}: ask for no more, or leave it out",
+            )
+        return {"max_new_tokens": asked.max_new_tokens}
 
     def ended(self, job: Job) -> None:
         self.jobs.discard(job)

@@ -225,7 +225,9 @@ def test_faults_stay_with_their_request():
     check(good)
     kinds = [type(request.error) for request, _ in worse]
     assert kinds == [KeyError, RuntimeError, ValueError]
-    assert "a logits processor returned (1, 5); it must return scores of (1, " in str(worse[2][0].error)
+    assert "the logits processor misshapen returned (1, 5) torch.float32; it must return scores" in str(
+        worse[2][0].error
+    )
     assert engine.cache.pool.used == 0
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from models_for_tests import BOS, padded, pixels, placeholder_block, text_ids, tiny_model, tiny_tokenizer
+from transformers import TextStreamer
 
 import fastdecode
 from fastdecode import Guidance
@@ -26,7 +27,7 @@ def explain(prompt=WORDS, **options):
 def test_plain_text():
     found = explain()
     assert (found.mode, found.sequences, found.where, found.limits) == ("text-only", 1, "off", [14])
-    assert found.streams == [["+1 x stream of 4 ids"]]
+    assert found.streams == [["+1 x conditional, 4 tokens"]]
     assert found.allowed == {"text": V.size - 24, "picture": 24}
     assert found.text["temperature"] == 0.0
     assert found.sampling_backend == "cpu"
@@ -53,11 +54,11 @@ def test_which_steps_are_taken():
 def test_memory_and_determinism():
     model = tiny_model(0)
     per_page = 2 * 2 * 4 * 8 * 4 * 32 / 1e6  # keys and values of 2 layers, 4 heads of 8 float32, 32 ids
-    assert explain(max_new_tokens=30).memory == f"at most 2 pages of 32 ids, {2 * per_page:.1f} MB"
+    assert explain(max_new_tokens=30).memory == f"at most 2 pages of 32 tokens, {2 * per_page:.1f} MB"
     pool = fastdecode.new_pool(model, pages=50, page_slots=4)
     found = fastdecode.explain(model, torch.tensor([WORDS]), max_new_tokens=3, kv_pool=pool, deterministic=True)
     assert found.memory.endswith("kv_pool has 50, 50 of them free")
-    assert "keys and values   at most 2 pages of 4 ids" in str(found)
+    assert "keys and values   at most 2 pages of 4 tokens" in str(found)
     assert found.decoder.endswith(", prompts too (deterministic)")
 
 
@@ -66,26 +67,32 @@ def test_pictures_with_guidance():
         **INTERLEAVED, guidance=Guidance.instruct(text=3.0, image=1.2), do_sample=True, image={"top_p": 0.9}
     )
     assert found.where == "inside pictures"
-    assert found.streams == [["+3 x stream of 5 ids", "-2 x stream of 2 ids"]]  # without a picture two are equal
+    assert found.streams == [
+        ["+3 x conditional, 5 tokens", "-2 x image-only = unconditional, 2 tokens"]
+    ]  # without a picture two are equal
     assert found.allowed == {"text": V.size - 24 - 4, "picture": 24}
     assert "text sampling     temperature 1, top_k 50" in str(found)
     assert "picture sampling  temperature 1, top_p 0.9" in str(found)
     shown = explain(
         [*WORDS, *placeholder_block(V)], **INTERLEAVED, guidance=Guidance.instruct(), pixel_values=pixels(0, 1)
     )
-    assert [s.rsplit(" x ")[1] for s in shown.streams[0]] == ["stream of 11 ids", "stream of 8 ids", "stream of 2 ids"]
+    assert [s.rsplit(" x ")[1] for s in shown.streams[0]] == [
+        "conditional, 11 tokens",
+        "image-only, 8 tokens",
+        "unconditional, 2 tokens",
+    ]
 
 
 @pytest.mark.parametrize("drawn", [0, 3])
 def test_a_picture_that_the_prompt_began(drawn: int):
     found = explain([*WORDS, V.begin_image, *V.code_ids[:drawn]], multimodal_generation_mode="image-only", guidance=2.0)
-    assert found.streams == [[f"+2 x stream of {5 + drawn} ids", f"-1 x stream of {2 + drawn} ids"]]
+    assert found.streams == [[f"+2 x conditional, {5 + drawn} tokens", f"-1 x unconditional, {2 + drawn} tokens"]]
 
 
 def test_guidance_everywhere():
     found = explain(guidance_scale=3.0, negative_prompt_ids=torch.tensor([[5, 6]]))
     assert found.where == "every token"
-    assert found.streams == [["+3 x stream of 4 ids", "-2 x stream of 2 ids"]]
+    assert found.streams == [["+3 x conditional, 4 tokens", "-2 x negative, 2 tokens"]]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +141,7 @@ def test_for_programs():
     found = fastdecode.explain(MODEL, **padded([WORDS, WORDS[:2]]), **INTERLEAVED, guidance=2.0, num_return_sequences=1)
     assert json.loads(found.to_json()) == json.loads(json.dumps(found.to_dict()))
     assert found.to_dict()["limits"] == [24, 22]
-    assert "of at most 22, 24 ids" in str(found)
+    assert "of at most 22, 24 tokens" in str(found)
     assert found.sequences == len(found.streams) == 2
 
 
@@ -145,7 +152,7 @@ def test_nothing_is_decoded_and_no_number_is_drawn(monkeypatch):
     monkeypatch.setattr(Decoder, "step", never)
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    explain(**INTERLEAVED, do_sample=True, streamer=object(), progress=True)
+    explain(**INTERLEAVED, do_sample=True, streamer=TextStreamer(tiny_tokenizer()), progress=True)
     assert torch.equal(torch.get_rng_state(), before)
 
 

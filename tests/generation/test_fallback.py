@@ -62,7 +62,7 @@ HANDED = {
     "chunks": ({"prefill_chunk_size": 2}, "asks for chunked prefill"),
     "attentions": ({"output_attentions": True}, "asks for returning attentions"),
     "right padding": (right_padded(), "attention_mask pads prompt 1 on the right"),
-    "placeholder": ({"input_ids": torch.tensor([[*WORDS, V.placeholder, *WORDS]])}, "1 <image> placeholder ids"),
+    "placeholder": ({"input_ids": torch.tensor([[*WORDS, V.placeholder, *WORDS]])}, "1 <image> placeholder tokens"),
     "positions": ({"position_ids": torch.tensor([[5, 6, 7, 8]])}, "position_ids other than 0, 1, 2"),
     "pixels of another size": (
         {
@@ -232,7 +232,7 @@ def test_a_prompt_beyond_the_context_is_handed_over(handed, never):
     expected = MODEL.generate(prompt, max_new_tokens=2)
     assert torch.equal(fastdecode.generate(MODEL, prompt, max_new_tokens=2), expected)
     assert handed == [
-        f"the prompt is {V.context} ids long, and the context of this checkpoint is {V.context}: nothing can follow it"
+        f"the prompt is {V.context} tokens long, and the context of this checkpoint is {V.context}: nothing can follow it"
     ]
 
 
@@ -402,5 +402,7 @@ def test_configs_and_masks_of_another_kind(door):
             ValueError, match=rf"attention_mask is a {kind}; it must be a tensor \(1, 4\), as input_ids"
         ):
             door(MODEL, PROMPT, attention_mask=mask, max_new_tokens=2)
-    with pytest.raises(ValueError, match=r"attention_mask\[0, 2\] = 3; it must be 1 for an id of the prompt and 0 for"):
+    with pytest.raises(
+        ValueError, match=r"attention_mask\[0, 2\] = 3; it must be 1 for a token of the prompt and 0 for"
+    ):
         door(MODEL, PROMPT, attention_mask=torch.tensor([[0, 1, 3, 1]]), max_new_tokens=2)

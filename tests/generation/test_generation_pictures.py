@@ -193,7 +193,7 @@ BATCH = {
 def test_batches_are_single_runs(name: str, mode: str):
     options = {"multimodal_generation_mode": mode, "max_new_tokens": 45, "do_sample": True, "top_k": 0, **BATCH[name]}
     if mode == "text-only":
-        options["guidance"] = None  # what acts inside pictures is refused
+        options |= {"guidance": None, "image": None}  # what acts inside pictures is refused
     model = drawing_model(6, kv_heads=2, swin_norm=True)
     v = Vocabulary.of(model)
     prompts = [[BOS, *text_ids(model, i, n)] for i, n in enumerate((2, 9, 5, 1))]

@@ -82,7 +82,7 @@ class Case:
             multimodal_generation_mode=self.mode,
             max_new_tokens=self.new,
             text=self.text,
-            image=self.image,
+            image=None if self.mode == "text-only" else self.image,
             guidance=self.guidance,
             seed=self.seeds,
             eos_token_id=self.eos,

@@ -35,6 +35,7 @@ INTERLEAVED = "interleaved-text-image"
 CONTEXT = 160
 MODEL = tiny_model(0)
 V = Vocabulary.of(MODEL)
+DRAWS = {"multimodal_generation_mode": "image-only"}
 PROMPT = torch.tensor([[BOS, *text_ids(MODEL, 0, 3)]])
 
 
@@ -111,7 +112,7 @@ BAD = {
     "two pictures, one placeholder": (with_pictures(2, 1), r"room for 1 pictures of 4\), but pixel_values holds 2"),
     "no room for a picture": (
         {"multimodal_generation_mode": INTERLEAVED, "max_new_tokens": 5},
-        "no room for one picture: the prompt has 4 ids and may grow to 9, but the picture takes 6 more; set "
+        "no room for one picture: the prompt has 4 tokens and may grow to 9, but the picture takes 6 more; set "
         "max_new_tokens to at least 6",
     ),
     "no room in the context": (
@@ -120,21 +121,21 @@ BAD = {
             "multimodal_generation_mode": "image-only",
             "max_new_tokens": 50,
         },
-        f"no room for one picture: the prompt has {CONTEXT - 5} ids and may grow to {CONTEXT}",
+        f"no room for one picture: the prompt has {CONTEXT - 5} tokens and may grow to {CONTEXT}",
     ),
     "prompt as long as the context": (
         {"input_ids": torch.full((1, CONTEXT), 40), "max_new_tokens": 1},
-        f"the prompt is {CONTEXT} ids long, and the context of this checkpoint is {CONTEXT}",
+        f"the prompt is {CONTEXT} tokens long, and the context of this checkpoint is {CONTEXT}",
     ),
-    "id beyond the vocabulary": ({"input_ids": torch.tensor([[0, 999]])}, r"input_ids\[0, 1\] = 999 is not an id"),
-    "negative id": ({"input_ids": torch.tensor([[-3, 5]])}, r"input_ids\[0, 0\] = -3 is not an id"),
+    "id beyond the vocabulary": ({"input_ids": torch.tensor([[0, 999]])}, r"input_ids\[0, 1\] = 999 is not a token"),
+    "negative id": ({"input_ids": torch.tensor([[-3, 5]])}, r"input_ids\[0, 0\] = -3 is not a token"),
     "mask of nothing": (
         {"input_ids": torch.tensor([[0, 5], [0, 6]]), "attention_mask": torch.tensor([[1, 1], [0, 0]])},
-        "attention_mask leaves nothing of prompt 1; every prompt needs an id",
+        "attention_mask leaves nothing of prompt 1; every prompt needs a token",
     ),
     "positions": (
         {"position_ids": torch.tensor([[5, 6, 7, 8]])},
-        r"position_ids other than 0, 1, 2, … of each prompt's ids are not supported by fastdecode; leave them out",
+        r"position_ids other than 0, 1, 2, … of each prompt's tokens are not supported by fastdecode; leave them out",
     ),
     "negative prompt without guidance": (
         {"negative_prompt_ids": torch.tensor([[5]])},
@@ -150,7 +151,7 @@ BAD = {
     ),
     "negative prompt beyond the vocabulary": (
         {"negative_prompt_ids": torch.tensor([[777]]), "guidance_scale": 3.0},
-        r"\(or negative_prompt_ids\) has id 777, which is not an id of this checkpoint",
+        r"\(or negative_prompt_ids\) has token 777, which is not a token of this checkpoint",
     ),
     "stream beyond the vocabulary": (
         {
@@ -158,7 +159,7 @@ BAD = {
             "multimodal_generation_mode": "image-only",
             "max_new_tokens": 6,
         },
-        "a stream of kind 'prompt' .* has id 888",
+        "a stream of kind 'prompt' .* has token 888",
     ),
     "two guidances": (
         {"guidance": 2.0, "guidance_scale": 3.0},
@@ -172,12 +173,24 @@ BAD = {
         {"text": {"topp": 0.9}},
         r"text\['topp'\] is not a sampling parameter; known are do_sample",
     ),
-    "temperature": ({"image": {"temperature": -1.0}}, r"image.temperature=-1.0 is out of range: it must be at least 0"),
+    "temperature": (
+        {**DRAWS, "image": {"temperature": -1.0}},
+        r"image.temperature=-1.0 is out of range: it must be at least 0",
+    ),
     "temperature nan": ({"text": {"temperature": math.nan}}, "text.temperature=nan is out of range"),
     "top_p": ({"text": {"top_p": 1.5}}, "text.top_p=1.5 is out of range: it must be between 0 and 1"),
-    "top_k": ({"image": {"top_k": -2}}, "image.top_k=-2 is out of range: it must be 0"),
-    "top_k in parts": ({"image": {"top_k": 2.5}}, "image.top_k=2.5 is out of range: it must be 0"),
-    "min_p": ({"image": {"min_p": "0.1"}}, "image.min_p='0.1' is out of range"),
+    "top_k": (
+        {**DRAWS, "image": {"top_k": -2}},
+        "image.top_k=-2 is out of range: it must be 0",
+    ),
+    "top_k in parts": (
+        {**DRAWS, "image": {"top_k": 2.5}},
+        "image.top_k=2.5 is out of range: it must be 0",
+    ),
+    "min_p": (
+        {**DRAWS, "image": {"min_p": "0.1"}},
+        "image.min_p='0.1' is out of range",
+    ),
     "penalty": (
         {"text": {"repetition_penalty": 0.0}},
         "text.repetition_penalty=0.0 is out of range: it must be more than 0",

@@ -107,11 +107,22 @@ def test_a_seed_is_drawn_and_told(served: Served) -> None:
     assert again["document"] == first["document"]
 
 
-def test_a_length_beyond_the_context_ends_there(served: Served) -> None:
-    request = {"prompt": SNOWMAN["prompt"], "mode": "unrestricted", "seed": 1, "max_new_tokens": 100_000}
-    status, _, answer = served.post(request | {"text": {"temperature": 2.0}})
+def test_a_length_beyond_the_context_is_refused_and_none_fills_it(served: Served) -> None:
+    request = {"prompt": SNOWMAN["prompt"], "mode": "unrestricted", "seed": 1, "text": {"temperature": 2.0}}
+    status, _, answer = served.post(request | {"max_new_tokens": 100_000})
+    assert status == 422
+    found = re.search(
+        r"max_new_tokens = 100000: the prompt has (\d+) tokens .* context is 512, .* room for (\d+):",
+        answer["error"],
+    )
+    assert found is not None
+    prompt, room = map(int, found.groups())
+    assert prompt + room == 512
+    assert served.post(request | {"max_new_tokens": room})[0] == 200
+    assert served.post(request | {"max_new_tokens": room + 1})[0] == 422
+    status, _, answer = served.post(request)
     assert status == 200
-    assert answer["tokens"] < 512
+    assert answer["tokens"] <= room
 
 
 def test_health_page_and_interface(served: Served) -> None:

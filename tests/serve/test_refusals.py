@@ -73,7 +73,7 @@ def gif() -> str:
         (PROMPT | {"text": {"top_p": 1.5}}, ["text.top_p=1.5", "between 0 and 1"]),
         (PROMPT | {"image": {"temperature": -1}}, ["image.temperature=-1", "at least 0"]),
         (PROMPT | {"image": {"top_k": 1.5}}, ["image.top_k"]),
-        (PROMPT | {"max_new_tokens": 0}, ["max_new_tokens", "greater than 0"]),
+        (PROMPT | {"max_new_tokens": 0}, ["max_new_tokens=0: give a whole number of at least 1"]),
         (PROMPT | {"max_new_tokens": True}, ["max_new_tokens = True"]),
         (PROMPT | {"max_new_tokens": 20}, ["no room for one picture"]),
         (PROMPT | {"seed": 2**64}, ["does not fit 64 bits"]),
