@@ -148,7 +148,7 @@ OF_THE_WORKSPACE = ("groups", "vocab", "args->size")
 
 @pytest.mark.parametrize(("changes", "said"), SAMPLE_ERRORS)
 def test_wrong_arguments_of_sample(checking: Kernels, changes: dict, said: str):
-    """Each call says the same; none writes. The size of the workspace depends on few fields, and only those are read."""
+    """Each call says the same; none writes. The workspace depends on few fields, and only those are read."""
     args, out = checking.arguments(torch.randn(2, 50), temperature=0.5)
     struct = filled(SampleArgs, sample_fields(args, out))
     for name, value in changes.items():
