@@ -45,7 +45,8 @@ def test_header_is_c_and_cpp(tmp_path: Path):
 def test_exports_what_the_header_declares(library: Path):
     listed = run("nm", "-D", "--defined-only", library).splitlines()
     declared = re.findall(r"^FASTDECODE_CUDA_API [^(]*?(\w+)\(", HEADER.read_text(), re.MULTILINE)
-    assert sorted(line.split()[-1] for line in listed) == sorted(declared)
+    names = [line.split()[-1].split("@")[0] for line in listed]
+    assert sorted(set(names) - {"FASTDECODE_CUDA_2"}) == sorted(declared)
     assert len(declared) == 5
 
 
