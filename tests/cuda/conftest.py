@@ -35,7 +35,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build_on_device(folder: Path, library: Path, *compiler: str) -> Kernels:
     """The library behind functions that take memory of the host."""
     target = folder / "libon_device.so"
-    link = (str(library), "-Xlinker", f"-rpath={library.parent}")
+    link = ("-Xlinker", str(library), "-Xlinker", f"-rpath={library.parent}")
     run(*compiler, "-std=c++17", "-shared", *INCLUDE, FOLDER / "on_device.cpp", *link, "-o", target)
     return Kernels(target, "on_device_")
 
