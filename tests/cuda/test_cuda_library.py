@@ -45,7 +45,8 @@ def test_header_is_c_and_cpp(tmp_path: Path):
 def test_exports_what_the_header_declares(library: Path):
     listed = run("nm", "-D", "--defined-only", library).splitlines()
     declared = re.findall(r"^FASTDECODE_CUDA_API [^(]*?(\w+)\(", HEADER.read_text(), re.MULTILINE)
-    assert sorted(line.split()[-1] for line in listed) == sorted(declared)
+    names = [line.split()[-1].split("@")[0] for line in listed]
+    assert sorted(set(names) - {"FASTDECODE_CUDA_2"}) == sorted(declared)
     assert len(declared) == 5
 
 
@@ -148,7 +149,7 @@ OF_THE_WORKSPACE = ("groups", "vocab", "args->size")
 
 @pytest.mark.parametrize(("changes", "said"), SAMPLE_ERRORS)
 def test_wrong_arguments_of_sample(checking: Kernels, changes: dict, said: str):
-    """Each call says the same; none writes. The workspace's size depends on few fields, and only those are read."""
+    """Each call says the same; none writes. The workspace depends on few fields, and only those are read."""
     args, out = checking.arguments(torch.randn(2, 50), temperature=0.5)
     struct = filled(SampleArgs, sample_fields(args, out))
     for name, value in changes.items():

@@ -177,6 +177,7 @@ def test_wrong_values_in_device_memory_fail_their_group_alone(kernels: Kernels):
             streams=changed["streams"],
             weights=changed["weights"],
             set_index=changed["set_index"],
+            seen=torch.zeros(groups, 4, dtype=torch.int32),  # a penalty needs it
             allowed=TokenSets.from_tensors(ranges, offsets),
         )
         kernels.sample_raw(filled(SampleArgs, sample_fields(args, out)))

@@ -155,3 +155,17 @@ def test_needs_nothing_but_libc():
     needed = [line for line in dynamic.stdout.splitlines() if "NEEDED" in line]
     allowed = ("libc.so", "libm.so", "libdl.so", "libpthread.so", "ld-linux")
     assert all(any(name in line for name in allowed) for line in needed)
+
+
+def test_numbers_that_are_none_are_refused():
+    """A NaN, an infinity or a negative number as epsilon, before any array is written."""
+    library = ctypes.CDLL(build_info.get_library())
+    library.fastdecode_last_error.restype = ctypes.c_char_p
+    values = (ctypes.c_float * 4)(1, 2, 3, 4)
+    out = (ctypes.c_float * 4)(*[9] * 4)
+    for epsilon, printed in ((float("nan"), "nan"), (float("inf"), "inf"), (-1.0, "-1")):
+        rows, threads = (ctypes.c_int64(1), ctypes.c_int64(4)), ctypes.c_int32(1)
+        call = library.fastdecode_rms_norm
+        assert call(values, None, values, ctypes.c_float(epsilon), *rows, None, out, threads) == 1
+        assert library.fastdecode_last_error().decode() == f"epsilon = {printed}: must be finite and >= 0"
+    assert list(out) == [9.0] * 4
