@@ -192,7 +192,7 @@ def test_the_vocabulary_has_no_pictures():
 )
 def test_refusals(options: dict, message: str):
     with pytest.raises(ValueError, match=re.escape(message)):
-        fastdecode.generate(text_model("llama"), torch.tensor([[4, 5]]), **options)
+        fastdecode.generate(text_model("llama"), torch.tensor([[4, 5]]), **options, fallback="error")
 
 
 def test_layers_that_see_a_window_are_refused():
@@ -203,7 +203,7 @@ def test_layers_that_see_a_window_are_refused():
     ]
     for model in windowed:
         with pytest.raises(ValueError, match=r"has layers that see 64 ids only; fastdecode's see the whole sequence"):
-            fastdecode.generate(model, torch.tensor([[4, 5]]), max_new_tokens=3)
+            fastdecode.generate(model, torch.tensor([[4, 5]]), max_new_tokens=3, fallback="error")
         with pytest.raises(ValueError, match=r"has layers that see 64 ids only"):
             fastdecode.new_pool(model)
     wide = text_model("mistral", sliding_window=CONTEXT)

@@ -14,6 +14,7 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    WatermarkingConfig,
 )
 
 import fastdecode
@@ -58,7 +59,7 @@ HANDED = {
     "assistant": ({"assistant_model": tiny_model(0)}, "asks for assisted decoding"),
     "prompt lookup": ({"prompt_lookup_num_tokens": 2}, "asks for prompt lookup decoding"),
     "static cache": ({"cache_implementation": "static"}, "asks for a choice of cache"),
-    "watermark": ({"watermarking_config": {"bias": 2.0, "seeding_scheme": "lefthash"}}, "asks for watermarking"),
+    "watermark": ({"watermarking_config": WatermarkingConfig(bias=2.0)}, "asks for watermarking"),
     "chunks": ({"prefill_chunk_size": 2}, "asks for chunked prefill"),
     "attentions": ({"output_attentions": True}, "asks for returning attentions"),
     "right padding": (right_padded(), "attention_mask pads prompt 1 on the right"),
