@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 TRIED: dict[str, tuple[str, str]] = {
-    "torch": ("2.8.0", "2.13.0"),
-    "transformers": ("5.4.0", "5.24.0"),
+    "torch": ("2.8.0", "2.14.1"),
+    "transformers": ("5.5.0", "5.24.0"),
 }
 """By package: the lowest and the highest version that were tried. pyproject.toml has the same."""
 

@@ -198,8 +198,8 @@ def check_ids(input_ids: Tensor, mask: Tensor | None, vocabulary: Vocabulary) ->
     if mask is not None and ((mask != 0) & (mask != 1)).any():
         row, column = ((mask != 0) & (mask != 1)).nonzero()[0].tolist()
         raise ValueError(
-            f"attention_mask[{row}, {column}] = {mask[row, column].item()}; it must be 1 for a token of the prompt and 0 "
-            "for padding"
+            f"attention_mask[{row}, {column}] = {mask[row, column].item()}; it must be 1 for a token of the prompt and "
+            "0 for padding"
         )
     lengths = (torch.ones_like(input_ids) if mask is None else mask != 0).sum(1)
     longest, shortest = int(lengths.max()), int(lengths.argmin())

@@ -118,6 +118,10 @@ class PagedLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return -1
 
+    def get_max_cache_shape(self) -> int:
+        """What earlier versions of transformers call `get_max_length`."""
+        return -1
+
     def reset(self) -> None:
         """Remove all rows and free their pages."""
         self.length = 0

@@ -192,7 +192,7 @@ def test_the_vocabulary_has_no_pictures():
 )
 def test_refusals(options: dict, message: str):
     with pytest.raises(ValueError, match=re.escape(message)):
-        fastdecode.generate(text_model("llama"), torch.tensor([[4, 5]]), **options)
+        fastdecode.generate(text_model("llama"), torch.tensor([[4, 5]]), **options, fallback="error")
 
 
 @pytest.mark.parametrize("layers", ["all", "some"])

@@ -14,6 +14,7 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    WatermarkingConfig,
 )
 
 import fastdecode
@@ -58,7 +59,7 @@ HANDED = {
     "assistant": ({"assistant_model": tiny_model(0)}, "asks for assisted decoding"),
     "prompt lookup": ({"prompt_lookup_num_tokens": 2}, "asks for prompt lookup decoding"),
     "static cache": ({"cache_implementation": "static"}, "asks for a choice of cache"),
-    "watermark": ({"watermarking_config": {"bias": 2.0, "seeding_scheme": "lefthash"}}, "asks for watermarking"),
+    "watermark": ({"watermarking_config": WatermarkingConfig(bias=2.0)}, "asks for watermarking"),
     "chunks": ({"prefill_chunk_size": 2}, "asks for chunked prefill"),
     "attentions": ({"output_attentions": True}, "asks for returning attentions"),
     "right padding": (right_padded(), "attention_mask pads prompt 1 on the right"),
@@ -232,7 +233,8 @@ def test_a_prompt_beyond_the_context_is_handed_over(handed, never):
     expected = MODEL.generate(prompt, max_new_tokens=2)
     assert torch.equal(fastdecode.generate(MODEL, prompt, max_new_tokens=2), expected)
     assert handed == [
-        f"the prompt is {V.context} tokens long, and the context of this checkpoint is {V.context}: nothing can follow it"
+        f"the prompt is {V.context} tokens long, and the context of this checkpoint is {V.context}: nothing can follow "
+        "it"
     ]
 
 
@@ -402,7 +404,5 @@ def test_configs_and_masks_of_another_kind(door):
             ValueError, match=rf"attention_mask is a {kind}; it must be a tensor \(1, 4\), as input_ids"
         ):
             door(MODEL, PROMPT, attention_mask=mask, max_new_tokens=2)
-    with pytest.raises(
-        ValueError, match=r"attention_mask\[0, 2\] = 3; it must be 1 for a token of the prompt and 0 for"
-    ):
+    with pytest.raises(ValueError, match=r"attention_mask\[0, 2\] = 3; it must be 1 for a token of the prompt and 0"):
         door(MODEL, PROMPT, attention_mask=torch.tensor([[0, 1, 3, 1]]), max_new_tokens=2)
