@@ -32,7 +32,7 @@ function(fastdecode_pkg_config name)
   # What a program needs besides: with the static library always, else nothing.
   set(FASTDECODE_PC_STATIC "")
   if(FASTDECODE_TYPE STREQUAL "STATIC")
-    set(FASTDECODE_PC_STATIC " -lstdc++ -lm -lpthread -ldl")
+    set(FASTDECODE_PC_STATIC " -l${FASTDECODE_CXX_LIBRARY} -lm -lpthread -ldl")
   endif()
   configure_file(cmake/${name}.pc.in ${name}.pc @ONLY)
   install(FILES ${CMAKE_CURRENT_BINARY_DIR}/${name}.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -61,6 +62,15 @@ def _attempt(find: Callable[[], Any]) -> Any:
         return f"broken: {type(error).__name__}: {first}"
 
 
+def _too_old(name: str, version: str) -> str | None:
+    """Why a version that the extras in the metadata exclude may not work; None if they do not exclude it."""
+    for line in metadata.requires("fastdecode") or ():
+        found = re.match(rf"{re.escape(name)}\b[^;]*>=\s*([\d.]+)", line)
+        if found is not None and versions.numbers(version) < versions.numbers(found[1]):
+            return f"too old: fastdecode needs {found[1]} or newer"
+    return None
+
+
 def _package(name: str) -> str:
     """The version, and in words what is wrong with it."""
     try:
@@ -74,7 +84,7 @@ def _package(name: str) -> str:
         broken = _attempt(lambda: importlib.import_module(module) and "")
     if broken:
         return f"{version} {broken}"
-    said = _attempt(lambda: versions.remark(name, version))
+    said = _attempt(lambda: versions.untried(name, version) or _too_old(name, version))
     return f"{version} ({said})" if said else version
 
 
@@ -166,7 +176,7 @@ def _embedded() -> str:
     return f"{folder} ({size / 2**20:.1f} MiB)" if size else f"missing at {folder}"
 
 
-WRONG = ("broken: ", "too old: ", "newer than ", "a version number ")
+WRONG = ("broken: ", "too old: ", "untried: ")
 
 
 def problems(facts: Any, name: str = "") -> list[str]:

@@ -1,50 +1,33 @@
-"""The versions of other packages that fastdecode was tried with, and what to say of others.
-
-The oldest ones are in the package's metadata (`dependencies` and extras in pyproject.toml): pip refuses older ones.
-"""
+"""Versions of torch and transformers that were tried: the lowest and the highest with which the tests pass."""
 
 from __future__ import annotations
 
-from importlib import metadata
+import re
 
-TRIED = {"torch": "2.13", "transformers": "5.24", "triton": "3.9", "torchao": "0.18"}
-"""The newest release series that the tests were run with."""
-
-
-def oldest(package: str) -> str | None:
-    """The oldest version of ``package`` that fastdecode's metadata allows; None if any is allowed."""
-    from packaging.requirements import InvalidRequirement, Requirement
-
-    for line in metadata.requires("fastdecode") or ():
-        try:
-            requirement = Requirement(line)
-        except InvalidRequirement:
-            continue
-        if requirement.name == package:
-            floors = [bound.version for bound in requirement.specifier if bound.operator in (">=", "~=", "==")]
-            if floors:
-                return floors[0]
-    return None
+TRIED: dict[str, tuple[str, str]] = {
+    "torch": ("2.8.0", "2.13.0"),
+    "transformers": ("5.4.0", "5.24.0"),
+}
+"""By package: the lowest and the highest version that were tried. pyproject.toml has the same."""
 
 
-def remark(package: str, version: str) -> str:
-    """What is to be said of that version of a package, in plain words; "" if nothing is.
+def numbers(version: str) -> tuple[int, ...]:
+    """The numbers that ``version`` begins with: (2, 13, 0) of 2.13.0+cpu. ValueError if it begins with none."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    if found is None:
+        raise ValueError(f"version {version!r} must begin with a number")
+    return tuple(map(int, found[0].split(".")))
 
-    remark("torch", "2.1.0")   "too old: fastdecode needs 2.11 or newer"
-    remark("torch", "9.0")     "newer than 2.13, the newest that fastdecode was tried with"
+
+def untried(package: str, version: str) -> str | None:
+    """Why ``version`` of ``package`` may not work, as a clause; None if it lies between versions that were tried, or if
+    the package is not in `TRIED`.
     """
-    from packaging.version import InvalidVersion, Version
-
-    try:
-        found = Version(version)
-    except InvalidVersion:
-        return "a version number that cannot be compared"
-    least = oldest(package)
-    if least is not None and found < Version(least):
-        return f"too old: fastdecode needs {least} or newer"
-    newest = TRIED.get(package)
-    if newest is not None:
-        series = Version(newest).release
-        if found.release[: len(series)] > series:
-            return f"newer than {newest}, the newest that fastdecode was tried with"
-    return ""
+    if package not in TRIED:
+        return None
+    lowest, highest = TRIED[package]
+    if numbers(version) < numbers(lowest):
+        return f"too old: {lowest} is the lowest that was tried"
+    if numbers(version) > numbers(highest):
+        return f"untried: {highest} is the highest that was tried"
+    return None

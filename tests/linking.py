@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,10 +23,10 @@ def run(*command: str | Path, **options) -> str:
 
 
 def config(*options: str) -> list[str]:
-    """The words that ``fastdecode config`` prints."""
+    """The words that ``fastdecode config`` prints, as a shell reads them after ``eval``."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert cli.main(["config", *options]) == 0
-    return printed.getvalue().split()
+    return shlex.split(printed.getvalue())
 
 
 def cmake(*arguments: str | Path) -> None:
@@ -45,7 +46,7 @@ def _moved_build(folder: Path) -> Path:
     first, moved = folder / "first", folder / "moved"
     # Where there is nvcc the CUDA library is built too: as PTX, which takes less time and runs on every GPU.
     ptx = "-DCMAKE_CUDA_ARCHITECTURES=80-virtual"
-    cmake("-S", ROOT, "-B", folder / "build", "-DFASTDECODE_PYTHON=OFF", ptx)
+    cmake("-S", ROOT, "-B", folder / "build", ptx)
     cmake("--build", folder / "build", "-j2")
     cmake("--install", folder / "build", "--prefix", first)
     first.rename(moved)

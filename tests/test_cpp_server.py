@@ -7,6 +7,7 @@ import random
 import shutil
 import struct
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -199,6 +200,8 @@ def test_every_instruction_set(server, expected, isa, monkeypatch):
 
 def test_an_answer_comes_before_the_end_of_the_input(server, expected):
     with subprocess.Popen([server, BLOCKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        late = threading.Timer(60, process.kill)  # rather than wait for ever for a line
+        late.start()
         for number in (0, 6):
             process.stdin.write(f"{LINES[number]}\n")
             process.stdin.flush()
@@ -206,6 +209,7 @@ def test_an_answer_comes_before_the_end_of_the_input(server, expected):
         assert process.poll() is None
         process.stdin.close()
         assert process.wait(timeout=60) == 0
+        late.cancel()
 
 
 SETTINGS = {
@@ -378,6 +382,13 @@ def test_wrong_arguments_are_one_plain_line(server, arguments, isa, message):
     assert said.startswith(message.replace("MODEL", str(BLOCKS)))
 
 
+def test_too_many_slots_for_the_memory(server):
+    command = ["bash", "-c", 'ulimit -v 3000000 && exec "$0" "$@"', str(server), str(BLOCKS), "--slots", "4096"]
+    done = subprocess.run(command, input=LINES[0], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "server: not enough memory: try fewer --slots, --workers or --pages\n"
+
+
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """A checkpoint to spoil."""
@@ -532,6 +543,11 @@ def test_under_sanitizers(expected: list[str], copy: Path, tmp_path_factory: pyt
     """Every answer, and files with wrong bytes: a sentence or an answer, never a read out of bounds."""
     program = tmp_path_factory.mktemp("sanitized") / "server"
     sanitize = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    empty = program.with_name("empty.cpp")
+    empty.write_text("int main() { return 0; }\n")
+    tried = subprocess.run(["g++", *sanitize, empty, "-o", program], capture_output=True)
+    if tried.returncode != 0 or subprocess.run([program], capture_output=True).returncode != 0:
+        pytest.skip("g++ cannot build or run programs with the address sanitizer here")
     flags = config("--cflags", "--libs")
     run("g++", "-std=c++17", "-pthread", *sanitize, *STRICT, EXAMPLE / "server.cpp", *flags, "-o", program)
     assert ask(program, LINES, "--slots", 3, "--pages", 60) == expected

@@ -19,6 +19,7 @@
 #include <future>
 #include <iostream>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -180,6 +181,9 @@ int main(int argc, char** argv) {
   }
   try {
     return serve(parse(words)) ? 0 : 1;
+  } catch (const std::bad_alloc&) {
+    std::fprintf(stderr, "server: not enough memory: try fewer --slots, --workers or --pages\n");
+    return 2;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "server: %s\n", error.what());
     return 2;

@@ -54,14 +54,18 @@ def add_arguments(generate: argparse.ArgumentParser) -> None:
     prompt.add_argument(
         "--prompt", action="append", default=[], help="text; <image> marks where a picture goes; repeatable"
     )
-    prompt.add_argument("--prompts", type=file, metavar="FILE", help="a file of prompts, one per line; - reads them")
+    prompt.add_argument(
+        "--prompts", type=file, metavar="FILE", help="a file with one prompt per line; - for standard input"
+    )
     prompt.add_argument(
         "--image", type=file, action="append", default=[], help="picture, the same for every prompt; repeatable"
     )
     prompt.add_argument("--completion", action="store_true", help="do not end the prompts with the turn separator")
     model = generate.add_argument_group("model")
     model.add_argument("--model", default="blocks", help="'blocks', a folder or a hub id (default: %(default)s)")
-    model.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: the checkpoint's)")
+    model.add_argument(
+        "--dtype", choices=DTYPES, default="auto", help="dtype of the weights (default: the checkpoint's)"
+    )
     model.add_argument("--device", type=device, help="cpu, cuda or cuda:N (default: cpu)")
     model.add_argument("--vqgan", type=file, help="Meta's vqgan.ckpt, for a checkpoint without decoder")
     made = generate.add_argument_group("what is made")
@@ -70,7 +74,7 @@ def add_arguments(generate: argparse.ArgumentParser) -> None:
         default="interleaved-text-image",
         choices=MODES,
         metavar="MODE",
-        help=f"{', '.join(MODES)} (%(default)s)",
+        help=f"{', '.join(MODES)} (default: %(default)s)",
     )
     made.add_argument("--num", type=whole(1), default=1, help="documents per prompt (default: %(default)s)")
     made.add_argument("--max-new-tokens", type=whole(1), help="tokens of a document (default: what the context allows)")
@@ -81,22 +85,28 @@ def add_arguments(generate: argparse.ArgumentParser) -> None:
         "(default: instruct:1.5,1.2 in modes that draw)",
     )
     made.add_argument(
-        "--seed", type=seed, default=0, help="of the first document; the next ones get the next numbers (%(default)s)"
+        "--seed",
+        type=seed,
+        default=0,
+        help="seed of the first document; the next ones get the next numbers (default: %(default)s)",
     )
     sampling = generate.add_argument_group(
-        "sampling", "These set text and pictures alike, unless the next ones differ."
+        "sampling",
+        "--temperature, --top-k and --top-p set text and pictures alike; the options that name one set it alone.",
     )
     sampling.add_argument(
         "--temperature", type=number(0), default=0.7, help="0 takes the likeliest (default: %(default)s)"
     )
     sampling.add_argument(
-        "--top-k", type=whole(0), help="tokens that are considered; 0: all (default: text 50, pictures all)"
+        "--top-k", type=whole(0), help="tokens that are considered; 0: all (default: as the checkpoint says)"
     )
     sampling.add_argument("--top-p", type=number(0, 1, above=True), default=0.9, help="(default: %(default)s)")
     for name, words in MODALITIES.items():
-        sampling.add_argument(f"--{name}-temperature", type=number(0), metavar="T", help=f"of {words} only")
-        sampling.add_argument(f"--{name}-top-k", type=whole(0), metavar="K", help=f"of {words} only")
-        sampling.add_argument(f"--{name}-top-p", type=number(0, 1, above=True), metavar="P", help=f"of {words} only")
+        sampling.add_argument(f"--{name}-temperature", type=number(0), metavar="T", help=f"temperature of {words} only")
+        sampling.add_argument(f"--{name}-top-k", type=whole(0), metavar="K", help=f"top-k of {words} only")
+        sampling.add_argument(
+            f"--{name}-top-p", type=number(0, 1, above=True), metavar="P", help=f"top-p of {words} only"
+        )
     written = generate.add_argument_group("output")
     written.add_argument("-o", "--output", type=folder, required=True, help="folder to write to")
     written.add_argument("--overwrite", action="store_true", help="remove the files that an earlier run wrote there")

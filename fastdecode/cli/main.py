@@ -61,7 +61,8 @@ def parser() -> argparse.ArgumentParser:
     config = commands.add_parser(
         "config",
         help="flags for those who link the C library",
-        description="Flags for those who link the C library: gcc main.c $(fastdecode config --cflags --libs)",
+        description="Flags for those who link the C library: gcc main.c $(fastdecode config --cflags --libs). "
+        "Paths with spaces are quoted: then write eval gcc main.c $(fastdecode config --cflags --libs)",
     )
     config.add_argument("--cflags", action="store_true", help="for the compiler")
     config.add_argument("--libs", action="store_true", help="for the linker")
@@ -103,11 +104,13 @@ def run_benchmark(args: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns 0 on success; for wrong input it prints one sentence and returns 2."""
+    command = "fastdecode"
     try:
         args = parser().parse_args(arguments)
+        command = args.command
         if arguments is None:  # the process is ours
             silence()
-            if args.command in ("demo", "generate", "serve"):
+            if command in ("demo", "generate", "serve"):
                 hide_unneeded(getattr(args, "model", "blocks"))
         if args.command == "env":
             from fastdecode.cli.env import show
@@ -135,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"fastdecode: {error}", file=sys.stderr)
         return 2
     except ImportError as error:
-        reason = missing_package(args.command, error)
+        reason = missing_package(command, error)
         print(f"fastdecode: {reason}; `fastdecode env` tells what is installed", file=sys.stderr)
         return 2
     return 0

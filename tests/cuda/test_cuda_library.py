@@ -17,7 +17,7 @@ from fastdecode.ops.sample.cpu import sample_fields
 
 HEADER = ROOT / "csrc/include/fastdecode/fastdecode_cuda.h"
 STRICT = ("-pedantic", "-Wall", "-Wextra", "-Werror")
-SAID = "0 1\n1 vocab = -1: must be in [0, 4194304]\n"
+SAID = "0 1\n1 vocab = -1: must be in [1, 4194304]\n"
 
 
 @pytest.fixture(scope="module")
@@ -110,33 +110,45 @@ SAMPLE_ERRORS = [
     ({"top_p_value": 2.0}, "top_p = 2: must be in [0, 1]"),
     ({"min_p_value": float("nan")}, "min_p = nan: must be in [0, 1]"),
     ({"penalty_value": 0.0}, "penalty = 0: must be finite and > 0"),
-    ({"contrast_k": -1}, "contrast_k = -1: must be >= 0"),
+    ({"contrast_k": -1}, "contrast_k = -1: must be at least 0"),
     ({"contrast_k": 1, "contrast_alpha": 1.5}, "contrast_alpha = 1.5: must be in [0, 1]"),
-    ({"vocab": 2**22 + 1}, "vocab = 4194305: must be in [0, 4194304]"),
-    ({"vocab": -1}, "vocab = -1: must be in [0, 4194304]"),
-    ({"rows": -1}, "rows, groups, streams_per_group and sets must be >= 0"),
-    ({"groups": -1}, "rows, groups, streams_per_group and sets must be >= 0"),
-    ({"streams_per_group": -1}, "rows, groups, streams_per_group and sets must be >= 0"),
-    ({"sets": -1}, "rows, groups, streams_per_group and sets must be >= 0"),
+    ({"vocab": 2**22 + 1}, "vocab = 4194305: must be in [1, 4194304]"),
+    ({"vocab": -1}, "vocab = -1: must be in [1, 4194304]"),
+    ({"contrast_alpha": 0.5}, "contrast_k = 0: must be at least 1 with contrast_alpha = 0.5"),
+    ({"penalty_value": 1.5}, "seen = NULL: must be given with a penalty, which applies to the tokens seen"),
+    ({"vocab": 0}, "vocab = 0: must be in [1, 4194304]"),
+    ({"rows": -1}, "rows = -1: must be at least 0"),
+    ({"groups": -1}, "groups = -1: must be at least 0"),
+    ({"streams_per_group": 0}, "streams_per_group = 0: must be at least 1"),
+    ({"sets": -1}, "sets = -1: must be at least 0"),
+    ({"row_stride": 0}, "row_stride = 0: must be at least vocab = 50, or FASTDECODE_REPEAT"),
+    (
+        {"rows": 2**31 - 1, "row_stride": 2**62},
+        "rows = 2147483647, row_stride = 4611686018427387904: logits would have",
+    ),
     ({"groups": 2**31}, "groups = 2147483648: must be at most 2147483647"),
     (
-        {"groups": 2**26, "rows": 2**26, "vocab": 65536},
+        {"groups": 2**26, "rows": 2**26, "vocab": 65536, "row_stride": 65536},
         "groups = 67108864: must be at most 33554431 for sets of this size",
     ),
-    ({"dtype": 3}, "dtype = 3: must be a fastdecode_dtype"),
-    ({"dtype": -1}, "dtype = -1: must be a fastdecode_dtype"),
-    ({"logits": None}, "logits = NULL: must point to the logits"),
-    ({"token": None}, "token, logprob, kept and status must not be NULL"),
-    ({"groups": 3}, "streams = NULL: needs streams_per_group = 1 and groups <= rows"),
-    ({"streams_per_group": 2}, "streams = NULL: needs streams_per_group = 1 and groups <= rows"),
-    ({"sets": 1}, "set_offsets = NULL: must be given with sets > 0"),
-    ({"size": 8}, "args->size = 8: this library expects"),
+    ({"dtype": 3}, "dtype = 3: must be 0 (float32), 1 (bfloat16) or 2 (float16)"),
+    ({"dtype": -1}, "dtype = -1: must be 0 (float32), 1 (bfloat16) or 2 (float16)"),
+    ({"logits": None}, "logits = NULL: must not be"),
+    ({"token": None}, "token = NULL: must not be"),
+    ({"status": None}, "status = NULL: must not be"),
+    ({"groups": 3}, "streams = NULL: must be given unless streams_per_group = 1 and groups <= rows; here"),
+    ({"streams_per_group": 2}, "streams = NULL: must be given unless streams_per_group = 1 and groups <= rows; here"),
+    ({"sets": 1}, "set_offsets = NULL: must be given with sets = 1"),
+    ({"ranges": 8}, "sets = 0: must be at least 1 where there are ranges or set_offsets"),
+    ({"size": 8}, "args->size = 8: fastdecode_sample_args has at least"),
+    ({"size": 4096}, "args->size = 4096: this library's fastdecode_sample_args has"),
 ]
+OF_THE_WORKSPACE = ("groups", "vocab", "args->size")
 
 
 @pytest.mark.parametrize(("changes", "said"), SAMPLE_ERRORS)
 def test_wrong_arguments_of_sample(checking: Kernels, changes: dict, said: str):
-    """Each call says the same; none writes."""
+    """Each call says the same; none writes. The size of the workspace depends on few fields, and only those are read."""
     args, out = checking.arguments(torch.randn(2, 50), temperature=0.5)
     struct = filled(SampleArgs, sample_fields(args, out))
     for name, value in changes.items():
@@ -148,8 +160,11 @@ def test_wrong_arguments_of_sample(checking: Kernels, changes: dict, said: str):
         ("sample", (pointer, ctypes.c_int64(0), None, size, None)),
         ("sample_advance", (pointer, advance, ctypes.c_int64(0), None, size, None)),
     ):
-        assert getattr(checking.library, f"fastdecode_cuda_{name}")(*arguments) == 1
-        assert checking.library.fastdecode_cuda_last_error().decode().startswith(said)
+        refuses = name != "workspace" or said.startswith(OF_THE_WORKSPACE)
+        assert getattr(checking.library, f"fastdecode_cuda_{name}")(*arguments) == refuses
+        if refuses:
+            heard = checking.library.fastdecode_cuda_last_error().decode()
+            assert heard.startswith(said.replace("args->", "sample->") if name == "sample_advance" else said)
     assert out.status.tolist() == [0x5A] * 2  # the poison
 
 
@@ -166,20 +181,20 @@ KEPT: list = []
 
 ADVANCE_ERRORS = [
     *(
-        ({name: -1}, "groups, rows, streams_per_group, vocab, capacity and class_range_count must be >= 0")
-        for name in ("groups", "rows", "streams_per_group", "vocab", "capacity", "class_range_count")
+        ({name: -1}, f"{name} = -1: must be at least {least}")
+        for name, least in (("groups", 0), ("rows", 0), ("streams_per_group", 1), ("capacity", 0))
     ),
+    ({"vocab": 0}, "vocab = 0: must be in [1, 4194304]"),
+    ({"class_range_count": -1}, "grammar.class_range_count = -1: must be at least 0"),
     ({"groups": 2**31}, "groups = 2147483648: must be at most 2147483647"),
-    ({"modes": 0}, "grammar.modes = 0, grammar.classes = 1: must be at least 1"),
-    ({"classes": 0}, "grammar.modes = 1, grammar.classes = 0: must be at least 1"),
-    ({"forced": None}, "grammar.set_of, grammar.forced and grammar.following must not be NULL"),
-    (
-        {"class_ranges": None, "class_range_count": 1},
-        "grammar.class_ranges = NULL: must be given with class_range_count > 0",
-    ),
-    ({"mode": None}, "mode, step and finished must not be NULL"),
-    ({"token": None}, "token = NULL: must point to the tokens"),
-    ({"size": 8}, "args->size = 8: this library expects"),
+    ({"modes": 0}, "grammar.modes = 0: must be at least 1"),
+    ({"classes": 0}, "grammar.classes = 0: must be at least 1"),
+    ({"modes": 2**30, "classes": 2**30}, "grammar.modes = 1073741824, grammar.classes = 1073741824: grammar.following"),
+    ({"forced": None}, "grammar.forced = NULL: must not be"),
+    ({"class_ranges": None, "class_range_count": 1}, "grammar.class_ranges = NULL: must not be"),
+    ({"mode": None}, "mode = NULL: must not be"),
+    ({"token": None}, "token = NULL: must not be"),
+    ({"size": 8}, "args->size = 8: fastdecode_advance_args has at least"),
 ]
 
 
@@ -203,7 +218,7 @@ def test_wrong_calls(checking: Kernels):
         return library.fastdecode_cuda_last_error().decode()
 
     workspace = library.fastdecode_cuda_workspace
-    assert said(workspace(pointer, ctypes.c_int64(-1), ctypes.byref(size))) == "largest_set = -1: must be >= 0"
+    assert said(workspace(pointer, ctypes.c_int64(-1), ctypes.byref(size))) == "largest_set = -1: must be at least 0"
     assert said(workspace(pointer, all_ids, None)) == "bytes = NULL: must not be"
     assert said(workspace(None, all_ids, ctypes.byref(size))) == "args = NULL: must point to the arguments"
     assert workspace(pointer, all_ids, ctypes.byref(size)) == 0
@@ -226,7 +241,7 @@ def test_sample_advance_wants_the_grammars_sets(checking: Kernels):
     advance = filled(AdvanceArgs, advance_fields())
     assert call(ctypes.byref(struct), ctypes.byref(advance), ctypes.c_int64(0), None, ctypes.c_size_t(0), None) == 1
     said = checking.library.fastdecode_cuda_last_error().decode()
-    assert said.startswith("sample->set_index and sample->step must be NULL")
+    assert said.startswith("sample->step: must be NULL, since advance->step numbers the tokens")
 
 
 @pytest.mark.long

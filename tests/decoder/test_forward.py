@@ -11,7 +11,7 @@ import pytest
 import torch
 from altered import ALTERATIONS, global_hook
 from models_for_tests import drawing_model, padded, pixels, placeholder_block, text_ids, tiny_model, whole_logits
-from test_family import batch, text_model
+from test_family import FAMILIES, VARIANTS, batch, text_model
 from transformers import GenerationMixin
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaModel
 
@@ -176,6 +176,20 @@ def test_a_model_that_was_not_altered_takes_the_fast_decoder():
         model.model.layers[0].mlp.register_forward_hook(lambda module, args, output: output * 2)
         assert isinstance(decoder_for(model), Decoder)  # which calls it
         assert torch.equal(ours(model), theirs(model))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[] if name == "qwen3" else pytest.mark.long) for name in FAMILIES]
+)
+def test_text_is_that_of_the_fast_decoder(family: str, variant: str, monkeypatch: pytest.MonkeyPatch):
+    model = text_model(family, len(variant), **VARIANTS[variant])
+    options = batch(len(variant), [40, 1, 9, 9]) | {"max_new_tokens": 30, "seed": 2}  # no draw is a tie
+    for more in ({"do_sample": False}, {"do_sample": True, "top_p": 0.9, "guidance_scale": 1.5}):
+        with monkeypatch.context() as patch:
+            fast = fastdecode.generate(model, **options, **more)
+            patch.setattr("fastdecode.decoder.choice.needs_forward", lambda model: "a test asked for it")
+            assert torch.equal(fastdecode.generate(model, **options, **more), fast)
 
 
 # --- dtypes, devices, wrappers --------------------------------------------------------------------------------------
@@ -380,8 +394,9 @@ def test_logits_of_ragged_rows_that_share_beginnings(swin: bool, whole: bool, mo
     rows = [first, first[:20] + other, first[:33], first[:51], other, first[:1], first[:40]]
     cache = decoder.new_cache(decoder.new_pool(pages=60, page_slots=4))
     cache.pool.allocate()
-    for memory in (*cache.keys, *cache.values):
-        memory.fill_(torch.nan)
+    with torch.inference_mode():
+        for memory in (*cache.keys, *cache.values):
+            memory.fill_(torch.nan)
     decoder.prefill(cache, [row[:-1] for row in rows[:1]], Upcoming([rows[0][-1]], [True]))
     decoder.prefill(cache, [row[:-1] for row in rows[1:4]])
     others = rows[4:]

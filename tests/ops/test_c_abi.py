@@ -1,6 +1,7 @@
 """The header and the library, as a C99 program uses them."""
 
 import ctypes
+import re
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,31 @@ from fastdecode.ops import sample
 from fastdecode.ops.backends import core
 
 PROGRAM = Path(__file__).with_name("c_abi.c")
+EXPORTS = [
+    "fastdecode_abi_version",
+    "fastdecode_advance",
+    "fastdecode_advance_args_init",
+    "fastdecode_advance_args_init_sized",
+    "fastdecode_attend",
+    "fastdecode_attend_args_init",
+    "fastdecode_attend_args_init_sized",
+    "fastdecode_cpu_isa",
+    "fastdecode_decode_args_init",
+    "fastdecode_decode_args_init_sized",
+    "fastdecode_decode_step",
+    "fastdecode_embed",
+    "fastdecode_last_error",
+    "fastdecode_linear",
+    "fastdecode_rms_norm",
+    "fastdecode_rope_append",
+    "fastdecode_rope_append_args_init",
+    "fastdecode_rope_append_args_init_sized",
+    "fastdecode_sample",
+    "fastdecode_sample_advance",
+    "fastdecode_sample_args_init",
+    "fastdecode_sample_args_init_sized",
+    "fastdecode_swiglu",
+]
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +75,13 @@ def test_draws_what_python_draws(output):
 
 def test_errors_name_the_argument(output):
     assert output[2] == "1 temperature = -1: must be finite and >= 0"
-    assert output[3].startswith("1 args->size = 8: this library expects ")
+    assert output[3].startswith("1 args->size = 8: fastdecode_sample_args has at least ")
+    assert output[3].endswith("compile the program again if it was compiled against version 1 of fastdecode.h")
     assert output[4] == "1 ranges[1] = (150, 300): must be lo <= hi, sorted and disjoint"
 
 
 def test_version_and_isa(output):
-    assert output[5] == f"1 {core().cpu_isa()}"
+    assert output[5] == f"2 {core().cpu_isa()}"
 
 
 def test_header_is_cpp_too(tmp_path):
@@ -69,52 +96,58 @@ def test_exports_only_the_interface():
     library = build_info.get_library()
     symbols = subprocess.run(["nm", "-D", "--defined-only", library], check=True, capture_output=True, text=True)
     names = {line.split()[-1] for line in symbols.stdout.splitlines()}
-    assert names == {
-        "fastdecode_abi_version",
-        "fastdecode_advance",
-        "fastdecode_advance_args_init",
-        "fastdecode_attend",
-        "fastdecode_attend_args_init",
-        "fastdecode_cpu_isa",
-        "fastdecode_decode_args_init",
-        "fastdecode_decode_step",
-        "fastdecode_embed",
-        "fastdecode_last_error",
-        "fastdecode_linear",
-        "fastdecode_rms_norm",
-        "fastdecode_rope_append",
-        "fastdecode_rope_append_args_init",
-        "fastdecode_sample",
-        "fastdecode_sample_advance",
-        "fastdecode_sample_args_init",
-        "fastdecode_swiglu",
-    }
-    assert ctypes.CDLL(library).fastdecode_abi_version() == 1
+    assert names - {"FASTDECODE_2"} == {f"{name}@@FASTDECODE_2" for name in EXPORTS}
+    assert ctypes.CDLL(library).fastdecode_abi_version() == 2
 
 
 @pytest.mark.parametrize(
-    ("function", "init", "first"),
+    ("function", "struct", "first"),
     [
-        ("fastdecode_decode_step", "fastdecode_decode_args_init", "hidden"),
-        ("fastdecode_rope_append", "fastdecode_rope_append_args_init", "heads"),
-        ("fastdecode_attend", "fastdecode_attend_args_init", "heads"),
+        ("fastdecode_sample", "fastdecode_sample_args", "vocab = 0: must be in [1, 4194304]"),
+        ("fastdecode_advance", "fastdecode_advance_args", "vocab = 0: must be in [1, 4194304]"),
+        ("fastdecode_decode_step", "fastdecode_decode_args", "hidden = 0: must be at least 1"),
+        ("fastdecode_rope_append", "fastdecode_rope_append_args", "heads = 0: must be at least 1"),
+        ("fastdecode_attend", "fastdecode_attend_args", "heads = 0: must be at least 1"),
     ],
 )
-def test_an_operation_needs_its_own_arguments(function: str, init: str, first: str):
+def test_an_operation_needs_its_own_arguments(function: str, struct: str, first: str):
     library = ctypes.CDLL(build_info.get_library())
     library.fastdecode_last_error.restype = ctypes.c_char_p
-    call = getattr(library, function)
+    call, init = getattr(library, function), getattr(library, f"{struct}_init_sized")
+
+    def said() -> str:
+        return library.fastdecode_last_error().decode()
+
     assert call(None) == 1
-    assert library.fastdecode_last_error() == b"args = NULL: must point to the arguments"
-    other = ctypes.create_string_buffer(512)
-    ctypes.c_size_t.from_buffer(other).value = 8
+    assert said() == "args = NULL: must point to the arguments"
+    assert init(None, ctypes.c_size_t(64), ctypes.c_size_t(176)) == 1
+    assert said() == f"{struct}_init: args = NULL: must point to the arguments"
+    other = ctypes.create_string_buffer(4096)
+    size = ctypes.c_size_t.from_buffer(other)
+    size.value = 8
     assert call(other) == 1
-    said = library.fastdecode_last_error().decode()
-    assert said.startswith("args->size = 8: this library expects ")
-    assert said.endswith(f"; call {init}")
-    getattr(library, init)(other)
+    [least] = re.findall(rf"^args->size = 8: {struct} has at least (\d+) bytes; call {struct}_init", said())
+    # A size that is refused is kept, so that the call refuses it too, and nothing behind it is written.
+    for wrong in (0, 7, 8, int(least) - 8, int(least) + 8, 2000):
+        ctypes.memset(other, 0xA5, 4096)
+        assert init(other, ctypes.c_size_t(wrong), ctypes.c_size_t(176)) == 1
+        assert said().startswith(f"size = {wrong}: ")
+        assert other.raw[max(wrong, 0) :] == b"\xa5" * (4096 - wrong)
+        assert call(other) == 1
+        assert said().startswith(f"args->size = {size.value}: ")
+    ctypes.memset(other, 0xA5, 4096)
+    assert init(other, ctypes.c_size_t(int(least)), ctypes.c_size_t(176)) == 0
+    assert other.raw[int(least) :] == b"\xa5" * (4096 - int(least))
     assert call(other) == 1
-    assert library.fastdecode_last_error().decode() == f"{first} = 0: must be at least 1"
+    assert said() == first
+
+
+@pytest.mark.parametrize("struct", ["sample", "advance", "decode", "rope_append", "attend"])
+def test_what_version_1_calls_writes_only_the_size(struct: str):
+    library = ctypes.CDLL(build_info.get_library())
+    memory = ctypes.create_string_buffer(b"\xa5" * 512, 512)
+    getattr(library, f"fastdecode_{struct}_args_init")(memory)
+    assert memory.raw == bytes(8) + b"\xa5" * 504
 
 
 def test_needs_nothing_but_libc():

@@ -2,8 +2,8 @@
 // libfastdecode. What is computed, and every default, is in fastdecode.h.
 //
 // Functions throw fastdecode::Error with the library's message. Besides what the library checks,
-// they check that each span is as long as the sizes say. Spans are read during the call only. Calls
-// allocate only where a call has more groups than any call of the same object before.
+// they check that each span is as long as the sizes say. Spans own nothing: what they
+// point to must live until the call ends. Calls allocate only where a call has more groups than any call of the same object before.
 //
 // Objects may be used by one thread at a time, different objects by several.
 #ifndef FASTDECODE_FASTDECODE_HPP

@@ -1,0 +1,25 @@
+"""fastdecode.hpp: the same as the C functions, without a warning of the compilers that are here."""
+
+import shutil
+
+import pytest
+from linking import ROOT, config, run
+
+SOURCE = ROOT / "tests" / "abi" / "wrapper.cpp"
+STRICT = ("-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werror")
+
+
+@pytest.mark.parametrize("compiler", ["g++", "clang++"])
+def test_samples_and_decodes_as_the_c_interface_does(tmp_path, compiler):
+    if not shutil.which(compiler):
+        pytest.skip(f"no {compiler} here")
+    run(compiler, *STRICT, SOURCE, *config("--cflags", "--libs"), "-o", tmp_path / "wrapper")
+    assert run(tmp_path / "wrapper").splitlines() == [
+        "same",
+        "1 temperature = -1: must be finite and >= 0",
+        "1 temperature: has 1 elements; must have at least 2",
+        "1 logits: has 300 elements; must have at least 600",
+        "1 rows = -1: must be at least 0",
+        "1 seen = NULL: must be given with a penalty, which applies to the tokens seen",
+        "1 hidden = 0: must be at least 1",
+    ]
