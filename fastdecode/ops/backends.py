@@ -20,6 +20,9 @@ from types import ModuleType
 import torch
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
+PLANNED = ("cuda",)
+"""Names that are reserved for backends which this version does not have."""
+
 ENVIRONMENT_VARIABLE = "FASTDECODE_BACKEND"
 
 _default = os.environ.get(ENVIRONMENT_VARIABLE)
@@ -70,26 +73,29 @@ def unavailable(backend: str) -> str | None:
     return f"unknown; must be one of {', '.join(BACKENDS)}"
 
 
-@cache
-def _warn_of_reference() -> None:
-    """Say once that the compiled library is missing: the tokens are the same, the time is not."""
-    warnings.warn(
-        f"fastdecode's compiled library is not used, because it cannot be loaded ({_C_ERROR}). The PyTorch reference "
-        "samples the same tokens, hundreds of times slower. Install the package again (pip install .) to build it",
-        RuntimeWarning,
-        stacklevel=2,
-    )
-
-
 def available_backends() -> list[str]:
     """Names of the backends that can run on this machine."""
     return [name for name in BACKENDS if unavailable(name) is None]
 
 
+@cache
+def _warn_of_the_reference(device_type: str) -> None:
+    """Say once that the slow reference runs, and why."""
+    faster = "cpu" if device_type == "cpu" else "triton"
+    warnings.warn(
+        f"fastdecode runs its reference in PyTorch, which gives the same tokens many times slower, because the backend "
+        f"{faster} cannot run: {unavailable(faster)}. Reinstall the package to build what is missing, or ask for "
+        "backend='reference' (or FASTDECODE_BACKEND=reference) to accept it",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
 def choose_backend(backend: str | None, device_type: str) -> str:
     """The backend to run for tensors on a device.
 
-    None picks FASTDECODE_BACKEND if it is set, else the fastest that can run. Raises ValueError, with the reason, for
+    None picks FASTDECODE_BACKEND if it is set, else the fastest that can run; a RuntimeWarning says once if that is the
+    reference, since a library is missing. Raises ValueError, with the reason, for
     a named backend that cannot run.
     """
     source = "backend"
@@ -102,8 +108,8 @@ def choose_backend(backend: str | None, device_type: str) -> str:
             return "cpu"
         if device_type == "cuda" and unavailable("triton") is None:
             return "triton"
-        if device_type == "cpu":
-            _warn_of_reference()
+        if device_type in ("cpu", "cuda"):
+            _warn_of_the_reference(device_type)
         return "reference"
     if backend not in BACKENDS:
         raise ValueError(f"{source} = {backend!r}: {unavailable(backend)}")
