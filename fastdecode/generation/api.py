@@ -35,7 +35,7 @@ from fastdecode.generation.unsupported import (
 )
 from fastdecode.guidance import Guidance
 from fastdecode.kv.page_pool import PAGE_SLOTS, PagePool
-from fastdecode.models.chameleon import check_pixels, supported
+from fastdecode.models.chameleon import check_pixels, pixel_tensor, supported
 
 Output = Tensor | GenerateDecoderOnlyOutput
 
@@ -247,6 +247,8 @@ def custom_generate(
     try:
         model = check_model(model)
         option_kinds.check_call(model, None, {"generation_config": generation_config, **call})
+        if call.get("pixel_values") is not None:
+            pixel_tensor(model, call["pixel_values"])
         validation.check_options(model, {"generation_config": generation_config, **call, "synced_gpus": synced})
         chosen = validation.chosen_options(model, call or generation_config.to_dict())
         extras = prepare.GenerateOptions.found(model, generation_config, given)

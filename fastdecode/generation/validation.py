@@ -16,7 +16,7 @@ from fastdecode.generation.unsupported import Unsupported
 from fastdecode.grammar import Grammar
 from fastdecode.guidance import Guidance
 from fastdecode.kv.page_pool import PagePool
-from fastdecode.models.chameleon import Vocabulary, check_picture_count, check_pixels
+from fastdecode.models.chameleon import Vocabulary, check_picture_count, check_pixels, pixel_tensor
 
 CACHES = ("cache", "past_key_values", "cache_params")
 """What transformers' versions call a cache that the caller gives or gets."""
@@ -145,6 +145,7 @@ def check_prompt(model: Any, input_ids: Tensor | None, options: Mapping[str, Any
     if pixels is not None:
         if text_only and vocabulary.problem is not None:
             raise Unsupported(vocabulary.problem, "mend the checkpoint")
+        pixels = pixel_tensor(model, pixels)
         try:
             check_pixels(model, pixels)
         except ValueError as error:

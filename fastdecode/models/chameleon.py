@@ -154,21 +154,52 @@ _checked: WeakSet[Any] = WeakSet()
 
 
 def _check_tokens(ids: Mapping[str, int], size: int) -> None:
-    """``ValueError`` if a token of pictures lies outside the vocabulary, or if two names share one."""
-    named = {name: ids[name] for name in (BEGIN_IMAGE, END_IMAGE, PLACEHOLDER)}
-    named |= {name: token for name, token in ids.items() if name.startswith("IMGIMG")}
-    owners: dict[int, str] = {}
-    for name, token in named.items():
+    """``ValueError`` if a token of pictures lies outside the vocabulary, or if another name shares it."""
+    names: dict[int, list[str]] = {}
+    for name, token in ids.items():
+        names.setdefault(token, []).append(name)
+    for name, token in ids.items():
+        if not name.startswith("IMGIMG") and name not in (BEGIN_IMAGE, END_IMAGE, PLACEHOLDER):
+            continue
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < size:
             raise ValueError(
                 f"config.vocabulary_map gives {name} the token {token!r}, which is not a token of this checkpoint: "
                 f"config.vocab_size is {size}, so tokens are 0 to {size - 1}"
             )
-        if token in owners:
+        if len(names[token]) > 1:
             raise ValueError(
-                f"config.vocabulary_map gives {owners[token]} and {name} the same token {token}: each needs its own"
+                f"config.vocabulary_map gives {' and '.join(names[token][:3])} the same token {token}: each image "
+                "token and each marker of a picture needs its own"
             )
-        owners[token] = name
+
+
+def pixel_tensor(model: Any, pixel_values: Any) -> Tensor:
+    """Pixels as a tensor. ``ValueError`` unless they are a dense tensor, or a numpy array, of finite floats. Their
+    shape is left to `check_pixels`.
+    """
+    if family_of(model) is not CHAMELEON:
+        raise ValueError(f"pixel_values were given, but {type(model).__name__} reads and writes text only")
+    wanted = f"(pictures, {', '.join(map(str, _picture_shape(model)))}) float, as its processor makes them"
+    if isinstance(pixel_values, np.ndarray) and pixel_values.dtype.kind in "fiub":
+        pixel_values = torch.from_numpy(np.array(pixel_values))
+    if not isinstance(pixel_values, Tensor):
+        raise ValueError(
+            f"pixel_values is a {type(pixel_values).__name__}; this checkpoint takes {wanted} from PIL pictures"
+        )
+    if pixel_values.is_meta or pixel_values.layout is not torch.strided:
+        kind = "on the meta device, without values" if pixel_values.is_meta else "sparse"
+        raise ValueError(f"pixel_values is {kind}; this checkpoint takes dense {wanted}")
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values is {tuple(pixel_values.shape)} {str(pixel_values.dtype).removeprefix('torch.')}; this "
+            f"checkpoint takes {wanted}"
+        )
+    if not pixel_values.numel():
+        raise ValueError("pixel_values holds no picture: leave it out")
+    if not pixel_values.isfinite().all():
+        picture = int(pixel_values.isfinite().logical_not().nonzero()[0, 0]) if pixel_values.ndim else 0
+        raise ValueError(f"pixel_values of picture {picture} are not all finite: they hold NaN or infinity")
+    return pixel_values
 
 
 def check_pixels(model: Any, pixel_values: Any) -> Tensor:
@@ -176,32 +207,21 @@ def check_pixels(model: Any, pixel_values: Any) -> Tensor:
 
     ``ValueError`` for another kind, dtype or shape, and for pixels that are NaN or infinite.
     """
-    if family_of(model) is not CHAMELEON:
-        raise ValueError(f"pixel_values were given, but {type(model).__name__} reads and writes text only")
-    vision, config = model.model.vqmodel, model.config.vq_config
-    shape = (config.in_channels, config.resolution, config.resolution)
-    wanted = f"(pictures, {', '.join(map(str, shape))}) float, as its processor makes them from PIL pictures"
-    if isinstance(pixel_values, np.ndarray) and pixel_values.dtype.kind in "fiub":
-        pixel_values = torch.from_numpy(np.array(pixel_values))
-    if not isinstance(pixel_values, Tensor):
-        raise ValueError(f"pixel_values is a {type(pixel_values).__name__}; this checkpoint takes {wanted}")
-    if pixel_values.is_meta or pixel_values.layout is not torch.strided:
-        kind = "on the meta device, without values" if pixel_values.is_meta else "sparse"
-        raise ValueError(f"pixel_values is {kind}; this checkpoint takes dense {wanted}")
-    if not pixel_values.is_floating_point() or pixel_values.ndim != 4 or pixel_values.shape[1:] != shape:
+    pixels, shape = pixel_tensor(model, pixel_values), _picture_shape(model)
+    if pixels.ndim != 4 or pixels.shape[1:] != shape:
         raise ValueError(
-            f"pixel_values is {tuple(pixel_values.shape)} {str(pixel_values.dtype).removeprefix('torch.')}; this "
-            f"checkpoint takes {wanted}"
+            f"pixel_values is {tuple(pixels.shape)}; this checkpoint takes (pictures, "
+            f"{', '.join(map(str, shape))}), as its processor makes them"
         )
-    if not len(pixel_values):
-        raise ValueError("pixel_values holds no picture: leave it out")
-    finite = pixel_values.isfinite().flatten(1).all(1)
-    if not finite.all():
-        picture = int(finite.logical_not().nonzero()[0])
-        raise ValueError(f"pixel_values of picture {picture} are not all finite: they hold NaN or infinity")
-    weight = vision.quant_conv.weight
+    vision = model.model.vqmodel
     _check_not_offloaded(vision)
-    return pixel_values.to(weight.device, weight.dtype)
+    weight = vision.quant_conv.weight
+    return pixels.to(weight.device, weight.dtype)
+
+
+def _picture_shape(model: Any) -> tuple[int, int, int]:
+    config = model.config.vq_config
+    return config.in_channels, config.resolution, config.resolution
 
 
 def _check_not_offloaded(vision: Any) -> None:

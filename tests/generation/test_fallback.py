@@ -153,9 +153,9 @@ def test_a_fallback_is_one_of_two():
         fastdecode.generate(MODEL, PROMPT, fallback="beams", **GREEDY)
 
 
-@pytest.mark.parametrize("name", ["guidance", "text", "image", "seed", "progress", "deterministic", "kv_pool"])
+@pytest.mark.parametrize("name", ["guidance", "text", "seed", "progress", "deterministic", "kv_pool"])
 def test_options_of_ours_are_not_lost(name: str):
-    value = {"guidance": 2.0, "text": {"top_p": 0.5}, "image": {"top_p": 0.5}, "seed": 0}.get(name, True)
+    value = {"guidance": 2.0, "text": {"top_p": 0.5}, "seed": 0, "kv_pool": fastdecode.new_pool(MODEL)}.get(name, True)
     with pytest.raises(ValueError, match=f"num_beams=2 asks .*; or leave out {name}, which"):
         fastdecode.generate(MODEL, PROMPT, num_beams=2, **GREEDY, **{name: value})
 

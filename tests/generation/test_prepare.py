@@ -304,7 +304,7 @@ def test_masks_and_pixels_of_another_shape(call):
         call(MODEL, input_ids=PROMPT, attention_mask=torch.ones(1, 3), max_new_tokens=2)
     options = with_pictures(1, 1) | {"pixel_values": torch.zeros(1, 3, 16, 16)}
     with pytest.raises(
-        ValueError, match=r"pixel_values is \(1, 3, 16, 16\) float32; this checkpoint takes \(pictures, 3, 8, 8\)"
+        ValueError, match=r"pixel_values is \(1, 3, 16, 16\); this checkpoint takes \(pictures, 3, 8, 8\)"
     ):
         call(MODEL, **options, max_new_tokens=2)
 

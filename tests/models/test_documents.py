@@ -77,7 +77,7 @@ def test_start_leaves_the_prompt_out():
 
 
 def test_one_sequence_alone_is_refused():
-    with pytest.raises(ValueError, match=r"give \(batch, length\) integers, a list .*; put one sequence in a list"):
+    with pytest.raises(ValueError, match=r"integers, or a list of lists: put one sequence in a list; got a int"):
         fastdecode.to_documents(MODEL, tiny_processor(), torch.tensor([0, T, U]))
 
 

@@ -396,8 +396,9 @@ def test_without_decoder_weights_text_works_and_pictures_name_them(folder: Path)
     [
         ({"<eoss>": 5000}, r"gives <eoss> the token 5000, .*tokens are 0 to "),
         ({"<image>": -1}, r"gives <image> the token -1"),
-        ({"IMGIMGBZ": 4}, r"the same token 4: each needs its own"),
-        ({"<racm3:break>": 4}, r"gives <racm3:break> and IMGIMG\w+ the same token 4"),
+        ({"IMGIMGBZ": 4}, r"the same token 4: each image token"),
+        ({"<racm3:break>": 4}, r"gives IMGIMG\w+ and <racm3:break> the same token 4"),
+        ({"w2": 4}, r"gives IMGIMG\w+ and w2 the same token 4"),
         ({"<eoss>": "7"}, r"gives <eoss> the token '7'"),
     ],
 )

@@ -125,7 +125,7 @@ def test_encoding_names_the_ids_of_the_codes():
             codes = model.model.vqmodel.encode(shown).image_tokens.view(3, 4)
         assert [[v.id_to_code[i] for i in row] for row in ids.tolist()] == codes.tolist()
         with pytest.raises(
-            ValueError, match=r"pixel_values is \(1, 3, 8, 9\) float32; this checkpoint takes \(pictures, 3, 8, 8\)"
+            ValueError, match=r"pixel_values is \(1, 3, 8, 9\); this checkpoint takes \(pictures, 3, 8, 8\)"
         ):
             encode_pictures(model, torch.zeros(1, 3, 8, 9))
 
