@@ -216,6 +216,8 @@ class Engine:
         config = options.get("generation_config")
         validation.check_config(config)
         given = {name: options.pop(name) for name in OWN_OPTIONS if name in options}
+        if given.get("kv_pool") is not None:
+            raise ValueError(f"kv_pool: {refused['kv_pool']}")
         found = vars(GenerateOptions.found(self.model, config, given)) | {"streamer": options.pop("streamer", None)}
         for name, why in refused.items():
             if found[name] is not None and found[name] is not False:

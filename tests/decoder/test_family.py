@@ -185,7 +185,7 @@ def test_the_vocabulary_has_no_pictures():
         ({"multimodal_generation_mode": "image-only"}, "'image-only': this model writes text only"),
         ({"multimodal_generation_mode": "unrestricted"}, "'unrestricted': this model writes text only"),
         ({"pixel_values": torch.zeros(1, 3, 8, 8)}, "pixel_values were given, but LlamaForCausalLM reads and writes"),
-        ({"image": {"top_q": 1}}, "image['top_q'] is not a sampling parameter"),
+        ({"text": {"top_q": 1}}, "text['top_q'] is not a sampling parameter"),
         ({"max_new_tokens": 3, "num_beams": 2}, "num_beams=2 asks for beam search"),
     ],
     ids=str,

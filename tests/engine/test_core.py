@@ -56,7 +56,7 @@ def call_of(i: int, options: dict) -> tuple[torch.Tensor, dict]:
 def request_of(i: int, options: dict, **more) -> tuple[Request, object]:
     ids, options = call_of(i, options)
     own = {k: options.pop(k) for k in list(options) if k in GenerateOptions.__dataclass_fields__}
-    call = prepare_call(MODEL, ids, options, GenerateOptions(**own, deterministic=True))
+    call = prepare_call(MODEL, ids, options, own | {"deterministic": True})
     [request] = call.requests(**more)
     return request, call
 
@@ -334,7 +334,7 @@ def test_a_batch_in_lock_step_is_preempted_whole():
     options |= {"return_dict_in_generate": True}
     own = {"multimodal_generation_mode": IMAGE_ONLY, "guidance": 2.0, "seed": [1, 2, 3], "deterministic": True}
     expected = fastdecode.generate(MODEL, **options, **own)
-    call = prepare_call(MODEL, None, dict(options), GenerateOptions(**own))
+    call = prepare_call(MODEL, None, dict(options), own)
     [request] = call.requests()
     engine = core()
     engine.add(request)
@@ -361,7 +361,7 @@ def long_prompt(length: int) -> torch.Tensor:
 
 def request_for(ids: torch.Tensor, **options) -> tuple[Request, object]:
     own = {"multimodal_generation_mode": "text-only", "seed": 3, "deterministic": True}
-    call = prepare_call(MODEL, ids, {"max_new_tokens": 5, "do_sample": True, **options}, GenerateOptions(**own))
+    call = prepare_call(MODEL, ids, {"max_new_tokens": 5, "do_sample": True, **options}, own)
     [request] = call.requests()
     return request, call
 
@@ -476,7 +476,7 @@ def test_an_interrupt_of_a_batch_in_lock_step_loses_and_doubles_nothing(monkeypa
             raise KeyboardInterrupt
         return append(self, token)
 
-    call = prepare_call(MODEL, None, dict(options), GenerateOptions(**own))
+    call = prepare_call(MODEL, None, dict(options), own)
     [request] = call.requests()
     engine, interrupts = core(), 0
     engine.add(request)

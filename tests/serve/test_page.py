@@ -146,7 +146,9 @@ def test_the_servers_sentence_is_shown(browser: Any, served: Served) -> None:
     set_value(browser, "temperature", "-1")
     find(browser, "#start")[0].click()
     wait_until(lambda: state(browser) == "failed")
-    assert find(browser, "#error")[0].text == "image.temperature=-1.0 is out of range: it must be at least 0"
+    assert (
+        find(browser, "#error")[0].text == "image.temperature=-1.0 is out of range: it must be at least 0, and finite"
+    )
     served.service.stop()
     find(browser, "#start")[0].click()
     wait_until(lambda: "shutting down" in find(browser, "#error")[0].text)

@@ -154,7 +154,8 @@ def test_contrast(path, k):
 @pytest.mark.parametrize("path", PATHS)
 def test_nothing_to_draw(path):
     assert launched(path, logits=torch.zeros(0, 40)).token.shape == (0,)
-    assert launched(path, logits=torch.zeros(3, 0)).status.tolist() == [2, 2, 2]
+    with pytest.raises(ValueError, match=r"logits.shape\[1\] = 0: must be in"):
+        launched(path, logits=torch.zeros(3, 0))
     absent = torch.full((2, 3), -1, dtype=torch.int32)
     assert launched(path, logits=torch.zeros(0, 40), streams=absent).status.tolist() == [1, 1]
     assert launched(path, logits=torch.zeros(2, 40), allowed=TokenSets([[]])).status.tolist() == [2, 2]
