@@ -18,6 +18,7 @@ import pytest
 import fastdecode
 from fastdecode.build_info import compiler_flags, linker_flags
 from fastdecode.cli.main import parser
+from fastdecode.versions import TRIED
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -176,6 +177,13 @@ def test_messages_that_are_quoted_are_the_codes() -> None:
     source = "\n".join(file.read_text() for file in (ROOT / "fastdecode").rglob("*.py"))
     source = re.sub(r'"\s*\n\s*f?"', "", source)
     assert [words for words in quoted if words not in source] == []
+
+
+def test_versions_that_were_tried() -> None:
+    text = " ".join((ROOT / "docs" / "install.md").read_text().split())
+    for package, (lowest, highest) in TRIED.items():
+        from_, to = (".".join(version.split(".")[:2]) for version in (lowest, highest))
+        assert f"{package} {from_} to {to}" in text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)

@@ -75,7 +75,7 @@ def main() -> int:
     except urllib.error.HTTPError as error:
         print(json.loads(error.read())["error"], file=sys.stderr)
     except OSError as error:
-        print(f"no server answers at {args.url}: {error}", file=sys.stderr)
+        print(f"no server answers at {args.url} (--url names another address): {error}", file=sys.stderr)
     return 2
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 SEEDS = (-(2**63), 2**63 - 1)
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 class Refused(ValueError):

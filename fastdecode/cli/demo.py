@@ -116,7 +116,7 @@ def run_demo(output: Path, seed: int = 0) -> Tally:
         effect = explain(model, **processor(text=GOALS[0], return_tensors="pt"), **INSTRUCTIONS)
         page.write(folder, said, OPENING.format(total=total), str(effect))
     print(total)
-    print(f"look at {output / 'index.html'} ({len(page.pictures)} pictures beside it)")
+    print(f"open {output / 'index.html'} in a browser; its pictures are also files in that folder")
     return total
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdecode.cli.arguments import (
+    DTYPES,
     SEEDS,
     Refused,
     check_device,
@@ -40,7 +41,6 @@ COMMAND = "generate"
 NAMES = re.compile(r"document(-\d+)?\.md|(document-\d+-)?picture-\d+\.png")
 """The files that this command writes."""
 MODES = ("text-only", "image-only", "interleaved-text-image", "unrestricted")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 MODALITIES = {"text": "text", "image": "pictures"}
 SAMPLING = ("temperature", "top_k", "top_p")
 GUIDANCE_HELP = "give none, a number such as 3.0, or instruct, or instruct:TEXT,IMAGE such as instruct:3.0,1.2"

@@ -6,6 +6,8 @@ import argparse
 import importlib.util
 from pathlib import Path
 
+from fastdecode.cli.arguments import DTYPES, check_device, device
+
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
 
@@ -13,6 +15,8 @@ def add_arguments(serve: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     serve.add_argument("--model", default="blocks", help="'blocks', a folder or a hub id (default: %(default)s)")
     serve.add_argument("--vqgan", type=Path, default=None, help="Meta's vqgan.ckpt, for a checkpoint without decoder")
+    serve.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: the checkpoint's)")
+    serve.add_argument("--device", type=device, help="cpu, cuda or cuda:N (default: cpu)")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s, this machine)")
     serve.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
     serve.add_argument("--pages", type=int, default=None, help="most pages of keys and values (default: no limit)")
@@ -38,6 +42,7 @@ def check_extra() -> None:
 def serve(args: argparse.Namespace) -> None:
     """Load the model and serve it until SIGINT or SIGTERM."""
     check_extra()
+    check_device(args.device)
     from fastdecode.generation.engine import Engine
     from fastdecode.models.loading import load
     from fastdecode.serve.app import create_app
@@ -54,7 +59,8 @@ def serve(args: argparse.Namespace) -> None:
         seconds=args.max_seconds,
     )
     with listen(args.host, args.port) as listener:
-        model, processor = load(args.model, vqgan=args.vqgan)
+        dtype = None if args.dtype == "auto" else args.dtype
+        model, processor = load(args.model, dtype=dtype, device=args.device, vqgan=args.vqgan)
         engine = Engine(model, processor, pages=args.pages, max_rows=args.max_rows, deterministic=args.deterministic)
         app = create_app(engine, limits, model=args.model)
         host, port = listener.getsockname()[:2]

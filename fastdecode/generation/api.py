@@ -67,6 +67,9 @@ def generate(
     multimodal_generation_mode: "text-only" (default; same tokens as transformers), "image-only" (one picture),
     "interleaved-text-image", or "unrestricted".
 
+    max_new_tokens: as in transformers, whose default is mostly 20. image-only has by itself the length of one picture;
+    the other modes that draw need more than that: see the guide.
+
     guidance: a `Guidance`, or a number for two-way guidance; ``guidance_scale`` and ``negative_prompt_ids`` work as in
     transformers. In modes that draw, only pictures are guided; in the other modes, every token.
 

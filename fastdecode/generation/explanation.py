@@ -161,8 +161,10 @@ def _sampling(values: dict[str, Any]) -> str:
 
 
 def _backend(device: str) -> tuple[str, list[str]]:
-    """The sampling backend of a call on ``device``, and why no faster one is used."""
+    """The sampling backend of a call on ``device``, and why no faster one is used. On a CPU that is "cpu"."""
     name = choose_backend(None, device)
+    if name == device == "cpu":
+        return name, []
     faster = [other for other in BACKENDS[BACKENDS.index(name) + 1 :] if other not in PLANNED]
     reasons = {other: unavailable(other) for other in faster}
     return name, [f"the backend {other} cannot run: {why}" for other, why in reasons.items() if why is not None]

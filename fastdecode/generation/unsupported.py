@@ -62,9 +62,7 @@ def check_hand_over(error: Unsupported, fallback: str, text_only: bool, given: l
         raise error
     if given:
         names = " and ".join(given)
-        raise ValueError(
-            f"{error}; or leave out {names}, which transformers' own loop, that would decode this call, does not have"
-        ) from None
+        raise ValueError(f"{error}; or leave out {names}: then transformers' own loop decodes this call") from None
 
 
 def say_once(reason: str) -> None:

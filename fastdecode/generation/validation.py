@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -80,9 +81,16 @@ def chosen_options(model: Any, options: Mapping[str, Any]) -> frozenset[str]:
 
 
 def set_default_length(model: Any, mode: str | None, options: dict[str, Any]) -> None:
-    """Give ``image-only`` without a length room for one picture, so that transformers does not warn about it."""
+    """Give ``image-only`` without a length room for one picture, so that transformers does not warn about it. In the
+    generation_config where there is one: transformers warns about a call that has both.
+    """
     if mode == "image-only" and not chosen_options(model, options) & LENGTHS:
-        options["max_new_tokens"] = Vocabulary.of(model).image_length + 2
+        length = Vocabulary.of(model).image_length + 2
+        if options.get("generation_config") is None:
+            options["max_new_tokens"] = length
+        else:
+            options["generation_config"] = copy.deepcopy(options["generation_config"])
+            options["generation_config"].max_new_tokens = length
 
 
 def check_config(config: Any) -> None:

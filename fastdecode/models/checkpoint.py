@@ -74,7 +74,7 @@ class Checkpoint:
                 f"{source} is neither a folder here nor a repository that the hub gives us: {in_short(error)}"
             ) from error
         if path is None:
-            where = "" if Path(source).is_dir() else ", or the hub does not give it to us"
+            where = "" if Path(source).is_dir() else ", or the hub could not be reached, or does not give it to us"
             inside = f" in its subfolder {self.hub['subfolder']}" if "subfolder" in self.hub else ""
             raise FileNotFoundError(
                 f"{source} has no config.json{inside}: it is not a model in Hugging Face format{where}"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 from pathlib import Path
@@ -411,3 +414,16 @@ def test_a_terminal_sees_how_long_loading_takes(monkeypatch: pytest.MonkeyPatch)
 )
 def test_guidance_option(text: str | None, draws: bool, wanted: object) -> None:
     assert write.parse_guidance(text, draws) == wanted
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    """As in ``fastdecode env | head -1``."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "fastdecode", "env"], stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -7,6 +7,7 @@ import socket
 from typing import Any
 
 import pytest
+import torch
 
 from fastdecode import cli
 
@@ -33,6 +34,8 @@ def test_without_the_extra_it_says_what_to_install(
         (["--max-seconds", "0"], ["seconds is 0.0", "above 0"]),
         (["--max-images", "-1"], ["images is -1", "at least 0"]),
         (["--port", "0", "--max-rows", "0"], ["max_rows=0"]),
+        (["--port", "0", "--dtype", "int4"], ["--dtype", "'int4'", "bfloat16"]),
+        (["--port", "0", "--device", "cuda:99"], ["--device cuda:99", "no such GPU"]),
         (["--port", "0", "--model", "no-such-folder"], ["no-such-folder", "blocks"]),
     ],
 )
@@ -51,3 +54,11 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
         port = taken.getsockname()[1]
         assert cli.main(["serve", "--port", str(port)]) == 2
     assert f"127.0.0.1 port {port} cannot be listened at: Address already in use" in capsys.readouterr().err
+
+
+def test_the_dtype_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[Any] = []
+    monkeypatch.setattr("fastdecode.serve.app.create_app", lambda engine, limits, model: engine)
+    monkeypatch.setattr("fastdecode.serve.server.run", lambda engine, listener: served.append(engine))
+    assert cli.main(["serve", "--port", "0", "--dtype", "bfloat16"]) == 0
+    assert [engine.model.dtype for engine in served] == [torch.bfloat16]

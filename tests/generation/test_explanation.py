@@ -31,6 +31,7 @@ def test_plain_text():
     assert found.allowed == {"text": V.size - 24, "picture": 24}
     assert found.text["temperature"] == 0.0
     assert found.sampling_backend == "cpu"
+    assert found.why_not_faster == []  # on a CPU, "cpu" is the fastest backend
     assert found.can_draw
     text = str(found)
     assert "text sampling     greedy" in text

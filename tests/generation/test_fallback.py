@@ -100,7 +100,7 @@ def test_transformers_decodes_what_fastdecode_does_not(name: str, door: str, han
     if name not in ("right padding", "pixels of another size"):
         with pytest.raises(ValueError, match=reason):
             fastdecode.generate(model, **options, multimodal_generation_mode="interleaved-text-image")
-    with pytest.raises(ValueError, match=f"{reason}.*; or leave out seed, which transformers' own loop"):
+    with pytest.raises(ValueError, match=f"{reason}.*; or leave out seed: then transformers' own loop decodes"):
         fastdecode.generate(model, **options, seed=0)
     with pytest.raises(ValueError, match=reason):
         fastdecode.Engine(model).submit(**{"inputs": options.pop("input_ids"), **options})
@@ -156,7 +156,7 @@ def test_a_fallback_is_one_of_two():
 @pytest.mark.parametrize("name", ["guidance", "text", "seed", "progress", "deterministic", "kv_pool"])
 def test_options_of_ours_are_not_lost(name: str):
     value = {"guidance": 2.0, "text": {"top_p": 0.5}, "seed": 0, "kv_pool": fastdecode.new_pool(MODEL)}.get(name, True)
-    with pytest.raises(ValueError, match=f"num_beams=2 asks .*; or leave out {name}, which"):
+    with pytest.raises(ValueError, match=f"num_beams=2 asks .*; or leave out {name}: then"):
         fastdecode.generate(MODEL, PROMPT, num_beams=2, **GREEDY, **{name: value})
 
 

@@ -1,5 +1,6 @@
 """Pictures against a plain loop without a cache: alone and in batches, with and without guidance."""
 
+import logging
 import re
 import warnings
 from functools import partial
@@ -429,3 +430,18 @@ def test_transformers_default_top_k_is_for_text_only():
     assert kept_ids(model, generation_config=GenerationConfig(do_sample=True, top_k=50), **plug) == (50, 50)
     model.generation_config.top_k = 50
     assert kept_ids(model, do_sample=True) == (50, 50)
+
+
+def test_the_length_of_one_picture_is_not_taken_for_an_argument_of_the_call(caplog):
+    """transformers warns about a call that has a generation_config and lengths, which nobody gave here."""
+    model = tiny_model(13)
+    config = GenerationConfig(multimodal_generation_mode="image-only")
+    transformers_logger = logging.getLogger("transformers")
+    transformers_logger.addHandler(caplog.handler)
+    try:
+        out = fastdecode.generate(model, torch.tensor([[BOS, 40]]), generation_config=config)
+    finally:
+        transformers_logger.removeHandler(caplog.handler)
+    assert out.shape[1] == 2 + Vocabulary.of(model).image_length + 2
+    assert config.max_new_tokens is None
+    assert caplog.messages == []
