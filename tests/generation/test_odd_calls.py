@@ -129,6 +129,13 @@ def test_attention_that_sees_later_tokens_is_refused():
         fastdecode.generate(model, PROMPT, **SHORT)
 
 
+def test_a_layer_that_is_used_twice():
+    model = llama()
+    model.model.layers[1] = model.model.layers[0]
+    with pytest.raises(RuntimeError, match=r"stored once only: give every layer a module and a layer_idx of its own"):
+        fastdecode.generate(model, PROMPT, **SHORT)
+
+
 def test_modules_whose_sizes_cannot_be_read():
     model = llama()
     model.model.embed_tokens = nn.Sequential(model.model.embed_tokens, nn.Tanh())
