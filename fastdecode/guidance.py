@@ -7,13 +7,17 @@ constructors are the known recipes.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, cast
 
+import numpy as np
+
 from fastdecode.models.chameleon import Vocabulary
+
+LARGEST = float(np.finfo(np.float32).max)
+"""The largest weight: logits are mixed in float32."""
 
 KINDS = ("full", "images", "unconditional", "prompt")
 
@@ -47,6 +51,9 @@ class Stream:
             raise ValueError("a stream of kind 'prompt' needs at least one token in ids")
         if self.kind != "prompt" and self.ids:
             raise ValueError(f"ids belong to a stream of kind 'prompt'; this one is {self.kind!r}")
+        for name, kind in (("history", "prompt"), ("bos", "unconditional")):
+            if not getattr(self, name) and self.kind != kind:
+                raise ValueError(f"{name}=False belongs to a stream of kind {kind!r}; this one is {self.kind!r}")
 
     def rewrite(self, ids: Sequence[int], prompt_length: int, tail: int, vocabulary: Vocabulary) -> tuple[int, ...]:
         """The tokens of this stream for a sequence ``ids``, the first ``prompt_length`` of which are the prompt.
@@ -97,8 +104,8 @@ def _check_bool(name: str, value: Any) -> None:
 
 
 def _number(name: str, value: Any) -> float:
-    """``value`` as a float. ``ValueError`` unless it is a finite number, which a bool is not."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not abs(cast(float, value)) <= sys.float_info.max:
+    """``value`` as a float. ``ValueError`` unless it is a finite number in float32, which a bool is not."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not abs(cast(float, value)) <= LARGEST:
         raise ValueError(f"{name} is {repr(value)[:100]}, which is not a finite number")
     return float(value)
 

@@ -6,13 +6,17 @@ around those: a layer, its ``self_attn``, ``model.model`` and the model.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import nn, overrides
+from torch.nn import functional
 from torch.nn.modules import module as torch_module
+from torch.utils import _python_dispatch as python_dispatch
+from torch.utils._device import DeviceContext
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fastdecode.decoder.autocast import Autocast
@@ -28,6 +32,15 @@ _FORWARDS = {
     if c is not None
 }
 """The functions that the classes had when this file was imported: one may be replaced on the class."""
+
+_CALLED = ("apply_rotary_pos_emb", "rotate_half", "repeat_kv", "eager_attention_forward")
+_TORCH = ("linear", "embedding", "silu", "scaled_dot_product_attention")
+_MODULES = {f: sys.modules[f.model.__module__] for f in FAMILIES}
+_FUNCTIONS = {
+    f: {(m, name): getattr(m, name) for m, names in ((module, _CALLED), (functional, _TORCH)) for name in names}
+    for f, module in _MODULES.items()
+}
+"""The functions that the forwards of a family call by name, as they were when this file was imported."""
 
 
 def global_hooks() -> bool:
@@ -87,7 +100,16 @@ def needs_forward(model: Any) -> str | None:
     compute the same. TypeError for a model that `family_of` does not accept.
     """
     autocast = Autocast.now(device_of(model))
-    return altered_reason(model) or (f"{autocast} is on" if autocast.on else None)
+    return altered_reason(model) or (f"{autocast} is on" if autocast.on else None) or _mode_of_torch()
+
+
+def _mode_of_torch() -> str | None:
+    """The mode of torch in this thread that sees every operation, and may change it; None if there is none.
+    ``with torch.device(…)`` only says where new tensors are.
+    """
+    modes = [m for m in overrides._get_current_function_mode_stack() if type(m) is not DeviceContext]
+    modes += python_dispatch._get_current_dispatch_mode_stack()
+    return f"torch is in a {type(modes[-1]).__name__}" if modes else None
 
 
 def altered_reason(model: Any) -> str | None:
@@ -103,6 +125,10 @@ def altered_reason(model: Any) -> str | None:
     replaced = _replaced(c for c in (*parts, family.heads, nn.Linear, nn.Embedding) if c is not None)
     if replaced is not None:
         return f"{replaced.__name__}.forward was replaced"
+    for (module, name), function in _FUNCTIONS[family].items():
+        now = getattr(module, name)
+        if now is not function or (module is not functional and now.__module__ != module.__name__):
+            return f"{module.__name__.rpartition('.')[2]}.{name} was replaced"
     return _unusual_attention(config, inner) or _unusual_weights(model)
 
 
@@ -119,6 +145,8 @@ def _unusual_attention(config: Any, inner: Any) -> str | None:
         return "it is in training mode, with dropout"
     if len(inner.layers) != config.num_hidden_layers:
         return f"it has {len(inner.layers)} layers, and config.num_hidden_layers is {config.num_hidden_layers}"
+    if len({type(layer) for layer in inner.layers}) > 1:
+        return "its layers are of several classes"
     numbers = [layer.self_attn.layer_idx for layer in inner.layers]
     if len(set(numbers)) != len(numbers):
         return "a layer is used twice"
@@ -149,12 +177,29 @@ def _unusual_weights(model: Any) -> str | None:
 
 
 def check_inputs(model: Any) -> None:
-    """ValueError if the model's class prepares the inputs of its forward in a way of its own."""
+    """ValueError if the model's class prepares the inputs of its forward in a way of its own, or if a module is not
+    there whose sizes are read, or if tokens see later ones.
+    """
+    use = "use transformers' generate for it (fastdecode.disable(model) brings it back)"
+    inner = model.model
+    if not isinstance(getattr(inner.embed_tokens, "weight", None), torch.Tensor):
+        raise ValueError(f"model.embed_tokens is a {type(inner.embed_tokens).__name__}, which has no weight: {use}")
+    for number, layer in enumerate(inner.layers):
+        if not isinstance(getattr(layer, "self_attn", None), nn.Module):
+            raise ValueError(
+                f"model.layers.{number} is a {type(layer).__name__}, which has no self_attn whose keys and values "
+                f"fastdecode could keep: {use}"
+            )
+        if getattr(layer.self_attn, "is_causal", True) is not True:
+            raise ValueError(
+                f"model.layers.{number}.self_attn.is_causal is {layer.self_attn.is_causal!r}: fastdecode decodes "
+                f"tokens that see only earlier ones; set it to True, or {use}"
+            )
     like: Any = family_of(model).model
     if type(model).prepare_inputs_for_generation is not like.prepare_inputs_for_generation:
         raise ValueError(
             f"{type(model).__name__} has a prepare_inputs_for_generation of its own, which fastdecode does not call: "
-            "use transformers' generate for it (fastdecode.disable(model) brings it back)"
+            f"{use}"
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.models.chameleon.modeling_chameleon import ChameleonSwinDecoderLayer
 
 from fastdecode import ops
 from fastdecode.decoder.autocast import Autocast
@@ -68,7 +69,7 @@ class Decoder(BaseDecoder):
         self.embed, self.norm, self.head = inner.embed_tokens, RMSNorm(inner.norm), model.lm_head
         self.layers = [Layer(layer, sizes) for layer in inner.layers]
         self.layer_count = len(self.layers)
-        self.swin = bool(getattr(model.config, "swin_norm", False))
+        self.swin = isinstance(inner.layers[0], ChameleonSwinDecoderLayer)
         self.device, self.dtype = inner.embed_tokens.weight.device, inner.embed_tokens.weight.dtype
         self.autocast = Autocast(self.device.type, None)
         self._rope: tuple[Tensor, Tensor] | None = None

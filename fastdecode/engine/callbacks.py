@@ -97,13 +97,31 @@ class Callbacks:
         batch = len(self._tokens)
         found = torch.zeros(batch, dtype=torch.bool, device="cpu")
         for criterion in self.stopping:
+            before = self.tokens.clone()
             said = criterion(self.tokens, scores)
+            check_unwritten(self.tokens, before, "stopping criterion", criterion)
             if isinstance(said, Tensor) and said.dtype == torch.bool and said.numel() in (1, batch) and said.ndim < 2:
                 found |= said.to("cpu")
             elif isinstance(said, (bool, np.bool_)):
                 found |= bool(said)
             else:
                 got = f"{tuple(said.shape)} {said.dtype}" if isinstance(said, Tensor) else f"a {type(said).__name__}"
-                name = getattr(criterion, "__name__", type(criterion).__name__)
-                raise ValueError(f"the stopping criterion {name} returned {got}; it must return ({batch},) of bools")
+                raise ValueError(
+                    f"the stopping criterion {name_of(criterion)} returned {got}; it must return ({batch},) of bools"
+                )
         return list(found.tolist())
+
+
+def name_of(function: Any) -> str:
+    """What an error calls a processor or criterion."""
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def check_unwritten(tokens: Tensor, before: Tensor, what: str, function: Any) -> None:
+    """``ValueError`` if ``function`` has written into the tokens that it was given to read. Puts them back."""
+    if not torch.equal(tokens, before):
+        tokens.copy_(before)
+        raise ValueError(
+            f"the {what} {name_of(function)} wrote into the tokens that it was given, which are those of the "
+            "sequences; it must leave them as they are, or clone them first"
+        )

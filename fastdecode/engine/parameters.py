@@ -11,6 +11,9 @@ from typing import Any
 LARGEST_FLOAT, SMALLEST_FLOAT = (2 - 2**-23) * 2.0**127, 2.0**-149
 """Of float32, in which the sampler computes."""
 
+SMALLEST_TEMPERATURE = 1e-30
+"""Logits that are divided by less can overflow."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -63,4 +66,7 @@ class Sampling:
             if not number or not low <= value <= high:
                 shown = "a huge integer" if isinstance(value, int) and value.bit_length() > 128 else repr(value)[:100]
                 raise ValueError(f"{where}{key}={shown} is out of range: it must be {right}")
+        if 0.0 < self.temperature < SMALLEST_TEMPERATURE:
+            right = f"0 (the likeliest token), or at least {SMALLEST_TEMPERATURE:g}"
+            raise ValueError(f"{where}temperature={self.temperature!r} is out of range: it must be {right}")
         return replace(self, top_k=min(int(self.top_k), 2**31 - 1))  # more is off, as in transformers

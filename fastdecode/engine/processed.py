@@ -22,7 +22,7 @@ from transformers.generation import (
 
 from fastdecode import ops
 from fastdecode.engine.batch import parameters_of
-from fastdecode.engine.callbacks import Callbacks
+from fastdecode.engine.callbacks import Callbacks, check_unwritten, name_of
 from fastdecode.engine.parameters import Sampling
 from fastdecode.engine.request import Request
 from fastdecode.engine.sequence import Sequence
@@ -53,8 +53,11 @@ def sample_processed(request: Request, logits: Tensor) -> tuple[list[int], list[
     if callbacks.processors:
         for processor in callbacks.processors:
             call: Any = LogitsProcessorList([processor])
+            before = so_far.clone()
             scores = call(so_far, scores)
             _check_scores(processor, scores, mixed)
+            check_unwritten(so_far, before, "logits processor", processor)
+            scores = scores.float() if scores.dtype == torch.float64 else scores
         scores = scores.masked_fill(banned, -torch.inf)
     _record(callbacks, batch, sampling, raw, scores)
     if not sampling:
@@ -99,9 +102,9 @@ def _mix(batch: list[Sequence], sampling: list[int], logits: Tensor, normalise: 
 def _check_scores(processor: Any, scores: Any, mixed: Tensor) -> None:
     if not isinstance(scores, Tensor) or scores.shape != mixed.shape or not scores.is_floating_point():
         got = f"{tuple(scores.shape)} {scores.dtype}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
-        name = getattr(processor, "__name__", type(processor).__name__)
         raise ValueError(
-            f"the logits processor {name} returned {got}; it must return scores {tuple(mixed.shape)} of floats"
+            f"the logits processor {name_of(processor)} returned {got}; it must return scores {tuple(mixed.shape)} of "
+            "floats"
         )
 
 

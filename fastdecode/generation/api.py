@@ -145,8 +145,9 @@ def _through_transformers(
     """
     config = options.get("generation_config")
     validation.check_config(config)
+    option_kinds.check_is_model(model)
     extras = prepare.GenerateOptions.found(model, config, given)
-    fallback = extras.fallback or "transformers"
+    fallback = "transformers" if extras.fallback is None else extras.fallback
     check_fallback(fallback)
     try:
         return _prepared(model, inputs, dict(options), extras, run)
@@ -175,12 +176,24 @@ def _prepared(
     validation.check_prompt(model, prompt, options, text_only=extras.text_only)
     if options.get("pixel_values") is not None:
         options["pixel_values"] = check_pixels(model, options["pixel_values"])
+    else:
+        options.pop("pixel_values", None)  # transformers would read None as pictures
+    allowed = options.get("prefix_allowed_tokens_fn")
+    if allowed is not None:
+        options["prefix_allowed_tokens_fn"] = option_kinds.checked_prefix(allowed, model)
     tokenizer = options.pop("tokenizer", None)
     stop_strings = validation.option(model, options, "stop_strings")
     if stop_strings is not None:  # transformers does not pass the tokenizer to a custom loop
         if tokenizer is None:
             raise ValueError("stop_strings needs tokenizer=…, to know how tokens spell them")
-        more = StopStringCriteria(tokenizer=tokenizer, stop_strings=stop_strings)
+        try:
+            more = StopStringCriteria(tokenizer=tokenizer, stop_strings=stop_strings)
+        except Exception as error:
+            raise ValueError(
+                f"stop_strings={stop_strings!r}: transformers cannot tell how this {type(tokenizer).__name__} spells "
+                f"its tokens ({type(error).__name__}: {error}); leave stop_strings out, or give a criterion of "
+                "your own, which decodes the tokens"
+            ) from error
         options["stopping_criteria"] = StoppingCriteriaList([*(options.get("stopping_criteria") or []), more])
         options["stop_strings"] = None
     validation.set_default_length(model, extras.multimodal_generation_mode, options)

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 from typing import Any
 
+from torch import nn
 from transformers import GenerationMixin
 
 from fastdecode.generation.api import check_model, generate
@@ -67,7 +68,9 @@ def enable(model: Any) -> Any:
 
 
 def disable(model: Any) -> Any:
-    """Restore the ``generate`` that the model had before `enable`. Returns ``model``."""
+    """Restore the ``generate`` that the model had before `enable`. Returns ``model``. TypeError for what is none."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}: give the model that was enabled")
     if isinstance(model.__dict__.get("generate"), EnabledGenerate):
         del model.__dict__["generate"]
         if _BEFORE in model.__dict__:

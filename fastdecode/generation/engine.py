@@ -121,6 +121,9 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._closed = False
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("an Engine cannot be copied or pickled, since it holds requests and threads: make another")
+
     # --- requests -----------------------------------------------------------------------------------------------
 
     def submit(
@@ -148,7 +151,11 @@ class Engine:
         self._check_model()
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise ValueError(f"priority={priority!r}: give a whole number; higher ones go first")
-        prepared = self._prepare(self._as_inputs(inputs, images, options), dict(options))
+        prompt = self._as_inputs(inputs, images, options)
+        double = next((name for name in prompt if inputs is not None and options.get(name) is not None), None)
+        if double is not None:
+            raise ValueError(f"{double} was given twice: in the inputs, and as an option")
+        prepared = self._prepare(prompt, dict(options))
         validation.check_fits(prepared.sequences, self._core.cache.pool, "the engine", "the request")
         [request] = prepared.requests(priority=priority)
         if self._max_rows is not None and request.most_rows > self._max_rows:
@@ -190,7 +197,7 @@ class Engine:
             double = sorted(set(inputs) & set(options))
             if double:
                 raise ValueError(f"{double[0]} was given twice: in the inputs, and as an option")
-            return dict(inputs)
+            return {name: value for name, value in inputs.items() if value is not None}
         if inputs is None:
             return {}
         if not isinstance(inputs, Tensor):
@@ -250,7 +257,11 @@ class Engine:
         return prepared
 
     def abort(self, handle: Handle) -> None:
-        """As `Handle.abort`."""
+        """As `Handle.abort`. TypeError for what is no handle, ValueError for a handle of another engine."""
+        if not isinstance(handle, Handle):
+            raise TypeError(f"handle is a {type(handle).__name__}: give what submit returned")
+        if handle._engine is not self:
+            raise ValueError(f"request {handle.number} is of another engine: call its handle's own abort()")
         self._inbox.append(lambda: self._core.abort(handle._request))
         with self._work:
             self._work.notify_all()

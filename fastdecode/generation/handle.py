@@ -57,6 +57,9 @@ class Handle:
         """The number of the request: an engine counts from 0, in the order of submission."""
         return self._request.number
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("a Handle cannot be copied or pickled: give its result() or document() on")
+
     @property
     def done(self) -> bool:
         return self._request.done
@@ -163,7 +166,7 @@ class Handle:
         deadline = _Deadline(timeout)
         if self._engine_has_thread():
             with self._changed:
-                if not self._changed.wait_for(lambda: ready() or not self._engine_has_thread(), timeout):
+                if not self._changed.wait_for(lambda: ready() or not self._engine_has_thread(), deadline.seconds):
                     raise TimeoutError(f"request {self.number} has not ended after {timeout} s")
         while not ready():
             if deadline.passed:
@@ -209,7 +212,8 @@ class _Deadline:
         if timeout is not None and wrong:
             raise ValueError(f"timeout={timeout!r}: give a number of seconds, or None to wait without end")
         self._now = time.monotonic
-        self._end = None if timeout is None else self._now() + timeout
+        self.seconds = None if timeout is None else min(timeout, threading.TIMEOUT_MAX / 2)  # more cannot be waited
+        self._end = None if self.seconds is None else self._now() + self.seconds
 
     @property
     def passed(self) -> bool:

@@ -13,13 +13,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from fastdecode.generation.token_options import check_token_options
 from fastdecode.grammar import MODES
 from fastdecode.guidance import Guidance, guidance_from
 from fastdecode.kv.page_pool import PagePool
+from fastdecode.models.chameleon import supported
 
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
@@ -100,6 +101,39 @@ def check_call(model: Any, inputs: Any, options: Mapping[str, Any]) -> None:
     _check_negative_prompt(options.get("negative_prompt_ids"), options.get("negative_prompt_attention_mask"))
 
 
+def check_is_model(model: Any) -> None:
+    """``TypeError`` unless ``model`` is a model, or a wrapper of one, with a generation_config."""
+    if isinstance(model, nn.Module):
+        config = getattr(model, "generation_config", None)
+        if isinstance(config, GenerationConfig):
+            return
+        if hasattr(model, "generation_config"):
+            raise TypeError(
+                f"model.generation_config is a {type(config).__name__}: give the model a transformers.GenerationConfig"
+            )
+    supported(model)
+    raise TypeError(f"model is a {type(model).__name__}, which has no generation_config: give a model of transformers")
+
+
+def checked_prefix(allowed: Callable[[int, Tensor], Any], model: Any) -> Callable[[int, Tensor], list[int]]:
+    """``allowed`` with a check of what it returns. ``ValueError`` unless that are tokens of the checkpoint."""
+    size = _vocabulary_size(model)
+
+    def checked(number: int, tokens: Tensor) -> list[int]:
+        said = allowed(number, tokens)
+        found = said.tolist() if isinstance(said, (Tensor, np.ndarray)) else said
+        good = isinstance(found, Iterable) and not isinstance(found, (str, bytes, Mapping))
+        found = list(found) if good else []
+        if not found or not all(_is_integer(token) and 0 <= token < size for token in found):
+            raise ValueError(
+                f"prefix_allowed_tokens_fn returned {_shown(said)} for prompt {number}: give a list of at least one "
+                f"token of this checkpoint (0 to {size - 1})"
+            )
+        return found
+
+    return checked
+
+
 def _entries(source: Any) -> Iterable[tuple[str, Any]]:
     if source is None:
         return ()
@@ -127,6 +161,11 @@ def check_own(options: Any) -> None:
         )
     if isinstance(options.seed, (set, frozenset, Mapping)) or getattr(options.seed, "dtype", None) == torch.bool:
         raise ValueError(f"seed={options.seed!r}: it must be an integer, or one integer per prompt, in their order")
+    if getattr(options.seed, "ndim", 0) > 1:
+        shape = tuple(options.seed.shape)
+        raise ValueError(
+            f"seed has the shape {shape}: it must be an integer, or one integer per prompt, in a flat list"
+        )
     seeds = options.seed if isinstance(options.seed, (list, tuple)) else [options.seed]
     for seed in seeds:
         if isinstance(seed, (bool, np.bool_)):
@@ -192,6 +231,12 @@ def check_tensor(name: str, value: Any, kind: str) -> None:
             f"{name} is {str(value.dtype).removeprefix('torch.')}: give tokens, (batch, length) integers; bools belong "
             "into attention_mask"
         )
+
+
+def _is_integer(value: Any) -> bool:
+    """Whether ``value`` is an integer and no bool, of Python, numpy or torch."""
+    whole: Any = Integral  # mypy takes a bool for no Integral
+    return (isinstance(value, whole) and not isinstance(value, bool)) or _is_scalar_tensor(value)
 
 
 def _is_scalar_tensor(value: Any) -> bool:

@@ -194,6 +194,11 @@ def prepare(
     if config.do_sample and config.top_p is not None:
         Sampling(top_p=config.top_p).checked()  # transformers silently ignores a top_p above 1
     processors = split_processors(logits_processor, bool(config.do_sample), padding, vocab_size=vocabulary.size)
+    if grammar.mode == "image-only" and (config.min_new_tokens or 0) > vocabulary.image_length + 2:
+        raise ValueError(
+            f"min_new_tokens={config.min_new_tokens}: multimodal_generation_mode='image-only' ends after a picture of "
+            f"{vocabulary.image_length + 2} tokens; leave it out, or choose 'interleaved-text-image'"
+        )
     image_base = processors.sampling
     if "top_k" not in chosen and grammar.draws:
         processors.check_default_top_k()
@@ -329,15 +334,17 @@ def _seeds(seed: int | Iterable[int] | None, count: int, repeats: int) -> list[i
     if seed is None:
         first = torch.randint(-(2**63), 2**63 - 1, (requests,)).tolist()
     else:
+        given: Any = seed if isinstance(seed, Iterable) and getattr(seed, "ndim", 1) == 1 else [seed] * requests
         try:
-            first = [operator.index(s) for s in (seed if isinstance(seed, Iterable) else [seed] * requests)]
-        except TypeError:
+            first = [operator.index(s) for s in given]
+        except (TypeError, RuntimeError):  # of a tensor without values
             raise ValueError(f"seed={seed!r}: it must be an integer, or one integer per prompt") from None
         if len(first) != requests:
             raise ValueError(f"seed has {len(first)} values for {requests} prompts: give one number, or one per prompt")
     for i, value in enumerate(first):
         if not -(2**63) <= value < 2**63:
-            raise ValueError(f"seed {value} of prompt {i} does not fit 64 bits")
+            shown = value if value.bit_length() <= 128 else f"of {value.bit_length()} bits"
+            raise ValueError(f"seed {shown} of prompt {i} does not fit 64 bits: give one from -2**63 to 2**63 - 1")
     return [_derived(value, j) for value in first for j in range(repeats)]
 
 

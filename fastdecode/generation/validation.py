@@ -157,13 +157,19 @@ def check_prompt(model: Any, input_ids: Tensor | None, options: Mapping[str, Any
         try:
             check_pixels(model, pixels)
         except ValueError as error:
-            if text_only and vocabulary.has_pictures and pixels.ndim == 4:  # transformers takes pictures of any size
+            channels = model.model.vqmodel.config.in_channels if text_only and vocabulary.has_pictures else 0
+            if channels and _is_pictures(pixels, channels):  # transformers takes pictures of any size
                 raise Unsupported(*str(error).split("; ", 1)) from None
             raise
     if pixels is None and text_only and not options.get("mm_encoder_outputs"):
         check_no_placeholders(input_ids, vocabulary)
     elif pixels is not None or not options.get("mm_encoder_outputs"):
         check_picture_count(input_ids, 0 if pixels is None else len(pixels), vocabulary)
+
+
+def _is_pictures(pixels: Any, channels: int) -> bool:
+    dense = isinstance(pixels, Tensor) and pixels.layout is torch.strided and not pixels.is_meta
+    return dense and pixels.is_floating_point() and pixels.ndim == 4 and pixels.shape[1] == channels
 
 
 def check_no_placeholders(input_ids: Tensor, vocabulary: Vocabulary) -> None:

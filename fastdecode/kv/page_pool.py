@@ -72,6 +72,23 @@ def _memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) ->
     return memory[begin : begin + size].view(dtype).view(shape)
 
 
+def _check_whole(name: str, value: Any) -> None:
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, Integral)):
+        raise TypeError(f"{name} is {value!r}: give a whole number")
+
+
+def _check_count(name: str, value: Any) -> None:
+    _check_whole(name, value)
+    if value < 0:
+        raise ValueError(f"{name} is {value}: give a whole number of at least 0")
+
+
+def _listed(pages: Any) -> list[int]:
+    if isinstance(pages, (str, bytes)) or not isinstance(pages, Iterable):
+        raise TypeError(f"pages is {pages!r}: give a list of pages")
+    return list(pages)
+
+
 class PagePool:
     """``keys`` and ``values``: per layer, (capacity, kv_heads, page_slots, head_dim) on ``device``, never initialised.
 
@@ -107,11 +124,19 @@ class PagePool:
         for name, size in (sizes if pages is None else sizes | {"pages": pages}).items():
             if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
                 raise ValueError(f"{name} is {size!r}; a pool of pages needs at least 1, a whole number")
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise ValueError(f"dtype is {dtype!r}; a pool of pages needs a floating dtype, such as torch.float32")
+        try:
+            device = torch.device(device)
+            empty = torch.empty((0, kv_heads, page_slots, head_dim), dtype=dtype, device=device)
+        except (RuntimeError, AssertionError, TypeError) as error:
+            raise ValueError(f"device is {device!r}, which torch cannot use here: {error}") from error
+        if device.type == "meta":
+            raise ValueError("device is meta, where tensors have no values; a pool of pages needs a device with memory")
         self.limit, self.page_slots = pages, page_slots
         self.lock = threading.RLock()
         self.capacity = self.peak = 0
         self._shape = (kv_heads, page_slots, head_dim)
-        empty = torch.empty((0, *self._shape), dtype=dtype, device=device)
         self.keys: list[Tensor] = [empty] * layers
         self.values: list[Tensor] = [empty] * layers
         self.page_bytes = 2 * layers * kv_heads * page_slots * head_dim * empty.element_size()
@@ -122,6 +147,9 @@ class PagePool:
         self._free: list[int] = []  # the next page to take is the last
         self._references: dict[int, weakref.ref[Any]] = {}  # by id() of the holder
         self._dropped: list[weakref.ref[Any]] = []  # of holders that are gone, until their pages are recovered
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("a PagePool cannot be copied or pickled, since others own its pages: make one with new_pool")
 
     # --- how full it is -----------------------------------------------------------------------------------------
 
@@ -169,6 +197,7 @@ class PagePool:
 
     def owners(self, page: int) -> int:
         """The number of owners of ``page``; 0 if it is free or there is no such page."""
+        _check_whole("page", page)
         self._recover_dropped()
         return self._owners[page] if 0 <= page < self.capacity else 0
 
@@ -182,6 +211,7 @@ class PagePool:
 
         PoolExhausted, before any change, if fewer are free. ValueError for a negative number.
         """
+        _check_whole("count", count)
         if count < 0:
             raise ValueError(f"cannot take {count} pages; the number must not be negative")
         used = self.used
@@ -207,12 +237,14 @@ class PagePool:
         """Announce that about ``pages`` more pages will be taken. The next time the pool needs memory it gets enough
         for all of them at once, within the limit, instead of growing and copying several times.
         """
+        _check_count("pages", pages)
         self._expected = self.used + pages
 
     def reserve(self, pages: int) -> None:
         """Have memory for at least so many pages, or for as many as the limit lets. On a CPU the system gives memory
         only as it is written to.
         """
+        _check_count("pages", pages)
         pages = pages if self.limit is None else min(pages, self.limit)
         if self.capacity < pages:
             self._grow(pages)
@@ -226,7 +258,7 @@ class PagePool:
         """Add one owner to each page (two to a page that is named twice). ValueError, before any change, for a free
         page.
         """
-        pages = list(pages)
+        pages = _listed(pages)
         for page in pages:
             self._check_used(page)
         for page in pages:
@@ -238,7 +270,7 @@ class PagePool:
 
         ValueError, before any change, if a page has fewer owners than that.
         """
-        fewer = Counter(pages)
+        fewer = Counter(_listed(pages))
         for page, times in fewer.items():
             self._check_used(page)
             if times > self._owners[page]:
@@ -297,6 +329,7 @@ class PagePool:
         self._shared = sum(count > 1 for count in owners)
 
     def _check_used(self, page: int) -> None:
+        _check_whole("page", page)
         if not 0 <= page < self.capacity:
             raise ValueError(f"there is no page {page}: the KV pool has {self.capacity}, counted from 0")
         if self._owners[page] == 0:

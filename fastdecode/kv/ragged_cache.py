@@ -69,7 +69,8 @@ class _RaggedLayer(CacheLayerMixin):
                 )
         if self.number in call.newest:
             raise RuntimeError(
-                f"layer {self.number} gives its cache keys twice in one forward pass; they can be stored once only"
+                f"layer {self.number} gives its cache keys twice in one forward pass; they can be "
+                "stored once only: give every layer a module and a layer_idx of its own"
             )
         call.newest[self.number] = (key_states[:, :, -1], value_states[:, :, -1])
         return self._exchange(pool.keys, key_states), self._exchange(pool.values, value_states)

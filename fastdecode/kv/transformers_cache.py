@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -11,6 +12,10 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from fastdecode.kv.kv_cache import StreamCache
 from fastdecode.kv.page_pool import PagePool
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 class _SharedRows:
@@ -130,6 +135,8 @@ class PagedLayer(CacheLayerMixin):
 
     def crop(self, tokens_to_remove: int) -> None:
         """Drop the last ``-tokens_to_remove`` tokens of every row. ValueError for a number above 0."""
+        if not _is_whole(tokens_to_remove):
+            raise TypeError(f"crop({tokens_to_remove!r}): give a negative whole number, of tokens to remove")
         if tokens_to_remove > 0:
             raise ValueError(f"crop({tokens_to_remove}): give a negative number, of tokens to remove")
         self.length = max(0, self.length + tokens_to_remove)
@@ -143,10 +150,14 @@ class PagedLayer(CacheLayerMixin):
         self.batch_select_indices(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
+        if not _is_whole(repeats) or repeats < 1:
+            raise ValueError(f"batch_repeat_interleave({repeats!r}): give a whole number of at least 1")
         rows = range(self.rows.cache.rows)
         self._choose([row for row in rows for _ in range(repeats)])
 
     def batch_select_indices(self, indices: Tensor) -> None:
+        if not isinstance(indices, Tensor) or indices.ndim != 1 or indices.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"the rows to choose are {indices!r}: give a tensor of row numbers, (rows,) int64")
         self._choose(indices.tolist())
 
     def _choose(self, wanted: list[int]) -> None:
@@ -165,6 +176,20 @@ class PagedCache(Cache):
     """
 
     def __init__(self, pool: PagePool) -> None:
+        if not isinstance(pool, PagePool):
+            raise TypeError(f"pool is a {type(pool).__name__}: give what fastdecode.new_pool(model) returns")
         rows = _SharedRows(pool)
         self.rows = rows.cache
         super().__init__(layers=[PagedLayer(rows, number) for number in range(len(pool.keys))])
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("a PagedCache cannot be copied or pickled, since its pages are of its pool: make another")
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As `PagedLayer.update`, for the layer ``layer_idx``. IndexError if there is no such layer."""
+        if not 0 <= layer_idx < len(self.layers):
+            raise IndexError(f"there is no layer {layer_idx}: the pool has {len(self.layers)}, counted from 0")
+        found: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        return found

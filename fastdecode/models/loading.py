@@ -47,6 +47,15 @@ def load(
     """
     if not isinstance(name, (str, os.PathLike)):
         raise TypeError(f"load takes a name, a folder or a hub id, not a {type(name).__name__}: {name!r}")
+    if not str(name):
+        raise ValueError("load takes a name, a folder or a hub id, not an empty name; the embedded model is 'blocks'")
+    for switch in ("trust_remote_code", "local_files_only"):
+        if kwargs.get(switch) is not None and not isinstance(kwargs[switch], bool):
+            raise ValueError(f"{switch}={kwargs[switch]!r}: give True or False")
+    if "output_loading_info" in kwargs:
+        raise ValueError(
+            "output_loading_info: load returns (model, processor), and checks what was missing: leave it out"
+        )
     options = dict(kwargs)
     chosen = _dtype(dtype, options)
     target = _device(device, options)

@@ -17,7 +17,7 @@ Row = Sequence[int]
 
 
 def _int32(values: Sequence[int] | Sequence[Row], device: torch.device | str) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32).to(device)
+    return torch.tensor(values, dtype=torch.int32, device="cpu").to(device)
 
 
 class HostTables(NamedTuple):

@@ -67,12 +67,12 @@ class TokenSets:
         merged = [_merged(number, ranges) for number, ranges in enumerate(listed)]
         if not merged:
             raise ValueError("allowed = []: must hold at least one set")
-        counts = torch.tensor([0] + [len(ranges) for ranges in merged])
+        counts = torch.tensor([0] + [len(ranges) for ranges in merged], device="cpu")
         flat = [pair for ranges in merged for pair in ranges]
         self._sets: tuple[tuple[tuple[int, int], ...], ...] | None = tuple(tuple(ranges) for ranges in merged)
         self._largest: int | None = None
         self._stop: int | None = None
-        self.ranges = torch.tensor(flat, dtype=torch.int32).reshape(-1, 2).to(device)
+        self.ranges = torch.tensor(flat, dtype=torch.int32, device="cpu").reshape(-1, 2).to(device)
         self.offsets = counts.cumsum(0).to(torch.int32).to(device)
         if vocab is not None:
             self.check_vocab(vocab)
