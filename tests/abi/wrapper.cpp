@@ -286,6 +286,15 @@ int main() {
   options.streams = nullptr;
   options.penalty = 1.5f;
   refused([&] { sampler.sample({logits, 2, kVocab}, options); });
+  options = {};
+  options.top_p = std::vector<float>{};
+  refused([&] { sampler.sample({logits, 2, kVocab}, options); });
+  options = {};
+  refused([&] {
+    sampler.sample({logits.data(), 10, FASTDECODE_FLOAT32, 2, kVocab, FASTDECODE_REPEAT}, options);
+  });
+  refused([&] { sampler.sample({logits, INT64_MAX, kVocab}, options); });
+  refused([] { fastdecode::GroupState(2, 2, kVocab, std::int64_t{1} << 47); });
   fastdecode::DecodeStep step({});
   std::vector<float> nothing;
   refused([&] { step.run(nothing, nothing, {}); });
