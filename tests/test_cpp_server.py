@@ -308,6 +308,7 @@ WRONG_LINES = [
     ("seed=3", "there is no prompt"),
     (f"{PROMPT} mode=video", "mode=video: must be text-only, image-only or interleaved-text-image"),
     (f"{PROMPT} colour=red", "colour=red: is no option; --help lists them"),
+    (f"{PROMPT} \0 5", "there is a zero byte in the line"),
     (f"{PROMPT} =3", "=3: is no option; --help lists them"),
     (f"{PROMPT} text.seed=3", "text.seed=3: is no option; --help lists them"),
     (f"{PROMPT} seed=1.5", "seed=1.5: must be a whole number from"),

@@ -166,6 +166,9 @@ inline fastdecode_result check_sample_of_advance(const fastdecode_sample_args& s
              "sample->set_index: must be NULL, since the grammar chooses the sets");
   INVALID_IF(sample.step != nullptr,
              "sample->step: must be NULL, since advance->step numbers the tokens");
+  INVALID_IF(sample.step_value != 0,
+             "sample->step_value = %" PRId64 ": must be 0, since advance->step numbers the tokens",
+             sample.step_value);
   return FASTDECODE_OK;
 }
 

@@ -3,6 +3,7 @@
 
 #include "cpu/advance.h"
 
+#include "core/apart.h"
 #include "core/check.h"
 #include "core/grammar.h"
 
@@ -30,7 +31,11 @@ fastdecode_result check_mode(const fastdecode_advance_args& a, int32_t mode, int
   const fastdecode_grammar& tables = a.grammar;
   const int32_t set = tables.set_of[mode];
   const int32_t tight = tables.tight_set_of != nullptr ? tables.tight_set_of[mode] : set;
-  if (sets >= 0 && (set < -1 || set >= sets || tight < -1 || tight >= sets)) {
+  if (sets < 0) {
+    INVALID_IF(set < -1 || tight < -1,
+               "grammar.set_of[%d] = %d, grammar.tight_set_of[%d] = %d: must be at least -1", mode,
+               set, mode, tight);
+  } else if (set < -1 || set >= sets || tight < -1 || tight >= sets) {
     return fail(FASTDECODE_INVALID_ARGUMENT,
                 "grammar.set_of[%d] = %d, grammar.tight_set_of[%d] = %d: must be in [-1, %" PRId64
                 ")",
@@ -86,6 +91,20 @@ fastdecode_result check_group(const fastdecode_advance_args& a, int64_t g, int64
   return check_mode(a, a.mode[g], sets);
 }
 
+fastdecode_result check_state(const fastdecode_advance_args& a) {
+  const int64_t read = a.groups * a.streams_per_group;
+  return check_apart({{"mode", a.mode, a.groups, 4},
+                      {"step", a.step, a.groups, 8},
+                      {"finished", a.finished, a.groups, 1},
+                      {"inputs", a.inputs, a.rows, 8},
+                      {"lengths", a.lengths, a.rows, 8},
+                      {"seen", a.seen, a.groups * ((a.vocab + 31) / 32), 4},
+                      {"sequences", a.sequences, a.groups * a.capacity, 8}},
+                     {{"token", a.token, a.groups, 8},
+                      {"limit", a.limit, a.groups, 8},
+                      {"streams", a.streams, read, 4}});
+}
+
 }  // namespace
 
 fastdecode_result check_advance_args(const fastdecode_advance_args& args, int64_t sets) {
@@ -93,6 +112,7 @@ fastdecode_result check_advance_args(const fastdecode_advance_args& args, int64_
   if (args.groups == 0) return FASTDECODE_OK;
   CHECKED(check_advance_pointers(args));
   CHECKED(check_advance_streams(args));
+  CHECKED(check_state(args));
   if (sets < 0) CHECKED(check_advance_tokens(args));
   CHECKED(check_class_ranges(args.grammar));
   for (int64_t g = 0; g < args.groups; ++g) CHECKED(check_group(args, g, sets));

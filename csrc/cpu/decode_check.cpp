@@ -2,6 +2,8 @@
 
 #include <cstdio>
 
+#include "core/apart.h"
+
 namespace fastdecode {
 namespace {
 
@@ -99,6 +101,13 @@ fastdecode_result check_heads_and_pages(const Args& a, int64_t least_head_dim) {
                               {"head_dim", a.head_dim}});
 }
 
+// Keys or values.
+template <typename Args>
+Area pages_area(const char* name, const Args& a, const void* begin) {
+  return {name, begin, a.pages * a.kv_heads * a.page_slots * a.head_dim,
+          a.dtype == FASTDECODE_FLOAT32 ? 4 : 2};
+}
+
 }  // namespace
 
 fastdecode_result check_decode_args(const fastdecode_decode_args& a) {
@@ -133,8 +142,14 @@ fastdecode_result check_decode_args(const fastdecode_decode_args& a) {
     std::snprintf(where, sizeof where, "layers[%lld].", static_cast<long long>(i));
     CHECKED(check_head_norm(where, "q_norm", l.q_norm, l.q_norm_bias));
     CHECKED(check_head_norm(where, "k_norm", l.k_norm, l.k_norm_bias));
+    const Area values = pages_area("values", a, l.values);
+    INVALID_IF(values.meets(pages_area("keys", a, l.keys)), "%svalues: must not overlap its keys",
+               where);
   }
-  return check_pages(a, 0);
+  CHECKED(check_pages(a, 0));
+  return check_apart({{"x", a.x, a.rows * a.hidden, 4}}, {{"cos", a.cos, a.rows * a.head_dim, 4},
+                                                          {"sin", a.sin, a.rows * a.head_dim, 4},
+                                                          {"norm", a.norm, a.hidden, 4}});
 }
 
 fastdecode_result check_rope_append_args(const fastdecode_rope_append_args& a) {
@@ -152,6 +167,13 @@ fastdecode_result check_rope_append_args(const fastdecode_rope_append_args& a) {
                           {"queries", a.queries, any}}));
   CHECKED(check_head_norm("", "q_norm", a.q_norm, a.q_norm_bias));
   CHECKED(check_head_norm("", "k_norm", a.k_norm, a.k_norm_bias));
+  if (!any) return FASTDECODE_OK;
+  CHECKED(check_apart({pages_area("keys", a, a.keys),
+                       pages_area("values", a, a.values),
+                       {"queries", a.queries, a.rows * a.heads * a.head_dim, 4}},
+                      {{"qkv", a.qkv, a.rows * (a.heads + 2 * a.kv_heads) * a.head_dim, 4},
+                       {"cos", a.cos, a.rows * a.head_dim, 4},
+                       {"sin", a.sin, a.rows * a.head_dim, 4}}));
   return check_pages(a, 0);
 }
 
@@ -165,6 +187,10 @@ fastdecode_result check_attend_args(const fastdecode_attend_args& a) {
                           {"table", a.table, any},
                           {"lengths", a.lengths, any},
                           {"out", a.out, any}}));
+  const int64_t heads = a.rows * a.heads * a.head_dim;
+  CHECKED(check_apart({{"out", a.out, heads, 4}}, {{"queries", a.queries, heads, 4},
+                                                   pages_area("keys", a, a.keys),
+                                                   pages_area("values", a, a.values)}));
   return check_pages(a, -1);
 }
 

@@ -105,7 +105,7 @@ class SampleCall {
     args_.min_p_value = static_cast<float>(min_p_value);
     args_.penalty_value = static_cast<float>(penalty_value);
     args_.seed_value = seed_value;
-    if (contrast_k != 0) set_contrast(contrast_alpha, contrast_k);
+    if (contrast_k != 0 || contrast_alpha != 0.0) set_contrast(contrast_alpha, contrast_k);
   }
 
   void set_step(const MaybeTensor& step, int64_t step_value) {
@@ -264,7 +264,7 @@ class AdvanceCall {
     args_.sequences =
         place<int64_t>("sequences", sequences, {groups, args_.capacity}, ScalarType::Long);
     if (sequences && args_.capacity == 0 && groups > 0) {
-      refuse("state.sequences: must have room for an id");
+      refuse("state.sequences: must have room for a token");
     }
   }
 

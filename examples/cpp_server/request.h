@@ -61,6 +61,7 @@ class RequestReader {
     request.number = number;
     int64_t most = 0;
     std::istringstream words(line);
+    if (line.find('\0') != std::string::npos) fail("there is a zero byte in the line");
     for (std::string word; words >> word;) {
       const size_t equals = word.find('=');
       if (equals == std::string::npos) {

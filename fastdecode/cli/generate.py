@@ -76,7 +76,7 @@ def add_arguments(generate: argparse.ArgumentParser) -> None:
         metavar="MODE",
         help=f"{', '.join(MODES)} (default: %(default)s)",
     )
-    made.add_argument("--num", type=whole(1), default=1, help="documents per prompt (default: %(default)s)")
+    made.add_argument("--num", type=whole(1, 10_000), default=1, help="documents per prompt (default: %(default)s)")
     made.add_argument("--max-new-tokens", type=whole(1), help="tokens of a document (default: what the context allows)")
     made.add_argument(
         "--guidance",

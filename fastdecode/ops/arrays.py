@@ -62,6 +62,8 @@ def as_tensor(name: str, value: Any, written: bool = False) -> Tensor:
 
 
 def _from_numpy(name: str, array: np.ndarray[Any, Any], written: bool) -> Tensor:
+    if isinstance(array, np.ma.MaskedArray):
+        raise ValueError(f"{name}: is a masked array; must be a plain one, as .filled(value) makes it")
     if written and not array.flags.writeable:
         raise ValueError(f"{name}: is written, but this numpy array is read-only")
     if any(stride < 0 for stride in array.strides):

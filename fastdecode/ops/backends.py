@@ -100,10 +100,10 @@ def choose_backend(backend: str | None, device_type: str) -> str:
     """
     source = "backend"
     if backend is None:
-        backend, source = _default, ENVIRONMENT_VARIABLE
-    if backend is not None and not isinstance(backend, str):
+        backend, source = _default or None, ENVIRONMENT_VARIABLE  # empty: as if it were not set
+    if backend is not None and (not isinstance(backend, str) or not backend):
         raise ValueError(f"{source} = {backend!r}: must be one of {', '.join(BACKENDS)}, or None")
-    if not backend:
+    if backend is None:
         if device_type == "cpu" and _C is not None:
             return "cpu"
         if device_type == "cuda" and unavailable("triton") is None:

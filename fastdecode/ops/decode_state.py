@@ -18,7 +18,7 @@ MAX_STEP = 1 << 62
 
 @dataclass(slots=True)
 class DecodeState:
-    """`advance` writes every tensor but `limit`, in place. No two of them may share memory; this is not checked.
+    """`advance` writes every tensor but `limit`, in place. No two may share memory; only the cpu backend checks it.
 
     mode       (groups,) int32: mode of the grammar
     step       (groups,) int64: number of tokens in the sequence, and so the index of the next one
@@ -55,6 +55,8 @@ class DecodeState:
     def check(self, groups: int, rows: int, vocab: int, device: torch.device) -> None:
         """Raises ValueError naming the first tensor of a wrong type, shape, dtype, device or layout."""
         words = (vocab + 31) // 32
+        if isinstance(self.sequences, Tensor) and self.sequences.dim() != 2:
+            raise ValueError(f"state.sequences.shape = {tuple(self.sequences.shape)}: must be ({groups}, capacity)")
         for name, shape, dtype in (
             ("mode", (groups,), torch.int32),
             ("step", (groups,), torch.int64),
@@ -78,7 +80,7 @@ class DecodeState:
             if not tensor.is_contiguous() or tensor.is_neg():
                 raise ValueError(f"state.{name}: must be contiguous, since it is written in place")
         if self.sequences is not None and self.capacity == 0 and groups > 0:
-            raise ValueError("state.sequences: must have room for an id")
+            raise ValueError("state.sequences: must have room for a token")
 
     def check_values(self, tables: GrammarTables, token: Tensor | None) -> None:
         """Checks the values in the tensors, as the C library does for the cpu backend. Reads device memory."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastdecode.ops.arrays import as_tensor, is_array
+from fastdecode.ops.scalars import check_device, whole_number
 from fastdecode.ops.token_sets import TokenSets
 
 Row = Sequence[int]
@@ -85,7 +86,7 @@ def _check_host(
 ) -> HostTables:
     if not isinstance(sets, TokenSets):
         raise ValueError(f"sets: must be TokenSets, got {type(sets).__name__}")
-    [vocab] = _integers("vocab", [vocab])
+    vocab = whole_number("vocab", vocab)
     set_of, rows = _integers("set_of", set_of), _rows("following", following)
     modes, widths = len(set_of), {len(row) for row in rows}
     if modes == 0 or len(rows) != modes or len(widths) != 1 or not rows[0]:
@@ -146,6 +147,7 @@ class GrammarTables:
             [0] * len(_integers("set_of", set_of)) if room is None else room,
             vocab,
         )
+        device = check_device(device)
         self._host = host
         self.vocab, self.sets = vocab, sets.to(device)
         self.set_of = _int32(host.set_of, device)

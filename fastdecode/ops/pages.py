@@ -63,16 +63,27 @@ def check_pages(
         raise ValueError(f"values.shape = {tuple(values.shape)}: must be {tuple(keys.shape)}, as for keys")
     if values.dtype != keys.dtype:
         raise ValueError(f"values.dtype = {values.dtype}: must be {keys.dtype}, as for keys")
+    if written and _share_memory(keys, values):
+        raise ValueError("values: must not overlap keys")
     if not isinstance(table, Tensor):
         table = as_tensor("table", table)
     if table.dim() != 2 or table.shape[0] != rows:
         raise ValueError(f"table.shape = {tuple(table.shape)}: must be ({rows}, pages of the longest row)")
+    if rows > 0 and keys.shape[0] == 0:
+        raise ValueError(f"keys.shape = {tuple(keys.shape)}: must have at least one page")
+    if rows > 0 and table.shape[1] == 0:
+        raise ValueError(f"table.shape = {tuple(table.shape)}: must have a page of each row at least")
     if table.shape[1] > 1 and table.stride(1) != 1:
         raise ValueError(f"table.stride(1) = {table.stride(1)}: must be 1")
     check_tensor("table", table[:0], (0, table.shape[1]), torch.int32, device, like)
     if rows > 1 and table.stride(0) < table.shape[1]:
         table = table.contiguous()
     return Pages(keys, values, table, check_tensor("lengths", lengths, (rows,), torch.int64, device, like))
+
+
+def _share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether two dense tensors of one size and dtype overlap."""
+    return 0 < abs(a.data_ptr() - b.data_ptr()) < a.nbytes or (a.data_ptr() == b.data_ptr() != 0 and a.nbytes > 0)
 
 
 def check_page_values(pages: Pages, last: int) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdecode.ops.arrays import as_tensor, is_array
+from fastdecode.ops.scalars import check_device, whole_number
 
 _MAX_ID = 2**31 - 1
 
@@ -67,6 +68,7 @@ class TokenSets:
         merged = [_merged(number, ranges) for number, ranges in enumerate(listed)]
         if not merged:
             raise ValueError("allowed = []: must hold at least one set")
+        device = check_device(device)
         counts = torch.tensor([0] + [len(ranges) for ranges in merged], device="cpu")
         flat = [pair for ranges in merged for pair in ranges]
         self._sets: tuple[tuple[tuple[int, int], ...], ...] | None = tuple(tuple(ranges) for ranges in merged)
@@ -75,7 +77,7 @@ class TokenSets:
         self.ranges = torch.tensor(flat, dtype=torch.int32, device="cpu").reshape(-1, 2).to(device)
         self.offsets = counts.cumsum(0).to(torch.int32).to(device)
         if vocab is not None:
-            self.check_vocab(vocab)
+            self.check_vocab(whole_number("vocab", vocab))
 
     @classmethod
     def from_ids(

@@ -98,9 +98,16 @@ def create_app(engine: Engine, limits: Limits | None = None, model: str = "") ->
 
 async def _read_body(request: Request, limits: Limits) -> bytes:
     """The body, never more of it than the limit. `Refused`: 415 for another kind, 413 for more, 408 if it is slow."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind, _, rest = request.headers.get("content-type", "").partition(";")
+    kind = kind.strip().lower()
     if kind != "application/json":
         raise Refused(415, f"Content-Type is {kind or 'missing'}: send application/json", CLOSE)
+    charset = rest.strip().lower().removeprefix("charset=").strip('" ') or "utf-8"
+    if charset not in ("utf-8", "utf8"):
+        raise Refused(415, f"Content-Type has {rest.strip()}: send JSON in UTF-8", CLOSE)
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise Refused(415, f"Content-Encoding is {encoding}: send the body as it is, without one", CLOSE)
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limits.body_bytes:
         raise _too_large(limits)

@@ -7,12 +7,15 @@ import binascii
 import io
 from collections.abc import Sequence
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from fastdecode.serve.limits import Limits, Refused
 
 DATA_URL = "data:image/png;base64,"
 FORMATS = ("PNG", "JPEG")
+MAX_RATIO = 100
+"""Of a picture's longer side to its shorter one. A model's processor scales the shorter side to a fixed length, so a
+strip of few pixels would become one of very many."""
 
 
 def to_data_url(picture: Image.Image) -> str:
@@ -41,12 +44,19 @@ def _open(text: str, where: str, limits: Limits) -> Image.Image:
         raise Refused(422, f"{where} is not base64: give a PNG or JPEG in base64, or a data URL") from None
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            size = f"{picture.width} x {picture.height} pixels"
             if picture.width * picture.height > limits.image_pixels:
-                raise Image.DecompressionBombError(f"{picture.width} x {picture.height} pixels")
+                raise Refused(413, f"{where} is too large: {size}, and this server takes at most {limits.image_pixels}")
+            if max(picture.size) > MAX_RATIO * min(picture.size):
+                raise Refused(
+                    422, f"{where} is too narrow: {size}; one side may be {MAX_RATIO} times the other at most"
+                )
             return picture.convert("RGB")
-    except Image.DecompressionBombError as error:
-        raise Refused(
-            413, f"{where} is too large: {error}, and this server takes at most {limits.image_pixels}"
-        ) from None
-    except Exception as error:  # Pillow raises many kinds for broken files
-        raise Refused(422, f"{where} is not a PNG or JPEG that can be read: {type(error).__name__}") from None
+    except Refused:
+        raise
+    except Image.DecompressionBombError:  # Pillow's own limit, before it tells the size
+        raise Refused(413, f"{where} is too large: this server takes at most {limits.image_pixels} pixels") from None
+    except UnidentifiedImageError:
+        raise Refused(422, f"{where} is not a PNG or JPEG that can be read") from None
+    except Exception:  # Pillow raises many kinds for broken files
+        raise Refused(422, f"{where} is a broken PNG or JPEG: it ends too early, or a part of it is wrong") from None

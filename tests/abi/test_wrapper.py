@@ -21,5 +21,12 @@ def test_samples_and_decodes_as_the_c_interface_does(tmp_path, compiler):
         "1 logits: has 300 elements; must have at least 600",
         "1 rows = -1: must be at least 0",
         "1 seen = NULL: must be given with a penalty, which applies to the tokens seen",
+        "1 top_p: has 0 elements; must have at least 2",
+        "1 logits: has 10 elements; must have at least 300",
+        "1 groups = 9223372036854775807: must be at most 2147483647",
+        f"1 GroupState: an array would have 2 * {1 << 47} elements; must have at most 2^47",
+        "1 sample->step_value = 5: must be 0, since advance->step numbers the tokens",
+        "1 grammar.set_of[0] = -2, grammar.tight_set_of[0] = -2: must be at least -1",
+        "1 out: must not overlap x",
         "1 hidden = 0: must be at least 1",
     ]

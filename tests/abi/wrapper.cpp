@@ -286,6 +286,28 @@ int main() {
   options.streams = nullptr;
   options.penalty = 1.5f;
   refused([&] { sampler.sample({logits, 2, kVocab}, options); });
+  options = {};
+  options.top_p = std::vector<float>{};
+  refused([&] { sampler.sample({logits, 2, kVocab}, options); });
+  options = {};
+  refused([&] {
+    sampler.sample({logits.data(), 10, FASTDECODE_FLOAT32, 2, kVocab, FASTDECODE_REPEAT}, options);
+  });
+  refused([&] { sampler.sample({logits, INT64_MAX, kVocab}, options); });
+  refused([] { fastdecode::GroupState(2, 2, kVocab, std::int64_t{1} << 47); });
+  fastdecode::Grammar grammar;
+  grammar.set_of = grammar.following = {0};
+  grammar.forced = {-1};
+  fastdecode::GroupState state(2, 2, kVocab, 4);
+  const fastdecode::TokenSets sets = {{{0, 4}}};
+  options.sets = &sets;
+  options.step = std::int64_t{5};
+  refused([&] { sampler.sample_advance({logits, 2, kVocab}, options, grammar, state); });
+  const std::vector<std::int64_t> given = {1, 2};
+  grammar.set_of = {-2};
+  refused([&] { fastdecode::advance(given, grammar, state, 2, kVocab); });
+  std::vector<float> four(4);
+  refused([&] { fastdecode::linear({logits.data(), 4}, nullptr, four, 2, 2, 2, four); });
   fastdecode::DecodeStep step({});
   std::vector<float> nothing;
   refused([&] { step.run(nothing, nothing, {}); });

@@ -269,10 +269,8 @@ BAD = {
         "inputs": torch.zeros(1, dtype=torch.int64),
     },
     "state: must be a DecodeState, got NoneType": {"whole state": None},
-    "state.sequences: must have room for an id": {"sequences": torch.zeros(2, 0, dtype=torch.int64)},
-    "state.sequences: must be (2, 0) torch.int64 on cpu, got (5,) torch.int64 on cpu": {
-        "sequences": torch.zeros(5, dtype=torch.int64)
-    },
+    "state.sequences: must have room for a token": {"sequences": torch.zeros(2, 0, dtype=torch.int64)},
+    "state.sequences.shape = (5,): must be (2, capacity)": {"sequences": torch.zeros(5, dtype=torch.int64)},
     "state.inputs: must be (2,) torch.int64 on cpu, got () torch.int64 on cpu": {
         "inputs": torch.zeros((), dtype=torch.int64),
         "streams": torch.tensor([[0], [1]], dtype=torch.int32),
@@ -384,14 +382,29 @@ def test_a_sequence_beyond_its_limit_ends_without_a_token(limit: int, backend: s
     assert state.step.tolist() == [1, 1]
 
 
-def test_memory_that_is_shared_breaks_nothing_but_itself():
-    """mode and seen in one place is not allowed; it must not be read from where that leads, either."""
+@pytest.mark.parametrize("other", ["seen", "lengths", "sequences"])
+def test_memory_that_is_shared_is_refused(other: str):
     tables = GrammarTables(TokenSets([[(0, 32)]]), [0], [-1], [[0]], vocab=32)
     mode = torch.zeros(1, dtype=torch.int32)
     step, finished = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.uint8)
-    state = DecodeState(mode, step, finished, seen=mode.view(1, 1))
-    advance(torch.tensor([30]), tables, state, backend="cpu")
-    assert state.mode.tolist() == [0]
+    shared = {"seen": mode.view(1, 1), "lengths": step, "sequences": step.view(1, 1)}[other]
+    state = DecodeState(mode, step, finished, **{other: shared})
+    with pytest.raises(ValueError, match=f"^{other}: must not overlap {'mode' if other == 'seen' else 'step'}$"):
+        advance(torch.tensor([30]), tables, state, backend="cpu")
+    assert (mode.tolist(), step.tolist(), finished.tolist()) == ([0], [0], [0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocab": 32.0}, "vocab = 32.0: must be a whole number"),
+        ({"vocab": True}, "vocab = True: must be a whole number"),
+        ({"vocab": 32, "device": "gpu"}, "device = 'gpu': must be a device of torch, such as 'cpu' or 'cuda:0'"),
+    ],
+)
+def test_numbers_and_devices_of_tables(change: dict, message: str):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        GrammarTables(TokenSets([[(0, 32)]]), [0], [-1], [[0]], **change)
 
 
 def test_tables_and_their_sets_lie_on_one_device():

@@ -171,6 +171,7 @@ WRONG = [
     ({"logits": np.zeros((2, 8))}, "logits.dtype = torch.float64: must be float32, bfloat16 or float16"),
     ({"logits": np.zeros((2, 8), ">f4")}, r"logits.dtype = >f4, strides \(32, 4\) bytes: torch has no such array"),
     ({"logits": np.zeros((2, 8), object)}, "logits.dtype = object"),
+    ({"logits": np.ma.masked_less(np.zeros((2, 8), np.float32), 1)}, "logits: is a masked array; must be a plain one"),
     ({"logits": np.zeros(8, np.float32)}, r"logits.shape = \(8,\): must be \(rows, vocab\)"),
     ({"logits": np.zeros((2, 16), np.float32)[:, ::2]}, r"logits.stride\(1\) = 2"),
     ({"logits": Foreign(torch.zeros(2, 8), (2, 0))}, "logits: this Foreign is on a device of DLPack's type 2"),

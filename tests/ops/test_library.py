@@ -192,6 +192,8 @@ def test_a_wrong_contrast_is_refused_in_a_graph_too(contrast):
         compiled(lambda logits: sample(logits, contrast=contrast).token)(torch.zeros(1, 9))
     with pytest.raises(ValueError, match="contrast"):
         OPS.sample(torch.zeros(1, 9), contrast_alpha=0.5, contrast_k=-5)
+    with pytest.raises(ValueError, match="contrast"):
+        OPS.sample(torch.zeros(1, 9), contrast_alpha=0.5)
 
 
 def test_tracers_record_the_operation():

@@ -1,6 +1,7 @@
 """Every wrong argument: a ValueError that names it, the value and the index, on every backend."""
 
 import math
+import re
 import subprocess
 import sys
 
@@ -128,3 +129,15 @@ def test_a_missing_library_is_told_once_and_samples_the_same_tokens():
     assert done.returncode == 0, done.stderr
     expected = [sample(torch.arange(12.0).view(3, 4) % 5, seed=s).token.tolist() for s in range(3)]
     assert done.stdout.strip() == str(expected)
+
+
+@pytest.mark.parametrize(
+    ("logits", "options", "message"),
+    [
+        (torch.zeros(2, 8), {"backend": ""}, "backend = '': must be one of reference, cpu, triton, cuda, or None"),
+        (torch.zeros(2, 8).to_sparse(), {}, "logits.layout = torch.sparse_coo: must be dense (torch.strided)"),
+    ],
+)
+def test_an_empty_backend_and_sparse_logits(logits, options, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        sample(logits, **options)

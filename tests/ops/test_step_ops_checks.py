@@ -6,7 +6,7 @@ import pytest
 import torch
 from step_cases import Paged, paged
 
-from fastdecode.ops import attend, embed, linear, rms_norm, rope_append, swiglu
+from fastdecode.ops import Matrix, attend, embed, joint_linear, linear, rms_norm, rope_append, swiglu
 from fastdecode.ops.backends import core
 
 BACKENDS = ["reference", "cpu"]
@@ -46,6 +46,21 @@ META = torch.zeros(2, 8, device="meta")
         (lambda b: embed(torch.tensor([-1]), W, backend=b), "tokens[0] = -1: must be a token in [0, 3)"),
         (lambda b: embed(torch.tensor([0]), W[:0], backend=b), "tokens[0] = 0: must be a token in [0, 0)"),
         (lambda b: embed(torch.tensor([0]), X[0], backend=b), "weight.shape = (8,): must be (vocab, hidden)"),
+        (lambda b: rms_norm(X, X[0], "e", backend=b), "epsilon = 'e': must be a number"),
+        (lambda b: rms_norm(X, X[0], None, backend=b), "epsilon = None: must be a number"),
+        (
+            lambda b: joint_linear(X, [], backend=b),
+            "matrices: must be a sequence of at least one Matrix, got list of none",
+        ),
+        (
+            lambda b: joint_linear(X, None, backend=b),
+            "matrices: must be a sequence of at least one Matrix, got NoneType",
+        ),
+        (
+            lambda b: joint_linear(X, Matrix(W), backend=b),
+            "matrices: must be a sequence of at least one Matrix, got Matrix",
+        ),
+        (lambda b: joint_linear(X, [Matrix(W), W], backend=b), "matrices[1]: must be a Matrix, got Tensor"),
     ],
 )
 def test_rows_by_themselves(call, message: str, backend: str):
@@ -154,6 +169,44 @@ def test_heads(backend: str):
 )
 def test_rotation_and_norms(options: dict, message: str, backend: str):
     assert_refused("rope_append", good(), message, backend, **options)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_keys_and_values_that_share_memory(backend: str):
+    memory = torch.ones(8 * 2 * 3 * 4)
+    keys, values = memory[: 7 * 24].view(7, 2, 3, 4), memory[24:].view(7, 2, 3, 4)
+    for pair in ({"values": keys}, {"values": values}):
+        assert_refused("rope_append", good(), "values: must not overlap keys", backend, keys=keys, **pair)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_table_or_pages_of_nothing(backend: str):
+    message = "table.shape = (2, 0): must have a page of each row at least"
+    assert_refused("attend", good(), message, backend, table=torch.zeros(2, 0, dtype=torch.int32))
+    none = torch.ones(0, 2, 3, 4)
+    message = "keys.shape = (0, 2, 3, 4): must have at least one page"
+    assert_refused("attend", good(), message, backend, keys=none, values=none)
+    assert_refused("attend", good(), "scale = 'a': must be a number", backend, scale="a")
+    assert_refused("rope_append", good(), "epsilon = 'a': must be a number", backend, epsilon="a")
+
+
+def test_arrays_that_are_written_must_not_overlap_others():
+    """The C library; Python makes the results itself."""
+    c, memory = core(), torch.ones(64)
+    at = memory.data_ptr()
+    for call, message in [
+        (lambda: c.swiglu(at, 1, 4, at + 16, 1), "out: must not overlap gate_up"),
+        (lambda: c.rms_norm(at, 0, at + 64, 1e-5, 1, 4, 0, at + 68, 1), "out: must not overlap weight"),
+        (lambda: c.rms_norm(at, 0, at + 64, 1e-5, 1, 4, 0, at + 4, 1), "out: must not overlap x"),
+        (lambda: c.rms_norm(at, at + 16, at + 64, 1e-5, 1, 4, at + 20, at, 1), "sum: must not overlap residual"),
+        (lambda: c.rms_norm(at, at + 16, at + 64, 1e-5, 1, 4, at + 128, at + 16, 1), "out: must not overlap residual"),
+    ]:
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            call()
+    assert torch.equal(memory, torch.ones(64))
+    c.rms_norm(at, at + 16, at + 64, 1e-5, 1, 4, at + 16, at + 16, 1)  # out is sum is residual
+    c.rms_norm(at, at + 16, at + 64, 1e-5, 1, 4, at, at, 1)
+    c.swiglu(at, 1, 4, at + 32, 1)
 
 
 def test_the_library_checks_its_arguments():

@@ -84,3 +84,46 @@ def test_wrong_ids():
         seen_bits(torch.zeros(2, 2), 10)
     with pytest.raises(ValueError, match="seen, token"):
         set_seen_(torch.zeros(2, 1, dtype=torch.int32), torch.tensor([1]))
+
+
+@pytest.mark.parametrize(
+    ("ids", "vocab", "message"),
+    [
+        ([[1.5]], 10, r"ids = \[\[1.5\]\]: must be a sequence of tokens for each group"),
+        ([1], 10, r"ids = \[1\]: must be"),
+        ("ab", 10, "ids = 'ab': must be"),
+        ([[2**70]], 10, "ids = .*: must be"),
+        ([[1]], 0, r"vocab = 0: must be in \[1, 4194304\]"),
+        ([[1]], 2**40, r"vocab = 1099511627776: must be in \[1, 4194304\]"),
+        ([[1]], 10.5, "vocab = 10.5: must be a whole number"),
+    ],
+)
+def test_wrong_arguments_of_seen_bits(ids, vocab, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        seen_bits(ids, vocab)
+
+
+def test_wrong_tokens_are_not_set():
+    bits = torch.zeros(2, 2, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"^token\[1\] = 64: must be below 64$"):
+        set_seen_(bits, torch.tensor([3, 64]))
+    with pytest.raises(ValueError, match=r"^token.dtype = torch.int32: must be torch.int64$"):
+        set_seen_(bits, torch.tensor([3, 4], dtype=torch.int32))
+    assert not bits.any()
+    with pytest.raises(ValueError, match=r"^seen.stride\(\) = \(0, 1\): its elements must not share memory"):
+        set_seen_(bits[:1].expand(2, 2), torch.tensor([3, 4]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "gpu"}, "device = 'gpu': must be a device of torch"),
+        ({"device": 7.5}, "device = 7.5: must be a device of torch"),
+        ({"device": None}, "device = None: must be a device of torch"),
+        ({"vocab": "x"}, "vocab = 'x': must be a whole number"),
+        ({"vocab": 4.5}, "vocab = 4.5: must be a whole number"),
+    ],
+)
+def test_wrong_devices_and_vocabularies(options, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        TokenSets([[(0, 4)]], **options)

@@ -82,7 +82,12 @@ def gif() -> str:
         (PROMPT | {"images": ["?"]}, ["images.0 is not base64"]),
         (PROMPT | {"images": ["aaaa"]}, ["images.0 is not a PNG or JPEG"]),
         (PROMPT | {"images": [gif()]}, ["images.0 is not a PNG or JPEG"]),
-        (PROMPT | {"images": [cut_png()]}, ["images.0 is not a PNG or JPEG"]),
+        (PROMPT | {"images": [cut_png()]}, ["images.0 is a broken PNG or JPEG", "ends too early"]),
+        (
+            PROMPT | {"images": [to_data_url(Image.new("L", (1, 101)))]},
+            ["images.0 is too narrow: 1 x 101", "100 times"],
+        ),
+        (PROMPT | {"images": [to_data_url(Image.new("L", (4040, 40)))]}, ["images.0 is too narrow", "4040 x 40"]),
         (PROMPT | {"images": "aaaa"}, ["images = 'aaaa'"]),
         ({"prompt": "<image><image>Describe."}, ["2 <image>", "0 pictures"]),
         ({"prompt": "red " * 600}, ["context", "512"]),
@@ -101,12 +106,20 @@ def test_wrong_input_is_422_with_one_sentence(served: Served, body: Any, words: 
     assert served.post(ONE_PICTURE)[0] == 200
 
 
-def test_other_kinds_of_content_are_415(served: Served) -> None:
+@pytest.mark.parametrize(
+    ("headers", "word"),
+    [
+        ({"Content-Type": "text/plain"}, b"text/plain"),
+        ({"Content-Type": "application/json; charset=latin-1"}, b"charset=latin-1: send JSON in UTF-8"),
+        ({"Content-Type": "application/json", "Content-Encoding": "gzip"}, b"Content-Encoding is gzip"),
+    ],
+)
+def test_other_kinds_of_content_are_415(served: Served, headers: dict[str, str], word: bytes) -> None:
     connection = served.connect()
-    connection.request("POST", "/v1/generate", b'{"prompt": "a"}', {"Content-Type": "text/plain"})
+    connection.request("POST", "/v1/generate", b'{"prompt": "a"}', headers)
     answer = connection.getresponse()
     assert answer.status == 415
-    assert b"text/plain" in answer.read()
+    assert word in answer.read()
     connection.close()
 
 

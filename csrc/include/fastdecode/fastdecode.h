@@ -16,7 +16,9 @@
  * alignment is not needed. Arrays are read and written only during the call.
  *
  * Aliasing. An array that is written must not overlap any other array of the call, unless the
- * comment of the function says so. Arrays that are only read may overlap.
+ * comment of the function says so. Arrays that are only read may overlap. The functions on the CPU
+ * check it for the arrays of the call itself, but neither for a step's weights nor for noise and
+ * parameters.
  *
  * Threads. Every function may be called from several threads at the same time, as long as none
  * writes an array that another one uses. Each thread keeps its own working memory, which it frees
@@ -258,8 +260,9 @@ FASTDECODE_API fastdecode_result fastdecode_advance(const fastdecode_advance_arg
  * the group failed.) Their logits are not read, but their parameters must be valid.
  *
  * sample->set_index and sample->step must be NULL: the grammar chooses the sets, and advance->step
- * numbers the tokens. advance's groups, streams, rows, vocab and token are not read: those of
- * `sample` are used. sample->seen must be NULL or advance->seen: a penalty needs both. */
+ * numbers the tokens; sample->step_value must be 0. advance's groups, streams, rows, vocab and
+ * token are not read: those of `sample` are used. sample->seen must be NULL or advance->seen: a
+ * penalty needs both. */
 FASTDECODE_API fastdecode_result fastdecode_sample_advance(const fastdecode_sample_args* sample,
                                                            const fastdecode_advance_args* advance);
 

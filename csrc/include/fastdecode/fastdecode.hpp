@@ -3,7 +3,8 @@
 //
 // Functions throw fastdecode::Error with the library's message. Besides what the library checks,
 // they check that each span is as long as the sizes say. Spans own nothing: what they
-// point to must live until the call ends. Calls allocate only where a call has more groups than any call of the same object before.
+// point to must live until the call ends. Calls allocate only where a call has more groups than any
+// call of the same object before.
 //
 // Objects may be used by one thread at a time, different objects by several.
 #ifndef FASTDECODE_FASTDECODE_HPP
@@ -103,21 +104,23 @@ template <typename T>
 class Parameter {
  public:
   constexpr Parameter(T value) noexcept : value_(value) {}
-  constexpr Parameter(Span<const T> each) noexcept : each_(each), value_() {}
+  constexpr Parameter(Span<const T> each) noexcept : each_(each), value_(), one_(false) {}
   template <typename Container, typename = decltype(std::declval<Container&>().data())>
-  constexpr Parameter(Container&& each) noexcept : each_(each), value_() {}
+  constexpr Parameter(Container&& each) noexcept : each_(each), value_(), one_(false) {}
 
   void set(const char* name, std::int64_t groups, const T*& pointer, T& value) const {
-    if (each_.data() == nullptr) {
+    if (one_) {
       value = value_;
     } else {
-      pointer = detail::optional(name, each_, groups);
+      detail::check_length(name, each_.size(), groups);
+      pointer = each_.data();
     }
   }
 
  private:
   Span<const T> each_;
   T value_;
+  bool one_ = true;  // an empty span is no value at all
 };
 
 // Logits of (rows, vocab), where row r begins r * row_stride elements in.
@@ -257,8 +260,8 @@ struct GroupState {
         finished(count(groups)),
         inputs(count(rows)),
         lengths(count(rows)),
-        seen(count(groups) * count((vocab + 31) / 32)),
-        sequences(count(groups) * count(capacity_)),
+        seen(count(groups, (vocab + 31) / 32)),
+        sequences(count(groups, capacity_)),
         capacity(capacity_) {}
 
   fastdecode_advance_args arguments(const Grammar& grammar, std::int64_t groups, std::int64_t rows,
@@ -285,12 +288,20 @@ struct GroupState {
   }
 
  private:
-  static std::size_t count(std::int64_t n) {
-    if (n < 0) {
+  // Elements of an array of a * b.
+  static std::size_t count(std::int64_t a, std::int64_t b = 1) {
+    constexpr std::int64_t kMost = std::int64_t{1} << 47;
+    for (const std::int64_t n : {a, b}) {
+      if (n >= 0 && n <= kMost) continue;
       throw Error(FASTDECODE_INVALID_ARGUMENT,
-                  "GroupState: a size is " + std::to_string(n) + "; must be at least 0");
+                  "GroupState: a size is " + std::to_string(n) + "; must be in [0, 2^47]");
     }
-    return static_cast<std::size_t>(n);
+    if (b > 0 && a > kMost / b) {
+      throw Error(FASTDECODE_INVALID_ARGUMENT, "GroupState: an array would have " +
+                                                   std::to_string(a) + " * " + std::to_string(b) +
+                                                   " elements; must have at most 2^47");
+    }
+    return static_cast<std::size_t>(a) * static_cast<std::size_t>(b);
   }
   template <typename T>
   static T* array(const char* name, std::vector<T>& values, std::int64_t a, std::int64_t b = 1) {
@@ -323,7 +334,9 @@ class Sampler {
   fastdecode_sample_args arguments(const Logits& logits, const SampleOptions& o) {
     fastdecode_sample_args a;
     check(fastdecode_sample_args_init(&a));
-    if (logits.rows > 0 && logits.row_stride != FASTDECODE_REPEAT) {
+    if (logits.rows > 0 && logits.row_stride == FASTDECODE_REPEAT) {
+      detail::check_length("logits", logits.size, logits.vocab);
+    } else if (logits.rows > 0) {
       const std::int64_t more = logits.rows - 1;  // than the last row
       detail::check_length("logits", logits.size, logits.vocab);
       const std::size_t last = static_cast<std::size_t>(logits.vocab > 0 ? logits.vocab : 0);
@@ -347,6 +360,10 @@ class Sampler {
       }
       a.groups = size / o.streams_per_group;
       a.streams = o.streams.data();
+    }
+    if (a.groups > INT32_MAX) {
+      throw Error(FASTDECODE_INVALID_ARGUMENT,
+                  "groups = " + std::to_string(a.groups) + ": must be at most 2147483647");
     }
     a.weights = detail::optional("weights", o.weights, a.groups, a.streams_per_group);
     if (o.sets != nullptr) {

@@ -12,6 +12,7 @@ from fastdecode.ops.attend.triton import attend_triton
 from fastdecode.ops.backends import choose_step_backend, record_backend
 from fastdecode.ops.checks import check_float_tensor
 from fastdecode.ops.pages import check_pages
+from fastdecode.ops.scalars import real_number
 from fastdecode.ops.tracing import is_traced
 
 _RUN = {"reference": attend_reference, "cpu": attend_cpu, "triton": attend_triton}
@@ -54,7 +55,7 @@ def attend(
         raise ValueError(f"keys.shape = {tuple(keys.shape)}: must end with {head_dim}, as for queries")
     if heads % kv_heads:
         raise ValueError(f"queries.shape = {tuple(queries.shape)}: must have a multiple of {kv_heads} heads")
-    scale = head_dim**-0.5 if scale is None else scale
+    scale = head_dim**-0.5 if scale is None else real_number("scale", scale)
     backend = choose_step_backend(backend, queries.device)
     record_backend(backend)
     return _RUN[backend](queries, pages, scale)

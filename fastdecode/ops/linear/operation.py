@@ -55,8 +55,9 @@ def joint_linear(x: Array, matrices: Sequence[Matrix], *, backend: str | None = 
     """`linear` of ``x`` with each matrix, the results side by side: (rows, sum of all features) float32.
 
     The triton backend multiplies up to three matrices in one launch if they follow each other, have one dtype, and all
-    or none have a scale, and likewise a bias.
+    or none have a scale, and likewise a bias. Raises ValueError naming the argument.
     """
+    _check_list(matrices)
     if is_traced(x) or len(matrices) == 1:
         parts = [linear(x, *matrix, backend=backend) for matrix in matrices]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
@@ -66,6 +67,17 @@ def joint_linear(x: Array, matrices: Sequence[Matrix], *, backend: str | None = 
         return torch.cat([linear(x, *matrix, backend=backend) for matrix in matrices], 1)
     record_backend("triton")
     return linear_triton(x, matrices)
+
+
+def _check_list(matrices: Sequence[Matrix]) -> None:
+    if isinstance(matrices, Matrix) or not isinstance(matrices, Sequence) or len(matrices) == 0:
+        raise ValueError(
+            f"matrices: must be a sequence of at least one Matrix, got {type(matrices).__name__}"
+            + (" of none" if isinstance(matrices, Sequence) and len(matrices) == 0 else "")
+        )
+    for number, matrix in enumerate(matrices):
+        if not isinstance(matrix, Matrix):
+            raise ValueError(f"matrices[{number}]: must be a Matrix, got {type(matrix).__name__}")
 
 
 def _checked(x: Tensor, weight: Array, bias: Array | None, scale: Array | None) -> Matrix:

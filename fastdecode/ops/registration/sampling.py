@@ -64,7 +64,7 @@ def _take_numbers(options: dict[str, Any], names: tuple[str, ...]) -> dict[str, 
 
 def _take_contrast(options: dict[str, Any]) -> tuple[float, int] | None:
     alpha, k = options.pop("contrast_alpha", 0.0), options.pop("contrast_k", 0)
-    return (alpha, k) if k != 0 else None
+    return (alpha, k) if k != 0 or alpha != 0.0 else None
 
 
 def _token_sets(ranges: Tensor, offsets: Tensor, largest: int) -> TokenSets:

@@ -13,6 +13,7 @@ from fastdecode.ops.checks import check_float_tensor, check_tensor
 from fastdecode.ops.rms_norm.cpu import rms_norm_cpu
 from fastdecode.ops.rms_norm.reference import rms_norm_reference
 from fastdecode.ops.rms_norm.triton import rms_norm_triton
+from fastdecode.ops.scalars import real_number
 from fastdecode.ops.tracing import is_traced
 
 _RUN = {"reference": rms_norm_reference, "cpu": rms_norm_cpu, "triton": rms_norm_triton}
@@ -49,6 +50,7 @@ def rms_norm(
     """
     if is_traced(x):
         return _traced(x, weight, epsilon, residual, backend)
+    epsilon = real_number("epsilon", epsilon)
     x = check_float_tensor("x", x, "rows, n")
     weight = check_tensor("weight", weight, (x.shape[1],), torch.float32, x.device, "x")
     if residual is not None:

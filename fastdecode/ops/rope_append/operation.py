@@ -13,6 +13,7 @@ from fastdecode.ops.rope_append.cpu import rope_append_cpu
 from fastdecode.ops.rope_append.head_norm import HeadNorm
 from fastdecode.ops.rope_append.reference import rope_append_reference
 from fastdecode.ops.rope_append.triton import rope_append_triton
+from fastdecode.ops.scalars import real_number
 from fastdecode.ops.tracing import is_traced
 
 _RUN = {"reference": rope_append_reference, "cpu": rope_append_cpu, "triton": rope_append_triton}
@@ -68,6 +69,7 @@ def rope_append(
             backend=backend,
         )
         return traced
+    epsilon = real_number("epsilon", epsilon)
     qkv = check_float_tensor("qkv", qkv, "rows, (heads + 2 * kv_heads) * head_dim")
     rows, device = len(qkv), qkv.device
     pages = check_pages(keys, values, table, lengths, rows, device, "qkv", written=True)

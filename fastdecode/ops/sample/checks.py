@@ -27,11 +27,15 @@ def check_logits(logits: Array) -> tuple[Tensor, int, int]:
     """(logits, rows, vocab). Checks two dimensions, a dtype of FLOAT_DTYPES, stride(1) == 1, 1 ≤ vocab ≤ MAX_VOCAB."""
     if not isinstance(logits, Tensor):
         logits = as_tensor("logits", logits)
+    if logits.is_nested:
+        raise ValueError("logits: must not be a nested tensor; its rows have one length")
     shape = logits.shape
     if len(shape) != 2:
         raise ValueError(f"logits.shape = {tuple(shape)}: must be (rows, vocab)")
     if logits.dtype not in FLOAT_DTYPES:
         raise ValueError(f"logits.dtype = {logits.dtype}: must be float32, bfloat16 or float16")
+    if logits.layout != torch.strided:
+        raise ValueError(f"logits.layout = {logits.layout}: must be dense (torch.strided)")
     rows, vocab = shape
     if vocab > 1 and logits.stride(1) != 1:
         raise ValueError(f"logits.stride(1) = {logits.stride(1)}: must be 1")
