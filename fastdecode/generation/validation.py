@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -82,7 +83,20 @@ def chosen_options(model: Any, options: Mapping[str, Any]) -> frozenset[str]:
 def set_default_length(model: Any, mode: str | None, options: dict[str, Any]) -> None:
     """Give ``image-only`` without a length room for one picture, so that transformers does not warn about it."""
     if mode == "image-only" and not chosen_options(model, options) & LENGTHS:
-        options["max_new_tokens"] = Vocabulary.of(model).image_length + 2
+        set_option(options, "max_new_tokens", Vocabulary.of(model).image_length + 2)
+
+
+def set_option(options: dict[str, Any], name: str, value: Any) -> None:
+    """Set an option of transformers: where there is a generation_config in a copy of that, as transformers warns of
+    options beside one.
+    """
+    config = options.get("generation_config")
+    if config is None:
+        options[name] = value
+        return
+    options.pop(name, None)
+    options["generation_config"] = copy.deepcopy(config)
+    setattr(options["generation_config"], name, value)
 
 
 def check_config(config: Any) -> None:

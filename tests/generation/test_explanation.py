@@ -10,6 +10,7 @@ from transformers import TextStreamer
 import fastdecode
 from fastdecode import Guidance
 from fastdecode.decoder import Decoder
+from fastdecode.generation import prepare
 from fastdecode.models.chameleon import Vocabulary
 from fastdecode.ops.backends import core
 
@@ -35,6 +36,47 @@ def test_plain_text():
     text = str(found)
     assert "text sampling     greedy" in text
     assert "picture" not in text
+
+
+SAMPLED = {"do_sample": True}
+IMAGES = {"multimodal_generation_mode": "image-only"}
+NO_EFFECT = "seed, because nothing is sampled: do_sample=True samples, and without it the likeliest token is taken"
+
+
+@pytest.mark.parametrize(
+    ("options", "used"),
+    [
+        ({}, False),
+        (SAMPLED, True),
+        (SAMPLED | {"text": {"do_sample": False}}, False),
+        ({"text": SAMPLED}, True),
+        (IMAGES, False),
+        (IMAGES | {"text": SAMPLED}, False),
+        (IMAGES | {"image": SAMPLED}, True),
+        (INTERLEAVED, False),
+        (INTERLEAVED | {"text": SAMPLED}, True),
+        (INTERLEAVED | {"image": SAMPLED}, True),
+    ],
+    ids=str,
+)
+def test_a_seed_where_nothing_is_sampled(options: dict, used: bool, monkeypatch: pytest.MonkeyPatch):
+    said: list[str] = []
+    prepare.logger.warning_once.cache_clear()
+    monkeypatch.setattr(prepare.logger, "warning", lambda message, *args, **kwargs: said.append(message))
+    expected = [] if used else [NO_EFFECT]
+    found = explain(**options, seed=7)
+    assert found.without_effect == found.to_dict()["without_effect"] == expected
+    assert (f"without effect    {NO_EFFECT}" in str(found).splitlines()) is not used
+    assert explain(**options).without_effect == []
+    assert said == []  # explain tells it in its result
+    prompt = torch.tensor([WORDS])
+    options = {"max_new_tokens": 6} | options
+    fastdecode.generate(MODEL, prompt, **options)
+    assert said == []
+    for seed in (7, 8):
+        fastdecode.generate(MODEL, prompt, **options, seed=seed)
+    MODEL.generate(prompt, **options, seed=8, custom_generate=fastdecode.custom_generate)
+    assert said == ([] if used else [NO_EFFECT.replace("seed,", "seed has no effect,", 1)])
 
 
 def test_which_steps_are_taken():
