@@ -78,7 +78,7 @@ class DecodeState:
             if not tensor.is_contiguous() or tensor.is_neg():
                 raise ValueError(f"state.{name}: must be contiguous, since it is written in place")
         if self.sequences is not None and self.capacity == 0 and groups > 0:
-            raise ValueError("state.sequences: must have room for an id")
+            raise ValueError("state.sequences: must have room for a token")
 
     def check_values(self, tables: GrammarTables, token: Tensor | None) -> None:
         """Checks the values in the tensors, as the C library does for the cpu backend. Reads device memory."""

@@ -95,7 +95,7 @@ def test_which_steps_are_taken():
 
 def test_memory_and_determinism():
     model = tiny_model(0)
-    per_page = 2 * 2 * 4 * 8 * 4 * 32 / 1e6  # keys and values of 2 layers, 4 heads of 8 float32, 32 ids
+    per_page = 2 * 2 * 4 * 8 * 4 * 32 / 1e6  # keys and values of 2 layers, 4 heads of 8 float32, 32 tokens
     assert explain(max_new_tokens=30).memory == f"at most 2 pages of 32 tokens, {2 * per_page:.1f} MB"
     pool = fastdecode.new_pool(model, pages=50, page_slots=4)
     found = fastdecode.explain(model, torch.tensor([WORDS]), max_new_tokens=3, kv_pool=pool, deterministic=True)

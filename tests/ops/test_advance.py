@@ -269,7 +269,7 @@ BAD = {
         "inputs": torch.zeros(1, dtype=torch.int64),
     },
     "state: must be a DecodeState, got NoneType": {"whole state": None},
-    "state.sequences: must have room for an id": {"sequences": torch.zeros(2, 0, dtype=torch.int64)},
+    "state.sequences: must have room for a token": {"sequences": torch.zeros(2, 0, dtype=torch.int64)},
     "state.sequences: must be (2, 0) torch.int64 on cpu, got (5,) torch.int64 on cpu": {
         "sequences": torch.zeros(5, dtype=torch.int64)
     },
