@@ -34,7 +34,7 @@ def image_name(code: int) -> str:
 
 
 def vocabulary_map(codes: int = CODES, words: int = len(WORDS), scattered: bool = False) -> dict[str, int]:
-    """Names to ids. ``scattered``: image ids lie anywhere behind the first four, and not in the order of the codes."""
+    """Names to tokens. ``scattered``: image tokens lie anywhere behind the first four, and not in the codes' order."""
     ids = {name: i for i, name in enumerate(SPECIAL)}
     rest = [*map(image_name, range(codes)), *MARKERS, *(f"w{i}" for i in range(words))]
     if scattered:
@@ -167,6 +167,6 @@ def padded(prompts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
 
 
 def whole_logits(model, ids: Sequence[int]) -> torch.Tensor:
-    """Logits (length, vocab) float32 of one sequence, by the model's own layers, image ids unmasked."""
+    """Logits (length, vocab) float32 of one sequence, by the model's own layers, image tokens unmasked."""
     with torch.no_grad():
         return model.lm_head(model.model(torch.tensor([list(ids)])).last_hidden_state)[0].float()

@@ -67,7 +67,7 @@ class Request:
             guidance=self.guidance,
             seed=self.seed,
             text=self.text,
-            image=None if self.mode == "text-only" else self.image,
+            image=None if self.mode == "text-only" else self.image,  # Python refuses what has no effect
             deterministic=True,
             **new,
         )

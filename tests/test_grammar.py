@@ -108,7 +108,7 @@ def test_a_prompt_that_ends_inside_a_block_goes_on_there(mode: str, offset: int)
     prompt = [BOS, WORD, BEGIN, *[IMAGE[0]] * offset]
     state = grammar.start(prompt)
     outside = OPEN if mode == "image-only" else TEXT
-    if offset == 5:  # more image ids than a block has
+    if offset == 5:  # more image tokens than a block has
         assert state == outside
         return
     assert state == BLOCK + offset
@@ -125,7 +125,7 @@ def test_pictures_of_the_prompt_are_no_state():
     whole = [BEGIN, *IMAGE, END]
     assert grammar.start([BOS, *whole]) == grammar.start([BOS, *whole, WORD]) == TEXT
     assert grammar.start([BOS, *whole, BEGIN]) == BLOCK
-    assert grammar.start([IMAGE[0], IMAGE[1]]) == TEXT  # image ids that no begin opened
+    assert grammar.start([IMAGE[0], IMAGE[1]]) == TEXT  # image tokens that no begin opened
     assert compile_grammar("text-only", tiny(2), [EOS]).start([BOS, BEGIN]) == TEXT
     assert grammar.image_start(7, TEXT) == -1
 

@@ -10,10 +10,12 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from transformers.utils.logging import get_logger
 
 import fastdecode
 from fastdecode.build_info import compiler_flags, linker_flags
@@ -76,10 +78,16 @@ def test_only_what_needs_a_large_checkpoint_is_not_run() -> None:
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda page: page.name)
 def test_programs(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The programs of a page run one after another, as a reader would run them."""
+    """The programs of a page run one after another, as a reader would run them. None uses what is deprecated."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(get_logger("transformers"), "propagate", True)
+    get_logger("transformers").warning_once.cache_clear()
     names: dict[str, object] = {"__name__": "__main__"}
     for block in blocks(page, "python"):
         program = block.text
@@ -87,8 +95,12 @@ def test_programs(
             for name, stand_in in STAND_INS.items():
                 program = program.replace(name, stand_in)
         code = compile("\n" * (block.line - 1) + program, str(page), "exec")
-        exec(code, names)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)  # transformers' category for what is deprecated
+            exec(code, names)
     assert capsys.readouterr().out.strip()
+    of_transformers = [r for r in caplog.records if r.name.startswith("transformers")]
+    assert [r.getMessage() for r in of_transformers if "deprecated" in r.getMessage()] == []
 
 
 @pytest.mark.parametrize("block", SHELL)

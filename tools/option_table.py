@@ -197,7 +197,7 @@ ARGUMENTS: dict[str, Line] = {
     ),
     "inputs_embeds": Line(HANDED, {"inputs_embeds": "EMBEDS", "input_ids": None}),
     "past_key_values": Line(HANDED, {"past_key_values": "CACHE"}, "also an empty one, which is filled", False),
-    "cache": Line(HANDED, {"cache": "CACHE"}, "the name of past_key_values in later versions", False),
+    "cache": Line(HANDED, {"cache": "CACHE"}, "the name of past_key_values since transformers 5.24", False),
     "logits_to_keep": Line(NOTHING, {"logits_to_keep": 1}),
 }
 """Arguments of ``generate``, and the keyword arguments that it takes for a model's forward."""

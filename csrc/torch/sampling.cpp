@@ -90,7 +90,7 @@ class SampleCall {
                       const MaybeTensor& penalty, double penalty_value, double contrast_alpha,
                       int64_t contrast_k, const MaybeTensor& seed, int64_t seed_value) {
     if (args_.seen == nullptr && (penalty || penalty_value != 1.0)) {
-      refuse("seen = None: penalty needs the ids seen so far");
+      refuse("seen = None: penalty needs the tokens seen so far");
     }
     const Shape groups = {args_.groups};
     args_.temperature = hold<float>("temperature", temperature, groups, ScalarType::Float);

@@ -32,8 +32,8 @@ def panels(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The rows that differ only in their number of groups, by what they sample from; at least three points each."""
     found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        ids = "image ids" if row["image"] else f"{row['vocab']:,} ids"
-        title = f"{row['filter']}, {ids}, {row['streams']} stream{'s' * (row['streams'] > 1)}, {row['dtype']}"
+        tokens = "image tokens" if row["image"] else f"{row['vocab']:,} tokens"
+        title = f"{row['filter']}, {tokens}, {row['streams']} stream{'s' * (row['streams'] > 1)}, {row['dtype']}"
         found.setdefault(title, []).append(row)
     return {title: part for title, part in found.items() if len(part) >= 3}
 

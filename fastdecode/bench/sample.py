@@ -131,7 +131,7 @@ def check(case: Case) -> int:
     theirs = Transformers(case.vocab, case.span, WEIGHTS[case.streams], FILTERS[case.filter])
     kept = (theirs.scores(logits) > -torch.inf).sum(-1)
     if ((kept - got.kept).abs() > 2 + kept // 500).any():
-        raise RuntimeError(f"{case}: kept {got.kept.tolist()} ids, transformers {kept.tolist()}; nothing was timed")
+        raise RuntimeError(f"{case}: kept {got.kept.tolist()} tokens, transformers {kept.tolist()}; nothing was timed")
     return int(got.kept[0])
 
 
@@ -145,14 +145,14 @@ def measure(case: Case, seconds: float = 0.5, compiled: bool = False) -> dict[st
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
     """The rows as text: microseconds, and how many times faster fastdecode is than its rivals."""
-    head = f"{'filter':22} {'groups':>6} {'S':>2} {'ids':>7} {'kept':>6} {'dtype':>8}   "
+    head = f"{'filter':22} {'groups':>6} {'S':>2} {'tokens':>7} {'kept':>6} {'dtype':>8}   "
     head += f"{'us':>8} {'vs hf':>7} {'vs torch':>8}"
     lines = [head + f" {'/softmax':>8} {'/read':>7}"]
     for row in rows:
-        ids = IMAGE_SPAN[1] - IMAGE_SPAN[0] if row["image"] else row["vocab"]
+        tokens = IMAGE_SPAN[1] - IMAGE_SPAN[0] if row["image"] else row["vocab"]
         ours = row["fastdecode"]
         lines.append(
-            f"{row['filter']:22} {row['groups']:>6} {row['streams']:>2} {ids:>7} {row['kept']:>6} "
+            f"{row['filter']:22} {row['groups']:>6} {row['streams']:>2} {tokens:>7} {row['kept']:>6} "
             f"{row['dtype']:>8}   {ours:>8.1f} "
             f"{row['transformers'] / ours:>7.1f} {row['torch'] / ours:>8.1f} "
             f"{ours / row['softmax']:>8.2f} {ours / row['read']:>7.1f}"

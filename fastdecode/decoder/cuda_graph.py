@@ -218,7 +218,7 @@ class CapturedStep:
         self.rows.load(cache)
 
     def _step(self) -> None:
-        """What is captured: an id into every row, a draw for every group."""
+        """What is captured: a token into every row, a draw for every group."""
         lengths = self.rows.lengths
         hidden = self.decoder.layers_of_step(self.rows, self.inputs, self.cos[lengths], self.sin[lengths])
         drawn = ops.sample_advance(

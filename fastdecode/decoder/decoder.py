@@ -110,7 +110,7 @@ class Decoder(BaseDecoder):
     def uncaptured_reason(self) -> str | None:
         """Why Triton steps cannot be captured; None if they can."""
         if self.rope_depends_on_length:
-            return "the rotation of an id depends on how many there are"
+            return "the rotation of a token depends on how many tokens there are"
         if not self._plain_embed:
             return "embed_tokens is not a plain nn.Embedding, or has hooks"
         if not self._plain_head and self._head_of_bytes is None:

@@ -79,7 +79,8 @@ def generate(
 
     seed: one per request, or one for all (equal requests then give equal tokens). A request's tokens do not depend on
     the other requests of the batch, except by the rounding of logits: see deterministic. Default: sampled from torch's
-    generator. Further sequences of a request get seeds derived from its own.
+    generator. Further sequences of a request get seeds derived from its own. Without do_sample the likeliest token is
+    taken, and the log says once that a seed has no effect.
 
     deterministic: a sequence's logits, and so its tokens, are bit for bit the same whatever runs beside it. Needs a
     model whose steps the C++ library can compute; prefill of long prompts takes about a tenth longer.
@@ -195,7 +196,7 @@ def _prepared(
                 "your own, which decodes the tokens"
             ) from error
         options["stopping_criteria"] = StoppingCriteriaList([*(options.get("stopping_criteria") or []), more])
-        options["stop_strings"] = None
+        validation.set_option(options, "stop_strings", None)
     validation.set_default_length(model, extras.multimodal_generation_mode, options)
     chosen = validation.chosen_options(model, options)
 
@@ -297,6 +298,7 @@ def _calling_generate() -> dict[str, Any]:
 
 def _decode(call: prepare.Prepared, streamer: Any, progress: bool) -> Output:
     """Decode a prepared call on a new engine."""
+    call.warn()
     decoder = _decoder_for(call)
     requests = call.requests(
         None if streamer is None else text_only(streamer, call.vocabulary), listened=streamer is not None

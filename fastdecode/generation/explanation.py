@@ -35,6 +35,7 @@ class Explanation:
     can_draw: bool
     vq_decoder: str
     limits: list[int]
+    without_effect: list[str]
     decoded_by: str = "fastdecode"
 
     @classmethod
@@ -83,6 +84,7 @@ class Explanation:
             can_draw=can_draw,
             vq_decoder=none if not vocabulary.has_pictures else "present" if can_draw else "missing: text only",
             limits=[g.limit for g in prepared.sequences],
+            without_effect=prepared.without_effect,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,6 +109,7 @@ class Explanation:
         ]
         if self.mode != "text-only":
             lines.append(f"picture sampling  {_sampling(self.image)}")
+        lines += [f"without effect    {what}" for what in self.without_effect]
         if self.token_rules:
             lines.append(f"token rules       {self.token_rules}")
         lines.append(f"sampling backend  {self.sampling_backend}")

@@ -105,11 +105,28 @@ class Prepared:
     deterministic: bool
     pool: PagePool | None
     recorder: Recorder
+    seeded: bool
+    """Whether the caller gave a seed."""
 
     @property
     def normalise(self) -> bool:
         """Whether streams are normalised before they are mixed, as in transformers' guidance of text."""
         return self.processors.guidance is not None and all(s.guidance.everywhere for s in self.sequences)
+
+    @property
+    def without_effect(self) -> list[str]:
+        """What was given and changes nothing, each with the reason: a seed where every token is the likeliest."""
+        by_mode = {"text-only": [self.text], "image-only": [self.image]}
+        used = by_mode.get(self.grammar.mode, [self.text, self.image])
+        if not self.seeded or any(sampling.temperature != 0 for sampling in used):
+            return []
+        return ["seed, because nothing is sampled: do_sample=True samples, and without it the likeliest token is taken"]
+
+    def warn(self) -> None:
+        """Say once in the log what has no effect."""
+        for what in self.without_effect:
+            name, reason = what.split(", because ", 1)
+            logger.warning_once(f"{name} has no effect, because {reason}")
 
     @property
     def unfused(self) -> bool:
@@ -256,6 +273,7 @@ def prepare(
         deterministic=bool(extras.deterministic),
         pool=extras.kv_pool,
         recorder=Recorder(*([] if _keeps(config, what) else None for what in ("scores", "logits"))),
+        seeded=extras.seed is not None,
     )
 
 

@@ -85,12 +85,20 @@ def set_default_length(model: Any, mode: str | None, options: dict[str, Any]) ->
     generation_config where there is one: transformers warns about a call that has both.
     """
     if mode == "image-only" and not chosen_options(model, options) & LENGTHS:
-        length = Vocabulary.of(model).image_length + 2
-        if options.get("generation_config") is None:
-            options["max_new_tokens"] = length
-        else:
-            options["generation_config"] = copy.deepcopy(options["generation_config"])
-            options["generation_config"].max_new_tokens = length
+        set_option(options, "max_new_tokens", Vocabulary.of(model).image_length + 2)
+
+
+def set_option(options: dict[str, Any], name: str, value: Any) -> None:
+    """Set an option of transformers: where there is a generation_config in a copy of that, as transformers warns of
+    options beside one.
+    """
+    config = options.get("generation_config")
+    if config is None:
+        options[name] = value
+        return
+    options.pop(name, None)
+    options["generation_config"] = copy.deepcopy(config)
+    setattr(options["generation_config"], name, value)
 
 
 def check_config(config: Any) -> None:

@@ -167,9 +167,9 @@ class PagedLayer(CacheLayerMixin):
 
 
 class PagedCache(Cache):
-    """Keys and values in pages of ``pool`` (`fastdecode.new_pool`), for ``model(..., past_key_values=…)`` and
-    transformers' own ``model.generate(..., past_key_values=…)``. Rows that are repeated or reordered share pages, and
-    the pool's limit holds: PoolExhausted if it is reached.
+    """Keys and values in pages of ``pool`` (`fastdecode.new_pool`), for ``model(..., cache=…)`` and transformers' own
+    ``model.generate(..., cache=…)``; before transformers 5.24 the argument is ``past_key_values``. Rows that are
+    repeated or reordered share pages, and the pool's limit holds: PoolExhausted if it is reached.
 
     The pages are free again after `reset`, and as soon as nothing refers to the cache. Several threads may use one
     pool, each through a cache of its own.

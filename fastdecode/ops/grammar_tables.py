@@ -244,7 +244,8 @@ class GrammarTables:
 
     def with_sets(self, sets: TokenSets) -> GrammarTables:
         """The same modes with other token sets, as many as now: a mode's number means the same in both. The tables are
-        shared, not copied. Raises ValueError for another number of sets, another device or ids beyond the vocabulary.
+        shared, not copied. Raises ValueError for another number of sets, another device or tokens beyond the
+        vocabulary.
         """
         if len(sets) != len(self.sets):
             raise ValueError(f"len(sets) = {len(sets)}: must be {len(self.sets)}, as many as there are")

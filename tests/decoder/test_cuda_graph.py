@@ -282,7 +282,7 @@ def test_what_cannot_be_captured(traces: Traces):
     model = drawing_model(5, resolution=16)
     model.model.rotary_emb.rope_type = "dynamic"
     decoder = Decoder(model)
-    assert decoder.uncaptured_reason == "the rotation of an id depends on how many there are"
+    assert decoder.uncaptured_reason == "the rotation of a token depends on how many tokens there are"
 
 
 def test_a_capture_that_fails_gives_its_page_back(traces: Traces, monkeypatch: pytest.MonkeyPatch):

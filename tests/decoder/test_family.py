@@ -21,6 +21,7 @@ from transformers import (
 import fastdecode
 from fastdecode.decoder import Decoder
 from fastdecode.decoder.support import unsupported_reason
+from fastdecode.generation.returned_cache import FIELD
 from fastdecode.models.chameleon import Vocabulary
 
 LLAMA = (LlamaConfig, LlamaForCausalLM)
@@ -166,7 +167,7 @@ def test_transformers_own_loop_over_pages():
     model = text_model("llama", 7)
     options = {**batch(7, [9, 4]), "max_new_tokens": 20, "do_sample": False, "num_beams": 2}
     cache = fastdecode.PagedCache(fastdecode.new_pool(model))
-    assert torch.equal(model.generate(**options, past_key_values=cache), model.generate(**options))
+    assert torch.equal(model.generate(**options, **{FIELD: cache}), model.generate(**options))
 
 
 def test_the_vocabulary_has_no_pictures():

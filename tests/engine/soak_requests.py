@@ -178,6 +178,8 @@ def random_case(world: World, seed: int, number: int, bad: str | None = None) ->
     plain |= _guidance(world, rng, mode)
     hooks = _processors(world, rng, plain)
     plain |= _sampling(rng, bool(hooks) or "no_repeat_ngram_size" in plain or "guidance_scale" in plain)
+    if mode == "text-only":
+        plain.pop("image", None)  # refused where nothing is drawn
     if mode != "image-only" or rng.random() < 0.3:
         least = 1 if mode in ("text-only", "unrestricted") else v.image_length + 2
         longest = min(world.longest, world.pages // _streams(plain) * PAGE_SLOTS - len(prompt) - v.image_length)

@@ -10,6 +10,7 @@ from transformers import TextStreamer
 import fastdecode
 from fastdecode import Guidance
 from fastdecode.decoder import Decoder
+from fastdecode.generation import prepare
 from fastdecode.models.chameleon import Vocabulary
 from fastdecode.ops.backends import core
 
@@ -38,6 +39,47 @@ def test_plain_text():
     assert "picture" not in text
 
 
+SAMPLED = {"do_sample": True}
+IMAGES = {"multimodal_generation_mode": "image-only"}
+NO_EFFECT = "seed, because nothing is sampled: do_sample=True samples, and without it the likeliest token is taken"
+
+
+@pytest.mark.parametrize(
+    ("options", "used"),
+    [
+        ({}, False),
+        (SAMPLED, True),
+        (SAMPLED | {"text": {"do_sample": False}}, False),
+        ({"text": SAMPLED}, True),
+        (IMAGES, False),
+        (IMAGES | {"text": SAMPLED}, False),
+        (IMAGES | {"image": SAMPLED}, True),
+        (INTERLEAVED, False),
+        (INTERLEAVED | {"text": SAMPLED}, True),
+        (INTERLEAVED | {"image": SAMPLED}, True),
+    ],
+    ids=str,
+)
+def test_a_seed_where_nothing_is_sampled(options: dict, used: bool, monkeypatch: pytest.MonkeyPatch):
+    said: list[str] = []
+    prepare.logger.warning_once.cache_clear()
+    monkeypatch.setattr(prepare.logger, "warning", lambda message, *args, **kwargs: said.append(message))
+    expected = [] if used else [NO_EFFECT]
+    found = explain(**options, seed=7)
+    assert found.without_effect == found.to_dict()["without_effect"] == expected
+    assert (f"without effect    {NO_EFFECT}" in str(found).splitlines()) is not used
+    assert explain(**options).without_effect == []
+    assert said == []  # explain tells it in its result
+    prompt = torch.tensor([WORDS])
+    options = {"max_new_tokens": 6} | options
+    fastdecode.generate(MODEL, prompt, **options)
+    assert said == []
+    for seed in (7, 8):
+        fastdecode.generate(MODEL, prompt, **options, seed=seed)
+    MODEL.generate(prompt, **options, seed=8, custom_generate=fastdecode.custom_generate)
+    assert said == ([] if used else [NO_EFFECT.replace("seed,", "seed has no effect,", 1)])
+
+
 def test_which_steps_are_taken():
     assert explain().decoder.endswith(f"cpu, float32, each step one call of the C++ library ({core().cpu_isa()})")
     half, double = (tiny_model(0).to(dtype) for dtype in (torch.bfloat16, torch.float64))
@@ -54,7 +96,7 @@ def test_which_steps_are_taken():
 
 def test_memory_and_determinism():
     model = tiny_model(0)
-    per_page = 2 * 2 * 4 * 8 * 4 * 32 / 1e6  # keys and values of 2 layers, 4 heads of 8 float32, 32 ids
+    per_page = 2 * 2 * 4 * 8 * 4 * 32 / 1e6  # keys and values of 2 layers, 4 heads of 8 float32, 32 tokens
     assert explain(max_new_tokens=30).memory == f"at most 2 pages of 32 tokens, {2 * per_page:.1f} MB"
     pool = fastdecode.new_pool(model, pages=50, page_slots=4)
     found = fastdecode.explain(model, torch.tensor([WORDS]), max_new_tokens=3, kv_pool=pool, deterministic=True)

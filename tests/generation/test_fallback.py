@@ -5,7 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
-from models_for_tests import BOS, padded, pixels, placeholder_block, text_ids, tiny_config, tiny_model
+from models_for_tests import (
+    BOS,
+    padded,
+    pixels,
+    placeholder_block,
+    text_ids,
+    tiny_config,
+    tiny_model,
+    tiny_tokenizer,
+)
 from transformers import (
     ChameleonForConditionalGeneration,
     DynamicCache,
@@ -16,6 +25,7 @@ from transformers import (
     MistralForCausalLM,
     WatermarkingConfig,
 )
+from transformers.utils.logging import get_logger
 
 import fastdecode
 from fastdecode.generation import api, unsupported
@@ -27,6 +37,9 @@ V = Vocabulary.of(MODEL)
 WORDS = [BOS, *text_ids(MODEL, 0, 3)]
 PROMPT = torch.tensor([WORDS])
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
+NAMES = MODEL.config.vocabulary_map
+TOKENIZER = tiny_tokenizer(NAMES | {"abcdef": len(NAMES)})
+STOP = "w2"  # the model's third new word
 
 
 @pytest.fixture
@@ -134,6 +147,30 @@ def test_the_plug_refuses_with_a_hint():
         fastdecode.Engine(MODEL).submit(PROMPT, num_beams=2)
     with pytest.raises(ValueError, match="fallback='transformers': an engine decodes every request itself"):
         fastdecode.Engine(MODEL).submit(PROMPT, fallback="transformers")
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        ({"multimodal_generation_mode": "image-only"}, {}),
+        ({"max_new_tokens": 8}, {"stop_strings": STOP, "tokenizer": TOKENIZER}),
+        ({"max_new_tokens": 8, "stop_strings": STOP}, {"tokenizer": TOKENIZER}),
+    ],
+    ids=["the length of a picture", "stop_strings", "stop_strings of the config"],
+)
+def test_what_is_set_beside_a_config_is_set_in_a_copy(config, options, monkeypatch):
+    """transformers warns of options beside a generation_config, and these are set by fastdecode."""
+    logger = get_logger("transformers.generation.utils")
+    said: list[str] = []
+    monkeypatch.setattr(logger, "warning_once", said.append)
+    given = GenerationConfig(**config)
+    before = given.to_dict()
+    found = fastdecode.generate(MODEL, PROMPT, generation_config=given, **options)
+    assert torch.equal(found, fastdecode.generate(MODEL, PROMPT, **config, **options))
+    assert given.to_dict() == before
+    assert said == []
+    if "tokenizer" in options:
+        assert found.shape[1] == len(WORDS) + 3
 
 
 def test_it_is_said_once(monkeypatch):

@@ -24,7 +24,7 @@ FAMILY_WISE = 1e-4
 
 
 class Unmasked(ChameleonForConditionalGeneration):
-    """What transformers' model would be if its forward did not hide image ids."""
+    """What transformers' model would be if its forward did not hide image tokens."""
 
     def forward(self, input_ids=None, logits_to_keep=0, labels=None, return_dict=True, **kwargs):
         found = self.model(input_ids=input_ids, **kwargs)

@@ -1,9 +1,11 @@
 """`PagedCache` in the model's own forward and generate."""
 
 import gc
+import inspect
 import re
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -11,10 +13,14 @@ from contextlib import nullcontext
 import pytest
 import torch
 from models_for_tests import padded, text_ids, tiny_model
+from transformers import LlamaModel
 
 import fastdecode
 from fastdecode.kv import page_pool
 from fastdecode.kv.transformers_cache import PagedCache
+
+CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
+"""What this version of transformers calls the argument."""
 
 
 def new_cache(model, pages: int | None = None) -> PagedCache:
@@ -37,8 +43,25 @@ def test_generate_returns_what_it_returns_without(settings: dict, options: dict)
     found = []
     for cache in (None, new_cache(model)):
         torch.manual_seed(0)
-        found.append(model.generate(**inputs, max_new_tokens=15, past_key_values=cache, **options))
+        found.append(model.generate(**inputs, max_new_tokens=15, **{CACHE: cache}, **options))
     assert torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("name", sorted({"past_key_values", CACHE}))
+def test_each_name_of_the_argument(name: str):
+    """The older name is taken too, as long as transformers takes it; only that one may be called deprecated."""
+    model, ids = tiny_model(3), torch.tensor([text_ids(tiny_model(3), 0, 9)])
+    cache, again = new_cache(model), new_cache(model)
+    options = {"max_new_tokens": 5, "min_new_tokens": 5}
+    with warnings.catch_warnings(record=True) as said, torch.no_grad():
+        warnings.simplefilter("always")
+        made = model.generate(ids, num_beams=2, **options, **{name: cache})
+        forwarded = model(ids, **{name: again})
+    assert torch.equal(made, model.generate(ids, num_beams=2, **options))
+    assert (cache.get_seq_length(), again.get_seq_length()) == (13, 9)
+    assert forwarded[CACHE] is again
+    deprecated = {w.message.args[0].split(" is deprecated")[0] for w in said if w.category is FutureWarning}
+    assert deprecated == (set() if name == CACHE else {"`past_key_values`"})
 
 
 def test_forward_in_parts_and_cropped():
@@ -48,12 +71,12 @@ def test_forward_in_parts_and_cropped():
     with torch.no_grad():
         whole = model(ids).logits
         for begin, end in ((0, 7), (7, 8), (8, 30)):
-            part = model(ids[:, begin:end], past_key_values=cache).logits
+            part = model(ids[:, begin:end], **{CACHE: cache}).logits
             torch.testing.assert_close(part, whole[:, begin:end])
         cache.crop(-11)
         assert cache.get_seq_length() == 19
         assert cache.rows.pool.used == 2 * 5
-        again = model(ids[:, 19:25], past_key_values=cache).logits
+        again = model(ids[:, 19:25], **{CACHE: cache}).logits
     torch.testing.assert_close(again, whole[:, 19:25])
     cache.reset()
     assert (cache.get_seq_length(), cache.rows.pool.used) == (0, 0)
@@ -66,10 +89,10 @@ def test_rows_are_chosen_by_sharing_pages(wanted: list[int]):
     more = torch.tensor([text_ids(model, 7 + i, 1) for i in range(len(wanted))])
     cache = new_cache(model)
     with torch.no_grad():
-        model(ids, past_key_values=cache)
+        model(ids, **{CACHE: cache})
         cache.batch_select_indices(torch.tensor(wanted))
         assert cache.rows.pool.used == 3 * len(set(wanted))
-        got = model(more, past_key_values=cache).logits[:, -1]
+        got = model(more, **{CACHE: cache}).logits[:, -1]
         expected = model(torch.cat([ids[wanted], more], 1)).logits[:, -1]
     torch.testing.assert_close(got, expected)
 
@@ -80,12 +103,12 @@ def test_a_bound_and_pages_given_back():
     pool = cache.rows.pool
     ids = torch.tensor([text_ids(model, 0, 16)])
     with torch.no_grad():
-        model(ids[:, :15], past_key_values=cache)
+        model(ids[:, :15], **{CACHE: cache})
         with pytest.raises(fastdecode.PoolExhausted, match="the KV pool needs 1 page, 0 of its 4 are free"):
-            model(ids[:, :2], past_key_values=cache)
+            model(ids[:, :2], **{CACHE: cache})
         assert (pool.used, cache.rows.longest, cache.get_seq_length()) == (4, 15, 15)
         expected = model(ids).logits[:, -1]
-        torch.testing.assert_close(model(ids[:, 15:], past_key_values=cache).logits[:, -1], expected)
+        torch.testing.assert_close(model(ids[:, 15:], **{CACHE: cache}).logits[:, -1], expected)
     del cache
     gc.collect()
     assert pool.used == 0
@@ -124,12 +147,12 @@ def test_a_dropped_cache_gives_its_pages_back_at_once(no_garbage_collection: Non
     ids = torch.tensor([text_ids(model, 0, 16)])
     with torch.no_grad():
         cache = PagedCache(pool)
-        model(ids, past_key_values=cache)
+        model(ids, **{CACHE: cache})
         assert pool.used == 4
         del cache
         assert pool.used == 0
         for _ in range(30):
-            model.generate(ids, max_new_tokens=16, min_new_tokens=16, past_key_values=PagedCache(pool))
+            model.generate(ids, max_new_tokens=16, min_new_tokens=16, **{CACHE: PagedCache(pool)})
     assert (pool.used, pool.peak) == (0, 8)
 
 
@@ -144,7 +167,7 @@ def test_threads_with_caches_of_one_pool_get_the_tokens_that_they_get_alone():
     pool = fastdecode.new_pool(model, page_slots=2)
 
     def work(number: int) -> list[torch.Tensor]:
-        return [model.generate(prompts[number], past_key_values=PagedCache(pool), **options) for _ in range(3)]
+        return [model.generate(prompts[number], **{CACHE: PagedCache(pool)}, **options) for _ in range(3)]
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)

@@ -1,8 +1,29 @@
-/* Prints two draws, three error messages, and the version, one per line. */
+/* Prints two draws, three error messages, the version, and what is said of scales, one per line. */
 #include <fastdecode/fastdecode.h>
+#include <math.h>
 #include <stdio.h>
 
 enum { VOCAB = 300, GROUPS = 2 };
+
+/* Attention and a step without rows, whose arguments are right but for `scale`. */
+static void try_scale(float scale) {
+  const float norm[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+  fastdecode_attend_args attend;
+  fastdecode_decode_args decode;
+  if (fastdecode_attend_args_init(&attend) != FASTDECODE_OK) return;
+  attend.heads = attend.kv_heads = attend.page_slots = 1;
+  attend.head_dim = 4;
+  attend.scale = scale;
+  printf("%d ", fastdecode_attend(&attend));
+  printf("%s\n", fastdecode_last_error());
+  if (fastdecode_decode_args_init(&decode) != FASTDECODE_OK) return;
+  decode.hidden = decode.inner = decode.head_dim = 4;
+  decode.heads = decode.kv_heads = decode.page_slots = 1;
+  decode.norm = norm;
+  decode.scale = scale;
+  printf("%d ", fastdecode_decode_step(&decode));
+  printf("%s\n", fastdecode_last_error());
+}
 
 int main(void) {
   float logits[2 * VOCAB];
@@ -62,5 +83,8 @@ int main(void) {
   printf("%d ", fastdecode_sample(&args));
   printf("%s\n", fastdecode_last_error());
   printf("%d %s\n", fastdecode_abi_version(), fastdecode_cpu_isa());
+  try_scale(NAN);
+  try_scale(-INFINITY);
+  try_scale(0.5f);
   return 0;
 }

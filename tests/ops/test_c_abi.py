@@ -84,6 +84,14 @@ def test_version_and_isa(output):
     assert output[5] == f"2 {core().cpu_isa()}"
 
 
+def test_a_scale_that_is_no_number_is_refused(output):
+    of_attend, of_decode = "must be finite", "must be finite and not 0; 1 / sqrt(head_dim) is usual"
+    for lines, value in ((output[6:8], "nan"), (output[8:10], "-inf")):
+        assert lines == [f"1 scale = {value}: {of_attend}", f"1 scale = {value}: {of_decode}"]
+    # Nothing else was wrong: with another scale both return 0 (what follows is the last failure's message).
+    assert [line[0] for line in output[10:]] == ["0", "0"]
+
+
 def test_header_is_cpp_too(tmp_path):
     source = tmp_path / "header.cpp"
     source.write_text("#include <fastdecode/fastdecode.h>\n")

@@ -154,7 +154,7 @@ def check_arguments(
             )
         seen = check_tensor("seen", seen, (groups, words), torch.int32, device)
     elif (not isinstance(penalty, float) and is_array(penalty)) or penalty != 1.0:
-        raise ValueError("seen = None: penalty needs the ids seen so far")
+        raise ValueError("seen = None: penalty needs the tokens seen so far")
     return SampleArguments(
         logits,
         groups,
