@@ -185,7 +185,8 @@ def random_case(world: World, seed: int, number: int, bad: str | None = None) ->
         longest = min(world.longest, world.pages // _streams(plain) * PAGE_SLOTS - len(prompt) - v.image_length)
         plain["max_new_tokens"] = rng.randint(least, max(least, longest))
         if rng.random() < 0.5:
-            plain["min_new_tokens"] = rng.randint(1, plain["max_new_tokens"])
+            most = v.image_length + 2 if mode == "image-only" else plain["max_new_tokens"]
+            plain["min_new_tokens"] = rng.randint(1, min(most, plain["max_new_tokens"]))
     kind = "edit" if picture is not None else mode
     return Case(key, tuple(prompt), picture, plain, tuple(hooks), kind=kind)
 
