@@ -162,8 +162,9 @@ def check_prompt(model: Any, input_ids: Tensor | None, options: Mapping[str, Any
         try:
             check_pixels(model, pixels)
         except ValueError as error:
-            if text_only and vocabulary.has_pictures and pixels.ndim == 4:  # transformers takes pictures of any size
-                raise Unsupported(*str(error).split("; ", 1)) from None
+            reason, _, advice = str(error).partition("; ")
+            if advice and text_only and vocabulary.has_pictures and pixels.ndim == 4:
+                raise Unsupported(reason, advice) from None  # transformers takes pictures of any size
             raise
     if pixels is None and text_only and not options.get("mm_encoder_outputs"):
         check_no_placeholders(input_ids, vocabulary)
