@@ -163,7 +163,7 @@ def check_prompt(model: Any, input_ids: Tensor | None, options: Mapping[str, Any
             check_pixels(model, pixels)
         except ValueError as error:
             reason, _, advice = str(error).partition("; ")
-            if advice and text_only and vocabulary.has_pictures and pixels.ndim == 4:
+            if advice and text_only and vocabulary.has_pictures and getattr(pixels, "ndim", 0) == 4:
                 raise Unsupported(reason, advice) from None  # transformers takes pictures of any size
             raise
     if pixels is None and text_only and not options.get("mm_encoder_outputs"):
