@@ -166,8 +166,9 @@ def check_prompt(model: Any, input_ids: Tensor | None, options: Mapping[str, Any
             check_pixels(model, pixels)
         except ValueError as error:
             channels = model.model.vqmodel.config.in_channels if text_only and vocabulary.has_pictures else 0
-            if channels and _is_pictures(pixels, channels):  # transformers takes pictures of any size
-                raise Unsupported(*str(error).split("; ", 1)) from None
+            reason, _, advice = str(error).partition("; ")
+            if advice and channels and _is_pictures(pixels, channels):
+                raise Unsupported(reason, advice) from None  # transformers takes pictures of any size
             raise
     if pixels is None and text_only and not options.get("mm_encoder_outputs"):
         check_no_placeholders(input_ids, vocabulary)

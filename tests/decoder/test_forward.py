@@ -288,8 +288,12 @@ def test_adapters_of_peft():
         with pytest.raises(RuntimeError, match="the model was changed after this engine was made"):
             made_with.submit(inputs_of(model, alone=True), **OPTIONS)
     tuned = peft.get_peft_model(made("chameleon"), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
-    with pytest.raises(ValueError, match="adapter 'default' is of kind PROMPT_TUNING, which changes more than"):
-        fastdecode.generate(tuned, torch.tensor([[8, 9]]), **OPTIONS)
+    prompt = {"input_ids": torch.tensor([[8, 9]])}
+    reason = "adapter 'default' is of kind PROMPT_TUNING, which changes more than"
+    with pytest.raises(ValueError, match=reason):
+        fastdecode.generate(tuned, **prompt, **OPTIONS, fallback="error")
+    assert reason in fastdecode.explain(tuned, **prompt, **OPTIONS).reason
+    assert torch.equal(fastdecode.generate(tuned, **prompt, **OPTIONS), tuned.generate(**prompt, **OPTIONS))
 
 
 def test_weights_that_accelerate_moves():

@@ -173,6 +173,14 @@ def test_what_is_set_beside_a_config_is_set_in_a_copy(config, options, monkeypat
         assert found.shape[1] == len(WORDS) + 3
 
 
+def test_pictures_that_nobody_can_read_are_not_handed_over(handed):
+    model = tiny_model(0)
+    model.model.vqmodel.to("meta")  # as accelerate leaves it when it offloads weights
+    with pytest.raises(ValueError, match=r"^the weights of model\.model\.vqmodel are offloaded"):
+        fastdecode.generate(model, torch.tensor([placeholder_block(V)]), pixel_values=pixels(0, 1), **GREEDY)
+    assert handed == []
+
+
 def test_it_is_said_once(monkeypatch):
     said: list[str] = []
     unsupported.logger.warning_once.cache_clear()
