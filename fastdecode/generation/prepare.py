@@ -106,6 +106,7 @@ class Prepared:
     pool: PagePool | None
     recorder: Recorder
     seeded: bool
+    text_given: bool
     """Whether the caller gave a seed."""
 
     @property
@@ -115,12 +116,19 @@ class Prepared:
 
     @property
     def without_effect(self) -> list[str]:
-        """What was given and changes nothing, each with the reason: a seed where every token is the likeliest."""
+        """What was given and changes nothing, each with the reason: a seed where every token is the likeliest, and
+        parameters of text where none is written.
+        """
+        found = []
+        if self.text_given and self.grammar.mode == "image-only":
+            found.append("text, because multimodal_generation_mode='image-only' writes none")
         by_mode = {"text-only": [self.text], "image-only": [self.image]}
         used = by_mode.get(self.grammar.mode, [self.text, self.image])
-        if not self.seeded or any(sampling.temperature != 0 for sampling in used):
-            return []
-        return ["seed, because nothing is sampled: do_sample=True samples, and without it the likeliest token is taken"]
+        if self.seeded and not any(sampling.temperature != 0 for sampling in used):
+            found.append(
+                "seed, because nothing is sampled: do_sample=True samples, and without it the likeliest token is taken"
+            )
+        return found
 
     def warn(self) -> None:
         """Say once in the log what has no effect."""
@@ -274,6 +282,7 @@ def prepare(
         pool=extras.kv_pool,
         recorder=Recorder(*([] if _keeps(config, what) else None for what in ("scores", "logits"))),
         seeded=extras.seed is not None,
+        text_given=any(value is not None for value in (extras.text or {}).values()),
     )
 
 

@@ -67,7 +67,13 @@ def _memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) ->
     if device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
     size = math.prod(shape) * dtype.itemsize
-    memory = torch.from_numpy(np.empty(size + SYSTEM_PAGE, np.uint8))
+    try:
+        memory = torch.from_numpy(np.empty(size + SYSTEM_PAGE, np.uint8))
+    except (MemoryError, ValueError) as error:  # numpy raises the second where a size is beyond 64 bits
+        raise MemoryError(
+            f"{shape[0]} pages of {shape[2]} tokens take {size / 1e9:,.1f} GB for each layer's keys, and as much for "
+            "its values, which this machine does not give: ask for fewer or smaller pages"
+        ) from error
     begin = -memory.data_ptr() % SYSTEM_PAGE
     return memory[begin : begin + size].view(dtype).view(shape)
 

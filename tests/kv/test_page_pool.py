@@ -294,3 +294,9 @@ def test_reserved_memory_is_not_got_again():
     assert pool.keys[0] is keys
     pool.reserve(100)
     assert pool.capacity == 9  # the limit
+
+
+def test_more_memory_than_there_is():
+    pool = PagePool(1, 4, 8, torch.float32, "cpu", page_slots=10**12)
+    with pytest.raises(MemoryError, match=r"1 pages? of \d+ tokens take .* GB .*: ask for fewer or smaller pages"):
+        pool.take(1)
