@@ -29,7 +29,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 GLIBC = "2.28"
-NEEDED = ("auditwheel", "build", "setuptools", "twine", "ziglang")
+NEEDED = ("auditwheel", "build.__main__", "setuptools", "twine", "ziglang")
 TORCH = "torch==2.13.0"
 """The packages are tried with this version: its CPU build is small."""
 NOT_SHIPPED = (".ci/", ".gitignore", ".pre-commit-config.yaml")
@@ -86,7 +86,13 @@ def check_tools() -> None:
     """RuntimeError names the tools that are missing."""
     from importlib.util import find_spec
 
-    missing = [name for name in NEEDED if find_spec(name) is None]
+    def there(name: str) -> bool:
+        try:
+            return find_spec(name) is not None
+        except ModuleNotFoundError:  # its package is not there
+            return False
+
+    missing = [name.removesuffix(".__main__") for name in NEEDED if not there(name)]
     path = tool_path()
     missing += [name for name in ("cmake", "ninja", "patchelf") if shutil.which(name, path=path) is None]
     if missing:
