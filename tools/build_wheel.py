@@ -30,6 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 GLIBC = "2.28"
 NEEDED = ("auditwheel", "build.__main__", "setuptools", "twine", "ziglang")
+"""``build.__main__``: a folder build/, as a checkout has it, can be imported too, but has no such module."""
 TORCH = "torch==2.13.0"
 """The packages are tried with this version: its CPU build is small."""
 NOT_SHIPPED = (".ci/", ".gitignore", ".pre-commit-config.yaml")
