@@ -74,7 +74,8 @@ class NegatedHead(TorchFunctionMode):
 class NegatedProducts(TorchDispatchMode):
     def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
         found = function(*args, **(kwargs or {}))
-        return -found if "mm" in str(function) and found.shape[-1] == 60 else found
+        product = any(name in str(function) for name in ("mm", "mv", "linear", "matmul"))
+        return -found if product and found.shape[-1] == 60 else found
 
 
 @pytest.mark.parametrize("mode", [NegatedHead, NegatedProducts])
