@@ -40,7 +40,7 @@ def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
 FIRST = ("tests/cuda", "tests/triton_kernels/test_interpreter.py", "tests/fuzz")
 """The longest tests start first, so that two processes end at about the same time."""
 
-BUILDS = ("tests/cuda", "tests/test_linkers.py", "tests/test_cpp_server.py")
+BUILDS = ("tests/cuda", "tests/test_linkers.py", "tests/cpp_server")
 """These share programs that are built once per process."""
 
 

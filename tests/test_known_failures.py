@@ -60,10 +60,13 @@ def test_every_row_names_tests_that_exist_or_a_reason(number: int, failure: str,
 
 def test_every_test_of_a_row_is_in_its_row():
     rows = {number: named_in(where) for number, _, where in rows_of_the_table()}
-    for path in ("test_known_failures.py", "ops/test_sample_known_failures.py"):
-        for name in functions_of(TESTS / path):
+    paths = sorted(TESTS.rglob("test_*.py"))
+    assert sum("known_failures" in path.name for path in paths) > 1
+    for path in paths:
+        for name in functions_of(path):
             if match := re.match(r"test_row_(\d\d)_", name):
-                assert (path, name) in rows[int(match[1])], f"{name} is missing from row {match[1]}"
+                place = path.relative_to(TESTS).as_posix()
+                assert (place, name) in rows[int(match[1])], f"{name} is missing from row {match[1]}"
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from kernels import FOLDER, INCLUDE, Kernels
 from linking import build_example, config, run
-from test_cpp_server import BLOCKS, EXAMPLE, LINES, STRICT, ask, failure
+from server_requests import BLOCKS, EXAMPLE, LINES, STRICT, ask, failure
 
 MIXTURES = [("cuda", 1, 8), ("cuda", 2, 3), ("cuda-graph", 1, 64), ("cuda-graph", 3, 5)]
 

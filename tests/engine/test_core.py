@@ -1,105 +1,37 @@
-"""Schedule, step, commit: a request gets the same tokens as alone, whatever runs beside it or fails."""
+"""Schedule, step, commit: a request gets the same tokens as alone, whatever runs beside it."""
 
-import asyncio
 import gc
 import random
 import weakref
 
 import pytest
 import torch
-from models_for_tests import BOS, drawing_model, padded, text_ids
+from mixed_requests import (
+    EXPECTED,
+    IMAGE_ONLY,
+    INTERLEAVED,
+    MIXED,
+    MODEL,
+    WORDS,
+    V,
+    alone,
+    check,
+    core,
+    finish,
+    long_prompt,
+    request_of,
+    whole_guidance,
+)
+from models_for_tests import BOS, padded, text_ids
 from transformers import MaxLengthCriteria, StoppingCriteriaList
 
 import fastdecode
 from fastdecode import Guidance
-from fastdecode.decoder import Decoder
 from fastdecode.engine import scheduler as scheduling
 from fastdecode.engine.core import EngineCore
 from fastdecode.engine.request import Request
-from fastdecode.engine.runner import Runner
-from fastdecode.engine.sequence import Sequence
 from fastdecode.generation.api import prepare_call
-from fastdecode.generation.prepare import GenerateOptions
 from fastdecode.kv.kv_cache import StreamCache
-from fastdecode.models.chameleon import Vocabulary
-
-MODEL = drawing_model(5, resolution=16)
-V = Vocabulary.of(MODEL)
-WORDS = sorted({*text_ids(MODEL, 0, 50)})
-INTERLEAVED, IMAGE_ONLY = "interleaved-text-image", "image-only"
-FIVE = Guidance.five_way((BOS, WORDS[0]), (BOS, WORDS[1]))
-MIXED: list[dict] = [
-    {"mode": "text-only", "max_new_tokens": 20},
-    {"mode": IMAGE_ONLY, "guidance": 2.0},
-    {"mode": INTERLEAVED, "guidance": Guidance.instruct(), "max_new_tokens": 60},
-    {"mode": "text-only", "guidance": Guidance.two_way(1.5, everywhere=True), "max_new_tokens": 15},
-    {"mode": "unrestricted", "max_new_tokens": 30, "repetition_penalty": 1.3},
-    {"mode": INTERLEAVED, "max_new_tokens": 50, "image": {"temperature": 0.7, "top_p": 0.9}, "text": {"top_k": 9}},
-    {
-        "mode": IMAGE_ONLY,
-        "guidance": Guidance.five_way((BOS, WORDS[0]), (BOS, WORDS[1])),
-        "image": {"do_sample": False},
-    },
-    {"mode": "text-only", "max_new_tokens": 20, "min_new_tokens": 12, "suppress_tokens": WORDS[:2]},
-    {"mode": INTERLEAVED, "guidance": 3.0, "max_new_tokens": 44, "sequence_bias": [[[WORDS[2]], 2.5]]},
-    {"mode": "text-only", "max_new_tokens": 12, "logits_processor": [lambda ids, scores: scores + 0.0]},
-]
-
-
-def call_of(i: int, options: dict) -> tuple[torch.Tensor, dict]:
-    options = dict(options)
-    prompt = [BOS, *text_ids(MODEL, i % 3, 4 + 7 * (i % 4))]
-    mode = options.pop("mode")
-    return torch.tensor([prompt]), {"multimodal_generation_mode": mode, "do_sample": True, "seed": i, **options}
-
-
-def request_of(i: int, options: dict, **more) -> tuple[Request, object]:
-    ids, options = call_of(i, options)
-    own = {k: options.pop(k) for k in list(options) if k in GenerateOptions.__dataclass_fields__}
-    call = prepare_call(MODEL, ids, options, own | {"deterministic": True})
-    [request] = call.requests(**more)
-    return request, call
-
-
-def alone(i: int, options: dict) -> torch.Tensor:
-    ids, options = call_of(i, options)
-    return fastdecode.generate(MODEL, ids, **options, deterministic=True)
-
-
-ALL = range(len(MIXED))
-EXPECTED = [alone(i, options) for i, options in enumerate(MIXED)]
-
-
-def core(pages: int | None = None, **options) -> EngineCore:
-    decoder = Decoder(MODEL, deterministic=True)
-    return EngineCore(decoder, decoder.new_pool(pages, page_slots=4), **options)
-
-
-def finish(engine: EngineCore) -> int:
-    steps = 0
-    while engine.step():
-        steps += 1
-        assert steps < 1_500
-    return steps
-
-
-def check(requests, numbers=ALL) -> None:
-    for i, (request, call) in zip(numbers, requests, strict=True):
-        assert request.error is None, request.error
-        assert torch.equal(call.output(), EXPECTED[i]), i
-
-
-def whole_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No step is taken with a part of a sequence's streams."""
-    run = Runner.run
-
-    def checked(self, plan, running):
-        for request in running:
-            for s in request.live:
-                assert len(s.rows) == 1 + len(s.streams) == len(s.weights)
-        return run(self, plan, running)
-
-    monkeypatch.setattr(Runner, "run", checked)
 
 
 def test_mixed_requests_share_steps_and_keep_their_tokens(monkeypatch: pytest.MonkeyPatch):
@@ -155,104 +87,6 @@ def test_arrivals_while_others_decode():
     check(requests)
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_an_interrupt_takes_no_page_and_the_next_call_goes_on(kind, monkeypatch: pytest.MonkeyPatch):
-    generator, step = random.Random(5), Decoder.step
-
-    def interrupted(self, cache, tokens):
-        if generator.random() < 0.15:
-            raise kind
-        return step(self, cache, tokens)
-
-    monkeypatch.setattr(Decoder, "step", interrupted)
-    engine, interrupts = core(), 0
-    requests = [request_of(i, options) for i, options in enumerate(MIXED)]
-    for request, _ in requests:
-        engine.add(request)
-    while not engine.idle:
-        try:
-            engine.step()
-        except kind:
-            interrupts += 1
-            assert engine.cache.pool.used == 0
-            assert engine.cache.rows == 0
-    check(requests)
-    assert interrupts > 3
-
-
-def test_a_failure_of_the_model_is_that_of_those_who_run(monkeypatch: pytest.MonkeyPatch):
-    step, calls = Decoder.step, []
-
-    def failing(self, cache, tokens):
-        calls.append(len(tokens))
-        if len(calls) == 9:
-            raise RuntimeError("no more memory")
-        return step(self, cache, tokens)
-
-    monkeypatch.setattr(Decoder, "step", failing)
-    engine = core(max_rows=6)
-    requests = [request_of(i, options) for i, options in enumerate(MIXED)]
-    for request, _ in requests:
-        engine.add(request)
-    finish(engine)
-    failed = [i for i, (request, _) in enumerate(requests) if request.error is not None]
-    assert 0 < len(failed) < len(requests)
-    assert all(str(requests[i][0].error) == "no more memory" for i in failed)
-    rest = [i for i in range(len(requests)) if i not in failed]
-    check([requests[i] for i in rest], rest)
-    assert engine.cache.pool.used == 0
-
-
-def test_faults_stay_with_their_request():
-    def raising(ids, scores):
-        if ids.shape[1] > 10:
-            raise KeyError("of the processor")
-        return scores
-
-    def broken(ids, scores):
-        return scores * torch.nan if ids.shape[1] > 12 else scores
-
-    def misshapen(ids, scores):
-        return scores[:, :5]
-
-    bad = [{"mode": "text-only", "max_new_tokens": 30, "logits_processor": [f]} for f in (raising, broken, misshapen)]
-    engine = core()
-    good = [request_of(i, options) for i, options in enumerate(MIXED)]
-    worse = [request_of(i, options) for i, options in enumerate(bad)]
-    for request, _ in [*good[:4], *worse, *good[4:]]:
-        engine.add(request)
-    finish(engine)
-    check(good)
-    kinds = [type(request.error) for request, _ in worse]
-    assert kinds == [KeyError, RuntimeError, ValueError]
-    assert "the logits processor misshapen returned (1, 5) torch.float32; it must return scores" in str(
-        worse[2][0].error
-    )
-    assert engine.cache.pool.used == 0
-
-
-def test_a_prompt_that_cannot_be_read_fails_alone(monkeypatch: pytest.MonkeyPatch):
-    prefill = Decoder.prefill
-    poison = tuple(call_of(3, MIXED[3])[0][0].tolist())[:4]
-
-    def failing(self, cache, prompts):
-        if any(tuple(p[:4]) == poison and len(p) > 20 for p in prompts):
-            raise ValueError("unreadable")
-        return prefill(self, cache, prompts)
-
-    monkeypatch.setattr(Decoder, "prefill", failing)
-    engine = core()
-    requests = [request_of(i, options) for i, options in enumerate(MIXED)]
-    for request, _ in requests:
-        engine.add(request)
-    finish(engine)
-    failed = [i for i, (request, _) in enumerate(requests) if request.error is not None]
-    assert 0 < len(failed) < len(requests)
-    rest = [i for i in range(len(requests)) if i not in failed]
-    check([requests[i] for i in rest], rest)
-    assert engine.cache.pool.used == 0
-
-
 def test_abort_frees_within_the_call():
     engine = core()
     requests = [request_of(i, options) for i, options in enumerate(MIXED)]
@@ -271,7 +105,42 @@ def test_abort_frees_within_the_call():
     assert engine.cache.pool.used == 0
 
 
-# --- order --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("seed", range(4))
+def test_tokens_of_a_picture_without_a_penalty_are_penalised_in_the_text_behind_it(seed: int):
+    """A processor that does nothing takes the path that counts the tokens of a sequence anew in every step."""
+    options = {"mode": "unrestricted", "max_new_tokens": 60, "text": {"repetition_penalty": 1.8}, "seed": seed}
+    assert torch.equal(alone(1, options), alone(1, {**options, "logits_processor": [lambda ids, scores: scores]}))
+
+
+def test_a_bias_is_in_the_scores_that_are_returned():
+    options = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True, "output_scores": True}
+    options["sequence_bias"] = [[[WORDS[1]], 2.5], [[WORDS[0]], -1.0]]
+    ids = long_prompt(7)
+    found, expected = fastdecode.generate(MODEL, ids, **options), MODEL.generate(ids, **options)
+    assert torch.equal(found.sequences, expected.sequences)
+    for mine, theirs in zip(found.scores, expected.scores, strict=True):
+        assert torch.allclose(mine[:, WORDS], theirs[:, WORDS], atol=1e-4)
+
+
+def test_a_criterion_shorter_than_the_prompt_ends_after_one_token():
+    criteria = StoppingCriteriaList([MaxLengthCriteria(3)])
+    out = fastdecode.generate(MODEL, long_prompt(9), max_new_tokens=5, stopping_criteria=criteria)
+    assert out.shape == (1, 10)
+
+
+def test_what_processors_recorded_is_let_go_when_a_request_ends():
+    engine = core()
+    request, _ = request_of(1, {**MIXED[9], "output_scores": True, "return_dict_in_generate": True})
+    engine.add(request)
+    finish(engine)
+    assert engine.runner.processed == []
+    gone = weakref.ref(request.callbacks)
+    del request, _
+    gc.collect()
+    assert gone() is None
+
+
+# --- order ------------------------------------------------------------------------------------------------------------
 
 
 def order_of(engine: EngineCore, requests) -> list[int]:
@@ -352,11 +221,24 @@ def test_a_batch_in_lock_step_is_preempted_whole():
     assert request.preemptions > 2
 
 
+def short_for(i: int) -> Request:
+    return request_of(i, {"mode": "text-only", "max_new_tokens": 30, "min_new_tokens": 30})[0]
+
+
+def test_a_preempted_request_comes_back_while_others_decode():
+    engine = core()
+    first, last = short_for(0), short_for(1)
+    engine.add(first)
+    engine.add(last)
+    engine.step()
+    engine.preempt(last)
+    for _ in range(3):
+        engine.step()
+    assert not first.done
+    assert engine.scheduler.running == [first, last]
+
+
 # --- what is read ahead, and kept -------------------------------------------------------------------------------------
-
-
-def long_prompt(length: int) -> torch.Tensor:
-    return torch.tensor([[BOS, *text_ids(MODEL, 5, length - 1)]])
 
 
 def request_for(ids: torch.Tensor, **options) -> tuple[Request, object]:
@@ -413,166 +295,3 @@ def test_streams_of_a_next_picture_are_found_and_not_read_again(monkeypatch: pyt
     assert torch.equal(found[0][0], found[1][0])
     assert found[0][0].eq(V.begin_image).sum() > 2
     assert found[1][1] < 0.6 * found[0][1]
-
-
-# --- more faults ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", [SystemExit, asyncio.CancelledError])
-def test_whatever_a_processor_raises_is_its_requests_own(kind):
-    def raising(ids, scores):
-        raise kind
-
-    engine = core()
-    good = request_of(0, MIXED[0])
-    bad, _ = request_of(1, {"mode": "text-only", "max_new_tokens": 5, "logits_processor": [raising]})
-    engine.add(good[0])
-    engine.add(bad)
-    finish(engine)
-    assert isinstance(bad.error, kind)
-    check([good], [0])
-
-
-def test_nan_beside_a_bias_fails_alone(monkeypatch: pytest.MonkeyPatch):
-    options = [
-        {"mode": IMAGE_ONLY, "max_new_tokens": 18, "sequence_bias": [[[V.code_ids[3]], 1.5]]},
-        {"mode": IMAGE_ONLY, "max_new_tokens": 18},
-    ]
-    expected, logits, calls = alone(0, options[0]), Decoder.logits, []
-    engine = core()
-    requests = [request_of(i, o) for i, o in enumerate(options)]
-
-    def failing(self, hidden, spans=None):
-        found = logits(self, hidden, spans)
-        calls.append(len(hidden))
-        if len(calls) == 5:
-            found[requests[1][0].sequences[0].rows] = torch.nan
-        return found
-
-    monkeypatch.setattr(Decoder, "logits", failing)
-    for request, _ in requests:
-        engine.add(request)
-    finish(engine)
-    assert "among the logits of its token" in str(requests[1][0].error)
-    assert torch.equal(requests[0][1].output(), expected)
-
-
-def test_an_interrupt_of_a_batch_in_lock_step_loses_and_doubles_nothing(monkeypatch: pytest.MonkeyPatch):
-    inputs = padded([[BOS, *text_ids(MODEL, i, n)] for i, n in enumerate((5, 12, 3))])
-    seen: list[list[int]] = []
-
-    def noting(ids, scores):
-        seen.append(ids[:, -1].tolist())
-        return scores
-
-    options = {**inputs, "do_sample": True, "max_new_tokens": 14, "output_scores": True, "logits_processor": [noting]}
-    options["return_dict_in_generate"] = True
-    own = {"multimodal_generation_mode": "text-only", "seed": [1, 2, 3], "deterministic": True}
-    expected = fastdecode.generate(MODEL, **options, **own)
-    append, generator = Sequence.append, random.Random(4)
-
-    def interrupted(self, token):
-        if generator.random() < 0.1:
-            raise KeyboardInterrupt
-        return append(self, token)
-
-    call = prepare_call(MODEL, None, dict(options), own)
-    [request] = call.requests()
-    engine, interrupts = core(), 0
-    engine.add(request)
-    with monkeypatch.context() as patch:
-        patch.setattr(Sequence, "append", interrupted)
-        while not engine.idle:
-            try:
-                engine.step()
-            except KeyboardInterrupt:
-                interrupts += 1
-    found = call.output()
-    assert interrupts > 2
-    assert torch.equal(found.sequences, expected.sequences)
-    assert len(found.scores) == len(expected.scores)
-    assert all(torch.equal(a, b) for a, b in zip(found.scores, expected.scores, strict=True))
-
-
-def test_a_criterion_shorter_than_the_prompt_ends_after_one_token():
-    criteria = StoppingCriteriaList([MaxLengthCriteria(3)])
-    out = fastdecode.generate(MODEL, long_prompt(9), max_new_tokens=5, stopping_criteria=criteria)
-    assert out.shape == (1, 10)
-
-
-def test_a_second_interrupt_while_the_first_is_put_right(monkeypatch: pytest.MonkeyPatch):
-    step, recover, calls = Decoder.step, Sequence.recover, []
-
-    def interrupted(self, *args):
-        calls.append("step")
-        if calls.count("step") in (7, 20):
-            raise KeyboardInterrupt
-        return step(self, *args)
-
-    def interrupted_too(self):
-        calls.append("recover")
-        if calls.count("recover") in (2, 14):
-            raise KeyboardInterrupt
-        recover(self)
-
-    monkeypatch.setattr(Decoder, "step", interrupted)
-    monkeypatch.setattr(Sequence, "recover", interrupted_too)
-    engine, interrupts = core(most_steps=4), 0
-    requests = [request_of(i, options) for i, options in enumerate(MIXED)]
-    for request, _ in requests:
-        engine.add(request)
-    while not engine.idle:
-        try:
-            engine.step()
-        except KeyboardInterrupt:
-            interrupts += 1
-    assert interrupts >= 2
-    assert calls.count("recover") > 14
-    check(requests)
-    assert engine.cache.pool.used == 0
-
-
-def test_what_processors_recorded_is_let_go_when_a_request_ends():
-    engine = core()
-    request, _ = request_of(1, {**MIXED[9], "output_scores": True, "return_dict_in_generate": True})
-    engine.add(request)
-    finish(engine)
-    assert engine.runner.processed == []
-    gone = weakref.ref(request.callbacks)
-    del request, _
-    gc.collect()
-    assert gone() is None
-
-
-def test_a_preempted_request_comes_back_while_others_decode():
-    engine = core()
-    first, last = short_for(0), short_for(1)
-    engine.add(first)
-    engine.add(last)
-    engine.step()
-    engine.preempt(last)
-    for _ in range(3):
-        engine.step()
-    assert not first.done
-    assert engine.scheduler.running == [first, last]
-
-
-def short_for(i: int) -> Request:
-    return request_of(i, {"mode": "text-only", "max_new_tokens": 30, "min_new_tokens": 30})[0]
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_tokens_of_a_picture_without_a_penalty_are_penalised_in_the_text_behind_it(seed: int):
-    """A processor that does nothing takes the path that counts the tokens of a sequence anew in every step."""
-    options = {"mode": "unrestricted", "max_new_tokens": 60, "text": {"repetition_penalty": 1.8}, "seed": seed}
-    assert torch.equal(alone(1, options), alone(1, {**options, "logits_processor": [lambda ids, scores: scores]}))
-
-
-def test_a_bias_is_in_the_scores_that_are_returned():
-    options = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True, "output_scores": True}
-    options["sequence_bias"] = [[[WORDS[1]], 2.5], [[WORDS[0]], -1.0]]
-    ids = long_prompt(7)
-    found, expected = fastdecode.generate(MODEL, ids, **options), MODEL.generate(ids, **options)
-    assert torch.equal(found.sequences, expected.sequences)
-    for mine, theirs in zip(found.scores, expected.scores, strict=True):
-        assert torch.allclose(mine[:, WORDS], theirs[:, WORDS], atol=1e-4)
