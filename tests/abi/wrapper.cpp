@@ -44,27 +44,43 @@ std::vector<float> numbers(std::size_t n, unsigned seed) {
   return values;
 }
 
+// Where the C functions write, and whether fastdecode.hpp returned the same bits.
+struct Results {
+  std::array<std::int64_t, kGroups> token;
+  std::array<float, kGroups> logprob;
+  std::array<std::int32_t, kGroups> kept, status;
+
+  void written_by(fastdecode_sample_args& args) {
+    args.token = token.data();
+    args.logprob = logprob.data();
+    args.kept = kept.data();
+    args.status = status.data();
+  }
+  bool operator==(const fastdecode::Samples& got) const {
+    return equal(token, got.token) && equal(logprob, got.logprob) && equal(kept, got.kept) &&
+           equal(status, got.status);
+  }
+
+ private:
+  template <typename One, typename Other>
+  static bool equal(const One& one, const Other& other) {
+    return one.size() == other.size() &&
+           std::memcmp(one.data(), other.data(), one.size() * sizeof one[0]) == 0;
+  }
+};
+
 void same_defaults(const std::vector<float>& logits) {
-  std::int64_t token[2];
-  float logprob[2];
-  std::int32_t kept[2], status[2];
+  Results results;
   fastdecode_sample_args args;
   REQUIRE(fastdecode_sample_args_init(&args) == FASTDECODE_OK);
   args.logits = logits.data();
   args.rows = args.groups = 2;
   args.vocab = args.row_stride = kVocab;
-  args.token = token;
-  args.logprob = logprob;
-  args.kept = kept;
-  args.status = status;
+  results.written_by(args);
   REQUIRE(fastdecode_sample(&args) == FASTDECODE_OK);
   fastdecode::Sampler sampler;
   const fastdecode::Samples got = sampler.sample({logits, 2, kVocab});
-  REQUIRE(got.token.size() == 2);
-  REQUIRE(std::memcmp(got.token.data(), token, sizeof token) == 0);
-  REQUIRE(std::memcmp(got.logprob.data(), logprob, sizeof logprob) == 0);
-  REQUIRE(std::memcmp(got.kept.data(), kept, sizeof kept) == 0);
-  REQUIRE(std::memcmp(got.status.data(), status, sizeof status) == 0);
+  REQUIRE(results == got);
 }
 
 void same_samples(const std::vector<float>& logits) {
@@ -73,9 +89,7 @@ void same_samples(const std::vector<float>& logits) {
   const std::vector<std::int32_t> top_k = {50, 0};
   const fastdecode::TokenSets sets = {{{10, 200}, {250, 300}}};
 
-  std::int64_t token[kGroups];
-  float logprob[kGroups];
-  std::int32_t kept[kGroups], status[kGroups];
+  Results results;
   fastdecode_sample_args args;
   REQUIRE(fastdecode_sample_args_init(&args) == FASTDECODE_OK);
   args.logits = logits.data();
@@ -92,10 +106,7 @@ void same_samples(const std::vector<float>& logits) {
   args.top_k = top_k.data();
   args.top_p_value = 0.9f;
   args.seed_value = 7;
-  args.token = token;
-  args.logprob = logprob;
-  args.kept = kept;
-  args.status = status;
+  results.written_by(args);
 
   fastdecode::Sampler sampler;
   fastdecode::SampleOptions options;
@@ -113,10 +124,7 @@ void same_samples(const std::vector<float>& logits) {
     options.step = step;
     REQUIRE(fastdecode_sample(&args) == FASTDECODE_OK);
     const fastdecode::Samples got = sampler.sample({logits, 2, kVocab}, options);
-    REQUIRE(std::memcmp(got.token.data(), token, sizeof token) == 0);
-    REQUIRE(std::memcmp(got.logprob.data(), logprob, sizeof logprob) == 0);
-    REQUIRE(std::memcmp(got.kept.data(), kept, sizeof kept) == 0);
-    REQUIRE(std::memcmp(got.status.data(), status, sizeof status) == 0);
+    REQUIRE(results == got);
     if (step == 0) before = allocations;
   }
   REQUIRE(allocations == before);
@@ -142,9 +150,7 @@ void same_sequences(const std::vector<float>& logits) {
   options.penalty = 1.3f;
   options.seen = own.seen;
 
-  std::int64_t token[2];
-  float logprob[2];
-  std::int32_t kept[2], status[2];
+  Results results;
   fastdecode_sample_args args;
   REQUIRE(fastdecode_sample_args_init(&args) == FASTDECODE_OK);
   args.logits = logits.data();
@@ -155,17 +161,14 @@ void same_sequences(const std::vector<float>& logits) {
   args.sets = sets.size();
   args.penalty_value = 1.3f;
   args.seen = other.seen.data();
-  args.token = token;
-  args.logprob = logprob;
-  args.kept = kept;
-  args.status = status;
+  results.written_by(args);
   const fastdecode_advance_args advance = other.arguments(grammar, 2, 2, kVocab);
   for (int step = 0; step < 8; ++step) {
     const fastdecode::Samples got =
         sampler.sample_advance({logits, 2, kVocab}, options, grammar, own);
     REQUIRE(fastdecode_sample_advance(&args, &advance) == FASTDECODE_OK);
-    REQUIRE(std::memcmp(got.token.data(), token, sizeof token) == 0);
-    fastdecode::advance(token, grammar, given, 2, kVocab);
+    REQUIRE(results == got);
+    fastdecode::advance(results.token, grammar, given, 2, kVocab);
   }
   REQUIRE(own.sequences == other.sequences);
   REQUIRE(own.sequences == given.sequences);

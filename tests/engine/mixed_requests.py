@@ -62,6 +62,14 @@ def core(pages: int | None = None, **options) -> EngineCore:
     return EngineCore(decoder, decoder.new_pool(pages, page_slots=4), **options)
 
 
+def add_mixed(engine: EngineCore) -> list[tuple[Request, object]]:
+    """The requests of `MIXED`, given to ``engine``."""
+    requests = [request_of(i, options) for i, options in enumerate(MIXED)]
+    for request, _ in requests:
+        engine.add(request)
+    return requests
+
+
 def finish(engine: EngineCore) -> int:
     steps = 0
     while engine.step():

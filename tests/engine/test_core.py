@@ -14,6 +14,7 @@ from mixed_requests import (
     MODEL,
     WORDS,
     V,
+    add_mixed,
     alone,
     check,
     core,
@@ -37,9 +38,7 @@ from fastdecode.kv.kv_cache import StreamCache
 def test_mixed_requests_share_steps_and_keep_their_tokens(monkeypatch: pytest.MonkeyPatch):
     whole_guidance(monkeypatch)
     engine = core()
-    requests = [request_of(i, options) for i, options in enumerate(MIXED)]
-    for request, _ in requests:
-        engine.add(request)
+    requests = add_mixed(engine)
     steps = finish(engine)
     check(requests)
     assert steps < sum(call.output().shape[1] for _, call in requests) / 3  # they were in one batch
@@ -51,9 +50,7 @@ def test_mixed_requests_share_steps_and_keep_their_tokens(monkeypatch: pytest.Mo
 def test_a_small_pool_preempts_and_resumes(pages: int, retain: int | None, monkeypatch: pytest.MonkeyPatch):
     whole_guidance(monkeypatch)
     engine = core(pages, retain=retain)
-    requests = [request_of(i, options) for i, options in enumerate(MIXED)]
-    for request, _ in requests:
-        engine.add(request)
+    requests = add_mixed(engine)
     finish(engine)
     check(requests)
     assert engine.cache.pool.used == engine.cache.retained <= (pages if retain is None else retain)
@@ -65,9 +62,7 @@ def test_preempted_at_any_step_the_tokens_are_the_same(retain: int | None):
     generator = random.Random(7)
     for _ in range(6):
         engine = core(retain=retain)
-        requests = [request_of(i, options) for i, options in enumerate(MIXED)]
-        for request, _ in requests:
-            engine.add(request)
+        requests = add_mixed(engine)
         while engine.step():
             if engine.scheduler.running and generator.random() < 0.3:
                 engine.preempt(generator.choice(engine.scheduler.running))
@@ -89,9 +84,7 @@ def test_arrivals_while_others_decode():
 
 def test_abort_frees_within_the_call():
     engine = core()
-    requests = [request_of(i, options) for i, options in enumerate(MIXED)]
-    for request, _ in requests:
-        engine.add(request)
+    requests = add_mixed(engine)
     for _ in range(4):
         engine.step()
     used = engine.cache.pool.used

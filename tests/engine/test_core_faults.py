@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from mixed_requests import (
     MIXED,
     MODEL,
     V,
+    add_mixed,
     alone,
     call_of,
     check,
@@ -21,6 +23,7 @@ from models_for_tests import BOS, padded, text_ids
 
 import fastdecode
 from fastdecode.decoder import Decoder
+from fastdecode.engine.core import EngineCore
 from fastdecode.engine.sequence import Sequence
 from fastdecode.generation.api import prepare_call
 
@@ -36,9 +39,7 @@ def test_a_failure_of_the_model_is_that_of_those_who_run(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Decoder, "step", failing)
     engine = core(max_rows=6)
-    requests = [request_of(i, options) for i, options in enumerate(MIXED)]
-    for request, _ in requests:
-        engine.add(request)
+    requests = add_mixed(engine)
     finish(engine)
     failed = [i for i, (request, _) in enumerate(requests) if request.error is not None]
     assert 0 < len(failed) < len(requests)
@@ -87,9 +88,7 @@ def test_a_prompt_that_cannot_be_read_fails_alone(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(Decoder, "prefill", failing)
     engine = core()
-    requests = [request_of(i, options) for i, options in enumerate(MIXED)]
-    for request, _ in requests:
-        engine.add(request)
+    requests = add_mixed(engine)
     finish(engine)
     failed = [i for i, (request, _) in enumerate(requests) if request.error is not None]
     assert 0 < len(failed) < len(requests)
@@ -140,6 +139,15 @@ def test_nan_beside_a_bias_fails_alone(monkeypatch: pytest.MonkeyPatch):
 # --- interrupts -------------------------------------------------------------------------------------------------------
 
 
+def interrupts_until_idle(engine: EngineCore, kind: type[BaseException] = KeyboardInterrupt) -> Iterator[None]:
+    """Steps until nothing is left to do, and comes back after each interrupt."""
+    while not engine.idle:
+        try:
+            engine.step()
+        except kind:
+            yield
+
+
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 def test_an_interrupt_takes_no_page_and_the_next_call_goes_on(kind, monkeypatch: pytest.MonkeyPatch):
     generator, step = random.Random(5), Decoder.step
@@ -151,16 +159,11 @@ def test_an_interrupt_takes_no_page_and_the_next_call_goes_on(kind, monkeypatch:
 
     monkeypatch.setattr(Decoder, "step", interrupted)
     engine, interrupts = core(), 0
-    requests = [request_of(i, options) for i, options in enumerate(MIXED)]
-    for request, _ in requests:
-        engine.add(request)
-    while not engine.idle:
-        try:
-            engine.step()
-        except kind:
-            interrupts += 1
-            assert engine.cache.pool.used == 0
-            assert engine.cache.rows == 0
+    requests = add_mixed(engine)
+    for _ in interrupts_until_idle(engine, kind):
+        interrupts += 1
+        assert engine.cache.pool.used == 0
+        assert engine.cache.rows == 0
     check(requests)
     assert interrupts > 3
 
@@ -182,16 +185,9 @@ def test_a_second_interrupt_while_the_first_is_put_right(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Decoder, "step", interrupted)
     monkeypatch.setattr(Sequence, "recover", interrupted_too)
-    engine, interrupts = core(most_steps=4), 0
-    requests = [request_of(i, options) for i, options in enumerate(MIXED)]
-    for request, _ in requests:
-        engine.add(request)
-    while not engine.idle:
-        try:
-            engine.step()
-        except KeyboardInterrupt:
-            interrupts += 1
-    assert interrupts >= 2
+    engine = core(most_steps=4)
+    requests = add_mixed(engine)
+    assert len(list(interrupts_until_idle(engine))) >= 2
     assert calls.count("recover") > 14
     check(requests)
     assert engine.cache.pool.used == 0
@@ -218,17 +214,12 @@ def test_an_interrupt_of_a_batch_in_lock_step_loses_and_doubles_nothing(monkeypa
 
     call = prepare_call(MODEL, None, dict(options), own)
     [request] = call.requests()
-    engine, interrupts = core(), 0
+    engine = core()
     engine.add(request)
     with monkeypatch.context() as patch:
         patch.setattr(Sequence, "append", interrupted)
-        while not engine.idle:
-            try:
-                engine.step()
-            except KeyboardInterrupt:
-                interrupts += 1
+        assert len(list(interrupts_until_idle(engine))) > 2
     found = call.output()
-    assert interrupts > 2
     assert torch.equal(found.sequences, expected.sequences)
     assert len(found.scores) == len(expected.scores)
     assert all(torch.equal(a, b) for a, b in zip(found.scores, expected.scores, strict=True))

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from heard import Heard
 from models_for_tests import (
     BOS,
     padded,
@@ -205,19 +206,6 @@ def test_options_of_ours_are_not_lost(name: str):
         fastdecode.generate(MODEL, PROMPT, num_beams=2, **GREEDY, **{name: value})
 
 
-class Heard:
-    """A streamer that keeps what it gets."""
-
-    def __init__(self) -> None:
-        self.puts: list[list[int]] = []
-
-    def put(self, value) -> None:
-        self.puts.append(value.flatten().tolist())
-
-    def end(self) -> None:
-        self.puts.append([])
-
-
 @pytest.mark.parametrize("mask", [None, [[1, 1, 1, 0]], "found"])
 def test_a_streamer_hears_everything_once(mask, handed):
     model, prompt = tiny_model(0), PROMPT
@@ -237,10 +225,8 @@ def test_right_padding_that_transformers_finds(handed, never):
     model.generation_config.pad_token_id = 1
     ids = right_padded()["input_ids"]
     expected = model.generate(ids, **GREEDY)
-    streamer = []
     assert torch.equal(fastdecode.generate(model, ids, **GREEDY), expected)
     assert len(handed) == 1
-    assert not streamer
 
 
 def test_drawing_modes_remove_padding_wherever_it_is():

@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from heard import Heard
 from models_for_tests import (
     BOS,
     PAD,
@@ -290,19 +291,6 @@ def test_scores_are_what_is_sampled_from():
     torch.testing.assert_close(got.softmax(-1), expected.softmax(-1), rtol=1e-4, atol=1e-6)
 
 
-class Heard:
-    """A streamer that remembers."""
-
-    def __init__(self) -> None:
-        self.chunks, self.ended = [], 0
-
-    def put(self, value) -> None:
-        self.chunks.append(value.tolist())
-
-    def end(self) -> None:
-        self.ended += 1
-
-
 @pytest.mark.parametrize("batch", [1, 3])
 def test_streamers(batch: int):
     call = Call(70, batch=batch)
@@ -319,9 +307,9 @@ def test_streamers(batch: int):
     for generate in ways:
         heard.append(Heard())
         generate(**call.inputs, max_new_tokens=NEW, do_sample=False, eos_token_id=eos, streamer=heard[-1])
+    assert heard[0].puts[-1] is None
     for other in heard[1:]:
-        assert other.chunks == heard[0].chunks
-        assert other.ended == 1
+        assert other.puts == heard[0].puts
 
 
 def test_progress_shows_a_bar(capsys):

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from heard import Heard
 from models_for_tests import tiny_tokenizer
 from transformers import (
     CompileConfig,
@@ -38,17 +39,6 @@ def text_model(seed: int) -> LlamaForCausalLM:
 MODEL, ASSISTANT = text_model(83), text_model(1)  # of seed 83: it repeats tokens, and one of the prompt
 BASE: dict[str, Any] = {"input_ids": PROMPT, "max_new_tokens": 8, "do_sample": False}
 TOKENS = MODEL.generate(**BASE)[0, PROMPT.shape[1] :].tolist()
-
-
-class Heard:
-    def __init__(self) -> None:
-        self.puts: list[list[int]] = []
-
-    def put(self, value) -> None:
-        self.puts.append(value.flatten().tolist())
-
-    def end(self) -> None:
-        self.puts.append([])
 
 
 def objects() -> dict[str, Any]:
