@@ -19,6 +19,12 @@ def each(isas: tuple[str, ...]) -> list:
     return [pytest.param(isa, marks=[] if isa == "portable" else pytest.mark.long) for isa in isas]
 
 
+def need(isa: str) -> None:
+    """Skips where the processor lacks ``isa``, by what the library found when it was loaded."""
+    if DECODE_ISAS.index(isa) > DECODE_ISAS.index(core().cpu_isa()):
+        pytest.skip(f"this processor has no {isa}")
+
+
 def run_with(isa: str, code: str) -> subprocess.CompletedProcess[str]:
     """``code`` with ``tests`` and its folders on the path."""
     code = f"import sys; sys.path[:0] = ['tests', 'tests/ops', 'tests/decoder']\n{code}"
@@ -28,8 +34,7 @@ def run_with(isa: str, code: str) -> subprocess.CompletedProcess[str]:
 
 def assert_runs_with(isa: str, code: str) -> None:
     """``code`` must run to its end; skips where the processor lacks ``isa``."""
-    if DECODE_ISAS.index(isa) > DECODE_ISAS.index(core().cpu_isa()):
-        pytest.skip(f"this processor has no {isa}")
+    need(isa)
     check = f"from fastdecode.ops.backends import core\nassert core().cpu_isa() == {isa!r}\n"
     done = run_with(isa, f"{check}{code}print('same')\n")
     assert done.stdout == "same\n", done.stderr

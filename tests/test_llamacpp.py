@@ -22,7 +22,7 @@ NEGATIVE = "the sun shines on the roof"
 pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(
-        not (LLAMA / "lib" / "libllama.so").exists(),
+        not os.environ.get("FASTDECODE_LLAMA"),
         reason="there is no libllama: build it with tools/build_llama.sh FOLDER and set FASTDECODE_LLAMA=FOLDER",
     ),
 ]

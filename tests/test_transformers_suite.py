@@ -1,6 +1,7 @@
 """transformers' own generation tests pass with enabled models as they pass without: `tests.transformers_suite`."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,7 @@ def test_no_test_of_transformers_is_lost(model: str):
     pytest.importorskip("parameterized", reason="transformers' tests need it")
     folder, why_not = sources.find()
     if folder is None:
+        assert sources.VARIABLE not in os.environ, why_not
         pytest.skip(why_not)
     found = compare(folder, model)
     print(table([found]))
