@@ -67,9 +67,7 @@ def test_extreme_sizes(folder: Path, seed: int):
 
 @pytest.mark.long
 def test_calls_from_several_threads(folder: Path):
-    command = [built(folder, "threads"), "5"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=300)
+    command = [built(folder, "threads"), "700"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=600)
     assert done.returncode == 0, done.stderr[-5000:]
-    said = re.match(r"calls (\d+), threads 4,", done.stdout)
-    assert said, done.stdout
-    assert int(said[1]) > 100
+    assert done.stdout.startswith(f"calls {4 * 4 * 700}, threads 4,")
