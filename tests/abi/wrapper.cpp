@@ -130,6 +130,69 @@ void same_samples(const std::vector<float>& logits) {
   REQUIRE(allocations == before);
 }
 
+// Every option that has values for each group, and those that `same_samples` leaves out.
+void same_options(const std::vector<float>& logits) {
+  const fastdecode::TokenSets sets = {{{0, 150}}, {{100, 300}}};
+  const std::vector<std::int32_t> set_index = {1, 0}, top_k = {90, 60};
+  const std::vector<float> temperature = {0.8f, 1.2f}, top_p = {0.95f, 0.9f}, min_p = {0.2f, 0.3f};
+  const std::vector<float> penalty = {1.5f, 0.7f}, noise = numbers(kGroups * kVocab, 2);
+  const std::vector<std::int64_t> seed = {3, 4}, step = {5, 6};
+  const std::vector<std::int32_t> seen(kGroups * ((kVocab + 31) / 32), 0x0f0f0f0f);
+
+  Results results;
+  fastdecode_sample_args args;
+  REQUIRE(fastdecode_sample_args_init(&args) == FASTDECODE_OK);
+  args.logits = logits.data();
+  args.rows = args.groups = kGroups;
+  args.vocab = args.row_stride = args.noise_stride = kVocab;
+  args.ranges = sets.ranges().data();
+  args.set_offsets = sets.offsets().data();
+  args.sets = sets.size();
+  args.set_index = set_index.data();
+  args.temperature = temperature.data();
+  args.top_k = top_k.data();
+  args.top_p = top_p.data();
+  args.min_p = min_p.data();
+  args.penalty = penalty.data();
+  args.seen = seen.data();
+  args.seed = seed.data();
+  args.step = step.data();
+  results.written_by(args);
+
+  fastdecode::Sampler sampler;
+  fastdecode::SampleOptions options;
+  options.sets = &sets;
+  options.set_index = set_index;
+  options.temperature = temperature;
+  options.top_k = top_k;
+  options.top_p = top_p;
+  options.min_p = min_p;
+  options.penalty = penalty;
+  options.seen = seen;
+  options.seed = seed;
+  options.step = step;
+  const auto same = [&] {
+    REQUIRE(fastdecode_sample(&args) == FASTDECODE_OK);
+    REQUIRE(results == sampler.sample({logits, kGroups, kVocab}, options));
+  };
+  same();
+  const std::array<std::int32_t, kGroups> kept = results.kept;
+  args.noise = noise.data();
+  options.noise = noise;
+  same();
+  args.contrast_alpha = options.contrast_alpha = 0.9f;
+  args.contrast_k = options.contrast_k = 10;
+  args.streams_per_group = options.streams_per_group = 2;
+  const std::int32_t streams[] = {0, 1, 1, 0};
+  const float weights[] = {3.0f, -2.0f, 1.5f, -0.5f};
+  args.streams = streams;
+  options.streams = streams;
+  args.weights = weights;
+  options.weights = weights;
+  same();
+  REQUIRE(results.kept != kept);
+}
+
 fastdecode::Grammar two_modes() {
   fastdecode::Grammar grammar;
   grammar.classes = 2;
@@ -271,6 +334,7 @@ int main() {
   const std::vector<float> logits = numbers(2 * kVocab, 1);
   same_defaults(logits);
   same_samples(logits);
+  same_options(logits);
   same_sequences(logits);
   same_steps();
   same_operations();

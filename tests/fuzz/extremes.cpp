@@ -1,98 +1,10 @@
 // Every integer of every call at extreme values: none crashes, hangs or overflows, and what is
-// refused is refused with a message that names a field that was changed. Arguments: seed, number of
-// calls.
+// refused is refused with a message that names a field that was changed. First come pairs of sizes
+// that are too large together. Arguments: seed, number of calls.
 
-#include <string>
-
-#include "fuzz.h"
+#include "extremes.h"
 
 namespace {
-
-// What a field may be.
-enum class Kind {
-  kCount,    // at least 0 or 1, and at most 2^31 - 1
-  kStride,   // at least 0; too large where two rows would have more than 2^47 elements
-  kNumber,   // anything
-  kThreads,  // not negative
-};
-
-struct Field {
-  std::string name, instead;  // what a message names: the field, or a value that it makes wrong
-  Kind kind;
-  int64_t* wide;
-  int32_t* narrow;
-};
-
-Field field(const char* name, Kind kind, int64_t& at, const char* instead = nullptr) {
-  return {name, instead != nullptr ? instead : name, kind, &at, nullptr};
-}
-Field field(const char* name, Kind kind, int32_t& at) {
-  return {name, name, kind, nullptr, &at};
-}
-
-constexpr int64_t kValues[] = {INT64_MIN + 1,
-                               -(INT64_C(1) << 32),
-                               -2,
-                               -1,
-                               0,
-                               INT64_C(1) << 31,
-                               INT64_C(1) << 32,
-                               (INT64_C(1) << 32) + 1,
-                               INT64_C(1) << 47,
-                               INT64_C(1) << 61,
-                               (INT64_C(1) << 61) + 1,
-                               INT64_C(1) << 62,
-                               INT64_MAX - 1,
-                               INT64_MAX};
-constexpr int32_t kNarrowValues[] = {INT32_MIN, -1, 0, INT32_MAX};
-
-struct Random {
-  uint64_t state;
-  uint64_t below(uint64_t n) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return (state >> 33) % n;
-  }
-};
-
-// Sets `field` to an extreme value, which must be refused if this returns true.
-bool set_extreme(Random& random, const Field& field, bool& zero) {
-  if (field.narrow != nullptr) {
-    const int32_t value = kNarrowValues[random.below(std::size(kNarrowValues))];
-    *field.narrow = value;
-    return field.kind == Kind::kThreads && value < 0;
-  }
-  int64_t value = kValues[random.below(std::size(kValues))];
-  // A smaller stride is a good one, if only the arrays were as long.
-  if (field.kind == Kind::kStride && value > 0) value |= INT64_C(1) << 47;
-  *field.wide = value;
-  zero = zero || value == 0;
-  return field.kind == Kind::kCount ? value != 0 : field.kind == Kind::kStride && value != 0;
-}
-
-// Changes one to three of the fields and calls. The caller's arguments are then dropped.
-template <typename Call>
-void change_and_call(Random& random, const std::vector<Field>& fields, Call call) {
-  std::vector<std::string> changed, named;
-  bool refused = false, zero = false;
-  for (uint64_t n = 1 + random.below(3); n > 0; --n) {
-    const Field& one = fields[random.below(fields.size())];
-    if (std::find(changed.begin(), changed.end(), one.name) != changed.end()) continue;
-    changed.push_back(one.name);
-    named.insert(named.end(), {one.name, one.instead});
-    refused |= set_extreme(random, one, zero);
-  }
-  const fastdecode_result result = call();
-  CHECK(result == FASTDECODE_OK || result == FASTDECODE_INVALID_ARGUMENT ||
-        result == FASTDECODE_OUT_OF_MEMORY);
-  if (refused && !zero) CHECK(result == FASTDECODE_INVALID_ARGUMENT);
-  if (result == FASTDECODE_OK) return;
-  const std::string said = fastdecode_last_error();
-  for (const std::string& name : named) {
-    if (said.find(name) != std::string::npos) return;
-  }
-  fprintf(stderr, "changed %s: \"%s\" does not name it\n", changed[0].c_str(), said.c_str());
-  abort();
-}
 
 constexpr int64_t kTwo = 2, kVocab = 64;
 
@@ -213,27 +125,27 @@ struct Decoding {
   }
 };
 
-void sample(Random& random) {
-  Sampling own(random.below(2) == 0);
-  change_and_call(random, own.fields(), [&] { return fastdecode_sample(&own.args); });
+void sample(Change& change) {
+  Sampling own(!change.product.empty() || change.random.below(2) == 0);
+  change_and_call(change, own.fields(), [&] { return fastdecode_sample(&own.args); });
 }
 
-void advance(Random& random) {
+void advance(Change& change) {
   Advancing own;
-  change_and_call(random, own.fields(true), [&] { return fastdecode_advance(&own.args); });
+  change_and_call(change, own.fields(true), [&] { return fastdecode_advance(&own.args); });
 }
 
-void sample_advance(Random& random) {
+void sample_advance(Change& change) {
   Sampling sampling(true);
   Advancing advancing;
   std::vector<Field> fields = sampling.fields();
   const std::vector<Field> others = advancing.fields(false);
   fields.insert(fields.end(), others.begin(), others.end());
-  change_and_call(random, fields,
+  change_and_call(change, fields,
                   [&] { return fastdecode_sample_advance(&sampling.args, &advancing.args); });
 }
 
-void decode_step(Random& random) {
+void decode_step(Change& change) {
   Decoding own;
   fastdecode_decode_args args;
   CHECK(fastdecode_decode_args_init(&args) == FASTDECODE_OK);
@@ -255,10 +167,10 @@ void decode_step(Random& random) {
   fields.push_back(field("inner", Kind::kCount, args.inner));
   fields.push_back(field("chained", Kind::kNumber, args.chained));
   fields.push_back(field("swin", Kind::kNumber, args.swin));
-  change_and_call(random, fields, [&] { return fastdecode_decode_step(&args); });
+  change_and_call(change, fields, [&] { return fastdecode_decode_step(&args); });
 }
 
-void rope_append(Random& random) {
+void rope_append(Change& change) {
   Decoding own;
   fastdecode_rope_append_args args;
   CHECK(fastdecode_rope_append_args_init(&args) == FASTDECODE_OK);
@@ -269,10 +181,10 @@ void rope_append(Random& random) {
   args.keys = own.keys.data();
   args.values = own.values.data();
   args.queries = own.queries.data();
-  change_and_call(random, fields, [&] { return fastdecode_rope_append(&args); });
+  change_and_call(change, fields, [&] { return fastdecode_rope_append(&args); });
 }
 
-void attend(Random& random) {
+void attend(Change& change) {
   Decoding own;
   fastdecode_attend_args args;
   CHECK(fastdecode_attend_args_init(&args) == FASTDECODE_OK);
@@ -281,58 +193,107 @@ void attend(Random& random) {
   args.keys = own.keys.data();
   args.values = own.values.data();
   args.out = own.out.data();
-  change_and_call(random, fields, [&] { return fastdecode_attend(&args); });
+  change_and_call(change, fields, [&] { return fastdecode_attend(&args); });
 }
 
-void functions(Random& random) {
-  const std::vector<float> x(kTwo * 8, 0.5f), weight(64, 0.1f);
-  std::vector<float> out(kTwo * 8);
-  const std::vector<int64_t> tokens = {0, 1};
+// The functions that take sizes one by one.
+struct Plain {
+  const std::vector<float> x = std::vector<float>(kTwo * 8, 0.5f),
+                           weight = std::vector<float>(64, 0.1f);
+  std::vector<float> out = std::vector<float>(kTwo * 8);
   int64_t rows = kTwo, n = 8, features = 8, stride = 8, vocab = 8;
   int32_t threads = 1, dtype = FASTDECODE_FLOAT32;
-  std::vector<Field> fields = {field("rows", Kind::kCount, rows),
-                               field("threads", Kind::kThreads, threads)};
-  switch (random.below(4)) {
-    case 0:
-      fields.push_back(field("k", Kind::kCount, n));
-      fields.push_back(field("features", Kind::kCount, features));
-      fields.push_back(field("out_stride", Kind::kStride, stride));
-      fields.push_back(field("dtype", Kind::kNumber, dtype));
-      return change_and_call(random, fields, [&] {
-        return fastdecode_linear(weight.data(), dtype, nullptr, x.data(), rows, n, features,
-                                 out.data(), stride, threads);
-      });
-    case 1:
-      fields.push_back(field("n", Kind::kCount, n));
-      return change_and_call(random, fields, [&] {
-        return fastdecode_rms_norm(x.data(), nullptr, weight.data(), 1e-5f, rows, n, nullptr,
-                                   out.data(), threads);
-      });
-    case 2:
-      n = 4;
-      fields.push_back(field("inner", Kind::kCount, n));
-      return change_and_call(random, fields, [&] {
-        return fastdecode_swiglu(x.data(), rows, n, out.data(), threads);
-      });
-    default:
-      fields.push_back(field("hidden", Kind::kCount, n));
-      fields.push_back(field("vocab", Kind::kCount, vocab, "tokens["));
-      return change_and_call(random, fields, [&] {
-        return fastdecode_embed(tokens.data(), rows, weight.data(), dtype, vocab, n, out.data(),
-                                threads);
-      });
+
+  std::vector<Field> fields(std::initializer_list<Field> more) {
+    std::vector<Field> all = {field("rows", Kind::kCount, rows),
+                              field("threads", Kind::kThreads, threads)};
+    all.insert(all.end(), more);
+    return all;
   }
+};
+
+void linear(Change& change) {
+  Plain own;
+  const std::vector<Field> fields = own.fields(
+      {field("k", Kind::kCount, own.n), field("features", Kind::kCount, own.features),
+       field("out_stride", Kind::kStride, own.stride), field("dtype", Kind::kNumber, own.dtype)});
+  change_and_call(change, fields, [&] {
+    return fastdecode_linear(own.weight.data(), own.dtype, nullptr, own.x.data(), own.rows, own.n,
+                             own.features, own.out.data(), own.stride, own.threads);
+  });
 }
+
+void rms_norm(Change& change) {
+  Plain own;
+  change_and_call(change, own.fields({field("n", Kind::kCount, own.n)}), [&] {
+    return fastdecode_rms_norm(own.x.data(), nullptr, own.weight.data(), 1e-5f, own.rows, own.n,
+                               nullptr, own.out.data(), own.threads);
+  });
+}
+
+void swiglu(Change& change) {
+  Plain own;
+  own.n = 4;
+  change_and_call(change, own.fields({field("inner", Kind::kCount, own.n)}), [&] {
+    return fastdecode_swiglu(own.x.data(), own.rows, own.n, own.out.data(), own.threads);
+  });
+}
+
+void embed(Change& change) {
+  Plain own;
+  const std::vector<int64_t> tokens = {0, 1};
+  const std::vector<Field> fields = own.fields(
+      {field("hidden", Kind::kCount, own.n), field("vocab", Kind::kCount, own.vocab, "tokens[")});
+  change_and_call(change, fields, [&] {
+    return fastdecode_embed(tokens.data(), own.rows, own.weight.data(), own.dtype, own.vocab, own.n,
+                            own.out.data(), own.threads);
+  });
+}
+
+constexpr void (*kCalls[])(Change&) = {sample, advance, sample_advance, decode_step, rope_append,
+                                       attend, linear,  rms_norm,       swiglu,      embed};
+
+// Two sizes of an array, and one that must not be smaller than one of them.
+struct Product {
+  void (*call)(Change&);
+  const char *one, *other, *bound = nullptr;
+};
+constexpr Product kProducts[] = {{sample, "rows", "row_stride"},
+                                 {sample, "groups", "noise_stride"},
+                                 {sample, "groups", "streams"},
+                                 {advance, "groups", "streams"},
+                                 {advance, "groups", "capacity"},
+                                 {advance, "modes", "classes"},
+                                 {decode_step, "rows", "hidden"},
+                                 {decode_step, "rows", "inner"},
+                                 {decode_step, "inner", "hidden"},
+                                 {decode_step, "heads", "hidden"},
+                                 {decode_step, "pages", "page_slots"},
+                                 {rope_append, "rows", "table_stride"},
+                                 {rope_append, "rows", "heads"},
+                                 {rope_append, "pages", "head_dim"},
+                                 {attend, "rows", "head_dim"},
+                                 {attend, "pages", "page_slots"},
+                                 {linear, "features", "k", "out_stride"},
+                                 {linear, "rows", "k"},
+                                 {linear, "rows", "out_stride"},
+                                 {rms_norm, "rows", "n"},
+                                 {swiglu, "rows", "inner"},
+                                 {embed, "vocab", "hidden"},
+                                 {embed, "rows", "hidden"}};
 
 }  // namespace
 
 int main(int count, char** arguments) {
   CHECK(count == 3);
-  Random random = {strtoull(arguments[1], nullptr, 10)};
+  for (const Product& product : kProducts) {
+    Change change = {{0}, {product.one, product.other}};
+    if (product.bound != nullptr) change.product.push_back(product.bound);
+    product.call(change);
+  }
+  Change change = {{strtoull(arguments[1], nullptr, 10)}, {}};
   const long calls = strtol(arguments[2], nullptr, 10);
-  void (*const of[])(Random&) = {sample,      advance, sample_advance, decode_step,
-                                 rope_append, attend,  functions};
-  for (long i = 0; i < calls; ++i) of[random.below(std::size(of))](random);
-  printf("calls %ld\n", calls);
+  for (long i = 0; i < calls; ++i) kCalls[change.random.below(std::size(kCalls))](change);
+  printf("products %zu, calls %ld\n", std::size(kProducts), calls);
   return 0;
 }
