@@ -78,12 +78,16 @@ def test_what_is_found_was_stored(seed: int, pages: int | None, retain: int | No
     generator = random.Random(seed)
     cache = new_cache(pages, retain)
     rows: list[list[int]] = []
+    prompts: list[list[int]] = []
+    remembered: list[list[int]] = []
+    generated = 0  # tokens found that were part of no prompt
     with torch.inference_mode():
         for _ in range(150):
             action = generator.random()
             if action < 0.35 and len(rows) < 5:
-                source = generator.choice(rows) if rows and generator.random() < 0.6 else []
-                prompt = source[: generator.randrange(len(source) + 1)] + [
+                sources = [*rows, *remembered[-4:]]
+                source = generator.choice(sources) if sources and generator.random() < 0.8 else []
+                prompt = source[: generator.choice([len(source), generator.randrange(len(source) + 1)])] + [
                     generator.randrange(3) for _ in range(generator.randrange(1, 9))
                 ]
                 if cache.available is not None and cache.pages_missing([prompt]) > cache.available:
@@ -91,6 +95,9 @@ def test_what_is_found_was_stored(seed: int, pages: int | None, retain: int | No
                 found, known = cache.add([prompt])
                 for at in range(known[0], len(prompt)):
                     write(cache, found.start, at, prompt)
+                of_prompts = max((common(prompt, other) for other in prompts), default=0)
+                generated += max(0, known[0] - of_prompts)
+                prompts.append(list(prompt))
                 rows.append(prompt)
             elif action < 0.75 and rows:
                 if cache.available is not None and cache.pages_for_steps(1) > cache.available:
@@ -102,8 +109,11 @@ def test_what_is_found_was_stored(seed: int, pages: int | None, retain: int | No
                 cache.grow()
             elif rows:
                 row = generator.randrange(len(rows))
-                if generator.random() < 0.7:
+                if generator.random() < 0.8:
                     cache.remember(row, rows[row])
+                    remembered.append(list(rows[row]))
+                if generator.random() < 0.3:
+                    continue  # the row stays, and is found by others while it grows
                 moved = cache.remove(row)
                 last = rows.pop()
                 if moved != row:
@@ -111,8 +121,14 @@ def test_what_is_found_was_stored(seed: int, pages: int | None, retain: int | No
             for row, tokens in enumerate(rows):
                 for at in range(len(tokens)):
                     assert read(cache, row, at) == mark(tokens[: at + 1])
+    assert generated > 2
     cache.clear()
     assert cache.pool.used == 0
+
+
+def common(one: list[int], other: list[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def mark(tokens: list[int]) -> float:
