@@ -129,7 +129,13 @@ class References:
 # --- one run ----------------------------------------------------------------------------------------------------
 
 
-def submit_all(engine: fastdecode.Engine, world: World, planned: list[Planned], watched: list[Planned]) -> None:
+def submit_all(
+    engine: fastdecode.Engine,
+    world: World,
+    planned: list[Planned],
+    watched: list[Planned],
+    submitted: threading.Barrier | None,
+) -> None:
     """What one of the submitting threads does."""
     listening = []
     for p in planned:
@@ -145,6 +151,8 @@ def submit_all(engine: fastdecode.Engine, world: World, planned: list[Planned], 
             watched.append(p)
         if p.listened:
             listening.append(p)
+    if submitted is not None:
+        submitted.wait(PATIENCE_S)
     for p in listening:
         p.told = []
         assert p.handle is not None
@@ -177,21 +185,28 @@ def run(
     threads: int = 3,
     least_preemptions: int = 0,
     fault: str | None = None,
+    queued: bool = False,
 ) -> Report:
-    """All of ``planned`` through an engine of its own, compared. What was wrong is in the report; nothing is raised."""
+    """All of ``planned`` through an engine of its own, compared. What was wrong is in the report; nothing is raised.
+
+    ``queued``: the engine begins when all are submitted, so that pages run out however busy the machine is.
+    """
     references.compute(planned)
     report = Report()
     before = set(threading.enumerate())
     engine = fastdecode.Engine(world.model, pages=world.pages, max_rows=world.max_rows, deterministic=True)
     watched: list[Planned] = []
     submitted = threading.Event()
+    barrier = threading.Barrier(threads, engine.start) if queued else None
     workers = [
-        threading.Thread(target=submit_all, args=(engine, world, planned[i::threads], watched)) for i in range(threads)
+        threading.Thread(target=submit_all, args=(engine, world, planned[i::threads], watched, barrier))
+        for i in range(threads)
     ]
     aborter = threading.Thread(target=abort_all, args=(watched, submitted), daemon=True)
     start = time.perf_counter()
     with FAULTS[fault]() if fault else contextlib.nullcontext():
-        engine.start()
+        if not queued:
+            engine.start()
         aborter.start()
         for worker in workers:
             worker.start()

@@ -19,8 +19,9 @@ def references(world):
     return References(world)
 
 
-def test_mixed_requests_give_what_they_give_alone(world, references):
-    report = run(world, plan(world, SHORT, 0), references, least_preemptions=1)
+@pytest.mark.parametrize("queued", [False, True])
+def test_mixed_requests_give_what_they_give_alone(world, references, queued: bool):
+    report = run(world, plan(world, SHORT, 0), references, least_preemptions=int(queued), queued=queued)
     assert report.wrong == []
     counted = {kind: report.counts[kind] for kind in ("finished", "aborted", "failed", "refused")}
     assert sum(counted.values()) == SHORT
@@ -35,7 +36,7 @@ def test_few_rows(world, references):
 
 @pytest.mark.parametrize("fault", sorted(FAULTS))
 def test_a_broken_engine_is_found(world, references, fault: str):
-    report = run(world, plan(world, SHORT, 0), references, fault=fault)
+    report = run(world, plan(world, SHORT, 0), references, fault=fault, queued=True)
     assert [sentence for sentence in report.wrong if "differs from what it gives alone" in sentence]
 
 
