@@ -56,6 +56,8 @@ def create_app(engine: Engine, limits: Limits | None = None, model: str = "") ->
     async def generate(request: Request) -> Response:
         """A document of text and pictures that continues a prompt."""
         arrived = time.monotonic()
+        if request.url.query:
+            raise Refused(422, f"the address has ?{request.url.query[:80]}: put the fields into the JSON body", CLOSE)
         service.check_room()
         job = await service.submit(await _read_body(request, service.limits), arrived)
         if job.asked.stream:

@@ -123,6 +123,15 @@ def test_other_kinds_of_content_are_415(served: Served, headers: dict[str, str],
     connection.close()
 
 
+def test_fields_in_the_address_are_422(served: Served) -> None:
+    connection = served.connect()
+    connection.request("POST", "/v1/generate?stream=true", b'{"prompt": "a"}', {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    assert answer.status == 422
+    assert b"the address has ?stream=true: put the fields into the JSON body" in answer.read()
+    connection.close()
+
+
 TIGHT = Limits(
     body_bytes=20_000, prompt_characters=50, images=2, image_pixels=10_000, new_tokens=80, waiting=2, seconds=60
 )
