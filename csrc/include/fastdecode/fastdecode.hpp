@@ -12,6 +12,7 @@
 
 #include <fastdecode/fastdecode.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -89,10 +90,15 @@ inline void check_length(const char* name, std::size_t size, std::int64_t a, std
                                                std::to_string(needed));
 }
 
-// A span that may be left out.
+// Words of a set of bits, one for each token.
+constexpr std::int64_t words(std::int64_t vocab) {
+  return vocab / 32 + (vocab % 32 > 0 ? 1 : 0);
+}
+
+// A span that may be empty: it is then left out.
 template <typename T>
 T* optional(const char* name, Span<T> span, std::int64_t a, std::int64_t b = 1) {
-  if (span.data() == nullptr) return nullptr;
+  if (span.empty()) return nullptr;
   check_length(name, span.size(), a, b);
   return span.data();
 }
@@ -161,6 +167,9 @@ class TokenSets {
     return add(Span<const Range>(ranges.begin(), ranges.size()));
   }
   std::int32_t add(Span<const Range> ranges) {
+    // First all memory: a set is added whole or not at all.
+    make_room(ranges_, 2 * ranges.size());
+    make_room(offsets_, 1);
     for (const Range& range : ranges) {
       ranges_.push_back(range.first);
       ranges_.push_back(range.second);
@@ -173,6 +182,11 @@ class TokenSets {
   Span<const std::int32_t> offsets() const { return offsets_; }
 
  private:
+  static void make_room(std::vector<std::int32_t>& values, std::size_t more) {
+    const std::size_t wanted = values.size() + more;
+    if (wanted > values.capacity()) values.reserve(std::max(wanted, 2 * values.capacity()));
+  }
+
   std::vector<std::int32_t> ranges_, offsets_ = {0};
 };
 
@@ -260,7 +274,7 @@ struct GroupState {
         finished(count(groups)),
         inputs(count(rows)),
         lengths(count(rows)),
-        seen(count(groups, (vocab + 31) / 32)),
+        seen(count(groups, detail::words(vocab))),
         sequences(count(groups, capacity_)),
         capacity(capacity_) {}
 
@@ -281,7 +295,7 @@ struct GroupState {
     args.limit = array("limit", limit, groups);
     args.inputs = array("inputs", inputs, rows);
     args.lengths = array("lengths", lengths, rows);
-    args.seen = array("seen", seen, groups, (vocab + 31) / 32);
+    args.seen = array("seen", seen, groups, detail::words(vocab));
     args.sequences = array("sequences", sequences, groups, capacity);
     args.capacity = capacity;
     return args;
@@ -334,14 +348,7 @@ class Sampler {
   fastdecode_sample_args arguments(const Logits& logits, const SampleOptions& o) {
     fastdecode_sample_args a;
     check(fastdecode_sample_args_init(&a));
-    if (logits.rows > 0 && logits.row_stride == FASTDECODE_REPEAT) {
-      detail::check_length("logits", logits.size, logits.vocab);
-    } else if (logits.rows > 0) {
-      const std::int64_t more = logits.rows - 1;  // than the last row
-      detail::check_length("logits", logits.size, logits.vocab);
-      const std::size_t last = static_cast<std::size_t>(logits.vocab > 0 ? logits.vocab : 0);
-      detail::check_length("logits", logits.size - last, more, logits.row_stride);
-    }
+    check_logits(logits);
     a.logits = logits.data;
     a.dtype = logits.dtype;
     a.threads = o.threads;
@@ -350,7 +357,7 @@ class Sampler {
     a.row_stride = logits.row_stride;
     a.groups = logits.rows;
     a.streams_per_group = o.streams_per_group;
-    if (o.streams.data() != nullptr) {
+    if (!o.streams.empty()) {
       const std::int64_t size = detail::length(o.streams.size());
       if (o.streams_per_group < 1 || size % o.streams_per_group != 0) {
         throw Error(FASTDECODE_INVALID_ARGUMENT,
@@ -381,7 +388,7 @@ class Sampler {
     o.step.set("step", a.groups, a.step, a.step_value);
     a.contrast_alpha = o.contrast_alpha;
     a.contrast_k = o.contrast_k;
-    a.seen = detail::optional("seen", o.seen, a.groups, (a.vocab + 31) / 32);
+    a.seen = detail::optional("seen", o.seen, a.groups, detail::words(a.vocab));
     a.noise = detail::optional("noise", o.noise, a.groups, a.vocab);
     a.noise_stride = a.vocab;
     reserve(a.groups);
@@ -392,13 +399,23 @@ class Sampler {
     return a;
   }
 
+  // The last row may end with its last token. Sizes that the library refuses are left to it.
+  static void check_logits(const Logits& logits) {
+    if (logits.rows < 1 || logits.vocab < 1) return;
+    const bool apart = logits.rows > 1 && logits.row_stride != FASTDECODE_REPEAT;
+    const std::int64_t more = apart ? logits.rows - 1 : 0, stride = logits.row_stride;
+    if (apart && (stride < logits.vocab || more > (INT64_MAX - logits.vocab) / stride)) return;
+    detail::check_length("logits", logits.size, more * stride + logits.vocab);
+  }
+
+  // `token_` grows last: if there is no memory for one of the others, the next call tries again.
   void reserve(std::int64_t groups) {
     if (groups <= detail::length(token_.size())) return;
     const std::size_t size = static_cast<std::size_t>(groups);
-    token_.resize(size);
     logprob_.resize(size);
     kept_.resize(size);
     status_.resize(size);
+    token_.resize(size);
   }
 
   Samples results(std::int64_t groups) const {
