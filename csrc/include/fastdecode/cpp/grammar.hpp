@@ -34,19 +34,14 @@ struct Grammar {
     tables.modes = modes();
     tables.classes = classes;
     tables.set_of = set_of.data();
-    tables.tight_set_of = table("tight_set_of", tight_set_of);
-    tables.room = table("room", room);
+    tables.tight_set_of =
+        detail::optional<const std::int32_t>("tight_set_of", tight_set_of, modes());
+    tables.room = detail::optional<const std::int32_t>("room", room, modes());
     tables.forced = forced.data();
     tables.following = following.data();
     tables.class_ranges = class_ranges.data();
     tables.class_range_count = detail::length(class_ranges.size()) / 3;
     return tables;
-  }
-
- private:
-  const std::int32_t* table(const char* name, const std::vector<std::int32_t>& values) const {
-    return values.empty() ? nullptr
-                          : detail::optional(name, Span<const std::int32_t>(values), modes());
   }
 };
 
@@ -87,11 +82,11 @@ struct GroupState {
     args.mode = mode.data();
     args.step = step.data();
     args.finished = finished.data();
-    args.limit = array("limit", limit, groups);
-    args.inputs = array("inputs", inputs, rows);
-    args.lengths = array("lengths", lengths, rows);
-    args.seen = array("seen", seen, groups, detail::words(vocab));
-    args.sequences = array("sequences", sequences, groups, capacity);
+    args.limit = detail::optional<std::int64_t>("limit", limit, groups);
+    args.inputs = detail::optional<std::int64_t>("inputs", inputs, rows);
+    args.lengths = detail::optional<std::int64_t>("lengths", lengths, rows);
+    args.seen = detail::optional<std::int32_t>("seen", seen, groups, detail::words(vocab));
+    args.sequences = detail::optional<std::int64_t>("sequences", sequences, groups, capacity);
     args.capacity = capacity;
     return args;
   }
@@ -111,10 +106,6 @@ struct GroupState {
                                                    " elements; must have at most 2^47");
     }
     return static_cast<std::size_t>(a) * static_cast<std::size_t>(b);
-  }
-  template <typename T>
-  static T* array(const char* name, std::vector<T>& values, std::int64_t a, std::int64_t b = 1) {
-    return values.empty() ? nullptr : detail::optional(name, Span<T>(values), a, b);
   }
 };
 
