@@ -420,6 +420,16 @@ void wrapper_sizes() {
         2);
 }
 
+// Values of two bytes are never read as float32, which have four.
+void wrapper_dtypes() {
+  const std::vector<uint16_t> halves(2 * kVocab);
+  fastdecode::Sampler sampler;
+  thrown([&] { sampler.sample({halves, FASTDECODE_FLOAT32, 2, kVocab}); },
+         "dtype = 0: must be 1 (bfloat16) or 2 (float16) for values of two bytes");
+  CHECK(sampler.sample({halves, FASTDECODE_BFLOAT16, 2, kVocab}).kept[1] == kVocab);
+  CHECK(sampler.sample({halves, FASTDECODE_FLOAT16, 2, kVocab}).kept[1] == kVocab);
+}
+
 // What an empty span means does not depend on whether its vector once had elements.
 void empty_spans() {
   const std::vector<float> logits(2 * kVocab);
@@ -479,6 +489,7 @@ int main() {
   overlapping_operations();
   sizes();
   wrapper_sizes();
+  wrapper_dtypes();
   empty_spans();
   out_of_memory();
   printf("calls %ld, wrong %ld\n", checked, wrong);

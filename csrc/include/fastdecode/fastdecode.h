@@ -320,8 +320,8 @@ typedef struct fastdecode_decode_args {
 
   /* The keys and values of row r's token i are in slot i % page_slots of page
    * table[r * table_stride + i / page_slots]. Rows may share pages. With `chained` they may also
-   * share the page that is written, in different slots: the rows can then be successive tokens of
-   * one sequence, each of which attends to those before it. */
+   * share the page that is written: the rows can then be successive tokens of one sequence, each of
+   * which attends to those before it. No two rows may write the same slot. */
   int64_t pages;
   int64_t page_slots;   /* tokens of a page, at least 1; required */
   const int32_t* table; /* (rows, table_width) numbers of pages, in [0, pages) as far as a row has

@@ -53,7 +53,11 @@ struct Logits {
   // bfloat16 or float16 values.
   Logits(Span<const std::uint16_t> values, fastdecode_dtype dtype_, std::int64_t rows_,
          std::int64_t vocab_)
-      : Logits(values.data(), values.size(), dtype_, rows_, vocab_, vocab_) {}
+      : Logits(values.data(), values.size(), dtype_, rows_, vocab_, vocab_) {
+    if (dtype_ != FASTDECODE_FLOAT32) return;
+    throw Error(FASTDECODE_INVALID_ARGUMENT,
+                "dtype = 0: must be 1 (bfloat16) or 2 (float16) for values of two bytes");
+  }
   Logits(const void* data_, std::size_t size_, fastdecode_dtype dtype_, std::int64_t rows_,
          std::int64_t vocab_, std::int64_t row_stride_)
       : data(data_),
