@@ -44,6 +44,9 @@ if(TARGET fastdecode_cuda)
   fastdecode_install(fastdecode_cuda)
   fastdecode_pkg_config(fastdecode_cuda)
 endif()
+if(TARGET fastdecode_torch) # its name has no version, so there is no symbolic link
+  install(TARGETS fastdecode_torch EXPORT fastdecode LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+endif()
 
 install(EXPORT fastdecode NAMESPACE fastdecode:: FILE fastdecode-targets.cmake
   DESTINATION ${FASTDECODE_CMAKE_DIR})

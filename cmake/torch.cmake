@@ -22,8 +22,3 @@ if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
   target_link_options(fastdecode_torch PRIVATE -Wl,-z,nodelete -Wl,--no-undefined)
 endif()
 add_library(fastdecode::torch ALIAS fastdecode_torch)
-
-if(NOT DEFINED FASTDECODE_INSTALL OR FASTDECODE_INSTALL)
-  include(GNUInstallDirs)
-  install(TARGETS fastdecode_torch EXPORT fastdecode LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
-endif()

@@ -26,16 +26,26 @@ struct Area {
   }
 };
 
-// The written arrays share memory neither with each other nor with those that are read. Sizes have
-// been checked.
-inline fastdecode_result check_apart(std::initializer_list<Area> written,
-                                     std::initializer_list<Area> read) {
+using List = std::initializer_list<Area>;
+
+// No array of the first shares memory with one of the second: both are any container of areas.
+// Sizes have been checked.
+template <typename Written = List, typename Others = List>
+fastdecode_result check_apart(const Written& written, const Others& others) {
+  for (const Area& w : written) {
+    for (const Area& other : others) {
+      INVALID_IF(w.meets(other), "%s: must not overlap %s", w.name, other.name);
+    }
+  }
+  return FASTDECODE_OK;
+}
+
+// Nor do these with each other.
+template <typename Written>
+fastdecode_result check_all_apart(const Written& written) {
   for (const Area* w = written.begin(); w != written.end(); ++w) {
     for (const Area* other = written.begin(); other != w; ++other) {
       INVALID_IF(w->meets(*other), "%s: must not overlap %s", w->name, other->name);
-    }
-    for (const Area& other : read) {
-      INVALID_IF(w->meets(other), "%s: must not overlap %s", w->name, other.name);
     }
   }
   return FASTDECODE_OK;

@@ -69,9 +69,10 @@ inline void set_defaults(fastdecode_attend_args* args) {
   args->scale = 1.0f;
 }
 
-// `what`: the struct's name, as the message has it.
-inline fastdecode_result check_size(const char* what, const char* field, size_t size, size_t first,
-                                    size_t own) {
+// `what`: the struct's name, as the message has it. `args`: the one whose init function sets
+// `size`.
+inline fastdecode_result check_size(const char* what, const char* args, const char* field,
+                                    size_t size, size_t first, size_t own) {
   if (size > own) {
     return fail(FASTDECODE_INVALID_ARGUMENT,
                 "%s = %zu: this library's %s has %zu bytes; the program was compiled against a "
@@ -82,7 +83,7 @@ inline fastdecode_result check_size(const char* what, const char* field, size_t 
     return fail(FASTDECODE_INVALID_ARGUMENT,
                 "%s = %zu: %s has at least %zu bytes; call %s_init, and compile the program again "
                 "if it was compiled against version 1 of fastdecode.h",
-                field, size, what, first, what);
+                field, size, what, first, args);
   }
   return FASTDECODE_OK;
 }
@@ -96,7 +97,8 @@ fastdecode_result set_up(Args* args, size_t size) {
     return fail(FASTDECODE_INVALID_ARGUMENT, "%s_init: args = NULL: must point to the arguments",
                 sizes.name);
   }
-  const fastdecode_result result = check_size(sizes.name, "size", size, sizes.first, sizeof(Args));
+  const fastdecode_result result =
+      check_size(sizes.name, sizes.name, "size", size, sizes.first, sizeof(Args));
   Args whole;
   std::memset(&whole, 0, sizeof whole);
   set_defaults(&whole);
@@ -121,7 +123,7 @@ class Given {
     char field[32];
     std::snprintf(field, sizeof field, "%s->size", name);
     const fastdecode_result result =
-        check_size(sizes.name, field, given->size, sizes.first, sizeof(Args));
+        check_size(sizes.name, sizes.name, field, given->size, sizes.first, sizeof(Args));
     if (result != FASTDECODE_OK) return result;
     std::memset(&own_, 0, sizeof own_);
     set_defaults(&own_);

@@ -3,9 +3,9 @@
 
 #include "cpu/advance.h"
 
-#include "core/apart.h"
 #include "core/check.h"
 #include "core/grammar.h"
+#include "cpu/arrays.h"
 
 namespace fastdecode {
 namespace {
@@ -26,7 +26,7 @@ fastdecode_result check_class_ranges(const fastdecode_grammar& tables) {
   return FASTDECODE_OK;
 }
 
-// The grammar's tables of one mode.
+// The grammar's tables of one mode. `sets`: how many there are to draw from; -1: no token is drawn.
 fastdecode_result check_mode(const fastdecode_advance_args& a, int32_t mode, int64_t sets) {
   const fastdecode_grammar& tables = a.grammar;
   const int32_t set = tables.set_of[mode];
@@ -91,30 +91,41 @@ fastdecode_result check_group(const fastdecode_advance_args& a, int64_t g, int64
   return check_mode(a, a.mode[g], sets);
 }
 
+fastdecode_result check_apart_from_sample(const fastdecode_advance_args& a,
+                                          const fastdecode_sample_args& sample) {
+  const std::array<Area, 4> results = results_of(sample);
+  const std::array<Area, 7> state = state_of(a);
+  CHECKED(check_apart(results, state));
+  CHECKED(check_apart(results, tables_of(a)));
+  return check_apart(state, inputs_of(sample));
+}
+
 fastdecode_result check_state(const fastdecode_advance_args& a) {
-  const int64_t read = a.groups * a.streams_per_group;
-  return check_apart({{"mode", a.mode, a.groups, 4},
-                      {"step", a.step, a.groups, 8},
-                      {"finished", a.finished, a.groups, 1},
-                      {"inputs", a.inputs, a.rows, 8},
-                      {"lengths", a.lengths, a.rows, 8},
-                      {"seen", a.seen, a.groups * ((a.vocab + 31) / 32), 4},
-                      {"sequences", a.sequences, a.groups * a.capacity, 8}},
-                     {{"token", a.token, a.groups, 8},
-                      {"limit", a.limit, a.groups, 8},
-                      {"streams", a.streams, read, 4}});
+  const std::array<Area, 7> state = state_of(a);
+  CHECKED(check_all_apart(state));
+  CHECKED(check_apart(state, tables_of(a)));
+  const int64_t streams = a.groups * a.streams_per_group;
+  const std::array<Area, 2> read = {
+      {{"token", a.token, a.groups, 8}, {"streams", a.streams, streams, 4}}};
+  return check_apart(state, read);
 }
 
 }  // namespace
 
-fastdecode_result check_advance_args(const fastdecode_advance_args& args, int64_t sets) {
+fastdecode_result check_advance_args(const fastdecode_advance_args& args,
+                                     const fastdecode_sample_args* sample) {
   CHECKED(check_advance_sizes(args));
   if (args.groups == 0) return FASTDECODE_OK;
   CHECKED(check_advance_pointers(args));
   CHECKED(check_advance_streams(args));
   CHECKED(check_state(args));
-  if (sets < 0) CHECKED(check_advance_tokens(args));
+  if (sample != nullptr) {
+    CHECKED(check_apart_from_sample(args, *sample));
+  } else {
+    CHECKED(check_advance_tokens(args));
+  }
   CHECKED(check_class_ranges(args.grammar));
+  const int64_t sets = sample == nullptr ? -1 : sample->sets > 0 ? sample->sets : 1;
   for (int64_t g = 0; g < args.groups; ++g) CHECKED(check_group(args, g, sets));
   return FASTDECODE_OK;
 }
@@ -131,7 +142,7 @@ fastdecode_result fastdecode_advance(const fastdecode_advance_args* given) {
   using namespace fastdecode;
   Given<fastdecode_advance_args> args;
   CHECKED(args.take("args", given));
-  CHECKED(check_advance_args(*args, -1));
+  CHECKED(check_advance_args(*args, nullptr));
   for (int64_t group = 0; group < args->groups; ++group) advance_group(*args, group);
   return FASTDECODE_OK;
 }

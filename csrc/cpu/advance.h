@@ -9,7 +9,8 @@ namespace fastdecode {
 
 // FASTDECODE_OK, or FASTDECODE_INVALID_ARGUMENT with the message set. The message names the
 // argument, the value and its index. Of the grammar's tables it checks only what the running groups
-// use. `sets`: how many sets there are to draw from, or -1 if no token is drawn.
-fastdecode_result check_advance_args(const fastdecode_advance_args& args, int64_t sets);
+// use. `sample`: the checked arguments by which the tokens are drawn, or null if they are given.
+fastdecode_result check_advance_args(const fastdecode_advance_args& args,
+                                     const fastdecode_sample_args* sample);
 
 }  // namespace fastdecode

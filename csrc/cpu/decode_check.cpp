@@ -1,5 +1,7 @@
 #include "cpu/decode_check.h"
 
+#include <array>
+#include <cstdint>
 #include <cstdio>
 
 #include "core/apart.h"
@@ -92,9 +94,7 @@ fastdecode_result check_heads_and_pages(const Args& a, int64_t least_head_dim) {
   CHECKED(check_dtype(a.dtype));
   CHECKED(check_heads(a.heads, a.kv_heads));
   CHECKED(check_array("table", {{"rows", a.rows}, {"table_stride", a.table_stride}}));
-  // Twice: queries with keys and values.
-  CHECKED(check_array("queries, keys and values",
-                      {{"rows", a.rows + 2}, {"heads", a.heads}, {"head_dim", a.head_dim}}));
+  CHECKED(check_array("queries", {{"rows", a.rows}, {"heads", a.heads}, {"head_dim", a.head_dim}}));
   return check_array("keys", {{"pages", a.pages},
                               {"kv_heads", a.kv_heads},
                               {"page_slots", a.page_slots},
@@ -104,15 +104,62 @@ fastdecode_result check_heads_and_pages(const Args& a, int64_t least_head_dim) {
 // Keys or values.
 template <typename Args>
 Area pages_area(const char* name, const Args& a, const void* begin) {
-  return {name, begin, a.pages * a.kv_heads * a.page_slots * a.head_dim,
-          a.dtype == FASTDECODE_FLOAT32 ? 4 : 2};
+  return {name, begin, a.pages * a.kv_heads * a.page_slots * a.head_dim, size_of(a.dtype)};
+}
+
+template <typename Args>
+Area table_area(const Args& a) {
+  return {"table", a.table, a.rows > 0 ? (a.rows - 1) * a.table_stride + a.table_width : 0, 4};
+}
+
+// The keys (number 2 * i) or the values (2 * i + 1) of layer i.
+const void* pages_of_step(const fastdecode_decode_args& a, int64_t number) {
+  const fastdecode_layer* layer = reinterpret_cast<const fastdecode_layer*>(
+      reinterpret_cast<const char*>(a.layers) + static_cast<size_t>(number / 2) * a.layer_size);
+  return number % 2 == 0 ? layer->keys : layer->values;
+}
+
+const char* kind_of_pages(int64_t number) {
+  return number % 2 == 0 ? "keys" : "values";
+}
+
+// What a step writes, x and the pages of all layers, is apart from all that it reads but weights.
+fastdecode_result check_step_apart(const fastdecode_decode_args& a) {
+  if (a.rows == 0) return FASTDECODE_OK;
+  const std::array<Area, 1> x = {{{"x", a.x, a.rows * a.hidden, 4}}};
+  const std::array<Area, 5> read = {{{"cos", a.cos, a.rows * a.head_dim, 4},
+                                     {"sin", a.sin, a.rows * a.head_dim, 4},
+                                     {"norm", a.norm, a.hidden, 4},
+                                     table_area(a),
+                                     {"lengths", a.lengths, a.rows, 8}}};
+  CHECKED(check_apart(x, read));
+  for (int64_t n = 0; n < 2 * a.layer_count; ++n) {
+    const Area pages = pages_area(kind_of_pages(n), a, pages_of_step(a, n));
+    const auto check = [&](const Area& other) {
+      INVALID_IF(pages.meets(other), "layers[%" PRId64 "].%s: must not overlap %s", n / 2,
+                 pages.name, other.name);
+      return FASTDECODE_OK;
+    };
+    for (const Area& other : read) CHECKED(check(other));
+    CHECKED(check(x[0]));
+    // All have the same size. A model has few layers: comparing each two takes microseconds.
+    const uintptr_t at = reinterpret_cast<uintptr_t>(pages.begin);
+    const uintptr_t bytes = static_cast<uintptr_t>(pages.elements * pages.element);
+    for (int64_t earlier = 0; earlier < n; ++earlier) {
+      const uintptr_t other = reinterpret_cast<uintptr_t>(pages_of_step(a, earlier));
+      INVALID_IF((at > other ? at - other : other - at) < bytes,
+                 "layers[%" PRId64 "].%s: must not overlap layers[%" PRId64 "].%s", n / 2,
+                 pages.name, earlier / 2, kind_of_pages(earlier));
+    }
+  }
+  return FASTDECODE_OK;
 }
 
 }  // namespace
 
 fastdecode_result check_decode_args(const fastdecode_decode_args& a) {
-  CHECKED(check_size("fastdecode_layer", "args->layer_size", a.layer_size, kFirstLayerSize,
-                     sizeof(fastdecode_layer)));
+  CHECKED(check_size("fastdecode_layer", "fastdecode_decode_args", "args->layer_size", a.layer_size,
+                     kFirstLayerSize, sizeof(fastdecode_layer)));
   CHECKED(check_numbers(
       {{"layer_count", a.layer_count, 0}, {"hidden", a.hidden, 1}, {"inner", a.inner, 1}}));
   CHECKED(check_heads_and_pages(a, 2));
@@ -142,14 +189,9 @@ fastdecode_result check_decode_args(const fastdecode_decode_args& a) {
     std::snprintf(where, sizeof where, "layers[%lld].", static_cast<long long>(i));
     CHECKED(check_head_norm(where, "q_norm", l.q_norm, l.q_norm_bias));
     CHECKED(check_head_norm(where, "k_norm", l.k_norm, l.k_norm_bias));
-    const Area values = pages_area("values", a, l.values);
-    INVALID_IF(values.meets(pages_area("keys", a, l.keys)), "%svalues: must not overlap its keys",
-               where);
   }
   CHECKED(check_pages(a, 0));
-  return check_apart({{"x", a.x, a.rows * a.hidden, 4}}, {{"cos", a.cos, a.rows * a.head_dim, 4},
-                                                          {"sin", a.sin, a.rows * a.head_dim, 4},
-                                                          {"norm", a.norm, a.hidden, 4}});
+  return check_step_apart(a);
 }
 
 fastdecode_result check_rope_append_args(const fastdecode_rope_append_args& a) {
@@ -168,12 +210,20 @@ fastdecode_result check_rope_append_args(const fastdecode_rope_append_args& a) {
   CHECKED(check_head_norm("", "q_norm", a.q_norm, a.q_norm_bias));
   CHECKED(check_head_norm("", "k_norm", a.k_norm, a.k_norm_bias));
   if (!any) return FASTDECODE_OK;
-  CHECKED(check_apart({pages_area("keys", a, a.keys),
-                       pages_area("values", a, a.values),
-                       {"queries", a.queries, a.rows * a.heads * a.head_dim, 4}},
-                      {{"qkv", a.qkv, a.rows * (a.heads + 2 * a.kv_heads) * a.head_dim, 4},
-                       {"cos", a.cos, a.rows * a.head_dim, 4},
-                       {"sin", a.sin, a.rows * a.head_dim, 4}}));
+  const int64_t queries = a.heads * a.head_dim, kv = a.kv_heads * a.head_dim;
+  const std::array<Area, 3> written = {{pages_area("keys", a, a.keys),
+                                        pages_area("values", a, a.values),
+                                        {"queries", a.queries, a.rows * queries, 4}}};
+  CHECKED(check_all_apart(written));
+  CHECKED(check_apart(written, {{"qkv", a.qkv, a.rows * (queries + 2 * kv), 4},
+                                {"cos", a.cos, a.rows * a.head_dim, 4},
+                                {"sin", a.sin, a.rows * a.head_dim, 4},
+                                {"q_norm", a.q_norm, queries, 4},
+                                {"q_norm_bias", a.q_norm_bias, queries, 4},
+                                {"k_norm", a.k_norm, kv, 4},
+                                {"k_norm_bias", a.k_norm_bias, kv, 4},
+                                table_area(a),
+                                {"lengths", a.lengths, a.rows, 8}}));
   return check_pages(a, 0);
 }
 
@@ -190,7 +240,9 @@ fastdecode_result check_attend_args(const fastdecode_attend_args& a) {
   const int64_t heads = a.rows * a.heads * a.head_dim;
   CHECKED(check_apart({{"out", a.out, heads, 4}}, {{"queries", a.queries, heads, 4},
                                                    pages_area("keys", a, a.keys),
-                                                   pages_area("values", a, a.values)}));
+                                                   pages_area("values", a, a.values),
+                                                   table_area(a),
+                                                   {"lengths", a.lengths, a.rows, 8}}));
   return check_pages(a, -1);
 }
 

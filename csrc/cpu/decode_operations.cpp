@@ -1,8 +1,10 @@
 // The operations of a decode step, each as a function of its own.
 
+#include <array>
 #include <cstring>
 
 #include "core/apart.h"
+#include "core/dtypes.h"
 #include "cpu/decode_attention.h"
 #include "cpu/decode_check.h"
 #include "cpu/decode_linear.h"
@@ -48,12 +50,13 @@ fastdecode_result fastdecode_linear(const void* weight, int32_t dtype, const flo
   CHECKED(check_array("out", {{"rows", rows}, {"out_stride", out_stride}}));
   if (rows == 0 || features == 0) return FASTDECODE_OK;
   CHECKED(check_pointers({{"weight", weight, true}, {"x", x, true}, {"out", out, true}}));
-  // With a larger stride other arrays may lie between the rows of `out`.
-  const int64_t dense = rows == 1 || out_stride == features ? rows * features : 0;
-  CHECKED(check_apart({{"out", out, dense, 4}}, {{"weight", weight, features * k,
-                                                  int64_t{dtype == FASTDECODE_FLOAT32 ? 4 : 2}},
-                                                 {"bias", bias, features, 4},
-                                                 {"x", x, rows * k, 4}}));
+  const std::array<Area, 3> read = {{{"weight", weight, features * k, size_of(dtype)},
+                                     {"bias", bias, features, 4},
+                                     {"x", x, rows * k, 4}}};
+  // Row by row: with a larger stride other arrays may lie between the rows of `out`.
+  for (int64_t r = 0; r < rows; ++r) {
+    CHECKED(check_apart({{"out", out + r * out_stride, features, 4}}, read));
+  }
   CHECKED(check_isa());
   const Linear linear = {weight, bias, features};
   if (!run_linears(&linear, 1, dtype, x, rows, k, out, out_stride, false, thread_limit(threads))) {
@@ -75,15 +78,16 @@ fastdecode_result fastdecode_rms_norm(const float* x, const float* residual, con
     return fail(FASTDECODE_INVALID_ARGUMENT, "%s = NULL: must not be where there is a %s",
                 residual == nullptr ? "residual" : "sum", residual == nullptr ? "sum" : "residual");
   }
-  const Area outs[] = {{"out", out, rows * n, 4}, {"sum", sum, rows * n, 4}};
-  const Area ins[] = {{"x", x, rows * n, 4}, {"residual", residual, rows * n, 4}};
-  CHECKED(check_apart({outs[0]}, {{"weight", weight, n, 4}}));
-  CHECKED(check_apart({outs[1]}, {{"weight", weight, n, 4}}));
-  if (out != x && out != sum) CHECKED(check_apart({outs[0]}, {ins[1]}));
-  if (out != x) CHECKED(check_apart({outs[0]}, {ins[0]}));
-  if (out != sum) CHECKED(check_apart({outs[0]}, {outs[1]}));
-  if (sum != x) CHECKED(check_apart({outs[1]}, {ins[0]}));
-  if (sum != residual) CHECKED(check_apart({outs[1]}, {ins[1]}));
+  const Area written = {"out", out, rows * n, 4}, added = {"sum", sum, rows * n, 4};
+  const Area first = {"x", x, rows * n, 4}, second = {"residual", residual, rows * n, 4};
+  CHECKED(check_apart({written, added}, {{"weight", weight, n, 4}}));
+  // The same array is fine where a row is read before it is written; one that is shifted never is.
+  const bool same = out == residual && (out == x || out == sum);
+  if (!same) CHECKED(check_apart({written}, {second}));
+  if (out != x) CHECKED(check_apart({written}, {first}));
+  if (out != sum) CHECKED(check_apart({written}, {added}));
+  if (sum != x) CHECKED(check_apart({added}, {first}));
+  if (sum != residual) CHECKED(check_apart({added}, {second}));
   CHECKED(check_isa());
   norm_rows({decode_kernels(), x, residual, weight, epsilon, n, sum, out}, rows,
             thread_limit(threads));
@@ -117,8 +121,7 @@ fastdecode_result fastdecode_embed(const int64_t* tokens, int64_t rows, const vo
       {{"tokens", tokens, any}, {"weight", weight, any && vocab > 0}, {"out", out, any}}));
   CHECKED(check_apart(
       {{"out", out, rows * hidden, 4}},
-      {{"tokens", tokens, rows, 8},
-       {"weight", weight, vocab * hidden, int64_t{dtype == FASTDECODE_FLOAT32 ? 4 : 2}}}));
+      {{"tokens", tokens, rows, 8}, {"weight", weight, vocab * hidden, size_of(dtype)}}));
   for (int64_t r = 0; r < rows; ++r) {
     if (tokens[r] < 0 || tokens[r] >= vocab) {
       return fail(FASTDECODE_INVALID_ARGUMENT, "tokens[%lld] = %lld: must be a token in [0, %lld)",

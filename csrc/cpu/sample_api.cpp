@@ -119,7 +119,7 @@ fastdecode_result fastdecode_sample_advance(const fastdecode_sample_args* given_
   CHECKED(own.take("advance", given_advance));
   const fastdecode_advance_args advance = joined(*sample, *own);
   CHECKED(check_same_seen(*sample, advance));
-  CHECKED(check_advance_args(advance, sample->sets > 0 ? sample->sets : 1));
+  CHECKED(check_advance_args(advance, &*sample));
   resolve_strides(sample);
   Call call = {sample_group(), &*sample, &advance, 1, {false}};
   const fastdecode_result result = run(call);

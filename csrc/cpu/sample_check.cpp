@@ -1,7 +1,7 @@
 #include "cpu/sample_check.h"
 
-#include "core/apart.h"
 #include "core/check.h"
+#include "cpu/arrays.h"
 #include "cpu/isa.h"
 
 namespace fastdecode {
@@ -75,20 +75,12 @@ fastdecode_result check_sets(const fastdecode_sample_args& a) {
   return FASTDECODE_OK;
 }
 
-// `seen` of a sample_advance is written after it has been read.
 fastdecode_result check_outputs(const fastdecode_sample_args& a) {
-  const int64_t size = a.dtype == FASTDECODE_FLOAT32 ? 4 : 2;
-  const int64_t between = a.rows > 1 && a.row_stride != FASTDECODE_REPEAT ? a.row_stride : 0;
-  const int64_t logits = a.rows > 0 ? (a.rows - 1) * between + a.vocab : 0;
-  const int64_t streams = a.groups * a.streams_per_group;
-  return check_apart({{"token", a.token, a.groups, 8},
-                      {"logprob", a.logprob, a.groups, 4},
-                      {"kept", a.kept, a.groups, 4},
-                      {"status", a.status, a.groups, 4}},
-                     {{"logits", a.logits, logits, size},
-                      {"streams", a.streams, streams, 4},
-                      {"weights", a.weights, streams, 4},
-                      {"seen", a.seen, a.groups * ((a.vocab + 31) / 32), 4}});
+  if (a.groups == 0) return FASTDECODE_OK;
+  const std::array<Area, 4> results = results_of(a);
+  CHECKED(check_all_apart(results));
+  CHECKED(check_apart(results, inputs_of(a)));
+  return check_apart(results, {seen_of(a)});
 }
 
 }  // namespace

@@ -142,13 +142,25 @@ bool fill(fastdecode_advance_args& a, PyObject* fields) {
   return read.end();
 }
 
+// The first fields of an operation on heads.
+template <typename Args>
+void read_heads(Fields& read, Args& a) {
+  read(a.rows), read(a.heads), read(a.kv_heads), read(a.head_dim), read(a.dtype), read(a.threads);
+}
+
+// Where the keys and values of a call lie.
+template <typename Args>
+void read_pages(Fields& read, Args& a) {
+  read(a.pages), read(a.page_slots), read(a.table), read(a.table_stride), read(a.table_width);
+}
+
 bool fill(fastdecode_rope_append_args& a, PyObject* fields) {
   fastdecode_rope_append_args_init(&a);
   Fields read(fields);
-  read(a.rows), read(a.heads), read(a.kv_heads), read(a.head_dim), read(a.dtype), read(a.threads);
+  read_heads(read, a);
   read(a.qkv), read(a.q_norm), read(a.q_norm_bias), read(a.k_norm), read(a.k_norm_bias);
   read(a.epsilon), read(a.cos), read(a.sin);
-  read(a.pages), read(a.page_slots), read(a.table), read(a.table_stride), read(a.table_width);
+  read_pages(read, a);
   read(a.lengths), read(a.keys), read(a.values), read(a.queries);
   return read.end();
 }
@@ -156,9 +168,9 @@ bool fill(fastdecode_rope_append_args& a, PyObject* fields) {
 bool fill(fastdecode_attend_args& a, PyObject* fields) {
   fastdecode_attend_args_init(&a);
   Fields read(fields);
-  read(a.rows), read(a.heads), read(a.kv_heads), read(a.head_dim), read(a.dtype), read(a.threads);
+  read_heads(read, a);
   read(a.scale), read(a.queries), read(a.keys), read(a.values);
-  read(a.pages), read(a.page_slots), read(a.table), read(a.table_stride), read(a.table_width);
+  read_pages(read, a);
   read(a.lengths), read(a.out);
   return read.end();
 }
@@ -173,7 +185,7 @@ bool fill(fastdecode_decode_args& a, PyObject* fields) {
   read(a.layers), read(a.layer_count), read(a.hidden), read(a.inner), read(a.heads);
   read(a.kv_heads), read(a.head_dim), read(a.dtype), read(a.swin), read(a.epsilon);
   read(a.qk_epsilon), read(a.scale), read(a.norm), read(a.threads);
-  read(a.pages), read(a.page_slots), read(a.table), read(a.table_stride), read(a.table_width);
+  read_pages(read, a);
   read(a.chained), read(a.rows), read(a.lengths), read(a.cos), read(a.sin), read(a.x);
   return read.end();
 }

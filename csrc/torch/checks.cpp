@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 namespace fastdecode::torch_ops {
 namespace {
@@ -32,32 +33,23 @@ std::string text_of(const Shape& shape) {
 }
 
 std::string text_of(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return "torch.float32";
-    case ScalarType::Double:
-      return "torch.float64";
-    case ScalarType::Half:
-      return "torch.float16";
-    case ScalarType::BFloat16:
-      return "torch.bfloat16";
-    case ScalarType::Bool:
-      return "torch.bool";
-    case ScalarType::Byte:
-      return "torch.uint8";
-    case ScalarType::Char:
-      return "torch.int8";
-    case ScalarType::Short:
-      return "torch.int16";
-    case ScalarType::Int:
-      return "torch.int32";
-    case ScalarType::Long:
-      return "torch.int64";
-    case ScalarType::Float8_e4m3fn:
-      return "torch.float8_e4m3fn";
-    default:
-      return torch::headeronly::toString(dtype);
+  constexpr std::pair<ScalarType, const char*> kNames[] = {
+      {ScalarType::Float, "torch.float32"},
+      {ScalarType::Double, "torch.float64"},
+      {ScalarType::Half, "torch.float16"},
+      {ScalarType::BFloat16, "torch.bfloat16"},
+      {ScalarType::Bool, "torch.bool"},
+      {ScalarType::Byte, "torch.uint8"},
+      {ScalarType::Char, "torch.int8"},
+      {ScalarType::Short, "torch.int16"},
+      {ScalarType::Int, "torch.int32"},
+      {ScalarType::Long, "torch.int64"},
+      {ScalarType::Float8_e4m3fn, "torch.float8_e4m3fn"},
+  };
+  for (const auto& [named, name] : kNames) {
+    if (named == dtype) return name;
   }
+  return torch::headeronly::toString(dtype);
 }
 
 std::string described(const Tensor& tensor) {

@@ -56,7 +56,9 @@ Pages check_pages(const Tensor& keys, const Tensor& values, const Tensor& table,
 
 // The arguments that fastdecode_rope_append_args and fastdecode_attend_args share.
 template <typename Args>
-void set_pages(Args* args, const Pages& pages, const Tensor& keys) {
+void set_rows(Args* args, int64_t rows, int64_t heads, const Pages& pages, const Tensor& keys) {
+  args->rows = rows;
+  args->heads = heads;
   args->dtype = pages.dtype;
   args->threads = threads();
   args->kv_heads = keys.size(1);
@@ -195,9 +197,7 @@ Tensor rope_append(Tensor given, Tensor cos, Tensor sin, Tensor keys, Tensor val
 
   fastdecode_rope_append_args args;
   fastdecode_rope_append_args_init(&args);
-  set_pages(&args, pages, keys);
-  args.rows = rows;
-  args.heads = heads;
+  set_rows(&args, rows, heads, pages, keys);
   args.qkv = read<float>(qkv);
   args.q_norm = read<float>(q_weight);
   args.q_norm_bias = read<float>(q_bias);
@@ -231,9 +231,7 @@ Tensor attend(Tensor given, Tensor keys, Tensor values, Tensor table, Tensor len
 
   fastdecode_attend_args args;
   fastdecode_attend_args_init(&args);
-  set_pages(&args, pages, keys);
-  args.rows = rows;
-  args.heads = heads;
+  set_rows(&args, rows, heads, pages, keys);
   args.scale = static_cast<float>(scale ? *scale : std::pow(static_cast<double>(head_dim), -0.5));
   args.queries = read<float>(queries);
   args.keys = keys.const_data_ptr();

@@ -6,12 +6,11 @@
 #include <algorithm>
 #include <limits>
 
+#include "core/sample_group.h"
 #include "torch/operations.h"
 
 namespace fastdecode::torch_ops {
 namespace {
-
-constexpr int64_t kMaxVocab = int64_t{1} << 22;
 
 // Token sets whose tables have the right shapes.
 struct Sets {

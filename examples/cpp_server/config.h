@@ -4,7 +4,7 @@
 #include <fastdecode/fastdecode.h>
 
 #include <algorithm>
-#include <cctype>
+#include <cstdint>
 #include <fstream>
 #include <iterator>
 #include <stdexcept>
@@ -59,8 +59,9 @@ class Config {
   }
   static Json read(const std::string& path) {
     std::ifstream file(path, std::ios::binary);
+    file.peek();  // a folder can be opened, but not read
+    if (file.fail()) throw std::runtime_error(path + " cannot be read");
     const std::string text{std::istreambuf_iterator<char>(file), {}};
-    if (!file) throw std::runtime_error(path + " cannot be read");
     return JsonReader::read(text.data(), text.data() + text.size(), path);
   }
 

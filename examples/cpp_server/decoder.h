@@ -4,6 +4,8 @@
 #include <fastdecode/fastdecode.h>
 
 #include <algorithm>
+#include <cmath>
+#include <cstdint>
 #include <memory>
 #include <vector>
 

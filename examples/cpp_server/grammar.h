@@ -4,6 +4,7 @@
 
 #include <fastdecode/fastdecode.h>
 
+#include <cstdint>
 #include <vector>
 
 #include "config.h"

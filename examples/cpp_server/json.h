@@ -123,11 +123,31 @@ class JsonReader {
     while (at_ < end_ && std::string("+-.0123456789eE").find(*at_) != std::string::npos) {
       digits += *at_++;
     }
-    char* stop = nullptr;
-    const double found = std::strtod(digits.c_str(), &stop);
-    if (digits.empty() || *stop != '\0' || !std::isfinite(found))
-      fail("a value is missing or wrong");
+    const double found = is_number(digits) ? std::strtod(digits.c_str(), nullptr) : NAN;
+    if (!std::isfinite(found)) fail("a value is missing or wrong");
     return found;
+  }
+  // As JSON has it: strtod alone would take +1, 01, .5 and 1. too.
+  static bool is_number(const std::string& text) {
+    const char* at = text.c_str();  // ends with a zero byte
+    const auto digits = [&at] {
+      const char* first = at;
+      while (*at >= '0' && *at <= '9') ++at;
+      return at > first;
+    };
+    if (*at == '-') ++at;
+    if (*at == '0') {
+      ++at;
+    } else if (!digits()) {
+      return false;
+    }
+    if (*at == '.' && (++at, !digits())) return false;
+    if (*at == 'e' || *at == 'E') {
+      ++at;
+      if (*at == '+' || *at == '-') ++at;
+      if (!digits()) return false;
+    }
+    return *at == '\0';
   }
 
   std::string string() {

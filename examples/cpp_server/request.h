@@ -1,8 +1,10 @@
 // What a client asks for, one line of words each, and the queue between clients and workers.
 #pragma once
 
-#include <cmath>
+#include <algorithm>
+#include <cerrno>
 #include <condition_variable>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
@@ -11,6 +13,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "grammar.h"

@@ -14,7 +14,9 @@
 //
 //     -DSERVER_CUDA -I$CUDA/include -lfastdecode_cuda -L$CUDA/lib64 -lcudart_static -ldl -lrt
 
+#include <cerrno>
 #include <chrono>
+#include <cstdint>
 #include <cstdio>
 #include <future>
 #include <iostream>
@@ -22,6 +24,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "batch.h"
@@ -151,15 +154,21 @@ bool serve(const Options& options) {
   Answers answers;
   const auto start = std::chrono::steady_clock::now();
   std::vector<std::future<void>> workers;  // which bring a worker's exception here
-  for (const std::unique_ptr<Batch>& batch : batches) {
-    workers.push_back(std::async(std::launch::async, [&] {
-      try {
-        batch->serve(queue, answers);
-      } catch (...) {
-        queue.close();  // the others end with what they have
-        throw;
-      }
-    }));
+  // Futures wait for their threads, and these for requests: also where an exception ends this.
+  const std::shared_ptr<Queue> closing(&queue, [](Queue* waiting) { waiting->close(); });
+  try {
+    for (const std::unique_ptr<Batch>& batch : batches) {
+      workers.push_back(std::async(std::launch::async, [&] {
+        try {
+          batch->serve(queue, answers);
+        } catch (...) {
+          queue.close();  // the others end with what they have
+          throw;
+        }
+      }));
+    }
+  } catch (const std::system_error&) {
+    throw std::runtime_error("no more threads can be started: try fewer --workers");
   }
   read_requests(RequestReader(model.config, grammar), queue, answers);
   queue.close();

@@ -1,7 +1,6 @@
 // Guided text from a GGUF: llama.cpp computes the logits, fastdecode mixes them and samples.
 //
-//     ./guided model.gguf --scale 1.5 --negative "I am unsure." "Write a line about rain." "And
-//     snow."
+//     ./guided model.gguf --scale 1.5 --negative "I am unsure." "A line about rain." "And snow."
 //
 // Every prompt is a request. A request is two sequences of llama.cpp's: the prompt, and the
 // negative prompt in its place (without one: the begin of sequence alone). All sequences of all

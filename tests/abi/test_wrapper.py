@@ -18,7 +18,7 @@ def test_samples_and_decodes_as_the_c_interface_does(tmp_path, compiler):
         "same",
         "1 temperature = -1: must be finite and >= 0",
         "1 temperature: has 1 elements; must have at least 2",
-        "1 logits: has 300 elements; must have at least 600",
+        "1 logits: has 600 elements; must have at least 900",
         "1 rows = -1: must be at least 0",
         "1 seen = NULL: must be given with a penalty, which applies to the tokens seen",
         "1 top_p: has 0 elements; must have at least 2",

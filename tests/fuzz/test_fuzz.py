@@ -65,6 +65,16 @@ def test_extreme_sizes(folder: Path, seed: int):
     assert done.stdout == "products 23, calls 20000\n"
 
 
+@pytest.mark.parametrize(("program", "least"), [("refused", 60), ("wrapper_faults", 6)])
+def test_faults_are_refused_by_name(folder: Path, program: str, least: int):
+    """Overlapping arrays, sizes, and what the C++ wrapper checks: each with its message, and no sanitizer speaks."""
+    done = subprocess.run([built(folder, program)], capture_output=True, text=True, cwd=folder, timeout=120)
+    assert done.returncode == 0, done.stderr[-5000:]
+    said = re.fullmatch(r"calls (\d+), wrong 0\n", done.stdout)
+    assert said, done.stdout
+    assert int(said[1]) >= least
+
+
 @pytest.mark.long
 def test_calls_from_several_threads(folder: Path):
     command = [built(folder, "threads"), "700"]

@@ -17,13 +17,12 @@
  *
  * Aliasing. An array that is written must not overlap any other array of the call, unless the
  * comment of the function says so. Arrays that are only read may overlap. The functions on the CPU
- * check it for the arrays of the call itself, but neither for a step's weights nor for noise and
- * parameters.
+ * check it, but for the weights of a step's layers.
  *
  * Threads. Every function may be called from several threads at the same time, as long as none
  * writes an array that another one uses. Each thread keeps its own working memory, which it frees
  * when it ends, and its own last error. `threads` in the arguments is how many threads a call may
- * use. A process that was forked from one that has used the library works on one thread.
+ * use. A process that was forked after the library was loaded works on one thread.
  *
  * Sizes. Every number of rows, groups, heads and so on is at most 2^31 - 1, and no array may have
  * more than 2^47 elements. The library checks every size, and every index that it reads on the CPU.
@@ -51,8 +50,9 @@ extern "C" {
  * Version 1 had `_init` functions that did not know the size of the caller's struct. The library
  * still has functions of these names for programs that were compiled against version 1. They write
  * nothing but size = 0, so that every call of such a program that takes a struct is refused with a
- * message that says so. Compile the program again: the source need not change, except that
- * fastdecode_decode_args needs `scale`. */
+ * message that says so. Compile the program again. Its source need not change where its calls were
+ * right: version 2 refuses some that version 1 took without a word, such as a stride of 0, a
+ * penalty without `seen` and a step without `scale`. */
 #define FASTDECODE_ABI_VERSION 2
 
 typedef enum fastdecode_result {
@@ -71,9 +71,10 @@ typedef enum fastdecode_dtype {
  * results of other groups. */
 typedef enum fastdecode_status {
   FASTDECODE_STATUS_OK = 0,
-  FASTDECODE_STATUS_INVALID_LOGITS = 1, /* NaN or +inf read or computed, or nothing but -inf */
-  FASTDECODE_STATUS_EMPTY_SET = 2,
-  FASTDECODE_STATUS_FINISHED = 3 /* fastdecode_sample_advance: the group had finished before */
+  FASTDECODE_STATUS_INVALID_LOGITS = 1, /* NaN or +inf, nothing but -inf, or no stream: see below */
+  FASTDECODE_STATUS_EMPTY_SET = 2,      /* whatever the logits are */
+  FASTDECODE_STATUS_FINISHED = 3 /* fastdecode_sample_advance: the group ended without a token, now
+                                  * or before */
 } fastdecode_status;
 
 /* A row_stride or noise_stride that says that every row is the same one, stored once. (A stride of
@@ -94,14 +95,17 @@ typedef enum fastdecode_status {
  *   1. Mix. z[t] = w0 * l0[t], then z[t] = z[t] + wk * lk[t] for the other streams in their order.
  *      Streams of weight 0 and absent ones (row -1) are not read, nor are tokens outside the set. A
  *      token with -inf in any stream that is read is never drawn, whatever the sign of the weight.
- *      A NaN or +inf that is read or computed gives the group FASTDECODE_STATUS_INVALID_LOGITS, and
- *      so does a set in which every token has -inf.
- *   2. Contrast, if contrast_k > 0. p is the softmax of the group's first stream over the set. A
- *      token is kept only if p[t] >= contrast_alpha * (the contrast_k-th largest p of the set).
+ *      A NaN or +inf that is read, or computed in steps 1, 3 and 4 for a token that step 2 keeps,
+ *      gives the group FASTDECODE_STATUS_INVALID_LOGITS. So does a set in which every token has
+ *      -inf, and a group none of whose streams is read.
+ *   2. Contrast, if contrast_k > 0. p is the softmax, over the set, of the first stream that is
+ *      read. A token is kept only if p[t] >= contrast_alpha * (the contrast_k-th largest p of the
+ *      set, or, where it has fewer tokens without -inf, the smallest p of those).
  *   3. Penalty, for tokens whose bit is set in `seen`: z[t] * penalty if z[t] < 0, else
  *      z[t] / penalty.
  *   4. Temperature. z[t] = z[t] / temperature. With temperature 0 the token is the kept one with
- *      the largest z, of equal ones the lowest, and steps 5 to 8 are left out.
+ *      the largest z, of equal ones the lowest, with logprob 0 and kept 1, and steps 5 to 8 are
+ *      left out.
  *   5. Top-k. Tokens are kept whose z is at least the top_k-th largest z. All tokens that are equal
  *      to the top_k-th are kept.
  *   6. Top-p, of the softmax of what is kept so far. A token is kept if the probabilities of all
@@ -111,6 +115,8 @@ typedef enum fastdecode_status {
  *   7. Min-p. A token is kept if its probability is at least min_p times the largest one.
  *   8. Draw. The token is the kept one with the largest z[t] + g[t], of equal ones the lowest. g is
  *      standard Gumbel noise, -log(-log(u)), so that each kept token is drawn with its probability.
+ *      (In noise that is given: a sum that is NaN is never the largest, and if none is more than
+ *      -inf, the token is the lowest kept one.)
  *
  * Noise. g[t] depends on the group's seed, its step and t alone (Philox 4x32-10), not on the batch,
  * the group's number, the other tokens, the instruction set or the number of threads. u is finer
@@ -125,7 +131,7 @@ typedef struct fastdecode_sample_args {
   const void* logits; /* (rows, vocab) of dtype; row r begins r * row_stride elements in */
   int32_t dtype;      /* fastdecode_dtype of logits; default FASTDECODE_FLOAT32 */
   int32_t threads;    /* at most this many threads; 0: one per processor; default 1 */
-  int64_t rows;
+  int64_t rows;       /* 0 is allowed: then no stream can be there */
   int64_t vocab;      /* tokens in a row, in [1, 2^22]; required */
   int64_t row_stride; /* at least vocab, or FASTDECODE_REPEAT; not read if rows <= 1 */
 
@@ -147,21 +153,21 @@ typedef struct fastdecode_sample_args {
   const float* top_p;       /* in [0, 1]; 1: off */
   const float* min_p;       /* in [0, 1]; 0: off */
   const float* penalty;     /* repetition penalty, finite and > 0; 1: off. Needs `seen` */
-  const int64_t* seed;
-  const int64_t* step;
-  float temperature_value; /* default 1 */
-  int32_t top_k_value;     /* default 0 */
-  float top_p_value;       /* default 1 */
-  float min_p_value;       /* default 0 */
-  float penalty_value;     /* default 1; another value needs `seen` */
-  int64_t seed_value;      /* default 0 */
-  int64_t step_value;      /* default 0 */
+  const int64_t* seed;      /* any number */
+  const int64_t* step;      /* the token's number in its sequence; any number */
+  float temperature_value;  /* default 1 */
+  int32_t top_k_value;      /* default 0 */
+  float top_p_value;        /* default 1 */
+  float min_p_value;        /* default 0 */
+  float penalty_value;      /* default 1; another value needs `seen` */
+  int64_t seed_value;       /* default 0 */
+  int64_t step_value;       /* default 0 */
 
   float contrast_alpha; /* in [0, 1]; default 0. More than 0 needs contrast_k > 0 */
   int32_t contrast_k;   /* >= 0; default 0: no contrast */
 
-  const int32_t* seen; /* (groups, (vocab + 31) / 32) bits: token t is bit t & 31 of word t >> 5.
-                        * NULL: no token is penalised */
+  const int32_t* seen; /* (groups, (vocab + 31) / 32) bits: token t is bit t & 31 of word t >> 5;
+                        * bits from vocab on are not read. NULL: no token is penalised */
   const float* noise;  /* (groups, vocab) g to use instead of the noise that is computed, or NULL */
   int64_t noise_stride; /* elements from one group's noise to the next; at least vocab, or
                          * FASTDECODE_REPEAT; not read without noise or if groups <= 1 */
@@ -193,18 +199,20 @@ FASTDECODE_API fastdecode_result fastdecode_sample(const fastdecode_sample_args*
  * fit below the group's limit, from the set tight_set_of[m]. If that is -1, the next token is
  * forced[m]. If that is -1 too, the group has ended. A token of class c leads from mode m to mode
  * following[m * classes + c]. The class of a token is that of the range that contains it, else 0.
+ * Of all modes' entries a call checks only those that its running groups need.
  * This struct gets no further fields: they would come at the end of fastdecode_advance_args.
  */
 typedef struct fastdecode_grammar {
   int64_t modes;               /* at least 1 */
   int64_t classes;             /* at least 1 */
-  const int32_t* set_of;       /* (modes,) */
-  const int32_t* tight_set_of; /* (modes,); NULL: set_of */
-  const int32_t* room;         /* (modes,); NULL: 0 */
-  const int32_t* forced;       /* (modes,) */
-  const int32_t* following;    /* (modes, classes) */
-  const int32_t* class_ranges; /* (class_range_count, 3) lo, hi, class; sorted and disjoint */
-  int64_t class_range_count;
+  const int32_t* set_of;       /* (modes,) a set, or -1 */
+  const int32_t* tight_set_of; /* (modes,) a set, or -1. NULL: set_of */
+  const int32_t* room;         /* (modes,) tokens. NULL: 0 */
+  const int32_t* forced;       /* (modes,) a token, or -1 */
+  const int32_t* following;    /* (modes, classes) a mode */
+  const int32_t* class_ranges; /* (class_range_count, 3) lo, hi, class: [lo, hi) of tokens, sorted
+                                * and disjoint */
+  int64_t class_range_count;   /* default 0: every token is of class 0 */
 } fastdecode_grammar;
 
 /* The state of a group. */
@@ -222,19 +230,22 @@ typedef struct fastdecode_advance_args {
   int64_t groups;            /* 0 is allowed: nothing is done */
   int64_t streams_per_group; /* S, at least 1; default 1 */
   const int32_t* streams; /* (groups, S) row of each stream, -1: absent. NULL: row = group, S = 1 */
-  int64_t rows;           /* of inputs and lengths */
+  int64_t rows;           /* of inputs and lengths; streams are numbers of these */
   int64_t vocab;          /* in [1, 2^22]; required */
-  const int64_t* token;   /* (groups,) tokens to append; -1: none, which fails the group */
+  const int64_t* token;   /* (groups,) tokens to append; -1: none, which fails the group. Those of
+                           * groups that do not run are not read */
 
   int32_t* mode;        /* (groups,) in and out */
-  int64_t* step;        /* (groups,) in and out: tokens in the sequence, the next one's number */
-  const int64_t* limit; /* (groups,) most tokens of the sequence. NULL: no limit */
+  int64_t* step;        /* (groups,) in and out: tokens in the sequence, the next one's number; in
+                         * [0, 2^62), and with `sequences` less than capacity */
+  const int64_t* limit; /* (groups,) most tokens of the sequence: a group that has so many ends
+                         * without another. NULL: no limit */
   uint8_t* finished;    /* (groups,) in and out: fastdecode_finished; only 0 is advanced */
   int64_t* inputs;      /* (rows,) out: the token, for each stream of the group. NULL: not wanted */
   int64_t* lengths;     /* (rows,) in and out: one more for each stream of the group, or NULL */
   int32_t* seen;      /* (groups, (vocab + 31) / 32) in and out: the token's bit is set, or NULL */
   int64_t* sequences; /* (groups, capacity) out: the token at place `step`, or NULL */
-  int64_t capacity;   /* places in a group's sequence */
+  int64_t capacity;   /* places in a group's sequence, in [0, 2^47]; used only with sequences */
 } fastdecode_advance_args;
 
 /* Sets every field of a struct of `size` bytes to its default. FASTDECODE_INVALID_ARGUMENT
@@ -255,9 +266,10 @@ static inline fastdecode_result fastdecode_advance_args_init(fastdecode_advance_
 FASTDECODE_API fastdecode_result fastdecode_advance(const fastdecode_advance_args* args);
 
 /* fastdecode_sample, then fastdecode_advance with the sampled tokens. A forced token is appended
- * without sampling, with logprob 0 and kept 1. Groups that have finished or failed before get token
- * -1 and FASTDECODE_STATUS_FINISHED. (The reason of a failure is the status of the call in which
- * the group failed.) Their logits are not read, but their parameters must be valid.
+ * without sampling, with logprob 0 and kept 1. Groups that have finished or failed before, and
+ * those that end without a token, get token -1 and FASTDECODE_STATUS_FINISHED. (The reason of a
+ * failure is the status of the call in which the group failed.) Their logits are not read, but
+ * their parameters must be valid.
  *
  * sample->set_index and sample->step must be NULL: the grammar chooses the sets, and advance->step
  * numbers the tokens; sample->step_value must be 0. advance's groups, streams, rows, vocab and
@@ -267,8 +279,10 @@ FASTDECODE_API fastdecode_result fastdecode_sample_advance(const fastdecode_samp
                                                            const fastdecode_advance_args* advance);
 
 /* One layer of fastdecode_decode_step. Matrices are (out, in), dense, of the step's dtype; biases
- * may be NULL, the other arrays must not unless their comment says so. */
+ * are (out,) and may be NULL, the other arrays must not unless their comment says so. */
 typedef struct fastdecode_layer {
+  /* q (heads * head_dim, hidden), k and v (kv_heads * head_dim, hidden), o (hidden,
+   * heads * head_dim), gate and up (inner, hidden), down (hidden, inner) */
   const void *q, *k, *v, *o, *gate, *up, *down;
   const float *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias;
   const float *norm_attention, *norm_mlp; /* (hidden,) weights of the RMS norms */
@@ -287,12 +301,12 @@ typedef struct fastdecode_decode_args {
                       * i * layer_size bytes after `layers` */
 
   const fastdecode_layer* layers; /* (layer_count,) */
-  int64_t layer_count;
-  int64_t hidden;
-  int64_t inner; /* features of gate and up */
-  int64_t heads;
+  int64_t layer_count;            /* 0 is allowed: x is only normed */
+  int64_t hidden;                 /* at least 1; required, as are the next four */
+  int64_t inner;                  /* features of gate and up, at least 1 */
+  int64_t heads;                  /* at least 1 */
   int64_t kv_heads;  /* divides heads: query head h uses head h / (heads / kv_heads) of keys */
-  int64_t head_dim;  /* even */
+  int64_t head_dim;  /* even, at least 2 */
   int32_t dtype;     /* fastdecode_dtype of matrices, keys and values; the rest is float32. Default
                       * FASTDECODE_FLOAT32 */
   int32_t swin;      /* not 0: RMS norms are applied to the results of attention and MLP; default 0:
@@ -306,17 +320,19 @@ typedef struct fastdecode_decode_args {
 
   /* The keys and values of row r's token i are in slot i % page_slots of page
    * table[r * table_stride + i / page_slots]. Rows may share pages. With `chained` they may also
-   * share the page that is written, in different slots: the rows can then be successive tokens of
-   * one sequence, each of which attends to those before it. */
+   * share the page that is written: the rows can then be successive tokens of one sequence, each of
+   * which attends to those before it. No two rows may write the same slot. */
   int64_t pages;
-  int64_t page_slots;
-  const int32_t* table;
-  int64_t table_stride;
-  int64_t table_width; /* entries of a row that may be read */
-  int32_t chained;     /* default 0 */
+  int64_t page_slots;   /* tokens of a page, at least 1; required */
+  const int32_t* table; /* (rows, table_width) numbers of pages, in [0, pages) as far as a row has
+                         * tokens; what follows is not read */
+  int64_t table_stride; /* from one row to the next, at least table_width */
+  int64_t table_width;  /* entries of a row that may be read */
+  int32_t chained;      /* not 0: as above; default 0 */
 
-  int64_t rows;
-  const int64_t* lengths; /* (rows,) tokens stored so far; the new one comes after them */
+  int64_t rows;           /* 0 is allowed: nothing is done */
+  const int64_t* lengths; /* (rows,) tokens stored so far, less than table_width * page_slots; the
+                           * new one comes after them */
   const float* cos;       /* (rows, head_dim) rotation at the new token's position */
   const float* sin;       /* (rows, head_dim) the same; the first half negated */
   float* x; /* (rows, hidden) in: embeddings of the new tokens; out: normed last hidden states */
@@ -342,7 +358,8 @@ FASTDECODE_API fastdecode_result fastdecode_decode_step(const fastdecode_decode_
 
 /* out[r * out_stride + f] = x[r] . weight[f] + bias[f] for few rows on the CPU: x (rows, k)
  * float32, weight (features, k) of a fastdecode_dtype, bias (features,) float32 or NULL, out
- * float32; `threads`: at most so many threads, 0: one per processor. Sums are float32. If the
+ * float32, out_stride at least `features` (what lies between the rows is not written); `threads`:
+ * at most so many threads, 0: one per processor. k is at least 1. Sums are float32. If the
  * processor multiplies bfloat16 and the weights are bfloat16, x is rounded to bfloat16. A row's
  * result is the same bits whatever the other rows and the number of threads. */
 FASTDECODE_API fastdecode_result fastdecode_linear(const void* weight, int32_t dtype,
@@ -358,33 +375,34 @@ FASTDECODE_API fastdecode_result fastdecode_linear(const void* weight, int32_t d
 /* out (rows, n) = x / sqrt(mean of x^2 in its row + epsilon) * weight, with x (rows, n), weight
  * (n,). With a residual (rows, n), the same of sum (rows, n) = x + residual, which is stored too.
  * Either both residual and sum are NULL, or neither. `out` may be x or sum, and `sum` may be x or
- * residual. `epsilon` is finite and >= 0. */
+ * residual, each the same array and not a part of it. n is at least 1; `epsilon` is finite and
+ * >= 0. */
 FASTDECODE_API fastdecode_result fastdecode_rms_norm(const float* x, const float* residual,
                                                      const float* weight, float epsilon,
                                                      int64_t rows, int64_t n, float* sum,
                                                      float* out, int32_t threads);
 
 /* out (rows, inner) = gate / (1 + exp(-gate)) * up, where each row of gate_up (rows, 2 * inner)
- * holds gate and then up. */
+ * holds gate and then up. inner is at least 1. */
 FASTDECODE_API fastdecode_result fastdecode_swiglu(const float* gate_up, int64_t rows,
                                                    int64_t inner, float* out, int32_t threads);
 
-/* out (rows, hidden) = weight[tokens[row]], of weight (vocab, hidden) of dtype. */
+/* out (rows, hidden) = weight[tokens[row]], of weight (vocab, hidden) of dtype. Tokens are in
+ * [0, vocab), and hidden is at least 1. */
 FASTDECODE_API fastdecode_result fastdecode_embed(const int64_t* tokens, int64_t rows,
                                                   const void* weight, int32_t dtype, int64_t vocab,
                                                   int64_t hidden, float* out, int32_t threads);
 
-/* Arguments of fastdecode_rope_append.
- */
+/* Arguments of fastdecode_rope_append. */
 typedef struct fastdecode_rope_append_args {
   size_t size; /* set by init */
 
-  int64_t rows;
-  int64_t heads;
+  int64_t rows;     /* 0 is allowed: nothing is done */
+  int64_t heads;    /* at least 1; required, as are kv_heads and head_dim */
   int64_t kv_heads; /* divides heads */
-  int64_t head_dim; /* even */
-  int32_t dtype;    /* of keys and values */
-  int32_t threads;  /* default 1 */
+  int64_t head_dim; /* even, at least 2 */
+  int32_t dtype;    /* of keys and values; default FASTDECODE_FLOAT32 */
+  int32_t threads;  /* at most this many threads; 0: one per processor; default 1 */
   const float* qkv; /* (rows, heads + 2 * kv_heads, head_dim): queries, then keys, then values */
   /* (heads, head_dim) and (kv_heads, head_dim): norms as in fastdecode_layer */
   const float *q_norm, *q_norm_bias, *k_norm, *k_norm_bias;
@@ -424,14 +442,14 @@ FASTDECODE_API fastdecode_result fastdecode_rope_append(const fastdecode_rope_ap
 typedef struct fastdecode_attend_args {
   size_t size; /* set by init */
 
-  int64_t rows;
-  int64_t heads;
+  int64_t rows;     /* 0 is allowed: nothing is done */
+  int64_t heads;    /* at least 1; required, as are kv_heads and head_dim */
   int64_t kv_heads; /* divides heads: query head h uses head h / (heads / kv_heads) of keys */
-  int64_t head_dim;
-  int32_t dtype;   /* of keys and values */
-  int32_t threads; /* default 1 */
-  float scale;     /* of the products of queries and keys, finite; default 1. Most models have
-                    * 1 / sqrt(head_dim) */
+  int64_t head_dim; /* at least 1 */
+  int32_t dtype;    /* of keys and values; default FASTDECODE_FLOAT32 */
+  int32_t threads;  /* at most this many threads; 0: one per processor; default 1 */
+  float scale;      /* of the products of queries and keys, finite; default 1. Most models have
+                     * 1 / sqrt(head_dim) */
 
   const float* queries;      /* (rows, heads, head_dim) */
   const void *keys, *values; /* (pages, kv_heads, page_slots, head_dim) */
@@ -440,7 +458,8 @@ typedef struct fastdecode_attend_args {
   const int32_t* table;
   int64_t table_stride;
   int64_t table_width;
-  const int64_t* lengths; /* (rows,) at least 1: a row's query attends to its tokens [0, length) */
+  const int64_t* lengths; /* (rows,) in [1, table_width * page_slots]: a row's query attends to its
+                           * tokens [0, length) */
 
   float* out; /* (rows, heads, head_dim) */
 } fastdecode_attend_args;
