@@ -168,7 +168,10 @@ class Guidance:
         scale = _number("scale of Guidance.two_way", scale)
         other = UNCONDITIONAL
         if negative_prompt_ids is not None:
-            other = Stream("prompt", _tokens("negative_prompt_ids", negative_prompt_ids))
+            negative = _tokens("negative_prompt_ids", negative_prompt_ids)
+            if not negative:
+                raise ValueError("negative_prompt_ids has no token: give at least one, or leave it out")
+            other = Stream("prompt", negative)
         return cls((FULL, other), (scale, 1.0 - scale), everywhere)
 
     @classmethod

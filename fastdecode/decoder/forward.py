@@ -19,7 +19,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask,
 
 from fastdecode.decoder.alterations import device_of, top_altered
 from fastdecode.decoder.autocast import Autocast
-from fastdecode.decoder.base import PREFILL_IDS, BaseDecoder, Upcoming, padded_ids, parts
+from fastdecode.decoder.base import PREFILL_IDS, BaseDecoder, Filling, padded_ids, parts
 from fastdecode.decoder.family import CHAMELEON, Sizes, family_of, window_of
 from fastdecode.kv.kv_cache import StreamCache
 from fastdecode.kv.ragged_cache import RaggedCache, RaggedCall
@@ -101,18 +101,13 @@ class ForwardDecoder(BaseDecoder):
 
     # --- prefill ------------------------------------------------------------------------------------------------
 
-    def _fill(
-        self,
-        cache: StreamCache,
-        rows: slice,
-        known: list[int],
-        prompts: Sequence[Sequence[int]],
-        upcoming: Upcoming | None,
-    ) -> None:
+    def _fill(self, work: Filling) -> None:
+        cache, rows, known, prompts, upcoming = work
         whole = [list(prompt) for prompt in prompts]
-        for tokens, found, next_token in zip(whole, known, upcoming.tokens if upcoming else [], strict=bool(upcoming)):
-            if found < len(tokens):
-                tokens.append(next_token)
+        if upcoming is not None:
+            for tokens, found, next_token in zip(whole, known, upcoming.tokens, strict=True):
+                if found < len(tokens):
+                    tokens.append(next_token)
         ids = padded_ids(whole)
         for part in parts(known, list(map(len, whole)), self.most_ids):
             starts, counts = (torch.tensor(column, device="cpu")[:, None] for column in part[1:])

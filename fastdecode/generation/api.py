@@ -19,7 +19,7 @@ from transformers import (
 from transformers.generation import GenerateDecoderOnlyOutput, StopStringCriteria
 
 from fastdecode.decoder import BaseDecoder, decoder_for
-from fastdecode.decoder.wrappers import is_compiled, unwrapped
+from fastdecode.decoder.wrappers import is_compiled, share_generation_config, unwrapped
 from fastdecode.engine.core import EngineCore
 from fastdecode.engine.request import Request
 from fastdecode.generation import option_kinds, prepare, validation
@@ -120,6 +120,8 @@ def generate(
     def hand_over(reason: str) -> Any:
         say_once(reason)
         handed = options if streamer is None else {**options, "streamer": streamer}
+        if handed.get("custom_generate") is custom_generate:
+            handed = {name: value for name, value in handed.items() if name != "custom_generate"}
         own = model if hasattr(type(model), "generate") else unwrapped(model)  # torch.compile's wrapper has none
         return type(own).generate(own, inputs, **handed)
 
@@ -216,14 +218,16 @@ def _prepared(
 
 
 def check_model(model: Any) -> Any:
-    """The model inside its wrappers. TypeError for a model of another class; `Unsupported` for layers or adapters that
-    fastdecode cannot decode.
+    """The model inside its wrappers, with their generation_config. TypeError for a model of another class;
+    `Unsupported` for layers or adapters that fastdecode cannot decode.
     """
     try:
-        return supported(model)
+        inside = supported(model)
     except ValueError as error:
-        reason, _, advice = str(error).partition(". ")
+        reason, _, advice = str(error).partition("; ")
         raise Unsupported(reason, advice) from None
+    share_generation_config(model, inside)
+    return inside
 
 
 def prepare_call(

@@ -16,8 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from fastdecode.decoder import decoder_for
-from fastdecode.decoder.alterations import Fingerprint
+from fastdecode.decoder.alterations import Fingerprint, mode_of_torch
 from fastdecode.decoder.autocast import Autocast
+from fastdecode.decoder.wrappers import share_generation_config
 from fastdecode.engine.core import EngineCore
 from fastdecode.engine.events import Event
 from fastdecode.engine.scheduler import FEW_STEPS
@@ -73,7 +74,9 @@ class Engine:
     ended: wait for their results inside). Without either, `Handle.result` and iteration decode.
 
     The model must stay as it is while the engine is used: after a hook, an adapter or a module was added or removed,
-    `submit` raises RuntimeError. An engine that was made under `torch.autocast` decodes under it, in any thread.
+    or a weight was written to, `submit` raises RuntimeError. An engine that was made under `torch.autocast` decodes
+    under it, in any thread. A mode of torch (a `TorchFunctionMode` or `TorchDispatchMode`) is on in one thread only: an
+    engine that was made in one decodes only there, and `start` raises RuntimeError.
 
     A request waits until there are rows and pages for all its streams. Requests of one priority are served in order of
     arrival. When pages run out, the last request gives its pages back; it resumes later with the same tokens. Raises
@@ -89,15 +92,17 @@ class Engine:
         max_rows: int | None = None,
         deterministic: bool = False,
     ) -> None:
-        model = supported(model)
+        given, model = model, supported(model)
         for name, value in (("pages", pages), ("max_rows", max_rows)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}={value!r}: give a whole number of at least 1, or None for no limit")
         if not isinstance(deterministic, bool):
             raise ValueError(f"deterministic={deterministic!r}: give True or False")
         _check_processor(processor)
+        share_generation_config(given, model)
         self.model, self.processor, self.deterministic = model, processor, deterministic
         decoder = decoder_for(model, deterministic)
+        self._mode = mode_of_torch()
         self._made_for = Fingerprint(model, weights=decoder.forward_reason is None)
         validation.check_deterministic(decoder)
         pool = decoder.new_pool(pages)
@@ -148,6 +153,7 @@ class Engine:
         engine is closed or its model was changed.
         """
         self._check_open()
+        self._check_mode()
         self._check_model()
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise ValueError(f"priority={priority!r}: give a whole number; higher ones go first")
@@ -284,12 +290,14 @@ class Engine:
         An interrupt (Ctrl-C) leaks no page. Call it again to continue.
         """
         self._check_open()
+        self._check_mode()
         while self._iterate():
             pass
 
     def advance(self, handle: Handle) -> None:
         """Decode one iteration, unless ``handle`` ended while this thread waited for its turn."""
         self._check_process()
+        self._check_mode()
         with self._stepping:
             if not handle.done:
                 self._step()
@@ -328,6 +336,10 @@ class Engine:
 
     def start(self) -> Engine:
         """Start a thread that decodes requests as they arrive, and lives until `close`. Returns the engine."""
+        if self._mode is not None:
+            raise RuntimeError(
+                f"{self._mode}, which another thread would not be: make the Engine outside of it, or decode with run()"
+            )
         with self._work:
             self._check_open()
             if self._thread is None:
@@ -386,6 +398,14 @@ class Engine:
         self._check_process()
         if self._closed:
             raise RuntimeError("this engine is closed: make another one")
+
+    def _check_mode(self) -> None:
+        """RuntimeError if torch is in another mode here than where the engine was made."""
+        mode = mode_of_torch()
+        if mode != self._mode:
+            made = "where it was in no mode" if self._mode is None else f"where {self._mode}"
+            now = "torch is in no mode" if mode is None else mode
+            raise RuntimeError(f"{now}, and this engine was made {made}: use it where it was made, or make another")
 
     def _check_model(self) -> None:
         """RuntimeError if the model is not what the engine was made for."""

@@ -106,8 +106,9 @@ class Prepared:
     pool: PagePool | None
     recorder: Recorder
     seeded: bool
-    text_given: bool
     """Whether the caller gave a seed."""
+    text_given: bool
+    """Whether the caller gave sampling parameters of text alone."""
 
     @property
     def normalise(self) -> bool:

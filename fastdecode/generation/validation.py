@@ -249,9 +249,15 @@ def check_right_padding(mask: Tensor | None) -> None:
 
 
 def check_positions(positions: Tensor | None, input_ids: Tensor, mask: Tensor | None) -> None:
-    """`Unsupported` unless ``positions`` count the tokens that are not padding, as transformers and the loop do."""
+    """`Unsupported` unless ``positions`` count the tokens that are not padding, as transformers and the loop do.
+    ``ValueError`` for a shape that does not fit ``input_ids``.
+    """
     if positions is None:
         return
+    if positions.ndim == 2 and any(n not in (1, m) for n, m in zip(positions.shape, input_ids.shape, strict=True)):
+        raise ValueError(
+            f"position_ids is {tuple(positions.shape)}; it must be {tuple(input_ids.shape)}, as input_ids, or left out"
+        )
     kept = torch.ones_like(input_ids) if mask is None else mask != 0
     if positions.ndim != 2 or (positions - kept.cumsum(1) + 1)[kept != 0].any():
         raise Unsupported(

@@ -255,7 +255,7 @@ def test_a_criterion_that_does_not_say_who_stops(said):
     assert generate(stopping_criteria=[lambda tokens, scores: torch.tensor([True])]).shape == (1, 5)
 
 
-@pytest.mark.parametrize("returned", [lambda s: s[:, :5], lambda s: s > 0, lambda s: None])
+@pytest.mark.parametrize("returned", [lambda s: s[:, :5], lambda s: s > 0, lambda s: None, torch.Tensor.to_sparse])
 def test_a_processor_that_returns_something_else_is_named(returned):
     def shortens(tokens, scores):
         return returned(scores)
