@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable
 from contextlib import suppress
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,8 +79,9 @@ def check_int(name: str, value: int | Array, groups: int, dtype: torch.dtype, de
                 return check_tensor(name, value, (groups,), dtype, device), 0
         elif is_array(value):
             return check_int(name, as_tensor(name, value), groups, dtype, device)
+    given: Any = value  # anything, which `operator.index` refuses
     try:
-        number = operator.index(value)  # type: ignore[arg-type]
+        number = operator.index(given)
     except (TypeError, RuntimeError):  # the latter: of a tensor on the meta device
         raise ValueError(f"{name} = {value!r}: must be an integer or a ({groups},) tensor") from None
     low, high = _INT32 if dtype == torch.int32 else _INT64
