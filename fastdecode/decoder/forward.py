@@ -59,6 +59,17 @@ class _UnmaskedImages(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def check_callable(model: Any) -> Callable[[Tensor], Tensor]:
+    """A function that makes, of what is seen (bool), the mask that the model's attention takes. ValueError for an
+    attention implementation that takes none, and for gradient checkpointing in training mode.
+    """
+    inner = model.model
+    mask_of = _mask_kind(model.config._attn_implementation, inner.embed_tokens.weight.dtype)
+    if any(m.training and getattr(m, "gradient_checkpointing", False) for m in (inner, *inner.layers)):
+        raise ValueError("the model is in training mode with gradient checkpointing, which keeps no cache: call eval()")
+    return mask_of
+
+
 class ForwardDecoder(BaseDecoder):
     """Prefill and decode steps by the model's own forward, whatever its hooks and forwards are at each call.
 
@@ -77,11 +88,7 @@ class ForwardDecoder(BaseDecoder):
         self.family = family_of(model)
         self.model, self.deterministic, self.forward_reason = model, deterministic, reason
         inner = model.model
-        self.mask_of = _mask_kind(model.config._attn_implementation, inner.embed_tokens.weight.dtype)
-        if any(m.training and getattr(m, "gradient_checkpointing", False) for m in (inner, *inner.layers)):
-            raise ValueError(
-                "the model is in training mode with gradient checkpointing, which keeps no cache: call eval()"
-            )
+        self.mask_of = check_callable(model)
         sizes = Sizes.of(inner.layers[0])
         self.layer_count, self.kv_heads, self.head_dim = len(inner.layers), sizes.kv_heads, sizes.head_dim
         self.numbers = [

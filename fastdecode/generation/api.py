@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.generation import GenerateDecoderOnlyOutput, StopStringCriteria
 
-from fastdecode.decoder import BaseDecoder, decoder_for
+from fastdecode.decoder import BaseDecoder, check_decodable, decoder_for
 from fastdecode.decoder.wrappers import is_compiled, share_generation_config, unwrapped
 from fastdecode.engine.core import EngineCore
 from fastdecode.engine.request import Request
@@ -219,7 +219,7 @@ def _prepared(
 
 def check_model(model: Any) -> Any:
     """The model inside its wrappers, with their generation_config. TypeError for a model of another class;
-    `Unsupported` for layers or adapters that fastdecode cannot decode.
+    `Unsupported` for adapters, layers or a class that fastdecode cannot decode.
     """
     try:
         inside = supported(model)
@@ -227,6 +227,11 @@ def check_model(model: Any) -> Any:
         reason, _, advice = str(error).partition("; ")
         raise Unsupported(reason, advice) from None
     share_generation_config(model, inside)
+    try:
+        check_decodable(inside)
+    except ValueError as error:
+        reason, _, advice = str(error).rpartition(": ")
+        raise Unsupported(reason, advice) from None
     return inside
 
 
