@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import threading
 from collections import deque
@@ -10,9 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
 from fastdecode.decoder import decoder_for
@@ -22,12 +18,16 @@ from fastdecode.decoder.wrappers import share_generation_config
 from fastdecode.engine.core import EngineCore
 from fastdecode.engine.events import Event
 from fastdecode.engine.scheduler import FEW_STEPS
-from fastdecode.generation import validation
 from fastdecode.generation.api import prepare_call
+from fastdecode.generation.generate_options import GenerateOptions
 from fastdecode.generation.handle import Handle
 from fastdecode.generation.option_kinds import check_whole
-from fastdecode.generation.prepare import GenerateOptions, Prepared
-from fastdecode.models.chameleon import Vocabulary, supported, with_placeholders
+from fastdecode.generation.prepared import Prepared
+from fastdecode.generation.prompts import check_processor, prompt_inputs
+from fastdecode.generation.room_checks import check_deterministic, check_fits
+from fastdecode.generation.step_lock import StepLock
+from fastdecode.generation.validation import check_config
+from fastdecode.models.chameleon import supported
 
 RETAIN_BYTES = 256 << 20
 """The maximum memory of prompts' pages that an engine without a limit retains for later prompts."""
@@ -98,13 +98,13 @@ class Engine:
                 raise ValueError(f"{name}={value!r}: give a whole number of at least 1, or None for no limit")
         if not isinstance(deterministic, bool):
             raise ValueError(f"deterministic={deterministic!r}: give True or False")
-        _check_processor(processor)
+        check_processor(processor)
         share_generation_config(given, model)
         self.model, self.processor, self.deterministic = model, processor, deterministic
         decoder = decoder_for(model, deterministic)
         self._mode = mode_of_torch()
         self._made_for = Fingerprint(model, weights=decoder.forward_reason is None)
-        validation.check_deterministic(decoder)
+        check_deterministic(decoder)
         pool = decoder.new_pool(pages)
         kept = max(1, RETAIN_BYTES // pool.page_bytes)
         retain = None if pages is not None else kept
@@ -115,7 +115,7 @@ class Engine:
         self._core = EngineCore(decoder, pool, max_rows=max_rows, retain=retain, most_steps=FEW_STEPS)
         self._max_rows = max_rows
         self._preparing = threading.Lock()
-        self._stepping = _StepLock()
+        self._stepping = StepLock()
         self._process = os.getpid()
         self._work = threading.Condition()
         self._inbox: deque[Callable[[], None]] = deque()
@@ -157,12 +157,12 @@ class Engine:
         self._check_model()
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise ValueError(f"priority={priority!r}: give a whole number; higher ones go first")
-        prompt = self._as_inputs(inputs, images, options)
+        prompt = prompt_inputs(self.model, self.processor, inputs, images, options)
         double = next((name for name in prompt if inputs is not None and options.get(name) is not None), None)
         if double is not None:
             raise ValueError(f"{double} was given twice: in the inputs, and as an option")
         prepared = self._prepare(prompt, dict(options))
-        validation.check_fits(prepared.sequences, self._core.cache.pool, "the engine", "the request")
+        check_fits(prepared.sequences, self._core.cache.pool, "the engine", "the request")
         [request] = prepared.requests(priority=priority)
         if self._max_rows is not None and request.most_rows > self._max_rows:
             raise ValueError(
@@ -181,44 +181,6 @@ class Engine:
             self._work.notify_all()
         return handle
 
-    def _as_inputs(self, inputs: Any, images: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The prompt as keyword arguments of `fastdecode.generate`."""
-        if images is not None and not isinstance(inputs, str):
-            raise ValueError("images were given without a text: give the prompt as text, with an <image> for each")
-        if isinstance(inputs, str):
-            if self.processor is None:
-                raise ValueError("a prompt given as text needs a processor: give one to the Engine, or submit tokens")
-            if options.get("input_ids") is not None:
-                raise ValueError("input_ids was given twice: the prompt as text, and as an option")
-            pictures = [] if images is None else _pictures(images)
-            if not Vocabulary.of(self.model).has_pictures:
-                if pictures:
-                    raise ValueError(f"images were given, but {type(self.model).__name__} reads and writes text only")
-                return dict(self.processor(text=inputs, return_tensors="pt"))
-            text = with_placeholders(inputs, len(pictures), "images")
-            return dict(self.processor(text=text, images=pictures or None, return_tensors="pt"))
-        if isinstance(inputs, (bytes, bytearray)):
-            raise ValueError("the prompt is bytes: give text, what the processor returned, or tokens")
-        if isinstance(inputs, Mapping):
-            double = sorted(set(inputs) & set(options))
-            if double:
-                raise ValueError(f"{double[0]} was given twice: in the inputs, and as an option")
-            return {name: value for name, value in inputs.items() if value is not None}
-        if inputs is None:
-            return {}
-        if not isinstance(inputs, Tensor):
-            try:
-                given = list(inputs)
-                if isinstance(inputs, (set, frozenset)) or any(isinstance(token, (bool, np.bool_)) for token in given):
-                    raise TypeError
-                inputs = torch.tensor([operator.index(token) for token in given], dtype=torch.long)
-            except (TypeError, ValueError, RuntimeError):
-                raise ValueError(
-                    f"the prompt is a {type(inputs).__name__}: give text, what the processor returned, or tokens "
-                    "(integers)"
-                ) from None
-        return {"input_ids": inputs[None] if inputs.ndim == 1 else inputs}
-
     def _prepare(self, inputs: dict[str, Any], options: dict[str, Any]) -> Prepared:
         options = {**inputs, **options}  # a mapping may hold options too
         refused = {
@@ -227,7 +189,7 @@ class Engine:
             "streamer": "iterate over the handle instead, which tells text and pictures as they come",
         }
         config = options.get("generation_config")
-        validation.check_config(config)
+        check_config(config)
         given = {name: options.pop(name) for name in OWN_OPTIONS if name in options}
         if given.get("kv_pool") is not None:
             raise ValueError(f"kv_pool: {refused['kv_pool']}")
@@ -449,58 +411,6 @@ class Engine:
         """Free the pages that are retained for later prompts."""
         with self._stepping:
             self._core.cache.drop_retained()
-
-
-class _StepLock:
-    """A lock for the thread that decodes. A caller's processor or criterion runs inside it, and cannot take it again:
-    RuntimeError instead of waiting for itself.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._thread = threading.Lock(), 0
-
-    def refuse_inside(self) -> None:
-        if self._thread == threading.get_ident():
-            raise RuntimeError(
-                "the engine was asked to decode or to close from inside a processor or criterion of one of its "
-                "requests, whose step has to end first: submit and abort are possible there"
-            )
-
-    def acquire(self, blocking: bool = True) -> bool:
-        if blocking:
-            self.refuse_inside()
-        if not self._lock.acquire(blocking):
-            return False
-        self._thread = threading.get_ident()
-        return True
-
-    def release(self) -> None:
-        self._thread = 0
-        self._lock.release()
-
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
-def _check_processor(processor: Any) -> None:
-    """``TypeError`` unless ``processor`` is None, a processor or a tokenizer."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    if processor is not None and not (callable(processor) and hasattr(tokenizer, "decode")):
-        raise TypeError(f"processor is a {type(processor).__name__}; give the model's processor, or its tokenizer")
-
-
-def _pictures(images: Any) -> list[Image.Image]:
-    """``images`` as a list. ValueError naming the first that is no PIL picture."""
-    pictures = [images] if isinstance(images, Image.Image) else images
-    if not isinstance(pictures, (list, tuple)):
-        raise ValueError(f"images is a {type(images).__name__}: give a PIL picture, or a list of them")
-    for number, picture in enumerate(pictures):
-        if not isinstance(picture, Image.Image):
-            raise ValueError(f"images[{number}] is a {type(picture).__name__}: give PIL pictures")
-    return list(pictures)
 
 
 def stream(model: Any, processor: Any, inputs: Any = None, **options: Any) -> Iterator[Event]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastdecode.decoder import BaseDecoder, Decoder, support
-from fastdecode.generation.prepare import Prepared
+from fastdecode.generation.prepared import Prepared
 from fastdecode.generation.stream_names import describe_streams
 from fastdecode.grammar import BLOCK, IMAGE_SET, TEXT, TEXT_SET
 from fastdecode.models.chameleon import missing_decoder_keys

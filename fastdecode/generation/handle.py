@@ -14,7 +14,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 
 from fastdecode.engine.events import DocumentEvents, Event, Finished
 from fastdecode.engine.request import Request
-from fastdecode.generation.prepare import Prepared
+from fastdecode.generation.prepared import Prepared
 from fastdecode.models.documents import to_documents
 
 if TYPE_CHECKING:

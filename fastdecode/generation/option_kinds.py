@@ -143,7 +143,7 @@ def _entries(source: Any) -> Iterable[tuple[str, Any]]:
 def check_own(options: Any) -> None:
     """``ValueError`` or ``TypeError`` that names the first of fastdecode's own options whose kind or value is wrong.
 
-    ``options``: a `fastdecode.generation.prepare.GenerateOptions`.
+    ``options``: a `fastdecode.generation.generate_options.GenerateOptions`.
     """
     mode = options.multimodal_generation_mode
     if mode is not None and (not isinstance(mode, str) or mode not in MODES):
