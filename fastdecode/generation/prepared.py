@@ -57,25 +57,22 @@ class Prepared:
         return self.processors.guidance is not None and all(s.guidance.everywhere for s in self.sequences)
 
     @property
-    def without_effect(self) -> list[str]:
-        """What was given and changes nothing, each with the reason: a seed where every token is the likeliest, and
-        parameters of text where none is written.
+    def without_effect(self) -> dict[str, str]:
+        """The names of options that were given and change nothing, each with the reason: a seed where every token is
+        the likeliest, and parameters of text where none is written.
         """
-        found = []
+        found = {}
         if self.text_given and self.grammar.mode == "image-only":
-            found.append("text, because multimodal_generation_mode='image-only' writes none")
+            found["text"] = "multimodal_generation_mode='image-only' writes none"
         by_mode = {"text-only": [self.text], "image-only": [self.image]}
         used = by_mode.get(self.grammar.mode, [self.text, self.image])
         if self.seeded and not any(sampling.temperature != 0 for sampling in used):
-            found.append(
-                "seed, because nothing is sampled: do_sample=True samples, and without it the likeliest token is taken"
-            )
+            found["seed"] = "nothing is sampled: do_sample=True samples, and without it the likeliest token is taken"
         return found
 
     def warn(self) -> None:
         """Say once in the log what has no effect."""
-        for what in self.without_effect:
-            name, reason = what.split(", because ", 1)
+        for name, reason in self.without_effect.items():
             logger.warning_once(f"{name} has no effect, because {reason}")
 
     @property
@@ -104,6 +101,7 @@ class Prepared:
             process=self.unfused,
             normalise=self.normalise,
             after_step=after_step,
+            device=self.device,
         )
         return [Request(self.sequences, callbacks, listened=listened, priority=priority)]
 
