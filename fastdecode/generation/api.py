@@ -154,7 +154,10 @@ def _through_transformers(
     fallback = "transformers" if extras.fallback is None else extras.fallback
     check_fallback(fallback)
     try:
-        return _prepared(model, inputs, dict(options), extras, run)
+        inside = check_model(model)
+        if hand_over is not None:  # else the caller has a decoder of this model
+            _check_layers(inside)
+        return _prepared(inside, inputs, dict(options), extras, run)
     except Unsupported as error:
         if hand_over is None:
             raise error.refused() from None
@@ -171,7 +174,6 @@ def _prepared(
     run: Callable[[Prepared, GenerateOptions], Any],
 ) -> Any:
     """As `_through_transformers`; `Unsupported` for a call that fastdecode does not decode."""
-    model = check_model(model)
     if options.get("custom_generate") is custom_generate:
         del options["custom_generate"]
     option_kinds.check_call(model, inputs, options)
@@ -220,7 +222,7 @@ def _prepared(
 
 def check_model(model: Any) -> Any:
     """The model inside its wrappers, with their generation_config. TypeError for a model of another class;
-    `Unsupported` for adapters, layers or a class that fastdecode cannot decode.
+    `Unsupported` for adapters, or a wrapper, that fastdecode cannot decode.
     """
     try:
         inside = supported(model)
@@ -228,12 +230,16 @@ def check_model(model: Any) -> Any:
         reason, _, advice = str(error).partition("; ")
         raise Unsupported(reason, advice) from None
     share_generation_config(model, inside)
+    return inside
+
+
+def _check_layers(model: Any) -> None:
+    """`Unsupported` if no decoder can decode the layers of ``model``, which is inside no wrapper."""
     try:
-        check_decodable(inside)
+        check_decodable(model)
     except ValueError as error:
         reason, _, advice = str(error).rpartition(": ")
         raise Unsupported(reason, advice) from None
-    return inside
 
 
 def prepare_call(model: Any, inputs: Tensor | None, options: Mapping[str, Any], given: Mapping[str, Any]) -> Prepared:
@@ -271,6 +277,7 @@ def custom_generate(
     synced = synced_gpus or call.get("synced_gpus")
     try:
         model = check_model(model)
+        _check_layers(model)
         option_kinds.check_call(model, None, {"generation_config": generation_config, **call})
         if call.get("pixel_values") is not None:
             pixel_tensor(model, call["pixel_values"])

@@ -29,7 +29,7 @@ def check_tensor(
     """
     if not isinstance(value, Tensor):
         value = as_tensor(name, value)
-    _check_dense(name, value)
+    check_dense(name, value)
     if value.shape != shape:
         raise ValueError(f"{name}.shape = {tuple(value.shape)}: must be {shape}")
     if value.dtype != dtype:
@@ -42,7 +42,8 @@ def check_tensor(
     return value if value.is_contiguous() else value.contiguous()
 
 
-def _check_dense(name: str, value: Tensor) -> None:
+def check_dense(name: str, value: Tensor) -> None:
+    """Raises ValueError naming a tensor that is sparse or nested."""
     if value.layout != torch.strided or value.is_nested:
         kind = "nested" if value.is_nested else str(value.layout)
         raise ValueError(f"{name}: must be a dense tensor, got one that is {kind}")
@@ -55,7 +56,7 @@ def check_float_tensor(name: str, value: Array, layout: str) -> Tensor:
     """
     if not isinstance(value, Tensor):
         value = as_tensor(name, value)
-    _check_dense(name, value)
+    check_dense(name, value)
     if value.dim() != layout.count(",") + 1 or 0 in value.shape[1:]:
         raise ValueError(f"{name}.shape = {tuple(value.shape)}: must be ({layout})")
     return check_tensor(name, value, tuple(value.shape), torch.float32, value.device)
@@ -68,7 +69,7 @@ def check_token_vector(name: str, value: Array, layout: str) -> Tensor:
     if not isinstance(value, Tensor) or value.dim() != 1 or value.dtype != torch.int64:
         what = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{name}: must be ({layout},) int64, got {what}")
-    _check_dense(name, value)
+    check_dense(name, value)
     return value.contiguous()
 
 

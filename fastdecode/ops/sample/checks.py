@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastdecode.ops.arguments import FloatParameter, IntParameter, SampleArguments
 from fastdecode.ops.arrays import Array, as_tensor, is_array
-from fastdecode.ops.checks import FLOAT_DTYPES, check_rows, check_streams, check_table, check_tensor
+from fastdecode.ops.checks import FLOAT_DTYPES, check_dense, check_rows, check_streams, check_table, check_tensor
 from fastdecode.ops.token_sets import TokenSets
 
 MAX_VOCAB = 1 << 22
@@ -49,6 +49,7 @@ def check_noise(noise: Array, groups: int, vocab: int, device: torch.device) -> 
     """Checks a (groups, vocab) float32 tensor with stride(1) == 1 and any stride(0). It is not copied."""
     if not isinstance(noise, Tensor):
         noise = as_tensor("noise", noise)
+    check_dense("noise", noise)
     if noise.dim() == 2 and vocab > 1 and noise.stride(1) != 1:
         raise ValueError(f"noise.stride(1) = {noise.stride(1)}: must be 1")
     if noise.dim() == 2 and noise.shape == (groups, vocab):
