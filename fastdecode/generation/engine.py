@@ -28,6 +28,7 @@ from fastdecode.generation.room_checks import check_deterministic, check_fits
 from fastdecode.generation.step_lock import StepLock
 from fastdecode.generation.validation import check_config
 from fastdecode.models.chameleon import supported
+from fastdecode.ops.scalars import shown
 
 RETAIN_BYTES = 256 << 20
 """The maximum memory of prompts' pages that an engine without a limit retains for later prompts."""
@@ -95,16 +96,16 @@ class Engine:
         given, model = model, supported(model)
         for name, value in (("pages", pages), ("max_rows", max_rows)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name}={value!r}: give a whole number of at least 1, or None for no limit")
+                raise ValueError(f"{name}={shown(value)}: give a whole number of at least 1, or None for no limit")
         if not isinstance(deterministic, bool):
             raise ValueError(f"deterministic={deterministic!r}: give True or False")
         check_processor(processor)
-        share_generation_config(given, model)
         self.model, self.processor, self.deterministic = model, processor, deterministic
         decoder = decoder_for(model, deterministic)
         self._mode = mode_of_torch()
         self._made_for = Fingerprint(model, weights=decoder.forward_reason is None)
         check_deterministic(decoder)
+        share_generation_config(given, model)
         pool = decoder.new_pool(pages)
         kept = max(1, RETAIN_BYTES // pool.page_bytes)
         retain = None if pages is not None else kept
@@ -150,7 +151,7 @@ class Engine:
 
         Errors are raised in the caller's thread, before anything changes: what `fastdecode.generate` raises for a wrong
         option, ValueError for a request that can never fit into the engine's pages or rows, and RuntimeError if the
-        engine is closed or its model was changed.
+        engine is closed, its model was changed, or torch is in another mode than where it was made.
         """
         self._check_open()
         self._check_mode()
@@ -199,7 +200,8 @@ class Engine:
                 raise ValueError(f"{name}: {why}")
         if found["fallback"] not in (None, "error"):
             raise ValueError(
-                f"fallback={found['fallback']!r}: an engine decodes every request itself; it hands none to transformers"
+                f"fallback={shown(found['fallback'])}: an engine decodes every request itself; it hands none to "
+                "transformers"
             )
         if found["deterministic"] not in (None, self.deterministic):
             raise ValueError(
@@ -208,8 +210,8 @@ class Engine:
         check_whole("num_return_sequences", options.get("num_return_sequences"), 1)
         if options.get("num_return_sequences") not in (None, 1):
             raise ValueError(
-                f"num_return_sequences={options['num_return_sequences']}: submit takes one prompt and returns one "
-                "handle; submit it several times, with seeds of their own"
+                f"num_return_sequences={shown(options['num_return_sequences'])}: submit takes one prompt and returns "
+                "one handle; submit it several times, with seeds of their own"
             )
         given = {name: value for name, value in found.items() if name in OWN_OPTIONS and name != "progress"}
         given["deterministic"] = self.deterministic
