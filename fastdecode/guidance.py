@@ -12,12 +12,8 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, cast
 
-import numpy as np
-
 from fastdecode.models.chameleon import Vocabulary
-
-LARGEST = float(np.finfo(np.float32).max)
-"""The largest weight: logits are mixed in float32."""
+from fastdecode.ops.scalars import LARGEST_FLOAT, shown
 
 KINDS = ("full", "images", "unconditional", "prompt")
 
@@ -43,17 +39,17 @@ class Stream:
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or self.kind not in KINDS:
-            raise ValueError(f"stream kind {self.kind!r} is unknown; choose one of {', '.join(KINDS)}")
+            raise ValueError(f"stream kind {shown(self.kind)} is unknown; choose one of {', '.join(KINDS)}")
         object.__setattr__(self, "ids", _tokens("ids of a Stream", self.ids))
         for name in ("history", "bos"):
             _check_bool(f"{name} of a Stream", getattr(self, name))
         if self.kind == "prompt" and not self.ids:
             raise ValueError("a stream of kind 'prompt' needs at least one token in ids")
         if self.kind != "prompt" and self.ids:
-            raise ValueError(f"ids belong to a stream of kind 'prompt'; this one is {self.kind!r}")
+            raise ValueError(f"ids belong to a stream of kind 'prompt'; this one is {shown(self.kind)}")
         for name, kind in (("history", "prompt"), ("bos", "unconditional")):
             if not getattr(self, name) and self.kind != kind:
-                raise ValueError(f"{name}=False belongs to a stream of kind {kind!r}; this one is {self.kind!r}")
+                raise ValueError(f"{name}=False belongs to a stream of kind {kind!r}; this one is {shown(self.kind)}")
 
     def rewrite(self, ids: Sequence[int], prompt_length: int, tail: int, vocabulary: Vocabulary) -> tuple[int, ...]:
         """The tokens of this stream for a sequence ``ids``, the first ``prompt_length`` of which are the prompt.
@@ -88,25 +84,25 @@ class Stream:
 def _tokens(name: str, tokens: Any) -> tuple[int, ...]:
     """``tokens`` as a tuple. ``ValueError`` unless they are integers of at least 0, which a bool is not."""
     if isinstance(tokens, (str, bytes)) or not isinstance(tokens, Iterable):
-        raise ValueError(f"{name}: {tokens!r} are no tokens; give a list of integers")
+        raise ValueError(f"{name}: {shown(tokens)} are no tokens; give a list of integers")
     if getattr(tokens, "ndim", 1) != 1:
         raise ValueError(f"{name} have the shape {tuple(getattr(tokens, 'shape', ()))}; give a flat list of integers")
     found = tokens.tolist() if hasattr(tokens, "tolist") else list(tokens)
     for token in found:
         if isinstance(token, bool) or not isinstance(token, Integral) or token < 0:
-            raise ValueError(f"{name} have {token!r}: a token is an integer of at least 0")
+            raise ValueError(f"{name} have {shown(token)}: a token is an integer of at least 0")
     return tuple(map(int, found))
 
 
 def _check_bool(name: str, value: Any) -> None:
     if not isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}: give True or False")
+        raise ValueError(f"{name} is {shown(value)}: give True or False")
 
 
 def _number(name: str, value: Any) -> float:
     """``value`` as a float. ``ValueError`` unless it is a finite number in float32, which a bool is not."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not abs(cast(float, value)) <= LARGEST:
-        raise ValueError(f"{name} is {repr(value)[:100]}, which is not a finite number")
+    if isinstance(value, bool) or not isinstance(value, Real) or not abs(cast(float, value)) <= LARGEST_FLOAT:
+        raise ValueError(f"{name} is {shown(value)}, which is not a finite number")
     return float(value)
 
 
@@ -168,7 +164,10 @@ class Guidance:
         scale = _number("scale of Guidance.two_way", scale)
         other = UNCONDITIONAL
         if negative_prompt_ids is not None:
-            other = Stream("prompt", _tokens("negative_prompt_ids", negative_prompt_ids))
+            negative = _tokens("negative_prompt_ids", negative_prompt_ids)
+            if not negative:
+                raise ValueError("negative_prompt_ids has no token: give at least one, or leave it out")
+            other = Stream("prompt", negative)
         return cls((FULL, other), (scale, 1.0 - scale), everywhere)
 
     @classmethod
@@ -242,4 +241,4 @@ def guidance_from(value: Any) -> Guidance:
     if not isinstance(value, bool) and isinstance(value, Real):
         scale = _number("guidance", value)
         return Guidance.none() if scale == 1 else Guidance.two_way(scale)
-    raise TypeError(f"guidance={value!r}: give a fastdecode.Guidance, or a number for two-way guidance")
+    raise TypeError(f"guidance={shown(value)}: give a fastdecode.Guidance, or a number for two-way guidance")

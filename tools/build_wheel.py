@@ -26,6 +26,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 GLIBC = "2.28"
@@ -73,12 +74,12 @@ with tempfile.TemporaryDirectory() as folder:
 INSTALL = ("-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check")
 
 
-def run(*command: str | Path, **options: object) -> None:
+def run(*command: str | Path, **options: Any) -> None:
     """Run a command and show it. RuntimeError if it fails."""
     words = [str(word) for word in command]
     shown = " ".join("…" if "\n" in word else shlex.quote(word) for word in words)
     print(f"\n$ {shown}", flush=True)
-    done = subprocess.run(words, check=False, **options)  # type: ignore[call-overload]
+    done = subprocess.run(words, check=False, **options)
     if done.returncode != 0:
         raise RuntimeError(f"{shown} failed with exit status {done.returncode}")
 

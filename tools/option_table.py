@@ -264,7 +264,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.option_table", description=__doc__.split("\n\n")[0])
     parser.add_argument("--check", action="store_true", help="only say whether the page is up to date")
     if parser.parse_args().check:
-        return int(not PAGE.is_file() or PAGE.read_text() != page())
+        if not PAGE.is_file() or PAGE.read_text() != page():
+            print(f"{PAGE.name} is out of date: python -m tools.option_table", file=sys.stderr)
+            return 1
+        return 0
     PAGE.write_text(page())
     return 0
 

@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 OPTIONAL_OF_TRANSFORMERS = ("scipy", "sklearn", "torchao")
 """Packages that transformers imports wherever they are installed. Chameleons with ordinary weights need none."""
@@ -46,15 +47,16 @@ def hide_unneeded(model: str) -> None:
 
 def _hide(*names: str) -> None:
     """Python then says of these packages that they are not installed."""
+    modules: dict[str, Any] = sys.modules  # None stands for a package that cannot be imported
     for name in names:
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+        modules.setdefault(name, None)
 
 
 def _has_ordinary_weights(model: str) -> bool:
     if model == "blocks":
         return True
     try:
-        config = json.loads((Path(model).expanduser() / "config.json").read_text())
+        config = json.loads((Path(model).expanduser() / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False  # of a hub, or no model; loading it will tell
     return isinstance(config, dict) and "quantization_config" not in config

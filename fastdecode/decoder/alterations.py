@@ -100,10 +100,10 @@ def needs_forward(model: Any) -> str | None:
     compute the same. TypeError for a model that `family_of` does not accept.
     """
     autocast = Autocast.now(device_of(model))
-    return altered_reason(model) or (f"{autocast} is on" if autocast.on else None) or _mode_of_torch()
+    return altered_reason(model) or (f"{autocast} is on" if autocast.on else None) or mode_of_torch()
 
 
-def _mode_of_torch() -> str | None:
+def mode_of_torch() -> str | None:
     """The mode of torch in this thread that sees every operation, and may change it; None if there is none.
     ``with torch.device(…)`` only says where new tensors are.
     """
@@ -205,7 +205,8 @@ def check_inputs(model: Any) -> None:
 
 class Fingerprint:
     """Tells whether a model computes something else than when this was made: other modules, hooks or forwards, PEFT's
-    active adapters. With ``weights``, also whether a parameter got other memory. What hooks do is not looked at.
+    active adapters. With ``weights``, also whether a parameter got other memory, or was written to in place (a write to
+    its ``.data`` is not seen). What hooks do is not looked at.
     """
 
     def __init__(self, model: Any, weights: bool) -> None:
@@ -222,7 +223,7 @@ class Fingerprint:
             if module._forward_hooks or module._forward_pre_hooks or "forward" in own:
                 found += (*module._forward_hooks, None, *module._forward_pre_hooks, id(own.get("forward")))
             if self.weights and module not in (self.model, inner):
-                found += (0 if p is None else p.data_ptr() for p in own["_parameters"].values())
+                found += (_memory_of(p) for p in own["_parameters"].values())
         return found
 
     def change(self) -> str | None:
@@ -231,3 +232,13 @@ class Fingerprint:
         if reason != self.reason:
             return reason or f"no longer: {self.reason}"
         return None if self._parts() == self.parts else "its modules, their hooks, adapters or weights are others"
+
+
+def _memory_of(parameter: torch.Tensor | None) -> tuple[int, int]:
+    """Where a parameter is, and how often it was written to in place (0 for an inference tensor, which does not count).
+
+    Decoders copy small weights, and an engine retains keys and values, so that new values would be mixed with old ones.
+    """
+    if parameter is None:
+        return 0, 0
+    return parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -35,7 +36,20 @@ class Upcoming(NamedTuple):
     draws: Sequence[bool]
 
 
-class BaseDecoder:
+class Filling(NamedTuple):
+    """What a prefill has to compute and store: of each of ``prompts`` the tokens behind the ``known`` first ones.
+
+    ``rows``: the prompts' rows of ``cache``. ``upcoming``: what follows each prompt, if that is known.
+    """
+
+    cache: StreamCache
+    rows: slice
+    known: list[int]
+    prompts: Sequence[Sequence[int]]
+    upcoming: Upcoming | None = None
+
+
+class BaseDecoder(ABC):
     """Prefill and decode steps of one model. It holds no sequences. Use it in one thread at a time.
 
     ``device`` and ``dtype``: of the pages. ``captured``: captured steps, or None. ``forward_reason``: why the model's
@@ -53,8 +67,16 @@ class BaseDecoder:
     autocast: Autocast
     captured: CapturedSteps | None = None
     forward_reason: str | None = None
-    uses_cpu_step = False
-    uses_triton_step = False
+
+    @property
+    def uses_cpu_step(self) -> bool:
+        """Whether a step is one call of the C++ library."""
+        return False
+
+    @property
+    def uses_triton_step(self) -> bool:
+        """Whether a step consists of kernels of `fastdecode.ops`."""
+        return False
 
     def new_pool(self, pages: int | None = None, page_slots: int = PAGE_SLOTS) -> PagePool:
         """A pool of pages for this model's keys and values, at most ``pages`` of them."""
@@ -89,33 +111,26 @@ class BaseDecoder:
         """
         rows, known = cache.add(prompts)
         try:
-            self._fill(cache, rows, known, prompts, upcoming)
+            self._fill(Filling(cache, rows, known, prompts, upcoming))
         except BaseException:
             for row in reversed(range(rows.start, rows.stop)):
                 cache.remove(row, retain=False)
             raise
         return rows
 
-    def _fill(
-        self,
-        cache: StreamCache,
-        rows: slice,
-        known: list[int],
-        prompts: Sequence[Sequence[int]],
-        upcoming: Upcoming | None,
-    ) -> None:
-        """Compute and store what `prefill` has to: the tokens of ``prompts`` behind the ``known`` first ones."""
-        raise NotImplementedError
+    @abstractmethod
+    def _fill(self, work: Filling) -> None:
+        """Compute and store what `prefill` has to."""
 
+    @abstractmethod
     def step(self, cache: StreamCache, tokens: Tensor, draws: Sequence[bool] | None = None) -> Tensor:
         """Feed one token to every row: ``tokens`` (rows,) int64. Returns what `logits` takes. ``draws``: which rows may
         sample image tokens; None: all. ``PoolExhausted``, before any change, if there are too few pages.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def logits(self, hidden: Tensor, spans: Sequence[tuple[int, int]] | None = None) -> Tensor:
         """Logits (rows, vocab) of a step. With ``spans``, only those of tokens in their [lo, hi) need be right."""
-        raise NotImplementedError
 
 
 def padded_ids(prompts: Sequence[Sequence[int]]) -> Tensor:

@@ -18,7 +18,7 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonSwinDecode
 
 from fastdecode import ops
 from fastdecode.decoder.autocast import Autocast
-from fastdecode.decoder.base import PREFILL_IDS, BaseDecoder, Upcoming, padded_ids, parts
+from fastdecode.decoder.base import PREFILL_IDS, BaseDecoder, Filling, padded_ids, parts
 from fastdecode.decoder.cpu_step import CpuStep
 from fastdecode.decoder.cuda_graph import CapturedSteps, cuda_graph
 from fastdecode.decoder.family import Sizes, family_of
@@ -86,13 +86,11 @@ class Decoder(BaseDecoder):
                 self.captured = CapturedSteps(self, cuda_graph)
 
     @property
-    def uses_cpu_step(self) -> bool:  # type: ignore[override]
-        """Whether a step is one call of the C++ library."""
+    def uses_cpu_step(self) -> bool:
         return isinstance(self._fast_step, CpuStep)
 
     @property
-    def uses_triton_step(self) -> bool:  # type: ignore[override]
-        """Whether a step consists of kernels of `fastdecode.ops`."""
+    def uses_triton_step(self) -> bool:
         return isinstance(self._fast_step, TritonStep)
 
     def rope(self, positions: Tensor, longest: int) -> tuple[Tensor, Tensor]:
@@ -157,16 +155,9 @@ class Decoder(BaseDecoder):
         return x + layer.mlp(layer.norm_mlp(x))
 
     @torch.inference_mode()
-    def _fill(
-        self,
-        cache: StreamCache,
-        rows: slice,
-        known: list[int],
-        prompts: Sequence[Sequence[int]],
-        upcoming: Upcoming | None,
-    ) -> None:
+    def _fill(self, work: Filling) -> None:
         fill = self._prefill_in_steps if self.deterministic else self._prefill_in_chunks
-        fill(cache, rows, known, prompts)
+        fill(work.cache, work.rows, work.known, work.prompts)
 
     def _prefill_in_chunks(
         self, cache: StreamCache, rows: slice, known: list[int], prompts: Sequence[Sequence[int]]

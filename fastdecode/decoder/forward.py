@@ -19,7 +19,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask,
 
 from fastdecode.decoder.alterations import device_of, top_altered
 from fastdecode.decoder.autocast import Autocast
-from fastdecode.decoder.base import PREFILL_IDS, BaseDecoder, Upcoming, padded_ids, parts
+from fastdecode.decoder.base import PREFILL_IDS, BaseDecoder, Filling, padded_ids, parts
 from fastdecode.decoder.family import CHAMELEON, Sizes, family_of, window_of
 from fastdecode.kv.kv_cache import StreamCache
 from fastdecode.kv.ragged_cache import RaggedCache, RaggedCall
@@ -59,6 +59,17 @@ class _UnmaskedImages(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def check_callable(model: Any) -> Callable[[Tensor], Tensor]:
+    """A function that makes, of what is seen (bool), the mask that the model's attention takes. ValueError for an
+    attention implementation that takes none, and for gradient checkpointing in training mode.
+    """
+    inner = model.model
+    mask_of = _mask_kind(model.config._attn_implementation, inner.embed_tokens.weight.dtype)
+    if any(m.training and getattr(m, "gradient_checkpointing", False) for m in (inner, *inner.layers)):
+        raise ValueError("the model is in training mode with gradient checkpointing, which keeps no cache: call eval()")
+    return mask_of
+
+
 class ForwardDecoder(BaseDecoder):
     """Prefill and decode steps by the model's own forward, whatever its hooks and forwards are at each call.
 
@@ -77,11 +88,7 @@ class ForwardDecoder(BaseDecoder):
         self.family = family_of(model)
         self.model, self.deterministic, self.forward_reason = model, deterministic, reason
         inner = model.model
-        self.mask_of = _mask_kind(model.config._attn_implementation, inner.embed_tokens.weight.dtype)
-        if any(m.training and getattr(m, "gradient_checkpointing", False) for m in (inner, *inner.layers)):
-            raise ValueError(
-                "the model is in training mode with gradient checkpointing, which keeps no cache: call eval()"
-            )
+        self.mask_of = check_callable(model)
         sizes = Sizes.of(inner.layers[0])
         self.layer_count, self.kv_heads, self.head_dim = len(inner.layers), sizes.kv_heads, sizes.head_dim
         self.numbers = [
@@ -101,18 +108,13 @@ class ForwardDecoder(BaseDecoder):
 
     # --- prefill ------------------------------------------------------------------------------------------------
 
-    def _fill(
-        self,
-        cache: StreamCache,
-        rows: slice,
-        known: list[int],
-        prompts: Sequence[Sequence[int]],
-        upcoming: Upcoming | None,
-    ) -> None:
+    def _fill(self, work: Filling) -> None:
+        cache, rows, known, prompts, upcoming = work
         whole = [list(prompt) for prompt in prompts]
-        for tokens, found, next_token in zip(whole, known, upcoming.tokens if upcoming else [], strict=bool(upcoming)):
-            if found < len(tokens):
-                tokens.append(next_token)
+        if upcoming is not None:
+            for tokens, found, next_token in zip(whole, known, upcoming.tokens, strict=True):
+                if found < len(tokens):
+                    tokens.append(next_token)
         ids = padded_ids(whole)
         for part in parts(known, list(map(len, whole)), self.most_ids):
             starts, counts = (torch.tensor(column, device="cpu")[:, None] for column in part[1:])

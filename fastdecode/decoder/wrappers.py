@@ -37,6 +37,13 @@ def unwrapped(model: Any) -> Any:
         model = inside
 
 
+def share_generation_config(wrapper: Any, model: Any) -> None:
+    """Give ``model`` the generation_config that was set on the ``wrapper`` around it, as PEFT's own generate does."""
+    config = getattr(wrapper, "generation_config", None)
+    if config is not None:
+        model.generation_config = config
+
+
 def is_compiled(model: Any) -> bool:
     """Whether ``model`` went through `torch.compile` or ``model.compile()``, or wraps one that did."""
     while model is not None:

@@ -34,6 +34,7 @@ class Callbacks:
     number of new tokens. ``process``: logits are mixed, processed and recorded in PyTorch. ``normalise``: before
     processors run, the streams' log-probabilities are mixed instead of their logits, as in transformers' guidance.
     ``after_step`` gets the newest tokens (batch,) after every step, with ``pad`` for sequences that have ended.
+    ``device``: where stopping criteria get the tokens.
     """
 
     def __init__(
@@ -48,11 +49,12 @@ class Callbacks:
         process: bool = False,
         normalise: bool = False,
         after_step: Callable[[Tensor], None] | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.processors: Any = processors or LogitsProcessorList()
         self.stopping: Any = stopping or StoppingCriteriaList()
         self.recorder, self.normalise, self.after_step = recorder or Recorder(), normalise, after_step
-        self.process = process
+        self.process, self.device = process, device
         self.pad, self.length, self.prompt_length = pad, prompts.shape[1], prompts.shape[1]
         self._tokens = torch.full((len(prompts), self.length + longest), pad, dtype=torch.long, device="cpu")
         self._tokens[:, : self.length] = prompts
@@ -98,7 +100,7 @@ class Callbacks:
         found = torch.zeros(batch, dtype=torch.bool, device="cpu")
         for criterion in self.stopping:
             before = self.tokens.clone()
-            said = criterion(self.tokens, scores)
+            said = criterion(self.tokens.to(self.device), scores)
             check_unwritten(self.tokens, before, "stopping criterion", criterion)
             if isinstance(said, Tensor) and said.dtype == torch.bool and said.numel() in (1, batch) and said.ndim < 2:
                 found |= said.to("cpu")

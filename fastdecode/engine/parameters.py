@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
-LARGEST_FLOAT, SMALLEST_FLOAT = (2 - 2**-23) * 2.0**127, 2.0**-149
+from fastdecode.ops.scalars import LARGEST_FLOAT, shown
+
+SMALLEST_FLOAT = 2.0**-149
 """Of float32, in which the sampler computes."""
 
 SMALLEST_TEMPERATURE = 1e-30
@@ -32,7 +34,9 @@ class Sampling:
         top_p or min_p).
         """
         if not isinstance(values, Mapping):
-            raise TypeError(f"{name}={values!r}: give a dict of sampling parameters, such as {name}=dict(top_p=0.9)")
+            raise TypeError(
+                f"{name}={shown(values)}: give a dict of sampling parameters, such as {name}=dict(top_p=0.9)"
+            )
         known = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "do_sample"}
         for key in values:
             if key not in known:
@@ -64,8 +68,7 @@ class Sampling:
             kind = Integral if key == "top_k" else Real
             number = isinstance(value, kind) and not isinstance(value, bool)
             if not number or not low <= value <= high:
-                shown = "a huge integer" if isinstance(value, int) and value.bit_length() > 128 else repr(value)[:100]
-                raise ValueError(f"{where}{key}={shown} is out of range: it must be {right}")
+                raise ValueError(f"{where}{key}={shown(value)} is out of range: it must be {right}")
         if 0.0 < self.temperature < SMALLEST_TEMPERATURE:
             right = f"0 (the likeliest token), or at least {SMALLEST_TEMPERATURE:g}"
             raise ValueError(f"{where}temperature={self.temperature!r} is out of range: it must be {right}")

@@ -100,8 +100,11 @@ def _mix(batch: list[Sequence], sampling: list[int], logits: Tensor, normalise: 
 
 
 def _check_scores(processor: Any, scores: Any, mixed: Tensor) -> None:
-    if not isinstance(scores, Tensor) or scores.shape != mixed.shape or not scores.is_floating_point():
-        got = f"{tuple(scores.shape)} {scores.dtype}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
+    dense = isinstance(scores, Tensor) and scores.layout is torch.strided
+    if not dense or scores.shape != mixed.shape or not scores.is_floating_point():
+        got = f"a {'sparse ' * isinstance(scores, Tensor)}{type(scores).__name__}"
+        if dense:
+            got = f"{tuple(scores.shape)} {scores.dtype}"
         raise ValueError(
             f"the logits processor {name_of(processor)} returned {got}; it must return scores {tuple(mixed.shape)} of "
             "floats"

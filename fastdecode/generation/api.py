@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -18,12 +16,15 @@ from transformers import (
 )
 from transformers.generation import GenerateDecoderOnlyOutput, StopStringCriteria
 
-from fastdecode.decoder import BaseDecoder, decoder_for
-from fastdecode.decoder.wrappers import is_compiled, unwrapped
-from fastdecode.engine.core import EngineCore
-from fastdecode.engine.request import Request
-from fastdecode.generation import option_kinds, prepare, validation
+from fastdecode.decoder import check_decodable, decoder_for
+from fastdecode.decoder.wrappers import is_compiled, share_generation_config, unwrapped
+from fastdecode.generation import option_kinds, prompt_checks, validation
+from fastdecode.generation.calling import calling_generate
+from fastdecode.generation.decoding import decode_all, decoder_of, progress_bar
 from fastdecode.generation.explanation import Explanation
+from fastdecode.generation.generate_options import GenerateOptions
+from fastdecode.generation.prepare import prepare
+from fastdecode.generation.prepared import Prepared
 from fastdecode.generation.returned_cache import FIELD, returned_cache, wanted
 from fastdecode.generation.streamers import text_only
 from fastdecode.generation.unsupported import (
@@ -113,17 +114,19 @@ def generate(
     Raises TypeError for an unsupported model; ValueError that names a wrong or unsupported option, before any work is
     done; RuntimeError if the model's logits are NaN.
     """
-    given = {name: value for name, value in locals().items() if name in prepare.GenerateOptions.__dataclass_fields__}
+    given = {name: value for name, value in locals().items() if name in GenerateOptions.__dataclass_fields__}
     options = {**kwargs, "generation_config": generation_config}
     option_kinds.check_streamer(streamer)
 
     def hand_over(reason: str) -> Any:
         say_once(reason)
         handed = options if streamer is None else {**options, "streamer": streamer}
+        if handed.get("custom_generate") is custom_generate:
+            handed = {name: value for name, value in handed.items() if name != "custom_generate"}
         own = model if hasattr(type(model), "generate") else unwrapped(model)  # torch.compile's wrapper has none
         return type(own).generate(own, inputs, **handed)
 
-    def decode(call: prepare.Prepared, extras: prepare.GenerateOptions) -> Output:
+    def decode(call: Prepared, extras: GenerateOptions) -> Output:
         if streamer is not None:
             streamer.put(call.prompts)  # not by transformers, which would do so before a call is handed over to it
         return _decode(call, streamer, bool(extras.progress))
@@ -136,7 +139,7 @@ def _through_transformers(
     inputs: Tensor | None,
     options: Mapping[str, Any],
     given: Mapping[str, Any],
-    run: Callable[[prepare.Prepared, prepare.GenerateOptions], Any],
+    run: Callable[[Prepared, GenerateOptions], Any],
     hand_over: Callable[[str], Any] | None,
 ) -> Any:
     """Check a call of `generate`, let transformers prepare it, and return the result of ``run``. For a call that
@@ -147,11 +150,14 @@ def _through_transformers(
     config = options.get("generation_config")
     validation.check_config(config)
     option_kinds.check_is_model(model)
-    extras = prepare.GenerateOptions.found(model, config, given)
+    extras = GenerateOptions.found(model, config, given)
     fallback = "transformers" if extras.fallback is None else extras.fallback
     check_fallback(fallback)
     try:
-        return _prepared(model, inputs, dict(options), extras, run)
+        inside = check_model(model)
+        if hand_over is not None:  # else the caller has a decoder of this model
+            _check_layers(inside)
+        return _prepared(inside, inputs, dict(options), extras, run)
     except Unsupported as error:
         if hand_over is None:
             raise error.refused() from None
@@ -164,17 +170,16 @@ def _prepared(
     model: Any,
     inputs: Tensor | None,
     options: dict[str, Any],
-    extras: prepare.GenerateOptions,
-    run: Callable[[prepare.Prepared, prepare.GenerateOptions], Any],
+    extras: GenerateOptions,
+    run: Callable[[Prepared, GenerateOptions], Any],
 ) -> Any:
     """As `_through_transformers`; `Unsupported` for a call that fastdecode does not decode."""
-    model = check_model(model)
     if options.get("custom_generate") is custom_generate:
         del options["custom_generate"]
     option_kinds.check_call(model, inputs, options)
     validation.check_options(model, options)
     prompt = inputs if inputs is not None else options.get("input_ids")
-    validation.check_prompt(model, prompt, options, text_only=extras.text_only)
+    prompt_checks.check_prompt(model, prompt, options, text_only=extras.text_only)
     if options.get("pixel_values") is not None:
         options["pixel_values"] = check_pixels(model, options["pixel_values"])
     else:
@@ -210,27 +215,36 @@ def _prepared(
         **model_kwargs: Any,
     ) -> Any:
         call = (input_ids, logits_processor, stopping_criteria, generation_config)
-        return run(prepare.prepare(model, *call, extras, chosen, model_kwargs), extras)
+        return run(prepare(model, *call, extras, chosen, model_kwargs), extras)
 
     return GenerationMixin.generate(model, inputs, custom_generate=decode, **options)
 
 
 def check_model(model: Any) -> Any:
-    """The model inside its wrappers. TypeError for a model of another class; `Unsupported` for layers or adapters that
-    fastdecode cannot decode.
+    """The model inside its wrappers, with their generation_config. TypeError for a model of another class;
+    `Unsupported` for adapters, or a wrapper, that fastdecode cannot decode.
     """
     try:
-        return supported(model)
+        inside = supported(model)
     except ValueError as error:
-        reason, _, advice = str(error).partition(". ")
+        reason, _, advice = str(error).partition("; ")
+        raise Unsupported(reason, advice) from None
+    share_generation_config(model, inside)
+    return inside
+
+
+def _check_layers(model: Any) -> None:
+    """`Unsupported` if no decoder can decode the layers of ``model``, which is inside no wrapper."""
+    try:
+        check_decodable(model)
+    except ValueError as error:
+        reason, _, advice = str(error).rpartition(": ")
         raise Unsupported(reason, advice) from None
 
 
-def prepare_call(
-    model: Any, inputs: Tensor | None, options: Mapping[str, Any], given: Mapping[str, Any]
-) -> prepare.Prepared:
+def prepare_call(model: Any, inputs: Tensor | None, options: Mapping[str, Any], given: Mapping[str, Any]) -> Prepared:
     """Check and prepare a call of `generate`, without decoding it. ``ValueError`` where `generate` hands it over."""
-    call: prepare.Prepared = _through_transformers(model, inputs, options, given, lambda call, extras: call, None)
+    call: Prepared = _through_transformers(model, inputs, options, given, lambda call, extras: call, None)
     return call
 
 
@@ -258,53 +272,34 @@ def custom_generate(
     transformers does not pass the streamer on, so it is read from the calling frame. The tokenizer cannot be read
     there, so stop_strings need `generate`.
     """
-    given = {name: value for name, value in locals().items() if name in prepare.GenerateOptions.__dataclass_fields__}
-    call = _calling_generate()
+    given = {name: value for name, value in locals().items() if name in GenerateOptions.__dataclass_fields__}
+    call = calling_generate()
     synced = synced_gpus or call.get("synced_gpus")
     try:
         model = check_model(model)
+        _check_layers(model)
         option_kinds.check_call(model, None, {"generation_config": generation_config, **call})
         if call.get("pixel_values") is not None:
             pixel_tensor(model, call["pixel_values"])
         validation.check_options(model, {"generation_config": generation_config, **call, "synced_gpus": synced})
         chosen = validation.chosen_options(model, call or generation_config.to_dict())
-        extras = prepare.GenerateOptions.found(model, generation_config, given)
+        extras = GenerateOptions.found(model, generation_config, given)
         prepared_call = (input_ids, logits_processor, stopping_criteria, generation_config)
-        prepared = prepare.prepare(model, *prepared_call, extras, chosen, model_kwargs)
+        prepared = prepare(model, *prepared_call, extras, chosen, model_kwargs)
     except Unsupported as error:
         raise error.refused() from None
     return _decode(prepared, call.get("streamer"), bool(extras.progress))
 
 
-def _calling_generate() -> dict[str, Any]:
-    """The options given to the ``GenerationMixin.generate`` that calls `custom_generate`; empty for another caller.
-
-    Before the call transformers drops ``streamer`` and ``assistant_model``, and adds defaults. Without this function
-    they would be ignored silently, and a default would look like a choice of the user.
-    """
-    target = inspect.unwrap(GenerationMixin.generate).__code__
-    frame = sys._getframe(2)
-    while frame.f_code is not target:
-        if frame.f_back is None:
-            return {}
-        frame = frame.f_back
-    names = ("streamer", "assistant_model", "negative_prompt_ids", "synced_gpus")
-    call = {**frame.f_locals.get("kwargs", {}), **{name: frame.f_locals.get(name) for name in names}}
-    outer = frame.f_back.f_locals if frame.f_back is not None else {}  # of torch.no_grad, which wraps generate
-    args, kwargs = outer.get("args", ()), outer.get("kwargs", {})
-    given = kwargs.get("generation_config", args[2] if len(args) > 2 else None)
-    return {**call, "generation_config": given} if isinstance(given, GenerationConfig) else call
-
-
-def _decode(call: prepare.Prepared, streamer: Any, progress: bool) -> Output:
+def _decode(call: Prepared, streamer: Any, progress: bool) -> Output:
     """Decode a prepared call on a new engine."""
     call.warn()
-    decoder = _decoder_for(call)
+    decoder = decoder_of(call)
     requests = call.requests(
         None if streamer is None else text_only(streamer, call.vocabulary), listened=streamer is not None
     )
     with (
-        _progress_bar(requests) if progress else nullcontext(),
+        progress_bar(requests) if progress else nullcontext(),
         call.pool.lock if call.pool is not None else nullcontext(),
     ):
         decode_all(decoder, requests, call.pool)
@@ -317,54 +312,6 @@ def _decode(call: prepare.Prepared, streamer: Any, progress: bool) -> Output:
     return found
 
 
-def _progress_bar(requests: Sequence[Request]) -> Any:
-    """A progress bar of the new tokens of all sequences. The requests advance it."""
-    from tqdm.auto import tqdm
-
-    bar = tqdm(total=sum(s.limit - s.prompt_length for r in requests for s in r.sequences), unit="token")
-
-    def moved_by(request: Request) -> Callable[[], None]:
-        told = 0
-
-        def move() -> None:
-            nonlocal told
-            tokens = sum(len(s.tokens) - s.prompt_length for s in request.sequences)
-            bar.update(tokens - told)
-            told = tokens
-
-        return move
-
-    for request in requests:
-        request.listened, request.on_change = True, moved_by(request)
-    return bar
-
-
-def _decoder_for(call: prepare.Prepared) -> BaseDecoder:
-    """A decoder with the options of the call. ``ValueError`` if the model cannot be decoded so."""
-    decoder = decoder_for(call.model, call.deterministic)
-    validation.check_deterministic(decoder)
-    validation.check_pool(decoder, call.pool)
-    validation.check_fits(call.sequences, call.pool)
-    return decoder
-
-
-def decode_all(decoder: BaseDecoder, requests: Sequence[Request], pool: PagePool | None) -> None:
-    """Decode requests on a new engine. Raises the error of the first request that fails. The pages are freed however it
-    ends.
-    """
-    engine = EngineCore(decoder, pool)
-    try:
-        for request in requests:
-            engine.add(request)
-        failed = next((r for r in requests if r.error is not None), None)
-        while failed is None and engine.step():
-            failed = next((r for r in requests if r.error is not None), None)
-    finally:
-        engine.cache.clear()
-    if failed is not None and failed.error is not None:
-        raise failed.error
-
-
 def explain(model: Any, inputs: Tensor | None = None, **options: Any) -> Explanation | HandedOver:
     """Describe what `generate` would do with the same arguments, without decoding: print the result.
 
@@ -372,11 +319,11 @@ def explain(model: Any, inputs: Tensor | None = None, **options: Any) -> Explana
     parameters of both modalities, the decoder, and why no faster path is used; or that transformers' own loop decodes
     the call, and why. Raises what `generate` would raise.
     """
-    given = {name: options.pop(name, None) for name in prepare.GenerateOptions.__dataclass_fields__}
+    given = {name: options.pop(name, None) for name in GenerateOptions.__dataclass_fields__}
     option_kinds.check_streamer(options.pop("streamer", None))
 
-    def describe(call: prepare.Prepared, extras: prepare.GenerateOptions) -> Explanation:
-        return Explanation.of(call, _decoder_for(call), is_compiled(model))
+    def describe(call: Prepared, extras: GenerateOptions) -> Explanation:
+        return Explanation.of(call, decoder_of(call), is_compiled(model))
 
     with torch.random.fork_rng(devices=[]):  # a seed is sampled from torch's generator
         found: Explanation | HandedOver = _through_transformers(model, inputs, options, given, describe, HandedOver)

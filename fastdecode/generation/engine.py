@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import threading
 from collections import deque
@@ -10,23 +9,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
 from fastdecode.decoder import decoder_for
-from fastdecode.decoder.alterations import Fingerprint
+from fastdecode.decoder.alterations import Fingerprint, mode_of_torch
 from fastdecode.decoder.autocast import Autocast
+from fastdecode.decoder.wrappers import share_generation_config
 from fastdecode.engine.core import EngineCore
 from fastdecode.engine.events import Event
 from fastdecode.engine.scheduler import FEW_STEPS
-from fastdecode.generation import validation
 from fastdecode.generation.api import prepare_call
+from fastdecode.generation.generate_options import GenerateOptions
 from fastdecode.generation.handle import Handle
 from fastdecode.generation.option_kinds import check_whole
-from fastdecode.generation.prepare import GenerateOptions, Prepared
-from fastdecode.models.chameleon import Vocabulary, supported, with_placeholders
+from fastdecode.generation.prepared import Prepared
+from fastdecode.generation.prompts import check_processor, prompt_inputs
+from fastdecode.generation.room_checks import check_deterministic, check_fits
+from fastdecode.generation.step_lock import StepLock
+from fastdecode.generation.validation import check_config
+from fastdecode.models.chameleon import supported
+from fastdecode.ops.scalars import shown
 
 RETAIN_BYTES = 256 << 20
 """The maximum memory of prompts' pages that an engine without a limit retains for later prompts."""
@@ -73,7 +75,9 @@ class Engine:
     ended: wait for their results inside). Without either, `Handle.result` and iteration decode.
 
     The model must stay as it is while the engine is used: after a hook, an adapter or a module was added or removed,
-    `submit` raises RuntimeError. An engine that was made under `torch.autocast` decodes under it, in any thread.
+    or a weight was written to, `submit` raises RuntimeError. An engine that was made under `torch.autocast` decodes
+    under it, in any thread. A mode of torch (a `TorchFunctionMode` or `TorchDispatchMode`) is on in one thread only: an
+    engine that was made in one decodes only there, and `start` raises RuntimeError.
 
     A request waits until there are rows and pages for all its streams. Requests of one priority are served in order of
     arrival. When pages run out, the last request gives its pages back; it resumes later with the same tokens. Raises
@@ -89,17 +93,19 @@ class Engine:
         max_rows: int | None = None,
         deterministic: bool = False,
     ) -> None:
-        model = supported(model)
+        given, model = model, supported(model)
         for name, value in (("pages", pages), ("max_rows", max_rows)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name}={value!r}: give a whole number of at least 1, or None for no limit")
+                raise ValueError(f"{name}={shown(value)}: give a whole number of at least 1, or None for no limit")
         if not isinstance(deterministic, bool):
             raise ValueError(f"deterministic={deterministic!r}: give True or False")
-        _check_processor(processor)
+        check_processor(processor)
         self.model, self.processor, self.deterministic = model, processor, deterministic
         decoder = decoder_for(model, deterministic)
+        self._mode = mode_of_torch()
         self._made_for = Fingerprint(model, weights=decoder.forward_reason is None)
-        validation.check_deterministic(decoder)
+        check_deterministic(decoder)
+        share_generation_config(given, model)
         pool = decoder.new_pool(pages)
         kept = max(1, RETAIN_BYTES // pool.page_bytes)
         retain = None if pages is not None else kept
@@ -110,7 +116,7 @@ class Engine:
         self._core = EngineCore(decoder, pool, max_rows=max_rows, retain=retain, most_steps=FEW_STEPS)
         self._max_rows = max_rows
         self._preparing = threading.Lock()
-        self._stepping = _StepLock()
+        self._stepping = StepLock()
         self._process = os.getpid()
         self._work = threading.Condition()
         self._inbox: deque[Callable[[], None]] = deque()
@@ -145,18 +151,19 @@ class Engine:
 
         Errors are raised in the caller's thread, before anything changes: what `fastdecode.generate` raises for a wrong
         option, ValueError for a request that can never fit into the engine's pages or rows, and RuntimeError if the
-        engine is closed or its model was changed.
+        engine is closed, its model was changed, or torch is in another mode than where it was made.
         """
         self._check_open()
+        self._check_mode()
         self._check_model()
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise ValueError(f"priority={priority!r}: give a whole number; higher ones go first")
-        prompt = self._as_inputs(inputs, images, options)
+        prompt = prompt_inputs(self.model, self.processor, inputs, images, options)
         double = next((name for name in prompt if inputs is not None and options.get(name) is not None), None)
         if double is not None:
             raise ValueError(f"{double} was given twice: in the inputs, and as an option")
         prepared = self._prepare(prompt, dict(options))
-        validation.check_fits(prepared.sequences, self._core.cache.pool, "the engine", "the request")
+        check_fits(prepared.sequences, self._core.cache.pool, "the engine", "the request")
         [request] = prepared.requests(priority=priority)
         if self._max_rows is not None and request.most_rows > self._max_rows:
             raise ValueError(
@@ -175,44 +182,6 @@ class Engine:
             self._work.notify_all()
         return handle
 
-    def _as_inputs(self, inputs: Any, images: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The prompt as keyword arguments of `fastdecode.generate`."""
-        if images is not None and not isinstance(inputs, str):
-            raise ValueError("images were given without a text: give the prompt as text, with an <image> for each")
-        if isinstance(inputs, str):
-            if self.processor is None:
-                raise ValueError("a prompt given as text needs a processor: give one to the Engine, or submit tokens")
-            if options.get("input_ids") is not None:
-                raise ValueError("input_ids was given twice: the prompt as text, and as an option")
-            pictures = [] if images is None else _pictures(images)
-            if not Vocabulary.of(self.model).has_pictures:
-                if pictures:
-                    raise ValueError(f"images were given, but {type(self.model).__name__} reads and writes text only")
-                return dict(self.processor(text=inputs, return_tensors="pt"))
-            text = with_placeholders(inputs, len(pictures), "images")
-            return dict(self.processor(text=text, images=pictures or None, return_tensors="pt"))
-        if isinstance(inputs, (bytes, bytearray)):
-            raise ValueError("the prompt is bytes: give text, what the processor returned, or tokens")
-        if isinstance(inputs, Mapping):
-            double = sorted(set(inputs) & set(options))
-            if double:
-                raise ValueError(f"{double[0]} was given twice: in the inputs, and as an option")
-            return {name: value for name, value in inputs.items() if value is not None}
-        if inputs is None:
-            return {}
-        if not isinstance(inputs, Tensor):
-            try:
-                given = list(inputs)
-                if isinstance(inputs, (set, frozenset)) or any(isinstance(token, (bool, np.bool_)) for token in given):
-                    raise TypeError
-                inputs = torch.tensor([operator.index(token) for token in given], dtype=torch.long)
-            except (TypeError, ValueError, RuntimeError):
-                raise ValueError(
-                    f"the prompt is a {type(inputs).__name__}: give text, what the processor returned, or tokens "
-                    "(integers)"
-                ) from None
-        return {"input_ids": inputs[None] if inputs.ndim == 1 else inputs}
-
     def _prepare(self, inputs: dict[str, Any], options: dict[str, Any]) -> Prepared:
         options = {**inputs, **options}  # a mapping may hold options too
         refused = {
@@ -221,7 +190,7 @@ class Engine:
             "streamer": "iterate over the handle instead, which tells text and pictures as they come",
         }
         config = options.get("generation_config")
-        validation.check_config(config)
+        check_config(config)
         given = {name: options.pop(name) for name in OWN_OPTIONS if name in options}
         if given.get("kv_pool") is not None:
             raise ValueError(f"kv_pool: {refused['kv_pool']}")
@@ -231,7 +200,8 @@ class Engine:
                 raise ValueError(f"{name}: {why}")
         if found["fallback"] not in (None, "error"):
             raise ValueError(
-                f"fallback={found['fallback']!r}: an engine decodes every request itself; it hands none to transformers"
+                f"fallback={shown(found['fallback'])}: an engine decodes every request itself; it hands none to "
+                "transformers"
             )
         if found["deterministic"] not in (None, self.deterministic):
             raise ValueError(
@@ -240,8 +210,8 @@ class Engine:
         check_whole("num_return_sequences", options.get("num_return_sequences"), 1)
         if options.get("num_return_sequences") not in (None, 1):
             raise ValueError(
-                f"num_return_sequences={options['num_return_sequences']}: submit takes one prompt and returns one "
-                "handle; submit it several times, with seeds of their own"
+                f"num_return_sequences={shown(options['num_return_sequences'])}: submit takes one prompt and returns "
+                "one handle; submit it several times, with seeds of their own"
             )
         given = {name: value for name, value in found.items() if name in OWN_OPTIONS and name != "progress"}
         given["deterministic"] = self.deterministic
@@ -284,12 +254,14 @@ class Engine:
         An interrupt (Ctrl-C) leaks no page. Call it again to continue.
         """
         self._check_open()
+        self._check_mode()
         while self._iterate():
             pass
 
     def advance(self, handle: Handle) -> None:
         """Decode one iteration, unless ``handle`` ended while this thread waited for its turn."""
         self._check_process()
+        self._check_mode()
         with self._stepping:
             if not handle.done:
                 self._step()
@@ -328,6 +300,10 @@ class Engine:
 
     def start(self) -> Engine:
         """Start a thread that decodes requests as they arrive, and lives until `close`. Returns the engine."""
+        if self._mode is not None:
+            raise RuntimeError(
+                f"{self._mode}, which another thread would not be: make the Engine outside of it, or decode with run()"
+            )
         with self._work:
             self._check_open()
             if self._thread is None:
@@ -387,6 +363,14 @@ class Engine:
         if self._closed:
             raise RuntimeError("this engine is closed: make another one")
 
+    def _check_mode(self) -> None:
+        """RuntimeError if torch is in another mode here than where the engine was made."""
+        mode = mode_of_torch()
+        if mode != self._mode:
+            made = "where it was in no mode" if self._mode is None else f"where {self._mode}"
+            now = "torch is in no mode" if mode is None else mode
+            raise RuntimeError(f"{now}, and this engine was made {made}: use it where it was made, or make another")
+
     def _check_model(self) -> None:
         """RuntimeError if the model is not what the engine was made for."""
         decoder = self._core.decoder
@@ -429,58 +413,6 @@ class Engine:
         """Free the pages that are retained for later prompts."""
         with self._stepping:
             self._core.cache.drop_retained()
-
-
-class _StepLock:
-    """A lock for the thread that decodes. A caller's processor or criterion runs inside it, and cannot take it again:
-    RuntimeError instead of waiting for itself.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._thread = threading.Lock(), 0
-
-    def refuse_inside(self) -> None:
-        if self._thread == threading.get_ident():
-            raise RuntimeError(
-                "the engine was asked to decode or to close from inside a processor or criterion of one of its "
-                "requests, whose step has to end first: submit and abort are possible there"
-            )
-
-    def acquire(self, blocking: bool = True) -> bool:
-        if blocking:
-            self.refuse_inside()
-        if not self._lock.acquire(blocking):
-            return False
-        self._thread = threading.get_ident()
-        return True
-
-    def release(self) -> None:
-        self._thread = 0
-        self._lock.release()
-
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
-def _check_processor(processor: Any) -> None:
-    """``TypeError`` unless ``processor`` is None, a processor or a tokenizer."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    if processor is not None and not (callable(processor) and hasattr(tokenizer, "decode")):
-        raise TypeError(f"processor is a {type(processor).__name__}; give the model's processor, or its tokenizer")
-
-
-def _pictures(images: Any) -> list[Image.Image]:
-    """``images`` as a list. ValueError naming the first that is no PIL picture."""
-    pictures = [images] if isinstance(images, Image.Image) else images
-    if not isinstance(pictures, (list, tuple)):
-        raise ValueError(f"images is a {type(images).__name__}: give a PIL picture, or a list of them")
-    for number, picture in enumerate(pictures):
-        if not isinstance(picture, Image.Image):
-            raise ValueError(f"images[{number}] is a {type(picture).__name__}: give PIL pictures")
-    return list(pictures)
 
 
 def stream(model: Any, processor: Any, inputs: Any = None, **options: Any) -> Iterator[Event]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastdecode.decoder import BaseDecoder, Decoder, support
-from fastdecode.generation.prepare import Prepared
+from fastdecode.generation.prepared import Prepared
 from fastdecode.generation.stream_names import describe_streams
 from fastdecode.grammar import BLOCK, IMAGE_SET, TEXT, TEXT_SET
 from fastdecode.models.chameleon import missing_decoder_keys
@@ -84,7 +84,7 @@ class Explanation:
             can_draw=can_draw,
             vq_decoder=none if not vocabulary.has_pictures else "present" if can_draw else "missing: text only",
             limits=[g.limit for g in prepared.sequences],
-            without_effect=prepared.without_effect,
+            without_effect=[f"{name}, because {reason}" for name, reason in prepared.without_effect.items()],
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,7 +15,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 
 from fastdecode.engine.events import DocumentEvents, Event, Finished
 from fastdecode.engine.request import Request
-from fastdecode.generation.prepare import Prepared
+from fastdecode.generation.prepared import Prepared
 from fastdecode.models.documents import to_documents
 
 if TYPE_CHECKING:
@@ -206,18 +207,15 @@ class _Teller:
 
 class _Deadline:
     def __init__(self, timeout: float | None) -> None:
-        import time
-
         wrong = isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout != timeout
         if timeout is not None and wrong:
             raise ValueError(f"timeout={timeout!r}: give a number of seconds, or None to wait without end")
-        self._now = time.monotonic
         self.seconds = None if timeout is None else min(timeout, threading.TIMEOUT_MAX / 2)  # more cannot be waited
-        self._end = None if self.seconds is None else self._now() + self.seconds
+        self._end = None if self.seconds is None else time.monotonic() + self.seconds
 
     @property
     def passed(self) -> bool:
-        return self._end is not None and self._now() >= self._end
+        return self._end is not None and time.monotonic() >= self._end
 
 
 def _waker(loop: AbstractEventLoop, woken: asyncio.Event) -> Callable[[], None]:

@@ -21,8 +21,7 @@ from fastdecode.grammar import MODES
 from fastdecode.guidance import Guidance, guidance_from
 from fastdecode.kv.page_pool import PagePool
 from fastdecode.models.chameleon import supported
-
-LARGEST_FLOAT = float(np.finfo(np.float32).max)
+from fastdecode.ops.scalars import LARGEST_FLOAT, shown
 
 WHOLE: dict[str, int] = {
     "max_new_tokens": 1,
@@ -126,7 +125,7 @@ def checked_prefix(allowed: Callable[[int, Tensor], Any], model: Any) -> Callabl
         found = list(found) if good else []
         if not found or not all(_is_integer(token) and 0 <= token < size for token in found):
             raise ValueError(
-                f"prefix_allowed_tokens_fn returned {_shown(said)} for prompt {number}: give a list of at least one "
+                f"prefix_allowed_tokens_fn returned {shown(said)} for prompt {number}: give a list of at least one "
                 f"token of this checkpoint (0 to {size - 1})"
             )
         return found
@@ -143,24 +142,28 @@ def _entries(source: Any) -> Iterable[tuple[str, Any]]:
 def check_own(options: Any) -> None:
     """``ValueError`` or ``TypeError`` that names the first of fastdecode's own options whose kind or value is wrong.
 
-    ``options``: a `fastdecode.generation.prepare.GenerateOptions`.
+    ``options``: a `fastdecode.generation.generate_options.GenerateOptions`.
     """
     mode = options.multimodal_generation_mode
     if mode is not None and (not isinstance(mode, str) or mode not in MODES):
-        raise ValueError(f"multimodal_generation_mode={mode!r} is unknown; choose one of {', '.join(MODES)}")
+        raise ValueError(f"multimodal_generation_mode={shown(mode)} is unknown; choose one of {', '.join(MODES)}")
     if not isinstance(options.guidance, Guidance):
         guidance_from(options.guidance)
     for name in ("text", "image"):
         values = getattr(options, name)
         if values is not None and not isinstance(values, Mapping):
-            raise TypeError(f"{name}={values!r}: give a dict of sampling parameters, such as {name}=dict(top_p=0.9)")
+            raise TypeError(
+                f"{name}={shown(values)}: give a dict of sampling parameters, such as {name}=dict(top_p=0.9)"
+            )
     if mode in (None, "text-only") and any(value is not None for value in (options.image or {}).values()):
         raise ValueError(
-            f"image={options.image!r} sets how pictures are sampled, and multimodal_generation_mode='text-only' draws "
-            "none: leave it out, or choose a mode that draws"
+            f"image={shown(options.image)} sets how pictures are sampled, and multimodal_generation_mode='text-only' "
+            "draws none: leave it out, or choose a mode that draws"
         )
     if isinstance(options.seed, (set, frozenset, Mapping)) or getattr(options.seed, "dtype", None) == torch.bool:
-        raise ValueError(f"seed={options.seed!r}: it must be an integer, or one integer per prompt, in their order")
+        raise ValueError(
+            f"seed={shown(options.seed)}: it must be an integer, or one integer per prompt, in their order"
+        )
     if getattr(options.seed, "ndim", 0) > 1:
         shape = tuple(options.seed.shape)
         raise ValueError(
@@ -169,11 +172,11 @@ def check_own(options: Any) -> None:
     seeds = options.seed if isinstance(options.seed, (list, tuple)) else [options.seed]
     for seed in seeds:
         if isinstance(seed, (bool, np.bool_)):
-            raise ValueError(f"seed={options.seed!r}: it must be an integer, or one integer per prompt")
+            raise ValueError(f"seed={shown(options.seed)}: it must be an integer, or one integer per prompt")
     for name in ("progress", "deterministic"):
         value = getattr(options, name)
         if value is not None and not isinstance(value, bool):
-            raise ValueError(f"{name}={value!r}: give True or False")
+            raise ValueError(f"{name}={shown(value)}: give True or False")
     if options.kv_pool is not None and not isinstance(options.kv_pool, PagePool):
         raise ValueError(
             f"kv_pool is a {type(options.kv_pool).__name__}: it must be what fastdecode.new_pool(model) returns"
@@ -190,7 +193,7 @@ def check_whole(name: str, value: Any, smallest: int, *, plain: bool = False) ->
     number = isinstance(value, int) if plain else isinstance(value, Integral) or _is_scalar_tensor(value)
     if not number or isinstance(value, bool) or not smallest <= int(value) < 2**63:
         kind = "" if number or not isinstance(value, Integral) else " (a Python int)"
-        raise ValueError(f"{name}={value!r}: give a whole number of at least {smallest}{kind}")
+        raise ValueError(f"{name}={shown(value)}: give a whole number of at least {smallest}{kind}")
 
 
 def check_number(name: str, value: Any, low: float, high: float) -> None:
@@ -204,7 +207,7 @@ def check_number(name: str, value: Any, low: float, high: float) -> None:
         right = "a finite number" if high == LARGEST_FLOAT else f"a number between {low:g} and {high:g}"
         right += f" of at least {lowest}" if high == LARGEST_FLOAT and lowest == "0" else ""
         right += " above 0" if lowest == "above 0" else ""
-        raise ValueError(f"{name}={_shown(value)}: give {right}")
+        raise ValueError(f"{name}={shown(value)}: give {right}")
 
 
 def check_switch(name: str, value: Any, *, strict: bool = False) -> None:
@@ -215,7 +218,7 @@ def check_switch(name: str, value: Any, *, strict: bool = False) -> None:
         or (not strict and isinstance(value, int) and value in (0, 1))
     ):
         return
-    raise ValueError(f"{name}={value!r}: give True or False")
+    raise ValueError(f"{name}={shown(value)}: give True or False")
 
 
 def check_tensor(name: str, value: Any, kind: str) -> None:
@@ -244,14 +247,6 @@ def _is_scalar_tensor(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim == 0 and value.dtype in (torch.int64, torch.int32)
 
 
-def _shown(value: Any) -> str:
-    """``repr`` of ``value``, shortened: Python does not print very long integers."""
-    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
-        return f"an integer of {value.bit_length()} bits"
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}…"
-
-
 # --- what belongs to the call alone -----------------------------------------------------------------------------
 
 
@@ -263,7 +258,7 @@ def _check_decay(value: Any) -> None:
     good = good and isinstance(value[1], (int, float)) and 0 < value[1] <= LARGEST_FLOAT
     if not good:
         raise ValueError(
-            f"exponential_decay_length_penalty={_shown(value)}: give (first, factor): the number of new tokens after "
+            f"exponential_decay_length_penalty={shown(value)}: give (first, factor): the number of new tokens after "
             "which it acts, and a number above 0, as in (20, 1.05)"
         )
 
@@ -277,10 +272,10 @@ def _check_callables(options: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is a {type(value).__name__}: give a list of {what}")
         for number, member in enumerate(value):
             if not callable(member) or isinstance(member, type):
-                raise ValueError(f"{name}[{number}] is {_shown(member)}, which cannot be called: give {what}")
+                raise ValueError(f"{name}[{number}] is {shown(member)}, which cannot be called: give {what}")
     allowed = options.get("prefix_allowed_tokens_fn")
     if allowed is not None and not callable(allowed):
-        raise ValueError(f"prefix_allowed_tokens_fn={_shown(allowed)} cannot be called: give a function")
+        raise ValueError(f"prefix_allowed_tokens_fn={shown(allowed)} cannot be called: give a function")
     check_streamer(options.get("streamer"))
 
 
@@ -289,7 +284,7 @@ def check_streamer(streamer: Any) -> None:
     methods = all(callable(getattr(streamer, name, None)) for name in ("put", "end"))
     if streamer is not None and (not methods or isinstance(streamer, type)):
         raise ValueError(
-            f"streamer is {_shown(streamer)}, not an object with the methods put and end: give one of transformers' "
+            f"streamer is {shown(streamer)}, not an object with the methods put and end: give one of transformers' "
             "streamers, such as TextStreamer(tokenizer)"
         )
 
@@ -299,7 +294,7 @@ def _check_stop_strings(value: Any, tokenizer: Any) -> None:
         return
     strings = [value] if isinstance(value, str) else value
     if not isinstance(strings, (list, tuple)) or not all(isinstance(s, str) and s for s in strings):
-        raise ValueError(f"stop_strings={_shown(value)}: give a string, or a list of strings, none of them empty")
+        raise ValueError(f"stop_strings={shown(value)}: give a string, or a list of strings, none of them empty")
     if tokenizer is not None and not callable(getattr(tokenizer, "get_vocab", None)):
         raise ValueError(f"tokenizer is a {type(tokenizer).__name__}: give the model's tokenizer")
 

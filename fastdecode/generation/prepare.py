@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation import EosTokenCriteria, GenerateDecoderOnlyOutput, MaxLengthCriteria
+from transformers.generation import EosTokenCriteria, MaxLengthCriteria
 from transformers.utils import logging
 
-from fastdecode.engine.callbacks import Callbacks, Recorder
+from fastdecode.engine.callbacks import Recorder
 from fastdecode.engine.parameters import Sampling
-from fastdecode.engine.request import Request
 from fastdecode.engine.sequence import Sequence
+from fastdecode.generation.generate_options import GenerateOptions
 from fastdecode.generation.logits_processors import TRANSFORMERS_TOP_K, SplitProcessors, split_processors
-from fastdecode.generation.option_kinds import check_own
-from fastdecode.generation.validation import (
-    DRAWING_MODES,
-    LENGTHS,
-    check_forward,
-    check_ids,
-    check_options,
-    check_positions,
-    check_right_padding,
-    check_room,
-    check_stream_room,
-    check_stream_tokens,
-)
+from fastdecode.generation.prepared import Prepared
+from fastdecode.generation.prompt_checks import check_ids, check_positions, check_right_padding
+from fastdecode.generation.room_checks import check_room, check_stream_room, check_stream_tokens
+from fastdecode.generation.validation import DRAWING_MODES, LENGTHS, check_forward, check_options
 from fastdecode.grammar import Grammar, compile_grammar
 from fastdecode.guidance import Guidance, guidance_from
-from fastdecode.kv.page_pool import PagePool
 from fastdecode.models.chameleon import (
     Vocabulary,
     check_can_draw,
@@ -42,152 +32,6 @@ from fastdecode.models.chameleon import (
 )
 
 logger = logging.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class GenerateOptions:
-    """The options of `generate` that transformers does not have; see `generate`. None: not given."""
-
-    multimodal_generation_mode: str | None = None
-    guidance: Guidance | float | None = None
-    text: Mapping[str, Any] | None = None
-    image: Mapping[str, Any] | None = None
-    seed: int | Iterable[int] | None = None
-    progress: bool | None = None
-    deterministic: bool | None = None
-    kv_pool: PagePool | None = None
-    fallback: str | None = None
-
-    @classmethod
-    def found(cls, model: Any, config: GenerationConfig | None, given: Mapping[str, Any]) -> GenerateOptions:
-        """The options that are set: in the call (``given``), else as attributes of its generation_config, else of the
-        model's. ``ValueError`` for a kv_pool in a generation_config, which transformers would copy.
-        """
-        values = {name: given.get(name) for name in cls.__dataclass_fields__}
-        for where, source in (("generation_config", config), ("model.generation_config", model.generation_config)):
-            if getattr(source, "kv_pool", None) is not None:
-                raise ValueError(f"{where} has a kv_pool, which cannot be copied as configs are: give it to the call")
-            for name, value in values.items():
-                values[name] = getattr(source, name, None) if value is None else value
-        return cls(**values)
-
-    @property
-    def text_only(self) -> bool:
-        return self.multimodal_generation_mode in (None, "text-only")
-
-    @property
-    def lost_elsewhere(self) -> list[str]:
-        """The names of the options that are set and would have no effect in transformers' own loop."""
-        ours = ("guidance", "text", "image", "seed", "progress", "deterministic", "kv_pool")
-        return [name for name in ours if getattr(self, name) is not None and getattr(self, name) is not False]
-
-    def __post_init__(self) -> None:
-        check_own(self)
-
-
-@dataclass
-class Prepared:
-    """A call that is ready to decode: its sequences, and the caller's code that runs between steps."""
-
-    model: Any
-    vocabulary: Vocabulary
-    grammar: Grammar
-    sequences: list[Sequence]
-    prompts: Tensor
-    mask: Tensor | None
-    device: torch.device
-    pad: int
-    text: Sampling
-    image: Sampling
-    processors: SplitProcessors
-    stopping: StoppingCriteriaList
-    config: GenerationConfig
-    deterministic: bool
-    pool: PagePool | None
-    recorder: Recorder
-    seeded: bool
-    text_given: bool
-    """Whether the caller gave a seed."""
-
-    @property
-    def normalise(self) -> bool:
-        """Whether streams are normalised before they are mixed, as in transformers' guidance of text."""
-        return self.processors.guidance is not None and all(s.guidance.everywhere for s in self.sequences)
-
-    @property
-    def without_effect(self) -> list[str]:
-        """What was given and changes nothing, each with the reason: a seed where every token is the likeliest, and
-        parameters of text where none is written.
-        """
-        found = []
-        if self.text_given and self.grammar.mode == "image-only":
-            found.append("text, because multimodal_generation_mode='image-only' writes none")
-        by_mode = {"text-only": [self.text], "image-only": [self.image]}
-        used = by_mode.get(self.grammar.mode, [self.text, self.image])
-        if self.seeded and not any(sampling.temperature != 0 for sampling in used):
-            found.append(
-                "seed, because nothing is sampled: do_sample=True samples, and without it the likeliest token is taken"
-            )
-        return found
-
-    def warn(self) -> None:
-        """Say once in the log what has no effect."""
-        for what in self.without_effect:
-            name, reason = what.split(", because ", 1)
-            logger.warning_once(f"{name} has no effect, because {reason}")
-
-    @property
-    def unfused(self) -> bool:
-        """Whether logits are mixed in PyTorch: because other processors run on them, because they are returned, or
-        because transformers penalises mixed log-probabilities.
-        """
-        penalised = self.text.repetition_penalty != 1.0 or self.image.repetition_penalty != 1.0
-        return bool(self.processors.unfused) or self.recorder.wanted or (self.normalise and penalised)
-
-    def requests(
-        self, after_step: Callable[[Tensor], None] | None = None, *, listened: bool = False, priority: int = 0
-    ) -> list[Request]:
-        """One request per sequence. If code of the caller needs the whole batch between steps: one request for all, in
-        lock step. ``listened``: report tokens as soon as they are sampled, also inside pictures.
-        """
-        if not self.unfused and not self.stopping and after_step is None:
-            return [Request([s], listened=listened, priority=priority) for s in self.sequences]
-        callbacks = Callbacks(
-            self.prompts,
-            max((s.limit - s.prompt_length for s in self.sequences), default=0),
-            self.pad,
-            processors=self.processors.unfused,
-            stopping=self.stopping,
-            recorder=self.recorder,
-            process=self.unfused,
-            normalise=self.normalise,
-            after_step=after_step,
-        )
-        return [Request(self.sequences, callbacks, listened=listened, priority=priority)]
-
-    def output(self) -> Tensor | GenerateDecoderOnlyOutput:
-        """The result of `generate` from the present sequences: the prompts as the caller gave them, each followed by
-        its generated tokens, padded to the longest.
-        """
-        width = self.prompts.shape[1]
-        longest = max((len(s.tokens) - s.prompt_length for s in self.sequences), default=0)
-        found = torch.full((len(self.sequences), width + longest), self.pad, dtype=torch.long, device="cpu")
-        found[:, :width] = self.prompts
-        for row, s in zip(found, self.sequences, strict=True):
-            new = s.generated
-            row[width : width + len(new)] = torch.tensor(new, dtype=torch.long)
-        found = found.to(self.device)
-        if not self.config.return_dict_in_generate:
-            return found
-        scores, logits = self.recorder.scores, self.recorder.logits
-        return _DICT(
-            sequences=found,
-            scores=None if scores is None else tuple(t.clone() for t in scores),
-            logits=None if logits is None else tuple(t.clone() for t in logits),
-        )
-
-
-_DICT: Any = GenerateDecoderOnlyOutput
 
 
 def prepare(

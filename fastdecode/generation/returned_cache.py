@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from fastdecode.generation.prepare import Prepared
+from fastdecode.generation.prepared import Prepared
 
 _FIELDS = {field.name for field in fields(GenerateDecoderOnlyOutput)}
 FIELD = "cache" if "cache" in _FIELDS else "past_key_values"

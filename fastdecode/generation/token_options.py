@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-LARGEST_BIAS = float(np.finfo(np.float32).max)
+from fastdecode.ops.scalars import LARGEST_FLOAT, shown
 
 
 def check_token_options(value_of: Callable[[str], Any], given: Mapping[str, Any], size: int) -> None:
@@ -29,7 +29,7 @@ def check_token_options(value_of: Callable[[str], Any], given: Mapping[str, Any]
             many = isinstance(value, (list, tuple, np.ndarray)) or (isinstance(value, Tensor) and value.ndim > 0)
             tokens = _members(name, value) if many else [value]
             if not tokens:
-                raise ValueError(f"{name}={value!r}: give a token, or leave it out")
+                raise ValueError(f"{name}={shown(value)}: give a token, or leave it out")
             _check_tokens(name, tokens, size)
     _check_bad_words(value_of("bad_words_ids"), size)
     _check_bias(value_of("sequence_bias"), size)
@@ -43,7 +43,7 @@ def _members(name: str, value: Any) -> list[Any]:
         return list(value.tolist())
     if isinstance(value, (list, tuple, set, frozenset, range)):
         return list(value)
-    raise ValueError(f"{name}={_shown(value)}: give a list of tokens")
+    raise ValueError(f"{name}={shown(value)}: give a list of tokens")
 
 
 def _check_tokens(name: str, tokens: Iterable[Any], size: int, *, whole_floats: bool = False) -> None:
@@ -52,17 +52,17 @@ def _check_tokens(name: str, tokens: Iterable[Any], size: int, *, whole_floats: 
             token = token.item()
         number = isinstance(token, Integral) or (whole_floats and isinstance(token, float) and token.is_integer())
         if not number or isinstance(token, (bool, np.bool_)) or not 0 <= token < size:
-            raise ValueError(f"{name} has {_shown(token)}, which is not a token of this checkpoint (0 to {size - 1})")
+            raise ValueError(f"{name} has {shown(token)}, which is not a token of this checkpoint (0 to {size - 1})")
 
 
 def _check_bad_words(value: Any, size: int) -> None:
     if value is None:
         return
     if not isinstance(value, list) or not value:
-        raise ValueError(f"bad_words_ids={_shown(value)}: give a list with a list of tokens for each word")
+        raise ValueError(f"bad_words_ids={shown(value)}: give a list with a list of tokens for each word")
     for number, word in enumerate(value):
         if not isinstance(word, list) or not word:
-            raise ValueError(f"bad_words_ids[{number}] is {_shown(word)}: give a list of at least one token")
+            raise ValueError(f"bad_words_ids[{number}] is {shown(word)}: give a list of at least one token")
         _check_tokens(f"bad_words_ids[{number}]", word, size)
 
 
@@ -71,18 +71,17 @@ def _check_bias(value: Any, size: int) -> None:
         return
     right = "give a dict such as {(5,): -1.5}, or a list such as [[[5], -1.5]], of tokens and a float"
     if not isinstance(value, (dict, list)) or not value:
-        raise ValueError(f"sequence_bias={_shown(value)}: {right}")
+        raise ValueError(f"sequence_bias={shown(value)}: {right}")
     pairs: list[Any] = list(value.items()) if isinstance(value, dict) else value
     for pair in pairs:
         kind = tuple if isinstance(value, dict) else list
         if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], kind) or not pair[0]:
-            shown = pair[0] if isinstance(value, dict) else pair
-            raise ValueError(f"sequence_bias has {_shown(shown)}: {right}")
+            raise ValueError(f"sequence_bias has {shown(pair[0] if isinstance(value, dict) else pair)}: {right}")
         tokens, bias = pair
         _check_tokens("sequence_bias", tokens, size)
-        if not isinstance(bias, float) or not (bias == -math.inf or abs(bias) <= LARGEST_BIAS):
+        if not isinstance(bias, float) or not (bias == -math.inf or abs(bias) <= LARGEST_FLOAT):
             raise ValueError(
-                f"sequence_bias of {_shown(tokens)} is {_shown(bias)}: give a finite float, or -inf to ban the tokens"
+                f"sequence_bias of {shown(tokens)} is {shown(bias)}: give a finite float, or -inf to ban the tokens"
             )
 
 
@@ -92,15 +91,10 @@ def _check_special(name: str, value: Any, size: int) -> None:
         return
     many = isinstance(value, (list, tuple, np.ndarray)) or (isinstance(value, Tensor) and value.ndim > 0)
     if many and name != "eos_token_id":
-        raise ValueError(f"{name}={_shown(value)}: give one token")
+        raise ValueError(f"{name}={shown(value)}: give one token")
     for token in _members(name, value) if many else [value]:
         if isinstance(token, Tensor) and token.ndim == 0:
             token = token.item()
         inside = name == "pad_token_id" or (isinstance(token, Real) and token < size)
         if isinstance(token, (bool, np.bool_)) or not isinstance(token, Integral) or not inside:
-            raise ValueError(f"{name} has {_shown(token)}, which is not a token of this checkpoint (0 to {size - 1})")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}…"
+            raise ValueError(f"{name} has {shown(token)}, which is not a token of this checkpoint (0 to {size - 1})")

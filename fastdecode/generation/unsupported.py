@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers.utils import logging
 
+from fastdecode.ops.scalars import shown
+
 logger = logging.get_logger(__name__)
 
 FALLBACKS = ("transformers", "error")
@@ -50,7 +52,7 @@ def check_fallback(fallback: Any) -> None:
     """``ValueError`` unless ``fallback`` is one of `FALLBACKS`."""
     if fallback not in FALLBACKS:
         raise ValueError(
-            f"fallback={fallback!r}: give 'transformers', which decodes what fastdecode does not, or 'error'"
+            f"fallback={shown(fallback)}: give 'transformers', which decodes what fastdecode does not, or 'error'"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 from weakref import WeakSet
@@ -73,37 +73,15 @@ class Vocabulary:
         try:
             return cls.of(model)
         except ValueError as error:
-            config, mapping = model.config, model.model.vocabulary_mapping
-            return cls(
-                size=config.vocab_size,
-                code_ids=(),
-                begin_image=-1,
-                end_image=-1,
-                placeholder=-1,
-                image_length=0,
-                context=config.max_position_embeddings,
-                bos=config.bos_token_id,
-                pad=config.pad_token_id,
-                other_image_ids=tuple(mapping.image_tokens),
-                problem=str(error),
-            )
+            images = tuple(model.model.vocabulary_mapping.image_tokens)
+            return replace(cls._without_pictures(model.config), other_image_ids=images, problem=str(error))
 
     @classmethod
     def of(cls, model: Any) -> Vocabulary:
         """Read ``model.config``. ``ValueError`` names what is missing from it."""
         family, config = family_of(model), model.config
         if family is not CHAMELEON:
-            return cls(
-                size=config.vocab_size,
-                code_ids=(),
-                begin_image=-1,
-                end_image=-1,
-                placeholder=-1,
-                image_length=0,
-                context=config.max_position_embeddings,
-                bos=config.bos_token_id,
-                pad=config.pad_token_id,
-            )
+            return cls._without_pictures(config)
         ids: dict[str, int] = config.vocabulary_map or {}
         absent = [name for name in (BEGIN_IMAGE, END_IMAGE, PLACEHOLDER) if name not in ids]
         if absent:
@@ -133,6 +111,20 @@ class Vocabulary:
             bos=ids.get("<s>"),
             pad=ids.get("<pad>"),
             cannot_draw=LUMINA if is_lumina(vars(config), config.name_or_path) else "",
+        )
+
+    @classmethod
+    def _without_pictures(cls, config: Any) -> Vocabulary:
+        return cls(
+            size=config.vocab_size,
+            code_ids=(),
+            begin_image=-1,
+            end_image=-1,
+            placeholder=-1,
+            image_length=0,
+            context=config.max_position_embeddings,
+            bos=config.bos_token_id,
+            pad=config.pad_token_id,
         )
 
     @property

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from fastdecode.models.chameleon import Vocabulary, decode_pictures, supported
+from fastdecode.ops.scalars import shown
 
 logger = logging.get_logger(__name__)
 
@@ -75,10 +76,10 @@ def _rows(sequences: Any, vocabulary: Vocabulary) -> list[list[int]]:
             raise ValueError(f"{wanted}; got a {type(row).__name__} for sequence {number}")
         for column, token in enumerate(row):
             if isinstance(token, bool) or not isinstance(token, (int, np.integer)):
-                raise ValueError(f"{wanted}; sequence {number} has {token!r} in column {column}")
+                raise ValueError(f"{wanted}; sequence {number} has {shown(token)} in column {column}")
             if not 0 <= token < vocabulary.size:
                 raise ValueError(
-                    f"sequence {number} has {token} in column {column}, which is not a token of this checkpoint "
+                    f"sequence {number} has {shown(token)} in column {column}, which is not a token of this checkpoint "
                     f"(0 to {vocabulary.size - 1})"
                 )
         found.append(list(row))
@@ -104,7 +105,7 @@ def to_documents(model: Any, processor: Any, sequences: Any, start: int = 0) -> 
     model = supported(model)
     vocabulary = Vocabulary.of(model)
     if isinstance(start, bool) or not isinstance(start, int) or start < 0:
-        raise ValueError(f"start={start!r}: it must be a column, 0 or more")
+        raise ValueError(f"start={shown(start)}: it must be a column, 0 or more")
     rows = _rows(getattr(sequences, "sequences", sequences), vocabulary)
     parts = [segments(_from(row, start, vocabulary), vocabulary) for row in rows]
     pictures = iter(

@@ -95,8 +95,7 @@ def choose_backend(backend: str | None, device_type: str) -> str:
     """The backend to run for tensors on a device.
 
     None picks FASTDECODE_BACKEND if it is set, else the fastest that can run; a RuntimeWarning says once if that is the
-    reference, since a library is missing. Raises ValueError, with the reason, for
-    a named backend that cannot run.
+    reference, since a library is missing. Raises ValueError, with the reason, for a named backend that cannot run.
     """
     source = "backend"
     if backend is None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor
 
-from fastdecode.ops.arrays import Array, as_tensor
+from fastdecode.ops.arrays import Array, as_tensor, is_array
 
 FLOAT_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Dtypes of logits, weights, keys and values, with their numbers in the C interface."""
@@ -29,6 +29,7 @@ def check_tensor(
     """
     if not isinstance(value, Tensor):
         value = as_tensor(name, value)
+    check_dense(name, value)
     if value.shape != shape:
         raise ValueError(f"{name}.shape = {tuple(value.shape)}: must be {shape}")
     if value.dtype != dtype:
@@ -41,6 +42,13 @@ def check_tensor(
     return value if value.is_contiguous() else value.contiguous()
 
 
+def check_dense(name: str, value: Tensor) -> None:
+    """Raises ValueError naming a tensor that is sparse or nested."""
+    if value.layout != torch.strided or value.is_nested:
+        kind = "nested" if value.is_nested else str(value.layout)
+        raise ValueError(f"{name}: must be a dense tensor, got one that is {kind}")
+
+
 def check_float_tensor(name: str, value: Array, layout: str) -> Tensor:
     """Checks a float32 tensor and returns it made contiguous.
 
@@ -48,9 +56,21 @@ def check_float_tensor(name: str, value: Array, layout: str) -> Tensor:
     """
     if not isinstance(value, Tensor):
         value = as_tensor(name, value)
+    check_dense(name, value)
     if value.dim() != layout.count(",") + 1 or 0 in value.shape[1:]:
         raise ValueError(f"{name}.shape = {tuple(value.shape)}: must be ({layout})")
     return check_tensor(name, value, tuple(value.shape), torch.float32, value.device)
+
+
+def check_token_vector(name: str, value: Array, layout: str) -> Tensor:
+    """Checks a tensor of one dimension, named in ``layout``, of int64, and returns it made contiguous."""
+    if not isinstance(value, Tensor) and is_array(value):
+        value = as_tensor(name, value)
+    if not isinstance(value, Tensor) or value.dim() != 1 or value.dtype != torch.int64:
+        what = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name}: must be ({layout},) int64, got {what}")
+    check_dense(name, value)
+    return value.contiguous()
 
 
 def check_stored(

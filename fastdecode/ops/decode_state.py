@@ -77,7 +77,7 @@ class DecodeState:
                     f"state.{name}: must be {shape} {dtype} on {device}, "
                     f"got {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
                 )
-            if not tensor.is_contiguous() or tensor.is_neg():
+            if tensor.layout != torch.strided or not tensor.is_contiguous() or tensor.is_neg():
                 raise ValueError(f"state.{name}: must be contiguous, since it is written in place")
         if self.sequences is not None and self.capacity == 0 and groups > 0:
             raise ValueError("state.sequences: must have room for a token")

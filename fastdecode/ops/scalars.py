@@ -1,4 +1,4 @@
-"""Numbers and devices as arguments. Each check raises ValueError naming the argument and its value."""
+"""Numbers and devices as arguments. Each check raises ValueError naming the argument and its value, `shown`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,20 @@ import operator
 from typing import Any
 
 import torch
+
+LARGEST_FLOAT = torch.finfo(torch.float32).max
+"""Of float32, in which the sampler computes."""
+
+
+def shown(value: Any) -> str:
+    """``repr`` of a wrong argument for an error, about 100 characters of it. Python prints no very long integers."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except ValueError:  # of such an integer inside
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:100]}…"
 
 
 def whole_number(name: str, value: Any) -> int:
@@ -15,7 +29,7 @@ def whole_number(name: str, value: Any) -> int:
             return operator.index(value)
     except (TypeError, RuntimeError):  # the latter: of a tensor on the meta device
         pass
-    raise ValueError(f"{name} = {value!r}: must be a whole number")
+    raise ValueError(f"{name} = {shown(value)}: must be a whole number")
 
 
 def real_number(name: str, value: Any) -> float:
@@ -27,7 +41,7 @@ def real_number(name: str, value: Any) -> float:
             return float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
         pass
-    raise ValueError(f"{name} = {value!r}: must be a number")
+    raise ValueError(f"{name} = {shown(value)}: must be a number")
 
 
 def check_device(device: Any) -> torch.device:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastdecode.ops.arrays import Array, as_tensor, is_array
 from fastdecode.ops.sample.checks import MAX_VOCAB
-from fastdecode.ops.scalars import whole_number
+from fastdecode.ops.scalars import shown, whole_number
 
 
 def _padded(ids: Any) -> Tensor:
@@ -36,7 +36,7 @@ def seen_bits(ids: Array | Sequence[Sequence[int]], vocab: int) -> Tensor:
     """
     vocab = whole_number("vocab", vocab)
     if not 1 <= vocab <= MAX_VOCAB:
-        raise ValueError(f"vocab = {vocab}: must be in [1, {MAX_VOCAB}]")
+        raise ValueError(f"vocab = {shown(vocab)}: must be in [1, {MAX_VOCAB}]")
     ids = as_tensor("ids", ids) if is_array(ids) else _padded(ids)
     if ids.dim() != 2 or ids.is_floating_point():
         raise ValueError(f"ids: must be (groups, n) integers, got {tuple(ids.shape)} {ids.dtype}")

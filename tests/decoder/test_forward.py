@@ -29,6 +29,7 @@ MODELS = {
 MORE_MODELS = {name: (lambda name=name: text_model(name, num_hidden_layers=3)) for name in ("mistral", "qwen2")}
 CACHE_NAMES = [n for n in ("cache", "past_key_values") if n in inspect.signature(LlamaModel.forward).parameters]
 OPTIONS = {"max_new_tokens": 25, "do_sample": False}
+SAMPLED = OPTIONS | {"do_sample": True}
 LONG = [pytest.param(name, marks=pytest.mark.long) for name in MORE_MODELS]
 
 
@@ -127,8 +128,8 @@ def test_an_attention_function_of_ones_own():
     model = text_model("llama")
     before = ours(model)
     model.set_attn_implementation("sharper")
-    with pytest.raises(ValueError, match=r"attn_implementation='sharper' cannot be used: call .*'sdpa'"):
-        ours(model)
+    with pytest.raises(ValueError, match=r"attn_implementation='sharper' cannot be used; call .*'sdpa'"):
+        ours(model, fallback="error")
     AttentionMaskInterface.register("sharper", sdpa_mask)
     expected = theirs(model)
     assert not torch.equal(before, expected)
@@ -152,7 +153,7 @@ def test_training_mode_with_dropout():
     model.gradient_checkpointing_enable()
     assert torch.equal(ours(model), theirs(model))
     with pytest.raises(ValueError, match=r"^the model is in training mode with gradient checkpointing"):
-        ours(model.train())
+        ours(model.train(), fallback="error")
 
 
 def test_eager_attention():
@@ -351,7 +352,7 @@ def test_deterministic_is_refused_with_the_reason():
         fastdecode.Engine(model, deterministic=True)
 
 
-def test_a_subclass_that_prepares_its_inputs_otherwise_is_refused():
+def test_a_subclass_that_prepares_its_inputs_otherwise_is_handed_over():
     model = made("llama")
 
     class Other(type(model)):
@@ -359,8 +360,16 @@ def test_a_subclass_that_prepares_its_inputs_otherwise_is_refused():
             return super().prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, **kwargs)
 
     model.__class__ = Other
-    with pytest.raises(ValueError, match=r"^Other has a prepare_inputs_for_generation of its own"):
-        ours(model)
+    message = r"^Other has a prepare_inputs_for_generation of its own, which fastdecode does not call"
+    with pytest.raises(ValueError, match=message):
+        ours(model, fallback="error")
+    with pytest.raises(ValueError, match=message):
+        fastdecode.Engine(model)
+    state = torch.get_rng_state()
+    expected = GenerationMixin.generate(model, **inputs_of(model), **SAMPLED)
+    torch.set_rng_state(state)
+    assert torch.equal(fastdecode.enable(model).generate(**inputs_of(model), **SAMPLED), expected)
+    assert "because Other has a prepare_inputs_for_generation" in decoder_line(model)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from transformers import TextStreamer
 import fastdecode
 from fastdecode import Guidance
 from fastdecode.decoder import Decoder
-from fastdecode.generation import prepare
+from fastdecode.generation import prepared
 from fastdecode.models.chameleon import Vocabulary
 from fastdecode.ops.backends import core
 
@@ -62,8 +62,8 @@ NO_EFFECT = "seed, because nothing is sampled: do_sample=True samples, and witho
 )
 def test_a_seed_where_nothing_is_sampled(options: dict, used: bool, monkeypatch: pytest.MonkeyPatch):
     said: list[str] = []
-    prepare.logger.warning_once.cache_clear()
-    monkeypatch.setattr(prepare.logger, "warning", lambda message, *args, **kwargs: said.append(message))
+    prepared.logger.warning_once.cache_clear()
+    monkeypatch.setattr(prepared.logger, "warning", lambda message, *args, **kwargs: said.append(message))
     expected = [] if used else [NO_EFFECT]
     found = explain(**options, seed=7)
     assert [what for what in found.without_effect if what.startswith("seed")] == expected
@@ -83,8 +83,8 @@ def test_a_seed_where_nothing_is_sampled(options: dict, used: bool, monkeypatch:
 
 def test_parameters_of_text_where_none_is_written(monkeypatch: pytest.MonkeyPatch):
     said: list[str] = []
-    prepare.logger.warning_once.cache_clear()
-    monkeypatch.setattr(prepare.logger, "warning", lambda message, *args, **kwargs: said.append(message))
+    prepared.logger.warning_once.cache_clear()
+    monkeypatch.setattr(prepared.logger, "warning", lambda message, *args, **kwargs: said.append(message))
     draw = {"multimodal_generation_mode": "image-only"}
     found = explain(**draw, text={"top_p": 0.5})
     assert found.without_effect == ["text, because multimodal_generation_mode='image-only' writes none"]

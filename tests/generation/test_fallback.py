@@ -280,9 +280,6 @@ def test_an_argument_of_forward_is_handed_over(handed, never):
             found.logits = found.logits * scale
             return found
 
-        def prepare_inputs_for_generation(self, input_ids, scale=1.0, **kwargs):
-            return super().prepare_inputs_for_generation(input_ids, **kwargs) | {"scale": scale}
-
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
     torch.manual_seed(0)
     model = Scaled(LlamaConfig(vocab_size=50, max_position_embeddings=64, **sizes)).eval()

@@ -136,11 +136,12 @@ def test_layers_of_two_classes():
     same(model)
 
 
-def test_attention_that_sees_later_tokens_is_refused():
+def test_attention_that_sees_later_tokens_is_handed_over():
     model = llama()
     model.model.layers[1].self_attn.is_causal = False
-    with pytest.raises(ValueError, match=r"layers.1.self_attn.is_causal is False: .*set it to True, or use"):
-        fastdecode.generate(model, PROMPT, **SHORT)
+    with pytest.raises(ValueError, match=r"layers.1.self_attn.is_causal is False; .*set it to True, or use"):
+        fastdecode.generate(model, PROMPT, **SHORT, fallback="error")
+    same(model)
 
 
 def test_a_layer_that_is_used_twice():
@@ -153,12 +154,13 @@ def test_a_layer_that_is_used_twice():
 def test_modules_whose_sizes_cannot_be_read():
     model = llama()
     model.model.embed_tokens = nn.Sequential(model.model.embed_tokens, nn.Tanh())
-    with pytest.raises(ValueError, match=r"embed_tokens is a Sequential, which has no weight: use transformers'"):
-        fastdecode.generate(model, PROMPT, **SHORT)
+    with pytest.raises(ValueError, match=r"embed_tokens is a Sequential, which has no weight; use transformers'"):
+        fastdecode.generate(model, PROMPT, **SHORT, fallback="error")
+    same(model)
     model = llama()
     model.model.layers[0] = nn.Identity()
     with pytest.raises(ValueError, match=r"layers.0 is a Identity, which has no self_attn"):
-        fastdecode.generate(model, PROMPT, **SHORT)
+        fastdecode.generate(model, PROMPT, **SHORT, fallback="error")
 
 
 @pytest.mark.parametrize("model", [None, "blocks", 3, PROCESSOR, MODEL.model])

@@ -51,7 +51,7 @@ OWN = [
     ({"text": {"do_sample": "no"}}, r"text\['do_sample'\]='no': give True or False"),
     ({"text": {"do_sample": False, "temperature": NAN}}, "text.temperature=nan is out of range"),
     ({"text": {"do_sample": False, "top_p": NAN}}, "text.top_p=nan is out of range"),
-    ({"text": {"temperature": HUGE}}, "text.temperature=a huge integer is out of range"),
+    ({"text": {"temperature": HUGE}}, "text.temperature=an integer of 1329 bits is out of range"),
     ({"text": {"temperature": 1e39}}, r"text.temperature=1e\+39 is out of range"),
     ({"text": {"repetition_penalty": INF}}, "text.repetition_penalty=inf is out of range"),
     ({"text": []}, r"text=\[\]: give a dict of sampling parameters"),
@@ -66,7 +66,7 @@ OWN = [
     ({"deterministic": 1}, "deterministic=1: give True or False"),
     ({"deterministic": "no"}, "deterministic='no': give True or False"),
     ({"guidance": NAN}, "guidance is nan, which is not a finite number"),
-    ({"guidance": HUGE}, "guidance is 1000.*, which is not a finite number"),
+    ({"guidance": HUGE}, "guidance is an integer of 1329 bits, which is not a finite number"),
 ]
 
 SHARED = [
@@ -255,7 +255,7 @@ def test_a_criterion_that_does_not_say_who_stops(said):
     assert generate(stopping_criteria=[lambda tokens, scores: torch.tensor([True])]).shape == (1, 5)
 
 
-@pytest.mark.parametrize("returned", [lambda s: s[:, :5], lambda s: s > 0, lambda s: None])
+@pytest.mark.parametrize("returned", [lambda s: s[:, :5], lambda s: s > 0, lambda s: None, torch.Tensor.to_sparse])
 def test_a_processor_that_returns_something_else_is_named(returned):
     def shortens(tokens, scores):
         return returned(scores)
@@ -301,7 +301,7 @@ def test_pools_of_no_whole_number_of_pages(pages):
     [
         (lambda: Guidance.two_way("x"), "scale of Guidance.two_way is 'x', which is not a finite number"),
         (lambda: Guidance.two_way(True), "scale of Guidance.two_way is True"),
-        (lambda: Guidance.two_way(HUGE), "scale of Guidance.two_way is 1000"),
+        (lambda: Guidance.two_way(HUGE), "scale of Guidance.two_way is an integer of 1329 bits"),
         (lambda: Guidance.two_way(2.0, [1.5]), "negative_prompt_ids have 1.5: a token is an integer"),
         (lambda: Guidance.two_way(2.0, [True]), "negative_prompt_ids have True"),
         (lambda: Guidance.two_way(2.0, "ab"), "negative_prompt_ids: 'ab' are no tokens"),
@@ -355,3 +355,23 @@ def test_explain_names_no_backend_that_this_version_does_not_have():
     found = explain(**DRAWS, guidance=Guidance.instruct(3.0, 1.2))
     assert "cuda" not in str(found)
     assert found.streams == [["+3 x conditional, 5 tokens", "-2 x image-only = unconditional, 2 tokens"]]
+
+
+@pytest.mark.parametrize(
+    ("options", "where"),
+    [
+        ({"max_new_tokens": 10**5000}, "max_new_tokens=an integer of 16610 bits: give"),
+        ({"suppress_tokens": [10**5000]}, "suppress_tokens has an integer of 16610 bits"),
+        ({"bad_words_ids": 10**5000}, "bad_words_ids=an integer of 16610 bits: give"),
+        ({"sequence_bias": [[10**5000]]}, "sequence_bias has a list: give"),
+        ({"do_sample": 10**5000}, "do_sample=an integer of 16610 bits: give"),
+        ({"guidance": 10**5000}, "guidance is an integer of 16610 bits"),
+        ({"text": 10**5000}, "text=an integer of 16610 bits: give"),
+        ({"text": {"top_p": 10**5000}}, "text.top_p=an integer of 16610 bits is out of range"),
+        ({"multimodal_generation_mode": 10**5000}, "multimodal_generation_mode=an integer of 16610 bits is unknown"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else " ".join(given),
+)
+def test_integers_that_python_does_not_print(options, where):
+    with pytest.raises((ValueError, TypeError), match=f"^{where}"):
+        generate(**options)

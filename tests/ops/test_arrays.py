@@ -192,3 +192,40 @@ WRONG = [
 def test_wrong_arrays_are_named(wrong, message):
     with pytest.raises(ValueError, match=message):
         ops.sample(**{"logits": np.zeros((2, 8), np.float32), **wrong})
+
+
+SPARSE, NESTED = (
+    torch.eye(2).to_sparse(),
+    torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("weights", lambda: ops.sample(torch.zeros(2, 5), weights=torch.ones(2, 1).to_sparse())),
+        ("streams", lambda: ops.sample(torch.zeros(2, 5), streams=SPARSE.int())),
+        ("temperature", lambda: ops.sample(torch.zeros(2, 5), temperature=torch.ones(2).to_sparse())),
+        ("noise", lambda: ops.sample(torch.zeros(2, 2), noise=SPARSE)),
+        ("gate_up", lambda: ops.swiglu(SPARSE)),
+        ("gate_up", lambda: ops.swiglu(torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]))),
+        ("x", lambda: ops.rms_norm(SPARSE, torch.ones(2))),
+        ("tokens", lambda: ops.embed(torch.ones(2).long().to_sparse(), torch.zeros(4, 5))),
+        ("token", lambda: ops.advance(torch.ones(2).long().to_sparse(), None, None)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_tensors_that_are_not_dense_are_named(name, call):
+    with pytest.raises(
+        ValueError, match=rf"^{name}: must be a dense tensor, got one that is (torch.sparse_coo|nested)$"
+    ):
+        call()
+
+
+def test_a_sparse_tensor_of_a_state_is_named():
+    rng = np.random.default_rng(3)
+    tables = random_tables(rng, 90)
+    state = random_state(rng, tables, 4, 8)
+    state.limit = state.limit.to_sparse()
+    with pytest.raises(ValueError, match=r"^state.limit: must be contiguous"):
+        ops.advance(torch.zeros(4, dtype=torch.int64), tables, state, streams=None)

@@ -10,9 +10,9 @@ from fastdecode.ops.advance.reference import advance_reference, sample_advance_r
 from fastdecode.ops.advance.traced import call_advance, call_sample_advance
 from fastdecode.ops.advance.triton import advance_triton, sample_advance_triton
 from fastdecode.ops.arguments import Sample, SampleArguments
-from fastdecode.ops.arrays import Array, as_tensor, is_array
+from fastdecode.ops.arrays import Array
 from fastdecode.ops.backends import choose_backend, record_backend
-from fastdecode.ops.checks import check_rows, check_streams, check_tensor
+from fastdecode.ops.checks import check_rows, check_streams, check_tensor, check_token_vector
 from fastdecode.ops.decode_state import DecodeState
 from fastdecode.ops.grammar_tables import GrammarTables
 from fastdecode.ops.sample.checks import check_arguments, check_values
@@ -63,11 +63,7 @@ def advance(
     """
     if is_traced(token):
         return call_advance(token, tables, state, streams=streams, backend=backend)
-    if not isinstance(token, Tensor) and is_array(token):
-        token = as_tensor("token", token)
-    if not isinstance(token, Tensor) or token.dim() != 1 or token.dtype != torch.int64:
-        what = f"{tuple(token.shape)} {token.dtype}" if isinstance(token, Tensor) else type(token).__name__
-        raise ValueError(f"token: must be (groups,) int64, got {what}")
+    token = check_token_vector("token", token, "groups")
     groups, device = len(token), token.device
     _check_tables(tables, device)
     _check_state(state)
@@ -82,7 +78,7 @@ def advance(
         raise ValueError(f"streams = None: needs a row for each of the {groups} groups, got {rows}")
     state.check(groups, rows, tables.vocab, device)
     backend = choose_backend(backend, device.type)
-    _ADVANCE[backend](token.contiguous(), tables, state, streams, rows)
+    _ADVANCE[backend](token, tables, state, streams, rows)
     record_backend(backend)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastdecode.ops.arrays import Array, as_tensor, is_array
+from fastdecode.ops.arrays import Array
 from fastdecode.ops.backends import choose_step_backend, record_backend
-from fastdecode.ops.checks import check_stored
+from fastdecode.ops.checks import check_stored, check_token_vector
 from fastdecode.ops.embed.cpu import embed_cpu
 from fastdecode.ops.embed.reference import embed_reference
 from fastdecode.ops.embed.triton import embed_triton
@@ -29,15 +29,10 @@ def embed(tokens: Array, weight: Array, *, backend: str | None = None) -> Tensor
     if is_traced(tokens):
         traced: Tensor = torch.ops.fastdecode.embed(tokens, weight, backend=backend)
         return traced
-    if not isinstance(tokens, Tensor) and is_array(tokens):
-        tokens = as_tensor("tokens", tokens)
-    if not isinstance(tokens, Tensor) or tokens.dim() != 1 or tokens.dtype != torch.int64:
-        what = f"{tuple(tokens.shape)} {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise ValueError(f"tokens: must be (rows,) int64, got {what}")
+    tokens = check_token_vector("tokens", tokens, "rows")
     weight = check_stored("weight", weight, "vocab, hidden", tokens.device, "tokens")
     if weight.shape[1] == 0:
         raise ValueError(f"weight.shape = {tuple(weight.shape)}: must be (vocab, hidden)")
-    tokens = tokens.contiguous()
     backend = choose_step_backend(backend, tokens.device)
     record_backend(backend)
     return _RUN[backend](tokens, weight)

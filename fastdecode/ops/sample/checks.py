@@ -7,13 +7,15 @@ import operator
 from collections.abc import Callable
 from contextlib import suppress
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastdecode.ops.arguments import FloatParameter, IntParameter, SampleArguments
 from fastdecode.ops.arrays import Array, as_tensor, is_array
-from fastdecode.ops.checks import FLOAT_DTYPES, check_rows, check_streams, check_table, check_tensor
+from fastdecode.ops.checks import FLOAT_DTYPES, check_dense, check_rows, check_streams, check_table, check_tensor
+from fastdecode.ops.scalars import shown
 from fastdecode.ops.token_sets import TokenSets
 
 MAX_VOCAB = 1 << 22
@@ -48,6 +50,7 @@ def check_noise(noise: Array, groups: int, vocab: int, device: torch.device) -> 
     """Checks a (groups, vocab) float32 tensor with stride(1) == 1 and any stride(0). It is not copied."""
     if not isinstance(noise, Tensor):
         noise = as_tensor("noise", noise)
+    check_dense("noise", noise)
     if noise.dim() == 2 and vocab > 1 and noise.stride(1) != 1:
         raise ValueError(f"noise.stride(1) = {noise.stride(1)}: must be 1")
     if noise.dim() == 2 and noise.shape == (groups, vocab):
@@ -67,7 +70,7 @@ def check_float(name: str, value: float | Array, groups: int, device: torch.devi
             return None, float(value)
     elif is_array(value):
         return check_float(name, as_tensor(name, value), groups, device)
-    raise ValueError(f"{name} = {value!r}: must be a number or a ({groups},) tensor")
+    raise ValueError(f"{name} = {shown(value)}: must be a number or a ({groups},) tensor")
 
 
 def check_int(name: str, value: int | Array, groups: int, dtype: torch.dtype, device: torch.device) -> IntParameter:
@@ -78,13 +81,14 @@ def check_int(name: str, value: int | Array, groups: int, dtype: torch.dtype, de
                 return check_tensor(name, value, (groups,), dtype, device), 0
         elif is_array(value):
             return check_int(name, as_tensor(name, value), groups, dtype, device)
+    given: Any = value  # anything, which `operator.index` refuses
     try:
-        number = operator.index(value)  # type: ignore[arg-type]
+        number = operator.index(given)
     except (TypeError, RuntimeError):  # the latter: of a tensor on the meta device
-        raise ValueError(f"{name} = {value!r}: must be an integer or a ({groups},) tensor") from None
+        raise ValueError(f"{name} = {shown(value)}: must be an integer or a ({groups},) tensor") from None
     low, high = _INT32 if dtype == torch.int32 else _INT64
     if not low <= number <= high:
-        raise ValueError(f"{name} = {number}: must fit {dtype}")
+        raise ValueError(f"{name} = {shown(number)}: must fit {dtype}")
     return None, number
 
 
@@ -106,7 +110,7 @@ def check_contrast(contrast: tuple[float, int]) -> tuple[float, int]:
         if len(contrast) != 2 or k != contrast[1]:
             raise TypeError
     except (TypeError, ValueError, LookupError, OverflowError, RuntimeError):
-        raise ValueError(f"contrast = {contrast!r}: must be (alpha, k)") from None
+        raise ValueError(f"contrast = {shown(contrast)}: must be (alpha, k)") from None
     if not 0 <= alpha <= 1:
         raise ValueError(f"contrast[0] = {alpha:g}: must be in [0, 1]")
     if k < 1:
