@@ -26,7 +26,7 @@ lint: $(VENV)/.built-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.inc' 'csrc/*.cpp' 'csrc/*.cu')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.hpp' '*.inc' '*.cpp' '*.c' '*.cu')
 
 # The documentation as a site, in build/site. Warnings, such as a link to nothing, are errors.
 docs: $(VENV)/.built-docs

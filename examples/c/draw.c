@@ -22,9 +22,9 @@ static void model(int step, float* logits) {
 }
 
 int main(void) {
-  const int32_t streams[ROWS] = {0, 1};    /* one group: its conditional and unconditional row */
+  const int32_t streams[ROWS] = {0, 1}; /* one group: its conditional and unconditional row */
   const float weights[ROWS] = {3.0f, -2.0f};
-  const int32_t ranges[] = {4, 8196};      /* ids that may come: the pictures' */
+  const int32_t ranges[] = {4, 8196}; /* ids that may come: the pictures' */
   const int32_t set_offsets[] = {0, 1};
   int64_t token;
   float logprob, total = 0.0f;

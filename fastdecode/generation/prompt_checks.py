@@ -64,8 +64,8 @@ def check_ids(input_ids: Tensor, mask: Tensor | None, vocabulary: Vocabulary) ->
     """
     if not isinstance(input_ids, Tensor):
         raise ValueError(
-            f"the prompt is a {type(input_ids).__name__}; it must be input_ids (batch, length), an integer tensor: "
-            "pass what the processor returns as **inputs"
+            f"the prompt is of type {type(input_ids).__name__}; it must be input_ids (batch, length), an integer "
+            "tensor: pass what the processor returns as **inputs"
         )
     if input_ids.ndim != 2 or input_ids.is_floating_point() or input_ids.numel() == 0:
         raise ValueError(

@@ -61,7 +61,8 @@ def prompt_inputs(model: Any, processor: Any, inputs: Any, images: Any, options:
             inputs = torch.tensor([operator.index(token) for token in given], dtype=torch.long)
         except (TypeError, ValueError, RuntimeError):
             raise ValueError(
-                f"the prompt is a {type(inputs).__name__}: give text, what the processor returned, or tokens (integers)"
+                f"the prompt is of type {type(inputs).__name__}: give text, what the processor returned, "
+                "or tokens (integers)"
             ) from None
     return {"input_ids": inputs[None] if inputs.ndim == 1 else inputs}
 

@@ -1,4 +1,5 @@
-/* Asks the CUDA library how much memory a draw from 65,536 ids needs, and of an argument that is wrong. */
+/* Asks the CUDA library how much memory a draw from 65,536 ids needs, and of an argument that is
+ * wrong. */
 #include <fastdecode/fastdecode_cuda.h>
 #include <stdio.h>
 

@@ -16,9 +16,9 @@ from fastdecode import Engine, Guidance
     [
         ({"inputs": None}, "no prompt: give text, what the processor returned, or tokens"),
         ({"inputs": torch.full((2, 5), 20)}, "submit takes one prompt, and got 2: submit each by itself"),
-        ({"inputs": 3.5}, "the prompt is a float: give text, what the processor returned, or tokens"),
-        ({"inputs": ["a", "b"]}, "the prompt is a list: give text"),
-        ({"inputs": [1.5]}, "the prompt is a list: give text, what the processor returned, or tokens (integers)"),
+        ({"inputs": 3.5}, "the prompt is of type float: give text, what the processor returned, or tokens"),
+        ({"inputs": ["a", "b"]}, "the prompt is of type list: give text"),
+        ({"inputs": [1.5]}, "the prompt is of type list: give text, what the processor returned, or tokens (integers)"),
         ({"inputs": b"x"}, "the prompt is bytes: give text"),
         ({"input_ids": torch.tensor([[5]])}, "input_ids was given twice: the prompt as text, and as an option"),
         ({"images": "no.png"}, "images is a str: give a PIL picture, or a list of them"),

@@ -227,7 +227,7 @@ def test_a_streamer_without_methods(streamer):
 
 @pytest.mark.parametrize("prompt", [[True, False], {5, 6}])
 def test_prompts_that_are_no_list_of_tokens(prompt):
-    with pytest.raises(ValueError, match=f"the prompt is a {type(prompt).__name__}: give text"):
+    with pytest.raises(ValueError, match=f"the prompt is of type {type(prompt).__name__}: give text"):
         ENGINE.submit(prompt)
 
 

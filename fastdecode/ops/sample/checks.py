@@ -65,7 +65,7 @@ def check_float(name: str, value: float | Array, groups: int, device: torch.devi
         return None, value
     if isinstance(value, Tensor) and value.dim() > 0:
         return check_tensor(name, value, (groups,), torch.float32, device), 0.0
-    if isinstance(value, Real | Tensor):
+    if isinstance(value, Real | Tensor) and not isinstance(value, bool):
         with suppress(OverflowError, RuntimeError):  # beyond float64; complex, or on the meta device
             return None, float(value)
     elif is_array(value):
@@ -81,7 +81,7 @@ def check_int(name: str, value: int | Array, groups: int, dtype: torch.dtype, de
                 return check_tensor(name, value, (groups,), dtype, device), 0
         elif is_array(value):
             return check_int(name, as_tensor(name, value), groups, dtype, device)
-    given: Any = value  # anything, which `operator.index` refuses
+    given: Any = None if isinstance(value, bool) else value  # anything, which `operator.index` refuses
     try:
         number = operator.index(given)
     except (TypeError, RuntimeError):  # the latter: of a tensor on the meta device
