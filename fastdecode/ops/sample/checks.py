@@ -15,7 +15,7 @@ from torch import Tensor
 from fastdecode.ops.arguments import FloatParameter, IntParameter, SampleArguments
 from fastdecode.ops.arrays import Array, as_tensor, is_array
 from fastdecode.ops.checks import FLOAT_DTYPES, check_dense, check_rows, check_streams, check_table, check_tensor
-from fastdecode.ops.scalars import shown
+from fastdecode.ops.scalars import real_number, shown
 from fastdecode.ops.token_sets import TokenSets
 
 MAX_VOCAB = 1 << 22
@@ -65,9 +65,9 @@ def check_float(name: str, value: float | Array, groups: int, device: torch.devi
         return None, value
     if isinstance(value, Tensor) and value.dim() > 0:
         return check_tensor(name, value, (groups,), torch.float32, device), 0.0
-    if isinstance(value, Real | Tensor) and not isinstance(value, bool):
-        with suppress(OverflowError, RuntimeError):  # beyond float64; complex, or on the meta device
-            return None, float(value)
+    if isinstance(value, Real | Tensor):
+        with suppress(ValueError):
+            return None, real_number(name, value)
     elif is_array(value):
         return check_float(name, as_tensor(name, value), groups, device)
     raise ValueError(f"{name} = {shown(value)}: must be a number or a ({groups},) tensor")
