@@ -4,8 +4,6 @@
 #include <cstdint>
 #include <cstdio>
 
-#include "core/apart.h"
-
 namespace fastdecode {
 namespace {
 
@@ -155,7 +153,48 @@ fastdecode_result check_step_apart(const fastdecode_decode_args& a) {
   return FASTDECODE_OK;
 }
 
+// How the matrices of layer i are stored.
+fastdecode_result check_matrices(const fastdecode_decode_args& a, const fastdecode_layer& layer,
+                                 int64_t i) {
+  if (layer.weights == nullptr) return FASTDECODE_OK;
+  const Size inputs[] = {{"hidden", a.hidden}, {"hidden", a.hidden},
+                         {"hidden", a.hidden}, {"heads * head_dim", a.heads * a.head_dim},
+                         {"hidden", a.hidden}, {"hidden", a.hidden},
+                         {"inner", a.inner}};
+  for (int m = 0; m < 7; ++m) {
+    char name[48];
+    std::snprintf(name, sizeof name, "layers[%lld].weights[%d]", static_cast<long long>(i), m);
+    CHECKED(check_weights(name, layer.weights + m, inputs[m].name, inputs[m].value, true));
+  }
+  return FASTDECODE_OK;
+}
+
 }  // namespace
+
+fastdecode_result check_weights(const char* name, const fastdecode_weights* how, const char* inputs,
+                                int64_t k, bool any) {
+  INVALID_IF(how == nullptr, "%s = NULL: must say how the weights are stored", name);
+  INVALID_IF(how->type < 0 || how->type >= kWeightTypeCount,
+             "%s.type = %d: must be a fastdecode_weight_type, 0 to %d", name, how->type,
+             kWeightTypeCount - 1);
+  const WeightType& type = kWeightTypes[how->type];
+  INVALID_IF(k % type.block != 0,
+             "%s = %" PRId64 ": must be a multiple of %" PRId64 " for %s weights", inputs, k,
+             type.block, type.name);
+  const bool int4 = how->type == FASTDECODE_WEIGHTS_INT4;
+  const bool scaled = int4 || how->type == FASTDECODE_WEIGHTS_INT8;
+  INVALID_IF(int4 && (how->group < 32 || (how->group != 32 && how->group % 64 != 0)),
+             "%s.group = %d: must be 32 or a multiple of 64", name, how->group);
+  INVALID_IF(!int4 && how->group != 0, "%s.group = %d: must be 0 for %s weights", name, how->group,
+             type.name);
+  INVALID_IF(any && scaled && how->scale == nullptr, "%s.scale = NULL: must not be for %s weights",
+             name, type.name);
+  INVALID_IF(!scaled && how->scale != nullptr, "%s.scale: must be NULL for %s weights", name,
+             type.name);
+  INVALID_IF(!int4 && how->offset != nullptr, "%s.offset: must be NULL for %s weights", name,
+             type.name);
+  return FASTDECODE_OK;
+}
 
 fastdecode_result check_decode_args(const fastdecode_decode_args& a) {
   CHECKED(check_size("fastdecode_layer", "fastdecode_decode_args", "args->layer_size", a.layer_size,
@@ -189,6 +228,7 @@ fastdecode_result check_decode_args(const fastdecode_decode_args& a) {
     std::snprintf(where, sizeof where, "layers[%lld].", static_cast<long long>(i));
     CHECKED(check_head_norm(where, "q_norm", l.q_norm, l.q_norm_bias));
     CHECKED(check_head_norm(where, "k_norm", l.k_norm, l.k_norm_bias));
+    CHECKED(check_matrices(a, l, i));
   }
   CHECKED(check_pages(a, 0));
   return check_step_apart(a);

@@ -10,16 +10,38 @@
 
 #include <stdint.h>
 
+#include "fastdecode/fastdecode.h"
+
 namespace fastdecode {
 
 constexpr int kFeatures = 4;  // of a tile of a linear layer
+
+// How many ways there are of storing weights: fastdecode_weight_type.
+constexpr int kLinears = 7;
+
+// Rows of x rounded to int8 for weights of 8 bits and less. Each block of kBlock values (the last
+// one filled up with zeros) has a factor, its largest magnitude / 127, and its values are x /
+// factor rounded to the nearest, ties to even. A block whose largest magnitude is below 2^-100
+// counts as zeros; one with infinity or NaN makes the results NaN.
+constexpr int kBlock = 64;
+constexpr int kSums = 16;  // of four values each
+struct RoundedRows {
+  int64_t blocks;  // of a row
+  int8_t* values;  // (rows, blocks, kBlock)
+  float* scale;    // (rows, blocks)
+  int32_t* start;  // (rows, blocks, kSums) -128 times the sums of four values
+  float* sums;     // (rows, blocks, kSums) the sums of four values, times the factor
+};
 
 // Features [lo, hi) of a linear layer for all rows: out[r * out_stride + f] = x[r] . weight[f] +
 // bias[f]. With `add` the result is added to what `out` holds.
 struct LinearArgs {
   const void* weight;  // (features, k) dense
-  const float* bias;   // (features,) or null
-  const void* x;       // (rows, k) dense: float32, or what DecodeKernels::round makes of it
+  fastdecode_weights how;
+  const float* bias;  // (features,) or null
+  // (rows, k) dense: float32, or what DecodeKernels::round makes of it; for weights of 8 bits or
+  // less a RoundedRows
+  const void* x;
   int64_t rows, k, lo, hi;
   float* out;
   int64_t out_stride;
@@ -73,9 +95,11 @@ struct DecodeKernels {
   // out = x / sqrt(mean(x^2) + epsilon) * weight, n values; out may be x.
   void (*rms_norm)(const float* x, const float* weight, float epsilon, int64_t n, float* out);
 
-  void (*linear[3])(const LinearArgs& args);
+  void (*linear[kLinears])(const LinearArgs& args);  // by fastdecode_weight_type
   // If not null, linear[FASTDECODE_BFLOAT16] takes x in bfloat16, and this rounds n values to that.
   void (*round)(const float* x, int64_t n, uint16_t* out);
+  // Rounds one row (k,) of x.
+  void (*round_to_int8)(const float* x, int64_t k, const RoundedRows& out, int64_t row);
 
   // out = gate / (1 + exp(-gate)) * up, n values; out may be gate or up.
   void (*silu_multiply)(const float* gate, const float* up, int64_t n, float* out);

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "core/dtypes.h"
+#include "core/weights.h"
 #include "cpu/isa.h"
 #include "cpu/memory.h"
 #include "cpu/thread_pool.h"
@@ -25,28 +25,85 @@ constexpr int64_t kBytesPerItem = 1 << 15;
 struct Job {
   const DecodeKernels& kernels;
   const Linear* linears;
-  int dtype;
-  int64_t per_item;  // features
-  LinearArgs args;   // those that all linear layers share
+  const void* forms[3];  // of x, by form_of
+  LinearArgs args;       // those that all linear layers share
 };
 
-int64_t items_of(const Linear& linear, int64_t per_item) {
-  return (linear.features + per_item - 1) / per_item;
+// Which form of x the kernels of a type of weights take.
+enum Form { kFloat32, kRounded, kInt8 };
+
+Form form_of(int type, const DecodeKernels& kernels) {
+  if (kWeightTypes[type].small) return kInt8;
+  return type == FASTDECODE_WEIGHTS_BFLOAT16 && kernels.round != nullptr ? kRounded : kFloat32;
+}
+
+// Features in an item of work.
+int64_t per_item(const Linear& linear, int64_t k) {
+  const int64_t bytes = std::max<int64_t>(kFeatures * bytes_of_feature(linear.how.type, k), 1);
+  return kFeatures * std::max<int64_t>(kBytesPerItem / bytes, 1);
+}
+
+int64_t items_of(const Linear& linear, int64_t k) {
+  const int64_t features = per_item(linear, k);
+  return (linear.features + features - 1) / features;
 }
 
 void run_item(void* context, int64_t item) {
   const Job& job = *static_cast<Job*>(context);
   const Linear* linear = job.linears;
   LinearArgs args = job.args;
-  for (; item >= items_of(*linear, job.per_item); ++linear) {
-    item -= items_of(*linear, job.per_item);
+  for (; item >= items_of(*linear, args.k); ++linear) {
+    item -= items_of(*linear, args.k);
     args.out += linear->features;
   }
+  const int64_t features = per_item(*linear, args.k);
   args.weight = linear->weight;
+  args.how = linear->how;
   args.bias = linear->bias;
-  args.lo = item * job.per_item;
-  args.hi = std::min(args.lo + job.per_item, linear->features);
-  job.kernels.linear[job.dtype](args);
+  args.x = job.forms[form_of(linear->how.type, job.kernels)];
+  args.lo = item * features;
+  args.hi = std::min(args.lo + features, linear->features);
+  job.kernels.linear[linear->how.type](args);
+}
+
+// x (rows, k) as bfloat16; null if there is no memory.
+const void* rounded(const DecodeKernels& kernels, const float* x, int64_t rows, int64_t k) {
+  static thread_local Memory memory;
+  uint16_t* out = static_cast<uint16_t*>(memory.reserve(rows * k * 2));
+  if (out != nullptr) kernels.round(x, rows * k, out);
+  return out;
+}
+
+struct Rounding {
+  const DecodeKernels& kernels;
+  const float* x;
+  int64_t k;
+  const RoundedRows& out;
+};
+
+// x (rows, k) as int8, in `out`; null if there is no memory.
+const void* as_int8(const DecodeKernels& kernels, const float* x, int64_t rows, int64_t k,
+                    int threads, RoundedRows* out) {
+  static thread_local Memory memory;
+  const int64_t blocks = rows * ((k + kBlock - 1) / kBlock);
+  constexpr int64_t kBytes = kBlock + kSums * int64_t{sizeof(int32_t) + sizeof(float)};
+  char* at = static_cast<char*>(memory.reserve(blocks * kBytes + blocks * int64_t{sizeof(float)}));
+  if (at == nullptr) return nullptr;
+  out->blocks = blocks / rows;
+  out->values = reinterpret_cast<int8_t*>(at);
+  out->start = reinterpret_cast<int32_t*>(at + blocks * kBlock);
+  out->sums = reinterpret_cast<float*>(out->start + blocks * kSums);
+  out->scale = out->sums + blocks * kSums;
+  Rounding rounding = {kernels, x, k, *out};
+  const double work = static_cast<double>(rows) * static_cast<double>(k) * 8.0;
+  parallel_for(
+      rows, useful_threads(0.0, work, threads),
+      [](void* of, int64_t row) {
+        const Rounding& r = *static_cast<Rounding*>(of);
+        r.kernels.round_to_int8(r.x + row * r.k, r.k, r.out, row);
+      },
+      &rounding);
+  return out;
 }
 
 }  // namespace
@@ -71,32 +128,32 @@ int useful_threads(double bytes, double work, int limit) {
   return bytes >= 2.0 * kBytesPerThread || work >= 2.0 * kWorkPerThread ? limit : 1;
 }
 
-bool run_linears(const Linear* linears, int count, int dtype, const float* x, int64_t rows,
-                 int64_t k, float* out, int64_t out_stride, bool add, int threads) {
-  const int64_t tile_bytes = std::max<int64_t>(kFeatures * k * size_of(dtype), 1);
-  const int64_t per_item = kFeatures * std::max<int64_t>(kBytesPerItem / tile_bytes, 1);
-  int64_t items = 0, features = 0;
-  for (int i = 0; i < count; ++i) {
-    items += items_of(linears[i], per_item);
-    features += linears[i].features;
-  }
+bool run_linears(const Linear* linears, int count, const float* x, int64_t rows, int64_t k,
+                 float* out, int64_t out_stride, bool add, int threads) {
   const DecodeKernels& kernels = decode_kernels();
-  Job job = {kernels,
-             linears,
-             dtype,
-             per_item,
-             {nullptr, nullptr, x, rows, k, 0, 0, out, out_stride, add}};
-  if (dtype == FASTDECODE_BFLOAT16 && kernels.round != nullptr) {
-    static thread_local Memory memory;
-    uint16_t* rounded = static_cast<uint16_t*>(memory.reserve(rows * k * 2));
-    if (rounded == nullptr) return false;
-    kernels.round(x, rows * k, rounded);
-    job.args.x = rounded;
+  Job job = {kernels, linears, {x, nullptr, nullptr}, {}};
+  RoundedRows in_bytes = {};
+  int64_t items = 0;
+  double bytes = 0.0, work = 0.0;
+  for (int i = 0; i < count; ++i) {
+    const int type = linears[i].how.type;
+    const Form form = form_of(type, kernels);
+    if (job.forms[form] == nullptr) {
+      job.forms[form] = form == kRounded ? rounded(kernels, x, rows, k)
+                                         : as_int8(kernels, x, rows, k, threads, &in_bytes);
+      if (job.forms[form] == nullptr) return false;
+    }
+    items += items_of(linears[i], k);
+    const double features = static_cast<double>(linears[i].features);
+    bytes += features * static_cast<double>(bytes_of_feature(type, k));
+    work += features * static_cast<double>(k) * static_cast<double>(rows);
   }
-  const double weights = static_cast<double>(features) * static_cast<double>(k);
-  const double bytes = weights * static_cast<double>(size_of(dtype));
-  parallel_for(items, useful_threads(bytes, weights * static_cast<double>(rows), threads), run_item,
-               &job);
+  job.args.rows = rows;
+  job.args.k = k;
+  job.args.out = out;
+  job.args.out_stride = out_stride;
+  job.args.add = add;
+  parallel_for(items, useful_threads(bytes, work, threads), run_item, &job);
   return true;
 }
 

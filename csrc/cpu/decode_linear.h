@@ -18,12 +18,17 @@ struct Linear {
   const void* weight;  // (features, k) dense
   const float* bias;   // (features,) or null
   int64_t features;
+  fastdecode_weights how;
 };
 
-// Runs `count` linear layers, whose weights are of `dtype`, on one dense input (rows, k). Writes
-// their results side by side to `out` or, with `add`, adds them to what `out` holds. False if there
-// was no memory.
-bool run_linears(const Linear* linears, int count, int dtype, const float* x, int64_t rows,
-                 int64_t k, float* out, int64_t out_stride, bool add, int threads);
+// Dense weights of a fastdecode_dtype.
+inline fastdecode_weights dense(int dtype) {
+  return {dtype, 0, nullptr, nullptr};
+}
+
+// Runs `count` linear layers on one dense input (rows, k). Writes their results side by side to
+// `out` or, with `add`, adds them to what `out` holds. False if there was no memory.
+bool run_linears(const Linear* linears, int count, const float* x, int64_t rows, int64_t k,
+                 float* out, int64_t out_stride, bool add, int threads);
 
 }  // namespace fastdecode

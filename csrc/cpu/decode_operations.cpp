@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "core/apart.h"
-#include "core/dtypes.h"
 #include "cpu/decode_attention.h"
 #include "cpu/decode_check.h"
 #include "cpu/decode_linear.h"
@@ -39,18 +38,31 @@ fastdecode_result fastdecode_linear(const void* weight, int32_t dtype, const flo
                                     const float* x, int64_t rows, int64_t k, int64_t features,
                                     float* out, int64_t out_stride, int32_t threads) {
   using namespace fastdecode;
+  CHECKED(check_dtype(dtype));
+  const fastdecode_weights how = dense(dtype);
+  return fastdecode_linear_of(weight, &how, bias, x, rows, k, features, out, out_stride, threads);
+}
+
+fastdecode_result fastdecode_linear_of(const void* weight, const fastdecode_weights* how,
+                                       const float* bias, const float* x, int64_t rows, int64_t k,
+                                       int64_t features, float* out, int64_t out_stride,
+                                       int32_t threads) {
+  using namespace fastdecode;
   CHECKED(check_numbers({{"rows", rows, 0},
                          {"k", k, 1},
                          {"features", features, 0},
                          {"out_stride", out_stride, features, kMaxElements},
                          {"threads", threads, 0}}));
-  CHECKED(check_dtype(dtype));
   CHECKED(check_array("weight", {{"features", features}, {"k", k}}));
   CHECKED(check_array("x", {{"rows", rows}, {"k", k}}));
   CHECKED(check_array("out", {{"rows", rows}, {"out_stride", out_stride}}));
-  if (rows == 0 || features == 0) return FASTDECODE_OK;
+  const bool any = rows > 0 && features > 0;
+  CHECKED(check_weights("how", how, "k", k, any));
+  if (!any) return FASTDECODE_OK;
   CHECKED(check_pointers({{"weight", weight, true}, {"x", x, true}, {"out", out, true}}));
-  const std::array<Area, 3> read = {{{"weight", weight, features * k, size_of(dtype)},
+  const std::array<Area, 5> read = {{weight_area(weight, *how, features, k),
+                                     scale_area(*how, features, k),
+                                     offset_area(*how, features, k),
                                      {"bias", bias, features, 4},
                                      {"x", x, rows * k, 4}}};
   // Row by row: with a larger stride other arrays may lie between the rows of `out`.
@@ -58,8 +70,8 @@ fastdecode_result fastdecode_linear(const void* weight, int32_t dtype, const flo
     CHECKED(check_apart({{"out", out + r * out_stride, features, 4}}, read));
   }
   CHECKED(check_isa());
-  const Linear linear = {weight, bias, features};
-  if (!run_linears(&linear, 1, dtype, x, rows, k, out, out_stride, false, thread_limit(threads))) {
+  const Linear linear = {weight, bias, features, *how};
+  if (!run_linears(&linear, 1, x, rows, k, out, out_stride, false, thread_limit(threads))) {
     return no_memory(rows);
   }
   return FASTDECODE_OK;
@@ -111,17 +123,27 @@ fastdecode_result fastdecode_embed(const int64_t* tokens, int64_t rows, const vo
                                    int32_t dtype, int64_t vocab, int64_t hidden, float* out,
                                    int32_t threads) {
   using namespace fastdecode;
+  CHECKED(check_dtype(dtype));
+  const fastdecode_weights how = dense(dtype);
+  return fastdecode_embed_of(tokens, rows, weight, &how, vocab, hidden, out, threads);
+}
+
+fastdecode_result fastdecode_embed_of(const int64_t* tokens, int64_t rows, const void* weight,
+                                      const fastdecode_weights* how, int64_t vocab, int64_t hidden,
+                                      float* out, int32_t threads) {
+  using namespace fastdecode;
   CHECKED(check_numbers(
       {{"rows", rows, 0}, {"vocab", vocab, 0}, {"hidden", hidden, 1}, {"threads", threads, 0}}));
-  CHECKED(check_dtype(dtype));
   CHECKED(check_array("weight", {{"vocab", vocab}, {"hidden", hidden}}));
   CHECKED(check_array("out", {{"rows", rows}, {"hidden", hidden}}));
   const bool any = rows > 0;
+  CHECKED(check_weights("how", how, "hidden", hidden, any && vocab > 0));
   CHECKED(check_pointers(
       {{"tokens", tokens, any}, {"weight", weight, any && vocab > 0}, {"out", out, any}}));
-  CHECKED(check_apart(
-      {{"out", out, rows * hidden, 4}},
-      {{"tokens", tokens, rows, 8}, {"weight", weight, vocab * hidden, size_of(dtype)}}));
+  CHECKED(check_apart({{"out", out, rows * hidden, 4}}, {{"tokens", tokens, rows, 8},
+                                                         weight_area(weight, *how, vocab, hidden),
+                                                         scale_area(*how, vocab, hidden),
+                                                         offset_area(*how, vocab, hidden)}));
   for (int64_t r = 0; r < rows; ++r) {
     if (tokens[r] < 0 || tokens[r] >= vocab) {
       return fail(FASTDECODE_INVALID_ARGUMENT, "tokens[%lld] = %lld: must be a token in [0, %lld)",
@@ -130,7 +152,7 @@ fastdecode_result fastdecode_embed(const int64_t* tokens, int64_t rows, const vo
     }
   }
   CHECKED(check_isa());
-  embed_rows({decode_kernels(), tokens, weight, dtype, hidden, out}, rows, thread_limit(threads));
+  embed_rows({decode_kernels(), tokens, weight, *how, hidden, out}, rows, thread_limit(threads));
   return FASTDECODE_OK;
 }
 

@@ -1,6 +1,6 @@
 #include "cpu/decode_rows.h"
 
-#include "core/dtypes.h"
+#include "core/weights.h"
 #include "cpu/decode_linear.h"
 #include "cpu/thread_pool.h"
 
@@ -24,8 +24,13 @@ void gate_one(const GateRows& a, int64_t row) {
 }
 
 void embed_one(const EmbedRows& a, int64_t row) {
-  const char* from = static_cast<const char*>(a.weight) + a.tokens[row] * a.n * size_of(a.dtype);
-  a.kernels.widen[a.dtype](from, a.n, a.out + row * a.n);
+  float* out = a.out + row * a.n;
+  if (kWeightTypes[a.how.type].small) {
+    small_weights(a.weight, a.how, a.tokens[row], a.n, out);
+    return;
+  }
+  const int64_t begin = a.tokens[row] * bytes_of_feature(a.how.type, a.n);
+  a.kernels.widen[a.how.type](static_cast<const char*>(a.weight) + begin, a.n, out);
 }
 
 // `work`: the cost of a row, in multiplications.

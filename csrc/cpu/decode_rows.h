@@ -27,12 +27,12 @@ struct GateRows {
 };
 void gate_rows(const GateRows& args, int64_t rows, int threads);
 
-// out (rows, n) = weight[tokens], where weight (vocab, n) is of dtype.
+// out (rows, n) = weight[tokens], where weight (vocab, n) is stored as `how` says.
 struct EmbedRows {
   const DecodeKernels& kernels;
   const int64_t* tokens;
   const void* weight;
-  int dtype;
+  fastdecode_weights how;
   int64_t n;
   float* out;
 };

@@ -82,7 +82,9 @@ class Runner {
   bool attention() {
     const fastdecode_layer& l = layer_;
     const float* input = block_input(l.norm_attention);
-    const Linear qkv[] = {{l.q, l.q_bias, queries_}, {l.k, l.k_bias, kv_}, {l.v, l.v_bias, kv_}};
+    const Linear qkv[] = {{l.q, l.q_bias, queries_, how(0)},
+                          {l.k, l.k_bias, kv_, how(1)},
+                          {l.v, l.v_bias, kv_, how(2)}};
     const int64_t stride = queries_ + 2 * kv_;
     if (!linear(qkv, 3, input, step_.hidden, qkv_, stride, false)) return false;
     Heads heads;
@@ -99,22 +101,29 @@ class Runner {
     heads.scale = step_.scale;
     heads.out = attended_;
     attention_.place_and_attend(heads, step_.chained != 0);
-    return block_output({l.o, l.o_bias, step_.hidden}, attended_, queries_, l.norm_attention);
+    return block_output({l.o, l.o_bias, step_.hidden, how(3)}, attended_, queries_,
+                        l.norm_attention);
   }
 
   bool mlp() {
     const fastdecode_layer& l = layer_;
     const float* input = block_input(l.norm_mlp);
-    const Linear gate_up[] = {{l.gate, l.gate_bias, step_.inner}, {l.up, l.up_bias, step_.inner}};
+    const Linear gate_up[] = {{l.gate, l.gate_bias, step_.inner, how(4)},
+                              {l.up, l.up_bias, step_.inner, how(5)}};
     if (!linear(gate_up, 2, input, step_.hidden, gate_up_, 2 * step_.inner, false)) return false;
     gate_rows({kernels_, gate_up_, step_.inner, gated_}, step_.rows, threads_);
-    return block_output({l.down, l.down_bias, step_.hidden}, gated_, step_.inner, l.norm_mlp);
+    return block_output({l.down, l.down_bias, step_.hidden, how(6)}, gated_, step_.inner,
+                        l.norm_mlp);
+  }
+
+  // How matrix i of the layer is stored.
+  fastdecode_weights how(int i) const {
+    return layer_.weights != nullptr ? layer_.weights[i] : dense(step_.dtype);
   }
 
   bool linear(const Linear* parts, int count, const float* input, int64_t k, float* out,
               int64_t out_stride, bool add) {
-    return run_linears(parts, count, step_.dtype, input, step_.rows, k, out, out_stride, add,
-                       threads_);
+    return run_linears(parts, count, input, step_.rows, k, out, out_stride, add, threads_);
   }
 
   const fastdecode_decode_args& step_;

@@ -55,8 +55,9 @@ Isa best() {
   if (!has(saved, kYmm) || !has(second, kAvx2)) return Isa::kPortable;
   constexpr unsigned kAvx512 = bit(16) | bit(17) | bit(30) | bit(31);  // F, DQ, BW, VL
   if (!has(saved, kZmm) || !has(second, kAvx512)) return Isa::kAvx2;
-  constexpr unsigned kBf16 = bit(5);
-  return has(cpuid(7, 1).a, kBf16) ? Isa::kAvx512Bf16 : Isa::kAvx512;
+  constexpr unsigned kBf16 = bit(5), kVnni = bit(11);
+  const bool both = has(cpuid(7, 1).a, kBf16) && has(cpuid(7, 0).c, kVnni);
+  return both ? Isa::kAvx512Bf16 : Isa::kAvx512;
 #else
   return Isa::kPortable;
 #endif

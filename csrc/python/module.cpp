@@ -176,8 +176,8 @@ bool fill(fastdecode_attend_args& a, PyObject* fields) {
 }
 
 // The first field, `layers`, is the address of fastdecode_layer[layer_count]. Python fills that
-// array as one of 64-bit addresses.
-static_assert(sizeof(fastdecode_layer) == 22 * sizeof(int64_t), "an address takes 64 bits");
+// array, and those of fastdecode_weights, as arrays of 64-bit numbers.
+static_assert(sizeof(fastdecode_layer) == 23 * sizeof(int64_t), "an address takes 64 bits");
 
 bool fill(fastdecode_decode_args& a, PyObject* fields) {
   fastdecode_decode_args_init(&a);
@@ -215,19 +215,24 @@ PyObject* sample_advance(PyObject*, Arguments arguments, Py_ssize_t count) {
   return outcome_of([&] { return fastdecode_sample_advance(&sample, &advance); });
 }
 
+// How weights are stored, as four fields.
+void read_how(Fields& read, fastdecode_weights& how) {
+  read(how.type), read(how.group), read(how.scale), read(how.offset);
+}
+
 PyObject* linear(PyObject*, Arguments arguments, Py_ssize_t count) {
   const void* weight;
+  fastdecode_weights how;
   const float *bias, *x;
   float* out;
-  int32_t dtype;
   int64_t rows, k, features, out_stride;
   int threads;
   Fields read(arguments, count);
-  read(weight), read(dtype), read(bias), read(x), read(rows), read(k), read(features), read(out);
-  read(out_stride), read(threads);
+  read(weight), read_how(read, how), read(bias), read(x), read(rows), read(k), read(features);
+  read(out), read(out_stride), read(threads);
   if (!read.end()) return nullptr;
   return outcome_of([&] {
-    return fastdecode_linear(weight, dtype, bias, x, rows, k, features, out, out_stride, threads);
+    return fastdecode_linear_of(weight, &how, bias, x, rows, k, features, out, out_stride, threads);
   });
 }
 
@@ -257,15 +262,15 @@ PyObject* swiglu(PyObject*, Arguments arguments, Py_ssize_t count) {
 PyObject* embed(PyObject*, Arguments arguments, Py_ssize_t count) {
   const int64_t* tokens;
   const void* weight;
+  fastdecode_weights how;
   float* out;
   int64_t rows, vocab, hidden;
-  int32_t dtype;
   int threads;
   Fields read(arguments, count);
-  read(tokens), read(rows), read(weight), read(dtype), read(vocab), read(hidden), read(out);
-  read(threads);
+  read(tokens), read(rows), read(weight), read_how(read, how), read(vocab), read(hidden);
+  read(out), read(threads);
   if (!read.end()) return nullptr;
-  return outcome(fastdecode_embed(tokens, rows, weight, dtype, vocab, hidden, out, threads));
+  return outcome(fastdecode_embed_of(tokens, rows, weight, &how, vocab, hidden, out, threads));
 }
 
 PyObject* cpu_isa(PyObject*, PyObject*) {

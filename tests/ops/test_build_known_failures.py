@@ -17,7 +17,7 @@ def test_row_39_units_for_wide_instructions_share_no_code(tmp_path, unit):
     if platform.machine() != "x86_64":
         pytest.skip("not an x86 processor")
     wide = ["-mavx2", "-mf16c"] if unit.endswith("avx2") else ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-    wide += ["-mavx512bf16"] if unit.endswith("bf16") else []
+    wide += ["-mavx512bf16", "-mavx512vnni"] if unit.endswith("bf16") else []
     target = tmp_path / "unit.o"
     flags = ["-std=c++17", "-O0", "-w", "-mfma", *wide, "-DFASTDECODE_X86", "-DFASTDECODE_BUILDING"]
     source = ROOT / "csrc" / "cpu" / f"{unit}.cpp"

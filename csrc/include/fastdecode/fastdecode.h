@@ -278,8 +278,39 @@ FASTDECODE_API fastdecode_result fastdecode_advance(const fastdecode_advance_arg
 FASTDECODE_API fastdecode_result fastdecode_sample_advance(const fastdecode_sample_args* sample,
                                                            const fastdecode_advance_args* advance);
 
-/* One layer of fastdecode_decode_step. Matrices are (out, in), dense, of the step's dtype; biases
- * are (out,) and may be NULL, the other arrays must not unless their comment says so. */
+/* How the weights of a linear layer, a matrix (features, k), are stored. */
+typedef enum fastdecode_weight_type {
+  FASTDECODE_WEIGHTS_FLOAT32 = FASTDECODE_FLOAT32, /* dense */
+  FASTDECODE_WEIGHTS_BFLOAT16 = FASTDECODE_BFLOAT16,
+  FASTDECODE_WEIGHTS_FLOAT16 = FASTDECODE_FLOAT16,
+  /* Dense int8. A weight is its int8 * scale[feature], with scale (features,) float32. */
+  FASTDECODE_WEIGHTS_INT8 = 3,
+  /* Half bytes q in 0 .. 15, k / 2 bytes for each feature. 16 bytes hold 32 values of a feature:
+   * byte i has value i in its low half and value i + 16 in its high half. With number g = i / group
+   * of a feature's value i, a weight is (q - 8) * scale[feature, g], plus offset[feature, g] if
+   * there are offsets; scale (features, ceil(k / group)) float16, offset the same in float32. k is
+   * a multiple of 32; `group` is 32 or a multiple of 64. */
+  FASTDECODE_WEIGHTS_INT4 = 4,
+  /* The blocks of GGUF files: 32 values behind their factor in float16. k is a multiple of 32. */
+  FASTDECODE_WEIGHTS_Q8_0 = 5, /* 34 bytes: int8 */
+  FASTDECODE_WEIGHTS_Q4_0 = 6  /* 18 bytes: half bytes in the order of INT4; weights q - 8 */
+} fastdecode_weight_type;
+
+/* Matrices of 8 bits or less are multiplied with x rounded to int8, each block of 64 values (the
+ * last may have fewer) by a factor of its own: its largest magnitude / 127 in float32. A value is
+ * then the nearest multiple of the factor, ties to even. A block whose largest magnitude is below
+ * 2^-100 counts as zeros; infinity or NaN in a block makes the row's results NaN. The products of a
+ * block are summed exactly, the rest in float32. */
+typedef struct fastdecode_weights {
+  int32_t type;       /* fastdecode_weight_type */
+  int32_t group;      /* of INT4, else 0 */
+  const void* scale;  /* of INT8 and INT4, else NULL */
+  const void* offset; /* of INT4, or NULL */
+} fastdecode_weights;
+
+/* One layer of fastdecode_decode_step. Matrices are (out, in), dense and of the step's dtype unless
+ * `weights` says otherwise; biases are (out,) and may be NULL, the other arrays must not unless
+ * their comment says so. */
 typedef struct fastdecode_layer {
   /* q (heads * head_dim, hidden), k and v (kv_heads * head_dim, hidden), o (hidden,
    * heads * head_dim), gate and up (inner, hidden), down (hidden, inner) */
@@ -291,6 +322,8 @@ typedef struct fastdecode_layer {
   const float *q_norm, *q_norm_bias, *k_norm, *k_norm_bias;
   void *keys,
       *values; /* (pages, kv_heads, page_slots, head_dim) of dtype; the new tokens' are stored */
+  /* (7,) how q, k, v, o, gate, up and down are stored; NULL: dense, of the step's dtype */
+  const fastdecode_weights* weights;
 } fastdecode_layer;
 
 /* Arguments of fastdecode_decode_step. */
@@ -367,6 +400,12 @@ FASTDECODE_API fastdecode_result fastdecode_linear(const void* weight, int32_t d
                                                    int64_t k, int64_t features, float* out,
                                                    int64_t out_stride, int32_t threads);
 
+/* The same, with weights that are stored as `how` says. Weights of 8 bits and less round x: see
+ * fastdecode_weights. */
+FASTDECODE_API fastdecode_result fastdecode_linear_of(
+    const void* weight, const fastdecode_weights* how, const float* bias, const float* x,
+    int64_t rows, int64_t k, int64_t features, float* out, int64_t out_stride, int32_t threads);
+
 /* The other operations of a decode step on the CPU, each as a function of its own, with the same
  * arithmetic. `threads`: at most so many threads, 0: one per processor. Arrays are float32 unless
  * they are of `dtype`, a fastdecode_dtype. A row's result is the same bits whatever the other rows,
@@ -392,6 +431,12 @@ FASTDECODE_API fastdecode_result fastdecode_swiglu(const float* gate_up, int64_t
 FASTDECODE_API fastdecode_result fastdecode_embed(const int64_t* tokens, int64_t rows,
                                                   const void* weight, int32_t dtype, int64_t vocab,
                                                   int64_t hidden, float* out, int32_t threads);
+
+/* The same, with weights that are stored as `how` says: one feature for each token. */
+FASTDECODE_API fastdecode_result fastdecode_embed_of(const int64_t* tokens, int64_t rows,
+                                                     const void* weight,
+                                                     const fastdecode_weights* how, int64_t vocab,
+                                                     int64_t hidden, float* out, int32_t threads);
 
 /* Arguments of fastdecode_rope_append. */
 typedef struct fastdecode_rope_append_args {
