@@ -14,20 +14,28 @@ from torch import Tensor
 from fastdecode import ops
 from fastdecode.decoder.family import Sizes, epsilon_of, head_norms
 from fastdecode.decoder.plain import DTYPES
+from fastdecode.decoder.quantised import of_small, small_of
 from fastdecode.decoder.support import linears, norms_of
 from fastdecode.kv.kv_cache import StreamCache
 from fastdecode.ops.backends import core
+from fastdecode.ops.pointers import stored
+
+
+def _fields(how: list[list[int]]) -> Tensor:
+    """``fastdecode_weights`` of the matrices of a layer: type and group are halves of one number of 64 bits."""
+    return torch.tensor([[type | group << 32, scale, offset] for type, group, scale, offset in how], device="cpu")
 
 
 class CpuStep:
     """`Decoder`'s step for a model for which `unsupported_reason` returns None.
 
-    It reads matrices in place, so a change of their values takes effect. Make a new `CpuStep` after replacing a matrix
-    (``model.to``), or after changing a norm or bias that is not float32. ``ValueError`` if the environment variable
-    FASTDECODE_CPU_ISA names an instruction set that this machine lacks.
+    ``dtype``: of keys and values, and of matrices that are not small. It reads matrices in place, so a change of their
+    values takes effect. Make a new `CpuStep` after replacing a matrix (``model.to``), or after changing a norm or bias
+    that is not float32. ``ValueError`` if the environment variable FASTDECODE_CPU_ISA names an instruction set that this
+    machine lacks.
     """
 
-    def __init__(self, inner: Any, swin: bool) -> None:
+    def __init__(self, inner: Any, swin: bool, dtype: torch.dtype) -> None:
         core().cpu_isa()  # raises if this machine lacks FASTDECODE_CPU_ISA
         self._step, self._linear = core().decode_step, core().linear
         self._kept: list[Tensor] = []  # tensors that own the memory at the addresses
@@ -35,7 +43,7 @@ class CpuStep:
         sizes, norms = Sizes.of(first), head_norms(first.self_attn)
         rows = [self._row(layer, sizes) for layer in inner.layers]
         self._addresses = torch.tensor(rows, device="cpu")
-        self._hidden, self.dtype = sizes.hidden, first.self_attn.q_proj.weight.dtype
+        self._hidden, self.dtype = sizes.hidden, dtype
         self._constants = (
             *(len(rows), sizes.hidden, sizes.inner, sizes.heads, sizes.kv_heads, sizes.head_dim),
             *(DTYPES[self.dtype], swin, inner.norm.variance_epsilon),
@@ -46,13 +54,23 @@ class CpuStep:
     def _row(self, layer: Any, sizes: Sizes) -> list[int]:
         """The addresses of one ``fastdecode_layer``; those of keys and values are 0, and set at each step."""
         modules = [module for _, module, _ in linears(layer, sizes)]
-        row = [self._address(m.weight) for m in modules]
+        how = [self._stored(m.weight) for m in modules]
+        row = [address for address, *_ in how]
         row += [self._float_address(m.bias) for m in modules]
         row += [self._float_address(norm.weight) for norm in norms_of(layer)]
         for norm, count in zip(head_norms(layer.self_attn) or (None, None), (sizes.heads, sizes.kv_heads), strict=True):
             for part in (getattr(norm, "weight", None), getattr(norm, "bias", None)):
                 row.append(0 if part is None else self._float_address(part.expand(count, sizes.head_dim)))
-        return [*row, 0, 0]
+        return [*row, 0, 0, self._address(_fields([fields for _, *fields in how]))]
+
+    def _stored(self, weight: Tensor) -> tuple[int, int, int, int, int]:
+        """As `stored`, for a module's weight."""
+        if not of_small(weight):
+            self._address(weight)
+            return stored(weight)
+        small = small_of(weight)
+        self._kept += [part for part in (small.data, small.scale, small.offset) if part is not None]
+        return stored(small)
 
     def _address(self, tensor: Tensor) -> int:
         """The address of the memory of ``tensor``; it stays allocated even if the tensor gets other memory."""
@@ -94,7 +112,7 @@ class CpuStep:
             raise ValueError(f"embeddings are {tuple(x.shape)}; they must be ({len(lengths)}, {self._hidden})")
         addresses = self._addresses.clone()  # a copy for this call: another thread may run a step at the same time
         stored = [[k.data_ptr(), v.data_ptr()] for k, v in zip(cache.keys, cache.values, strict=True)]
-        addresses[:, -2:] = torch.tensor(stored, device="cpu")
+        addresses[:, -3:-1] = torch.tensor(stored, device="cpu")
         self._step(
             (
                 addresses.data_ptr(),
@@ -116,14 +134,13 @@ class CpuStep:
         return x
 
     def head(self, matrix: ops.Matrix, hidden: Tensor, out: Tensor) -> None:
-        """``out`` (rows, n) = ``hidden`` (rows, hidden) times ``matrix``, a `plain_tensor` of n features. ``out`` is
-        float32 and may be a slice of wider rows.
+        """``out`` (rows, n) = ``hidden`` (rows, hidden) times ``matrix``, a `plain_tensor` or `SmallWeights` of n
+        features. ``out`` is float32 and may be a slice of wider rows.
         """
         weight = matrix.weight
         hidden = hidden.to(torch.float32).contiguous()
         self._linear(
-            weight.data_ptr(),
-            DTYPES[weight.dtype],
+            *stored(weight),
             0,
             hidden.data_ptr(),
             *hidden.shape,

@@ -8,7 +8,7 @@ supports both norm orders (before attention and MLP, or after them as in Swin), 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from fastdecode.decoder.cuda_graph import CapturedSteps, cuda_graph
 from fastdecode.decoder.family import Sizes, family_of
 from fastdecode.decoder.layers import Layer, RMSNorm
 from fastdecode.decoder.plain import plain, plain_linear, plain_tensor
-from fastdecode.decoder.quantised import matrix_of, of_torchao, unsupported_bytes
+from fastdecode.decoder.quantised import matrix_of, of_small, small_of, unsupported_bytes, unsupported_small
 from fastdecode.decoder.support import unsupported_by_triton, unsupported_reason
 from fastdecode.decoder.triton_step import StepRows, TritonStep
 from fastdecode.kv.kv_cache import StreamCache
@@ -79,7 +79,9 @@ class Decoder(BaseDecoder):
         self._head_of_bytes: ops.Matrix | None = None
         self._fast_step: CpuStep | TritonStep | None = None
         if unsupported_reason(model) is None:
-            self._fast_step = CpuStep(inner, self.swin)
+            self._fast_step = CpuStep(inner, self.swin, self.dtype)
+            if self._small_head(unsupported_small):
+                self._head_of_bytes = ops.Matrix(small_of(self.head.weight))
         elif self.device.type == "cuda" and unsupported_by_triton(model) is None:
             self._take_steps_by(TritonStep(inner, self.swin))
             if self.uncaptured_reason is None:
@@ -116,9 +118,15 @@ class Decoder(BaseDecoder):
         return None
 
     def _take_steps_by(self, step: TritonStep) -> None:
-        self._fast_step, weight = step, getattr(self.head, "weight", None)
-        if plain(self.head, nn.Linear) and self.head.bias is None and of_torchao(weight):
-            self._head_of_bytes = matrix_of(self.head) if unsupported_bytes(weight, self.device.type) is None else None
+        self._fast_step = step
+        if self._small_head(lambda weight: unsupported_bytes(weight, self.device.type)):
+            self._head_of_bytes = matrix_of(self.head)
+
+    def _small_head(self, unsupported: Callable[[Any], str | None]) -> bool:
+        """Whether the head is of small weights that the step reads."""
+        weight = getattr(self.head, "weight", None)
+        plain_head = plain(self.head, nn.Linear) and self.head.bias is None and of_small(weight)
+        return plain_head and unsupported(weight) is None
 
     @property
     def rope_depends_on_length(self) -> bool:

@@ -1,4 +1,4 @@
-"""Matrices for our kernels: ordinary weights, or weights that torchao has quantised to one byte each.
+"""Matrices for our kernels: ordinary weights, small weights of our own, or weights that torchao has made small.
 
 torchao's weight-only int8 and float8 tensors store a byte for each weight in ``qdata`` and a factor for each feature in
 ``scale``. The kernels read both in place.
@@ -39,11 +39,35 @@ def unsupported_bytes(weight: Any, device: str) -> str | None:
     return None
 
 
+def of_small(weight: Any) -> bool:
+    """Whether ``weight`` is a `SmallTensor`, or one of torchao: `unsupported_bytes` checks its contents."""
+    return type(weight) is ops.SmallTensor or of_torchao(weight)
+
+
+def small_of(weight: Any) -> ops.SmallWeights:
+    """The small weights of a tensor that `of_small` accepts and `unsupported_small` finds nothing wrong with."""
+    if isinstance(weight, ops.SmallTensor):
+        return weight.small
+    scale = weight.scale.detach().float().reshape(-1).contiguous()
+    return ops.SmallWeights("int8", weight.qdata.shape[1], weight.qdata, scale)
+
+
+def unsupported_small(weight: Any) -> str | None:
+    """Why the CPU kernels cannot read this tensor that `of_small` accepts; None if they can."""
+    if isinstance(weight, ops.SmallTensor):
+        return None if weight.device.type == "cpu" else f"on {weight.device}"
+    if weight.qdata.dtype != torch.int8:
+        return f"of {str(weight.qdata.dtype).removeprefix('torch.')}, not int8"
+    return unsupported_bytes(weight, "cpu")
+
+
 def matrix_of(module: Any) -> ops.Matrix:
     """A linear module's weight and scale, not copied (except a scale that is not float32), and a copy of its bias."""
     bias: Tensor | None = (
         None if module.bias is None else module.bias.detach().to(torch.float32, copy=True).contiguous()
     )
+    if isinstance(module.weight, ops.SmallTensor):
+        return ops.Matrix(module.weight.small, bias)
     if not of_torchao(module.weight):
         return ops.Matrix(module.weight.detach(), bias)
     return ops.Matrix(module.weight.qdata, bias, module.weight.scale.detach().float().reshape(-1).contiguous())

@@ -11,7 +11,7 @@ from transformers.activations import SiLUActivation
 
 from fastdecode.decoder.family import Family, Sizes, epsilon_of, family_of, head_norms
 from fastdecode.decoder.plain import altered, plain, plain_tensor
-from fastdecode.decoder.quantised import of_torchao, unsupported_bytes
+from fastdecode.decoder.quantised import of_small, of_torchao, unsupported_bytes, unsupported_small
 from fastdecode.ops.backends import ENVIRONMENT_VARIABLE, choose_backend, unavailable
 
 Size = tuple[int, ...]
@@ -49,12 +49,13 @@ def _unsupported_layer(layer: Any, inner: Any, family: Family, device: str) -> s
     if not plain(mlp.act_fn, nn.SiLU, SiLUActivation):
         return f"mlp.act_fn is {type(mlp.act_fn).__name__}, not SiLU, or has hooks"
     tensors: list[tuple[str, Any, Size]] = []
-    dtype = first.self_attn.q_proj.weight.dtype
+    dtype = inner.embed_tokens.weight.dtype  # of keys and values
     for name, module, size in linears(layer, sizes):
         if not plain(module, nn.Linear):
             return f"{name} is not a plain nn.Linear, or has hooks"
-        if of_torchao(module.weight) and device != "cpu":
-            reason = unsupported_bytes(module.weight, device)
+        if of_small(module.weight) if device == "cpu" else of_torchao(module.weight):
+            weight = module.weight
+            reason = unsupported_small(weight) if device == "cpu" else unsupported_bytes(weight, device)
             if reason is not None:
                 return f"{name}.weight is a {type(module.weight).__name__} {reason}"
             if module.weight.shape != size:
@@ -62,7 +63,7 @@ def _unsupported_layer(layer: Any, inner: Any, family: Family, device: str) -> s
         else:
             if plain_tensor(module.weight, device) and module.weight.dtype != dtype:
                 its = str(dtype).removeprefix("torch.")
-                return f"{name}.weight is {_described(module.weight)}, not {its} as the first"
+                return f"{name}.weight is {_described(module.weight)}, not {its} as the embeddings"
             tensors.append((f"{name}.weight", module.weight, size))
         if module.bias is not None:
             tensors.append((f"{name}.bias", module.bias, size[:1]))

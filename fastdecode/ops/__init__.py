@@ -24,10 +24,13 @@ from fastdecode.ops.decode_state import DecodeState
 from fastdecode.ops.embed import embed
 from fastdecode.ops.grammar_tables import GrammarTables
 from fastdecode.ops.linear import Matrix, joint_linear, linear
+from fastdecode.ops.quantise import quantise
 from fastdecode.ops.rms_norm import rms_norm
 from fastdecode.ops.rope_append import rope_append
 from fastdecode.ops.sample import sample
 from fastdecode.ops.seen import seen_bits, set_seen_
+from fastdecode.ops.small_tensor import SmallTensor
+from fastdecode.ops.small_weights import SmallWeights, round_to_int8
 from fastdecode.ops.swiglu import swiglu
 from fastdecode.ops.token_sets import TokenSets
 
@@ -40,6 +43,8 @@ __all__ = [
     "GrammarTables",
     "Matrix",
     "Sample",
+    "SmallTensor",
+    "SmallWeights",
     "TokenSets",
     "advance",
     "attend",
@@ -48,8 +53,10 @@ __all__ = [
     "joint_linear",
     "last_backend",
     "linear",
+    "quantise",
     "rms_norm",
     "rope_append",
+    "round_to_int8",
     "sample",
     "sample_advance",
     "seen_bits",

@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 
 from fastdecode.ops.backends import core
-from fastdecode.ops.checks import FLOAT_DTYPES
+from fastdecode.ops.pointers import stored
+from fastdecode.ops.small_weights import SmallWeights
 
 
-def embed_cpu(tokens: Tensor, weight: Tensor) -> Tensor:
+def embed_cpu(tokens: Tensor, weight: Tensor | SmallWeights) -> Tensor:
     """Runs on up to torch.get_num_threads() threads. Raises ValueError for a token outside the vocabulary."""
     vocab, hidden = weight.shape
     out = torch.empty(len(tokens), hidden, dtype=torch.float32, device="cpu")
     core().embed(
         tokens.data_ptr(),
         len(tokens),
-        weight.data_ptr(),
-        FLOAT_DTYPES[weight.dtype],
+        *stored(weight),
         vocab,
         hidden,
         out.data_ptr(),

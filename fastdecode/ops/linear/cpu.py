@@ -6,19 +6,20 @@ import torch
 from torch import Tensor
 
 from fastdecode.ops.backends import core
-from fastdecode.ops.checks import FLOAT_DTYPES
 from fastdecode.ops.linear.matrix import Matrix
-from fastdecode.ops.pointers import address
+from fastdecode.ops.pointers import address, stored
+from fastdecode.ops.small_weights import SmallWeights
 
 
 def linear_cpu(x: Tensor, matrix: Matrix) -> Tensor:
-    """Runs on up to torch.get_num_threads() threads. For a matrix without a scale."""
-    weight, bias, _ = matrix
-    features = weight.shape[0]
+    """Runs on up to torch.get_num_threads() threads."""
+    weight, bias, scale = matrix
+    if isinstance(weight, Tensor) and weight.dtype == torch.int8:
+        weight = SmallWeights("int8", x.shape[1], weight, torch.ones(len(weight)) if scale is None else scale)
+    features = len(weight)
     out = torch.empty(len(x), features, dtype=torch.float32, device="cpu")
     core().linear(
-        weight.data_ptr(),
-        FLOAT_DTYPES[weight.dtype],
+        *stored(weight),
         address(bias),
         x.data_ptr(),
         *x.shape,

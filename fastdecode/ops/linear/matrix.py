@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from fastdecode.ops.small_weights import SmallWeights
+
 
 class Matrix(NamedTuple):
     """weight (features, k), bias (features,) and scale (features,), as for `linear`."""
 
-    weight: Tensor
+    weight: Tensor | SmallWeights
     bias: Tensor | None = None
     scale: Tensor | None = None

@@ -14,12 +14,13 @@ from fastdecode.ops.linear.cpu import linear_cpu
 from fastdecode.ops.linear.matrix import Matrix
 from fastdecode.ops.linear.reference import linear_reference
 from fastdecode.ops.linear.triton import linear_triton
+from fastdecode.ops.small_weights import SmallWeights
 from fastdecode.ops.tracing import is_traced
 
 
 def linear(
     x: Array,
-    weight: Array,
+    weight: Array | SmallWeights,
     bias: Array | None = None,
     scale: Array | None = None,
     *,
@@ -28,16 +29,20 @@ def linear(
     """(x · weightᵀ) · scale + bias: (rows, features) float32, for few rows; no gradients.
 
         x        (rows, k) float32
-        weight   (features, k) float32 | bfloat16 | float16 | int8 | float8_e4m3fn, dense
+        weight   (features, k) float32 | bfloat16 | float16 | int8 | float8_e4m3fn, dense; or `SmallWeights`
         bias     (features,) float32. None: 0
         scale    (features,) float32: factor of weights of one byte (int8, float8_e4m3fn). None: 1
-        backend  "reference" | "cpu" | "triton"; None picks by device. cpu has no weights of one byte
+        backend  "reference" | "cpu" | "triton"; None picks by device. cpu has no float8; of `SmallWeights` triton has
+                 int8 only
 
-    Sums are float32. With bfloat16 weights the cpu backend rounds x to bfloat16 where the processor can multiply
-    bfloat16. The bits of a row's result do not depend on the other rows or the number of threads. The triton backend
-    reads the weights once for every 16 rows, so torch is faster for many rows. Raises ValueError naming the argument.
+    Sums are float32. The cpu backend rounds x: with bfloat16 weights to bfloat16, where the processor can multiply
+    bfloat16; with int8 and `SmallWeights` to int8, as `round_to_int8` does. The bits of a row's result do not depend on
+    the other rows or the number of threads. The triton backend reads the weights once for every 16 rows, so torch is
+    faster for many rows. Raises ValueError naming the argument.
     """
     if is_traced(x):
+        if isinstance(weight, SmallWeights):
+            weight, scale = _of_graph(weight)
         traced: Tensor = torch.ops.fastdecode.linear(x, weight, bias, scale, backend=backend)
         return traced
     x = check_float_tensor("x", x, "rows, k")
@@ -80,13 +85,24 @@ def _check_list(matrices: Sequence[Matrix]) -> None:
             raise ValueError(f"matrices[{number}]: must be a Matrix, got {type(matrix).__name__}")
 
 
-def _checked(x: Tensor, weight: Array, bias: Array | None, scale: Array | None) -> Matrix:
-    weight = check_stored("weight", weight, "features, k", x.device, "x", FLOAT_DTYPES.keys() | BYTE_DTYPES)
-    if weight.shape[1] != x.shape[1]:
-        raise ValueError(f"weight.shape = {tuple(weight.shape)}: must be (features, {x.shape[1]})")
-    features = weight.shape[0]
+def _of_graph(weight: SmallWeights) -> tuple[Tensor, Tensor | None]:
+    """The weight and the scale that a graph can hold."""
+    if weight.type != "int8":
+        raise ValueError(f"weight: a graph of torch cannot hold {weight.type} weights; only those of int8")
+    return weight.data, weight.scale
+
+
+def _checked(x: Tensor, weight: Array | SmallWeights, bias: Array | None, scale: Array | None) -> Matrix:
+    features = _features(x, weight)
     if bias is not None:
         bias = check_tensor("bias", bias, (features,), torch.float32, x.device, "x")
+    if isinstance(weight, SmallWeights):
+        if scale is not None:
+            raise ValueError("scale: must be None for SmallWeights, which have theirs")
+        if weight.data.device != x.device:
+            raise ValueError(f"weight.device = {weight.data.device}: must be {x.device}, as for x")
+        return Matrix(weight, bias)
+    weight = check_stored("weight", weight, "features, k", x.device, "x", FLOAT_DTYPES.keys() | BYTE_DTYPES)
     if scale is not None:
         if weight.dtype not in BYTE_DTYPES:
             raise ValueError(f"scale: is for weights of int8 or float8_e4m3fn, not of {weight.dtype}")
@@ -94,11 +110,29 @@ def _checked(x: Tensor, weight: Array, bias: Array | None, scale: Array | None) 
     return Matrix(weight, bias, scale)
 
 
+def _features(x: Tensor, weight: Array | SmallWeights) -> int:
+    """How many there are, for a weight that fits x."""
+    if not isinstance(weight, SmallWeights):
+        weight = check_stored("weight", weight, "features, k", x.device, "x", FLOAT_DTYPES.keys() | BYTE_DTYPES)
+    features, k = weight.shape
+    if k != x.shape[1]:
+        raise ValueError(f"weight.shape = {features, k}: must be (features, {x.shape[1]})")
+    return int(features)
+
+
 def _choose(backend: str | None, *matrices: Matrix) -> str:
-    chosen = choose_step_backend(backend, matrices[0].weight.device)
-    of_bytes = next((m.weight.dtype for m in matrices if m.weight.dtype in BYTE_DTYPES), None)
-    if chosen != "cpu" or of_bytes is None:
-        return chosen
-    if backend is None:
-        return "reference"
-    raise ValueError(f"backend = {backend!r}: has no weights of {of_bytes}; must be triton or reference")
+    """The backend; where none is asked for, the reference for weights that the device's backend does not read."""
+    device = matrices[0].weight.data.device
+    chosen = choose_step_backend(backend, device)
+    unread = next((name for name in (_unread(m.weight, chosen) for m in matrices) if name is not None), None)
+    if unread is None or backend is None:
+        return chosen if unread is None else "reference"
+    other = "triton" if chosen == "cpu" else "cpu"
+    raise ValueError(f"backend = {backend!r}: has no weights of {unread}; must be {other} or reference")
+
+
+def _unread(weight: Tensor | SmallWeights, backend: str) -> str | None:
+    """What these weights are, if the backend does not read them."""
+    if isinstance(weight, SmallWeights):
+        return weight.type if backend == "triton" and weight.type != "int8" else None
+    return "torch.float8_e4m3fn" if backend == "cpu" and weight.dtype == torch.float8_e4m3fn else None

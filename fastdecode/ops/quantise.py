@@ -1,0 +1,119 @@
+"""From ordinary weights to weights of 8 and 4 bits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastdecode.ops.checks import check_stored
+from fastdecode.ops.scalars import whole_number
+from fastdecode.ops.small_weights import SMALL_TYPES, SmallWeights
+
+_PART = 1 << 22
+"""Weights that are made small at a time: it bounds the memory of the work."""
+
+_SHRINKS = (1.0, 0.95, 0.9, 0.85)
+"""Factors of the widest range of int4 that are tried: outliers are cut where the other values gain more."""
+
+
+@torch.no_grad()
+def quantise(weight: Tensor, type: str = "int8", *, group: int = 32, symmetric: bool = True) -> SmallWeights:
+    """Round a matrix to small weights.
+
+        weight     (features, k) float32 | bfloat16 | float16
+        type       "int8" (one scale for each feature), "int4" (one for each ``group`` values), or GGUF's "q8_0", "q4_0"
+        group      of int4: 32 or a multiple of 64; of other types it has no meaning
+        symmetric  of int4: False gives each group an offset too
+
+    int8 and q8_0: largest magnitude / 127. int4 and q4_0: of a few scales, the one with the least squared error.
+    ``ValueError`` names what is wrong; also for infinity or NaN, and for weights too large for a scale in float16.
+    """
+    weight = check_stored("weight", weight, "features, k", weight.device, "weight")
+    if type not in SMALL_TYPES:
+        raise ValueError(f"type = {type!r}: must be one of {', '.join(SMALL_TYPES)}")
+    features, k = weight.shape
+    group = whole_number("group", group) if type == "int4" else SMALL_TYPES[type].block
+    if type != "int8" and (k == 0 or k % 32):
+        raise ValueError(f"weight.shape = {features, k}: k must be a multiple of 32 for {type} weights")
+    if type == "int4" and group != 32 and (group < 64 or group % 64):
+        raise ValueError(f"group = {group}: must be 32 or a multiple of 64")
+    step = max(1, _PART // max(k, 1))
+    parts = [_part(weight[i : i + step].float(), type, group, symmetric) for i in range(0, max(features, 1), step)]
+    data, scale, offset = (
+        None if column[0] is None else torch.cat(column)  # type: ignore[arg-type]
+        for column in zip(*parts, strict=True)
+    )
+    assert data is not None
+    return SmallWeights(type, k, data, scale, offset, group if type == "int4" else 0)
+
+
+def _part(weight: Tensor, type: str, group: int, symmetric: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Data, scale and offset of some features."""
+    if not bool(weight.isfinite().all()):
+        raise ValueError("weight: must be finite, but it has infinity or NaN")
+    if type == "int8":
+        scale = weight.abs().amax(1) / 127.0
+        return _divided(weight, scale[:, None]).clamp_(-127, 127).to(torch.int8), scale, None
+    features, k = weight.shape
+    if type == "q8_0":
+        blocks = weight.view(features, -1, 32)
+        half = _float16(blocks.abs().amax(-1, keepdim=True) / 127.0)
+        data = _divided(blocks, half.float()).clamp_(-127, 127).to(torch.int8)
+        return torch.cat((half.view(torch.uint8), data.view(torch.uint8)), -1).view(features, -1), None, None
+    size = group if type == "int4" else 32
+    grouped = torch.nn.functional.pad(weight, (0, -k % size)).view(features, -1, size)
+    if type == "int4" and not symmetric:
+        return _with_offset(grouped, k)
+    best, half = _best(grouped)
+    data = _packed(best.view(features, -1)[:, :k])
+    if type == "int4":
+        return data, half.squeeze(-1), None
+    blocks = data.view(features, -1, 16)
+    return torch.cat((half.view(torch.uint8), blocks), -1).view(features, -1), None, None
+
+
+def _best(grouped: Tensor) -> tuple[Tensor, Tensor]:
+    """Values from -8 to 7 of (features, groups, size) weights, and scales (features, groups, 1) float16."""
+    low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
+    farthest = torch.where(-low > high, low, high)  # it becomes -8, so its side has one value more
+    chosen = values = error = None
+    for shrink in _SHRINKS:
+        half = _float16(farthest * (-shrink / 8.0))
+        tried = _divided(grouped, half.float()).clamp_(-8, 7)
+        found = (tried * half.float() - grouped).square_().sum(-1, keepdim=True)
+        if error is None or values is None or chosen is None:
+            chosen, values, error = half, tried, found
+            continue
+        better = found < error
+        values, chosen = torch.where(better, tried, values), torch.where(better, half, chosen)
+        error = torch.where(better, found, error)
+    assert values is not None
+    assert chosen is not None
+    return values, chosen
+
+
+def _with_offset(grouped: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
+    half = _float16((high - low) / 15.0)
+    values = _divided(grouped - low, half.float()).clamp_(0, 15) - 8.0
+    offset = low + 8.0 * half.float()
+    return _packed(values.view(len(grouped), -1)[:, :k]), half.squeeze(-1), offset.squeeze(-1)
+
+
+def _divided(values: Tensor, scale: Tensor) -> Tensor:
+    """The nearest whole numbers of values / scale; 0 where the scale is 0."""
+    return torch.where(scale == 0, 0.0, values / scale).round_()
+
+
+def _float16(scale: Tensor) -> Tensor:
+    half = scale.half()
+    if not bool(half.isfinite().all()):
+        raise ValueError(f"weight: its largest scale, {scale.abs().max().item():g}, is beyond float16")
+    return half
+
+
+def _packed(values: Tensor) -> Tensor:
+    """(features, k / 2) bytes of (features, k) values from -8 to 7."""
+    features, k = values.shape
+    blocks = (values + 8.0).to(torch.uint8).view(features, k // 32, 2, 16)
+    return (blocks[:, :, 0] | blocks[:, :, 1] << 4).view(features, k // 2)
