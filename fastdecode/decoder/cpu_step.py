@@ -31,8 +31,8 @@ class CpuStep:
 
     ``dtype``: of keys and values, and of matrices that are not small. It reads matrices in place, so a change of their
     values takes effect. Make a new `CpuStep` after replacing a matrix (``model.to``), or after changing a norm or bias
-    that is not float32. ``ValueError`` if the environment variable FASTDECODE_CPU_ISA names an instruction set that this
-    machine lacks.
+    that is not float32. ``ValueError`` if the environment variable FASTDECODE_CPU_ISA names an instruction set that
+    this machine lacks.
     """
 
     def __init__(self, inner: Any, swin: bool, dtype: torch.dtype) -> None:

@@ -76,12 +76,12 @@ class Decoder(BaseDecoder):
         self.logits_buffer: Tensor | None = None
         self._plain_embed = plain(self.embed, nn.Embedding)
         self._plain_head = plain_linear(self.head) and self.head.bias is None
-        self._head_of_bytes: ops.Matrix | None = None
+        self._small_matrix: ops.Matrix | None = None
         self._fast_step: CpuStep | TritonStep | None = None
         if unsupported_reason(model) is None:
             self._fast_step = CpuStep(inner, self.swin, self.dtype)
             if self._small_head(unsupported_small):
-                self._head_of_bytes = ops.Matrix(small_of(self.head.weight))
+                self._small_matrix = ops.Matrix(small_of(self.head.weight))
         elif self.device.type == "cuda" and unsupported_by_triton(model) is None:
             self._take_steps_by(TritonStep(inner, self.swin))
             if self.uncaptured_reason is None:
@@ -113,14 +113,14 @@ class Decoder(BaseDecoder):
             return "the rotation of a token depends on how many tokens there are"
         if not self._plain_embed:
             return "embed_tokens is not a plain nn.Embedding, or has hooks"
-        if not self._plain_head and self._head_of_bytes is None:
+        if not self._plain_head and self._small_matrix is None:
             return "lm_head is not a plain nn.Linear without a bias, or has hooks"
         return None
 
     def _take_steps_by(self, step: TritonStep) -> None:
         self._fast_step = step
         if self._small_head(lambda weight: unsupported_bytes(weight, self.device.type)):
-            self._head_of_bytes = matrix_of(self.head)
+            self._small_matrix = matrix_of(self.head)
 
     def _small_head(self, unsupported: Callable[[Any], str | None]) -> bool:
         """Whether the head is of small weights that the step reads."""
@@ -279,8 +279,8 @@ class Decoder(BaseDecoder):
     def beside_layers(self) -> list[tuple[nn.Module, int, torch.dtype]]:
         """The other modules that `layers_of_step` and `logits` read, with address and dtype of their weights."""
         rotary = self.model.model.rotary_emb
-        head = self._head_of_bytes or ops.Matrix(self.head.weight)
-        read = ((self.embed, self.embed.weight), (self.head, head.weight), (rotary, rotary.inv_freq))
+        head = self._small_matrix or ops.Matrix(self.head.weight)
+        read = ((self.embed, self.embed.weight), (self.head, head.weight.data), (rotary, rotary.inv_freq))
         return [(module, tensor.data_ptr(), tensor.dtype) for module, tensor in read]
 
     def stand_in_for(self, other: Decoder) -> bool:
@@ -296,14 +296,12 @@ class Decoder(BaseDecoder):
         tokens in their [lo, hi) are computed; the rest of the result is undefined and must not be read. The next call
         may overwrite the result.
         """
-        matrix, fused = self._head_of_bytes, self._fast_step
-        if matrix is None:
-            if not self._plain_head:
-                whole: Tensor = self.head(hidden.to(self.dtype))
-                return whole
-            matrix = ops.Matrix(self.head.weight)
-            fused = fused if plain_tensor(matrix.weight, self.device.type) else None
-        weight = matrix.weight
+        matrix = self._small_matrix
+        if matrix is None and not self._plain_head:
+            whole: Tensor = self.head(hidden.to(self.dtype))
+            return whole
+        weight: Tensor = self.head.weight
+        fused = self._fast_step if matrix is not None or plain_tensor(weight, self.device.type) else None
         if fused is None:
             hidden = hidden.to(weight.dtype)
             if spans is None:
@@ -315,8 +313,7 @@ class Decoder(BaseDecoder):
         out = self.logits_buffer[: len(hidden)]
         for lo, hi in spans or ((0, vocab),):
             if fused is not None:
-                rows = ops.Matrix(weight[lo:hi], None, None if matrix.scale is None else matrix.scale[lo:hi])
-                fused.head(rows, hidden, out[:, lo:hi])
+                fused.head((matrix or ops.Matrix(weight)).rows(lo, hi), hidden, out[:, lo:hi])
             else:
                 out[:, lo:hi] = F.linear(hidden, weight[lo:hi])
         return out

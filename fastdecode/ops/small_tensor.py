@@ -21,8 +21,8 @@ class SmallTensor(Tensor):
     """A matrix of small weights in the place of a module's weight, as a tensor of ``dtype``; no gradients.
 
     `F.linear` and `F.embedding` on it run our kernels. Any other operation runs on its values in ``dtype``, and so
-    makes an ordinary tensor, except a copy or a move to another device or dtype. It cannot be saved: save the checkpoint
-    that it was made from.
+    makes an ordinary tensor, except a copy or a move to another device or dtype. It cannot be saved: save the
+    checkpoint that it was made from.
     """
 
     small: SmallWeights
@@ -55,21 +55,21 @@ class SmallTensor(Tensor):
         return super().__torch_function__(function, types, args, kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         first = args[0] if args else None
         if isinstance(first, SmallTensor):
-            if function is _aten.detach.default:
+            if func is _aten.detach.default:
                 return SmallTensor(first.small, first.dtype)
-            if function is _aten.clone.default:
+            if func is _aten.clone.default:
                 return SmallTensor(first.small.to(first.device, copy=True), first.dtype)
-            if function is _aten._to_copy.default:
+            if func is _aten._to_copy.default:
                 dtype = kwargs.get("dtype") or first.dtype
                 device = kwargs.get("device") or first.device
                 if dtype.is_floating_point:
                     return SmallTensor(first.small.to(device, copy=True), dtype)
         args, kwargs = pytree.tree_map(_unpacked, (args, kwargs))
-        return function(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 def _unpacked(value: Any) -> Any:

@@ -15,3 +15,8 @@ class Matrix(NamedTuple):
     weight: Tensor | SmallWeights
     bias: Tensor | None = None
     scale: Tensor | None = None
+
+    def rows(self, lo: int, hi: int) -> Matrix:
+        """The features [lo, hi), without copying them."""
+        bias, scale = (None if part is None else part[lo:hi] for part in (self.bias, self.scale))
+        return Matrix(self.weight[lo:hi], bias, scale)
