@@ -95,6 +95,8 @@ def check_stored(
         which = "float32, bfloat16 or float16"
         if len(dtypes) > len(FLOAT_DTYPES):
             which = "float32, bfloat16, float16, int8 or float8_e4m3fn"
+        elif len(dtypes) == 1:
+            which = str(*dtypes)
         raise ValueError(f"{name}.dtype = {value.dtype}: must be {which}")
     if value.device != device:
         raise ValueError(f"{name}.device = {value.device}: must be {device}, as for {like}")

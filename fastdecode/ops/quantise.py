@@ -28,16 +28,20 @@ def quantise(weight: Tensor, type: str = "int8", *, group: int = 32, symmetric: 
     int8 and q8_0: largest magnitude / 127. int4 and q4_0: of a few scales, the one with the least squared error.
     ``ValueError`` names what is wrong; also for infinity or NaN, and for weights too large for a scale in float16.
     """
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"weight: must be a tensor, got {weight.__class__.__name__}")
     weight = check_stored("weight", weight, "features, k", weight.device, "weight")
-    if type not in SMALL_TYPES:
+    if not isinstance(type, str) or type not in SMALL_TYPES:
         raise ValueError(f"type = {type!r}: must be one of {', '.join(SMALL_TYPES)}")
     features, k = weight.shape
     group = whole_number("group", group) if type == "int4" else SMALL_TYPES[type].block
-    if type != "int8" and (k == 0 or k % 32):
+    if k == 0:
+        raise ValueError(f"weight.shape = {features, k}: k must be at least 1")
+    if type != "int8" and k % 32:
         raise ValueError(f"weight.shape = {features, k}: k must be a multiple of 32 for {type} weights")
     if type == "int4" and group != 32 and (group < 64 or group % 64):
         raise ValueError(f"group = {group}: must be 32 or a multiple of 64")
-    step = max(1, _PART // max(k, 1))
+    step = max(1, _PART // k)
     parts = [_part(weight[i : i + step].float(), type, group, symmetric) for i in range(0, max(features, 1), step)]
     data, scale, offset = (
         None if column[0] is None else torch.cat(column)  # type: ignore[arg-type]
@@ -56,20 +60,23 @@ def _part(weight: Tensor, type: str, group: int, symmetric: bool) -> tuple[Tenso
         return _divided(weight, scale[:, None]).clamp_(-127, 127).to(torch.int8), scale, None
     features, k = weight.shape
     if type == "q8_0":
-        blocks = weight.view(features, -1, 32)
+        blocks = weight.view(features, k // 32, 32)
         half = _float16(blocks.abs().amax(-1, keepdim=True) / 127.0)
         data = _divided(blocks, half.float()).clamp_(-127, 127).to(torch.int8)
-        return torch.cat((half.view(torch.uint8), data.view(torch.uint8)), -1).view(features, -1), None, None
+        return torch.cat((half.view(torch.uint8), data.view(torch.uint8)), -1).flatten(1), None, None
     size = group if type == "int4" else 32
-    grouped = torch.nn.functional.pad(weight, (0, -k % size)).view(features, -1, size)
-    if type == "int4" and not symmetric:
+    offsets = type == "int4" and not symmetric
+    # The last group is filled up so that its range does not grow, or with what takes no part in the error.
+    filling = weight[:, -1:] if offsets else weight.new_zeros(features, 1)
+    grouped = torch.cat((weight, filling.expand(features, -k % size)), 1).view(features, -(-k // size), size)
+    if offsets:
         return _with_offset(grouped, k)
     best, half = _best(grouped)
-    data = _packed(best.view(features, -1)[:, :k])
+    data = _packed(best.flatten(1)[:, :k])
     if type == "int4":
         return data, half.squeeze(-1), None
-    blocks = data.view(features, -1, 16)
-    return torch.cat((half.view(torch.uint8), blocks), -1).view(features, -1), None, None
+    blocks = data.view(features, k // 32, 16)
+    return torch.cat((half.view(torch.uint8), blocks), -1).flatten(1), None, None
 
 
 def _best(grouped: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,7 +104,7 @@ def _with_offset(grouped: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     half = _float16((high - low) / 15.0)
     values = _divided(grouped - low, half.float()).clamp_(0, 15) - 8.0
     offset = low + 8.0 * half.float()
-    return _packed(values.view(len(grouped), -1)[:, :k]), half.squeeze(-1), offset.squeeze(-1)
+    return _packed(values.flatten(1)[:, :k]), half.squeeze(-1), offset.squeeze(-1)
 
 
 def _divided(values: Tensor, scale: Tensor) -> Tensor:

@@ -21,14 +21,16 @@ class SmallTensor(Tensor):
     """A matrix of small weights in the place of a module's weight, as a tensor of ``dtype``; no gradients.
 
     `F.linear` and `F.embedding` on it run our kernels. Any other operation runs on its values in ``dtype``, and so
-    makes an ordinary tensor, except a copy or a move to another device or dtype. It cannot be saved: save the
-    checkpoint that it was made from.
+    makes an ordinary tensor, except a copy or a move to another device or dtype. It cannot be changed in place
+    (``ValueError``), nor saved: save the checkpoint that it was made from.
     """
 
     small: SmallWeights
 
     @staticmethod
     def __new__(cls, small: SmallWeights, dtype: torch.dtype = torch.float32) -> SmallTensor:
+        if not dtype.is_floating_point:
+            raise ValueError(f"dtype = {dtype}: must be a floating-point dtype")
         made: SmallTensor = Tensor._make_wrapper_subclass(cls, small.shape, dtype=dtype, device=small.data.device)
         made.small = small
         return made
@@ -39,6 +41,9 @@ class SmallTensor(Tensor):
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise ValueError(f"weights of {self.small.type} cannot be saved: save the checkpoint that they were made from")
 
+    def share_memory_(self) -> SmallTensor:
+        raise ValueError(f"weights of {self.small.type} cannot be shared between processes")
+
     def values(self) -> Tensor:
         """The weights as an ordinary tensor of the dtype."""
         return self.small.values().to(self.dtype)
@@ -48,11 +53,12 @@ class SmallTensor(Tensor):
         cls, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if function is F.linear and isinstance(kwargs.get("weight", args[1] if len(args) > 1 else None), SmallTensor):
+        if function is F.linear and isinstance(_second(args, kwargs), SmallTensor):
             return _linear(*args, **kwargs)
-        if function is F.embedding and len(args) > 1 and isinstance(args[1], SmallTensor):
+        if function is F.embedding and isinstance(_second(args, kwargs), SmallTensor):
             return _embedding(*args, **kwargs)
-        return super().__torch_function__(function, types, args, kwargs)
+        with torch._C.DisableTorchFunctionSubclass():  # results are no SmallTensors, but for those made below
+            return function(*args, **kwargs)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -68,20 +74,45 @@ class SmallTensor(Tensor):
                 device = kwargs.get("device") or first.device
                 if dtype.is_floating_point:
                     return SmallTensor(first.small.to(device, copy=True), dtype)
+        for changed in _changed(func, args, kwargs):
+            if isinstance(changed, SmallTensor):
+                raise ValueError(f"weights of {changed.small.type} cannot be changed in place, as {func} would")
         args, kwargs = pytree.tree_map(_unpacked, (args, kwargs))
         return func(*args, **kwargs)
+
+
+def _second(args: Any, kwargs: dict[str, Any]) -> Any:
+    """The weight of `F.linear` and `F.embedding`."""
+    return args[1] if len(args) > 1 else kwargs.get("weight")
+
+
+def _changed(func: Any, args: Any, kwargs: dict[str, Any]) -> list[Any]:
+    """The arguments that an operation writes to."""
+    if not func._schema.is_mutable:
+        return []
+    given = {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)} | kwargs
+    return pytree.tree_leaves([given.get(a.name) for a in func._schema.arguments if a.is_write])
 
 
 def _unpacked(value: Any) -> Any:
     return value.values() if isinstance(value, SmallTensor) else value
 
 
-def _linear(x: Tensor, weight: SmallTensor, bias: Tensor | None = None) -> Tensor:
-    flat = x.detach().reshape(-1, x.shape[-1]).float()
-    out = linear(flat, weight.small, None if bias is None else bias.detach().float())
+def _linear(input: Tensor, weight: SmallTensor, bias: Tensor | None = None) -> Tensor:
+    x = _unpacked(input).detach()
+    out = linear(x.reshape(-1, x.shape[-1]).float(), weight.small, None if bias is None else bias.detach().float())
     return out.view(*x.shape[:-1], len(weight.small)).to(x.dtype)
 
 
-def _embedding(tokens: Tensor, weight: SmallTensor, *rest: Any, **options: Any) -> Tensor:
-    flat = embed(tokens.reshape(-1).long(), weight.small)
-    return flat.view(*tokens.shape, weight.shape[1]).to(weight.dtype)
+def _embedding(
+    input: Tensor,
+    weight: SmallTensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    *of_gradients: Any,
+    **more_of_gradients: Any,
+) -> Tensor:
+    if max_norm is not None:
+        raise ValueError(f"max_norm = {max_norm}: must be None for weights of {weight.small.type}, which never change")
+    flat = embed(input.reshape(-1).long(), weight.small)
+    return flat.view(*input.shape, weight.shape[1]).to(weight.dtype)

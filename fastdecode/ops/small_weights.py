@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdecode.ops.checks import check_stored, check_tensor
+from fastdecode.ops.scalars import whole_number
 
 
 class SmallType(NamedTuple):
@@ -53,11 +54,16 @@ class SmallWeights:
     group: int = 0
 
     def __post_init__(self) -> None:
-        if self.type not in SMALL_TYPES:
+        if not isinstance(self.type, str) or self.type not in SMALL_TYPES:
             raise ValueError(f"type = {self.type!r}: must be one of {', '.join(SMALL_TYPES)}")
         _, block, size = SMALL_TYPES[self.type]
+        object.__setattr__(self, "k", whole_number("k", self.k))
+        object.__setattr__(self, "group", whole_number("group", self.group))
         if self.k < 1 or self.k % block:
-            raise ValueError(f"k = {self.k}: must be a multiple of {block} for {self.type} weights")
+            rule = "at least 1" if block == 1 else f"a multiple of {block} for {self.type} weights"
+            raise ValueError(f"k = {self.k}: must be {rule}")
+        if not isinstance(self.data, Tensor):
+            raise ValueError(f"data: must be a tensor, got {type(self.data).__name__}")
         dtype = torch.int8 if self.type == "int8" else torch.uint8
         check_stored("data", self.data, "features, bytes", self.data.device, "data", (dtype,))
         if self.data.shape[1] != self.k // block * size:
@@ -129,11 +135,11 @@ class SmallWeights:
             return self.data.float() * self.scale[:, None]
         if self.type == "int4":
             assert self.scale is not None
-            halves = _halves(self.data.view(features, -1, 16)).view(features, self.k)
+            halves = _halves(self.data.view(features, self.k // 32, 16)).view(features, self.k)
             number = torch.arange(self.k, device=self.data.device) // self.group
             values = halves * self.scale.float()[:, number]
             return values if self.offset is None else values + self.offset[:, number]
-        blocks = self.data.view(features, -1, SMALL_TYPES[self.type].bytes)
+        blocks = self.data.view(features, self.k // 32, SMALL_TYPES[self.type].bytes)
         scale = blocks[..., :2].contiguous().view(torch.float16).float()
         whole = blocks[..., 2:].contiguous()
         values = whole.view(torch.int8).float() if self.type == "q8_0" else _halves(whole)
@@ -153,10 +159,10 @@ def round_to_int8(x: Tensor) -> Tensor:
     NaN becomes NaN.
     """
     rows, k = x.shape
-    blocks = torch.nn.functional.pad(x, (0, -k % 64)).view(rows, -1, 64)
+    blocks = torch.nn.functional.pad(x, (0, -k % 64)).view(rows, -(-k // 64), 64)
     most = blocks.abs().amax(-1, keepdim=True)
     zero, broken = most < 2.0**-100, ~most.isfinite()
-    factor = torch.where(zero, 0.0, 127.0 / most)
+    factor = torch.where(zero, 0.0, torch.full_like(most, 127.0) / most)  # 127.0 / most is rounded twice
     rounded = (blocks * factor).round() * (most / 127.0)
     rounded = torch.where(zero, 0.0, torch.where(broken, torch.nan, rounded))
-    return rounded.reshape(rows, -1)[:, :k]
+    return rounded.flatten(1)[:, :k]

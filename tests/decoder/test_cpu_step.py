@@ -309,7 +309,7 @@ def test_what_is_not_plain_takes_pytorchs_operations(change, reason: str):
 def test_matrices_of_several_dtypes():
     model = tiny_model(6)
     mlp(model).up_proj.bfloat16()
-    assert unsupported_reason(model) == "layers.1: mlp.up_proj.weight is bfloat16 on cpu, not float32 as the first"
+    assert unsupported_reason(model) == "layers.1: mlp.up_proj.weight is bfloat16 on cpu, not float32 as the embeddings"
 
 
 @pytest.mark.parametrize("change", ["hook", "expanded", "kept"])
@@ -449,10 +449,10 @@ def test_the_library_checks_its_arguments():
     ]:
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             step((*{**good, **change}.values(),))
-    nulls = torch.zeros(22, dtype=torch.int64)
+    nulls = torch.zeros(23, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"layers\[0\]\.q = NULL: must not be"):
         step((*{**good, "layers": nulls.data_ptr(), "layer_count": 1}.values(),))
     with pytest.raises(ValueError, match="out_stride = 3"):
-        core().linear(0, 0, 0, 0, 1, 4, 4, 0, 3, 1)
+        core().linear(0, 0, 0, 0, 0, 0, 0, 1, 4, 4, 0, 3, 1)
     with pytest.raises(ValueError, match="weight = NULL: must not be"):
-        core().linear(0, 0, 0, 0, 1, 4, 4, 0, 4, 1)
+        core().linear(0, 0, 0, 0, 0, 0, 0, 1, 4, 4, 0, 4, 1)

@@ -1,0 +1,324 @@
+"""Weights of 8 and 4 bits in the CPU kernels, against float64, and what `SmallWeights` and `round_to_int8` say."""
+
+import re
+
+import pytest
+import torch
+from isas import DECODE_ISAS, assert_runs_with, each
+from small_cases import KINDS, assert_close, decoded, product, small, with_scales, with_values
+
+from fastdecode.ops import Matrix, SmallWeights, embed, joint_linear, last_backend, linear, round_to_int8
+from fastdecode.ops.backends import core
+from fastdecode.ops.pointers import address, stored
+
+LENGTHS = (32, 64, 96, 160, 2080)
+ODD_LENGTHS = (1, 3, 15, 31, 33, 63, 65, 127, 129, 191)  # of int8 only
+FEATURES = (1, 2, 3, 4, 5, 7, 8, 13)
+ROWS = (0, 1, 2, 3, 4, 5, 7, 16, 33)
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def lengths_of(kind: str) -> tuple[int, ...]:
+    return LENGTHS + ODD_LENGTHS if kind == "int8" else LENGTHS
+
+
+def by_library(x: torch.Tensor, weights: SmallWeights, bias: torch.Tensor | None, stride: int, threads: int):
+    """The C function, whose rows of results are ``stride`` apart, on poisoned memory (rows, stride)."""
+    out = torch.full((len(x), stride), torch.nan)
+    core().linear(*stored(weights), address(bias), address(x), *x.shape, len(weights), address(out), stride, threads)
+    return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_are_those_of_the_header(kind: str):
+    for k in (32, 96, 160) if kind != "int8" else (1, 33, 96):
+        weights = small(kind, 5, k, seed=k)
+        scaled, offset = (torch.from_numpy(part) for part in decoded(weights))
+        values = weights.values()
+        assert values.dtype == torch.float32
+        assert torch.equal(values, scaled.float() + offset.float())
+        assert weights.shape == values.shape == (5, k)
+        assert torch.equal(weights[1:3].values(), values[1:3])
+        assert torch.equal(weights.of(torch.tensor([4, 0, 4])).values(), values[[4, 0, 4]])
+        assert weights[2:2].values().shape == (0, k)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_linear(kind: str):
+    for k in lengths_of(kind):
+        weights, bias = small(kind, 13, k, seed=k), randn(13, seed=1)
+        x = randn(max(ROWS), k, seed=k)
+        exact, size = product(x, weights, bias)
+        for rows in ROWS if k <= 160 else (1, 4, 5):
+            got = linear(x[:rows], weights, bias)
+            assert last_backend() == "cpu"
+            assert_close(got, exact[:rows], size[:rows])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_number_of_features(kind: str):
+    for k in (32, 160):
+        weights, x = small(kind, 13, k, seed=2), randn(5, k)
+        exact, size = product(x, weights)
+        for features in FEATURES:
+            assert_close(linear(x, weights[:features]), exact[:, :features], size[:, :features])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_has_the_same_bits_alone_in_any_batch_and_on_any_threads(kind: str):
+    for k in (32, 96, 2080) if kind != "int8" else (33, 96, 2080):
+        weights, x, bias = small(kind, 300, k, seed=k), randn(33, k), randn(300, seed=1)
+        together = linear(x, weights, bias)
+        for r in range(33):
+            assert torch.equal(linear(x[r : r + 1], weights, bias), together[r : r + 1])
+        for rows in ROWS[1:]:
+            assert torch.equal(linear(x[-rows:], weights, bias), together[-rows:])
+        for threads in (1, 2, 3, 7):
+            wide = by_library(x, weights, bias, 305, threads)
+            assert torch.equal(wide[:, :300], together)
+            assert wide[:, 300:].isnan().all()
+        for first in (1, 2, 5, 7):  # features that lie elsewhere in a tile
+            assert torch.equal(linear(x, weights[first:], bias[first:]), together[:, first:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bias_is_added_to_the_same_sum(kind: str):
+    weights, x, bias = small(kind, 7, 96), randn(5, 96), randn(7, seed=3)
+    assert torch.equal(linear(x, weights, bias), linear(x, weights) + bias)
+
+
+def test_matrices_of_several_types_side_by_side():
+    x = randn(5, 96)
+    matrices = [Matrix(small(kind, 3 + i, 96, seed=i), randn(3 + i)) for i, kind in enumerate(KINDS)]
+    matrices += [Matrix(randn(4, 96).to(dtype)) for dtype in (torch.float32, torch.bfloat16, torch.float16)]
+    alone = [linear(x, *matrix) for matrix in matrices]
+    assert torch.equal(joint_linear(x, matrices), torch.cat(alone, 1))
+
+
+# --- extreme values
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("byte", [0x00, 0x7F, 0x80, 0x81, 0xFF, 0x0F, 0xF0])
+def test_extreme_weights_are_summed_exactly(kind: str, byte: int):
+    """With x of ±127 times one factor no product of two pairs may saturate 16 bits."""
+    weights = with_values(small(kind, 5, 192), byte)
+    for x in (torch.ones(3, 192), -torch.ones(3, 192), randn(3, 192).sign() * 127.0):
+        assert_close(linear(x, weights), *product(x, weights))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", [0.0, 6e-8, 1e-6, -0.5, 65504.0])
+def test_extreme_scales(kind: str, scale: float):
+    weights = with_scales(small(kind, 5, 96), scale)
+    x = randn(3, 96)
+    got = linear(x, weights)
+    assert_close(got, *product(x, weights))
+    if scale == 0.0 and weights.offset is None:
+        assert not got.any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -float("inf")])
+def test_scales_that_are_no_numbers_stay_in_their_feature(kind: str, scale: float):
+    good, x = small(kind, 9, 96), randn(5, 96)
+    bad = with_scales(good, scale)
+    parts = [
+        None if part is None else torch.cat((part[:3], other[3:4], part[4:]))
+        for part, other in zip((good.data, good.scale, good.offset), (bad.data, bad.scale, bad.offset), strict=True)
+    ]
+    got, expected = linear(x, SmallWeights(good.type, good.k, *parts, good.group)), linear(x, good)
+    others = [f for f in range(9) if f != 3]
+    assert torch.equal(got[:, others], expected[:, others])
+    assert not got[:, 3].isfinite().any()
+
+
+def test_a_subnormal_scale_of_int8():
+    weights = with_scales(small("int8", 4, 64), 1e-40)
+    x = randn(2, 64) * 1e5
+    exact, size = product(x, weights)
+    assert ((linear(x, weights).double() - exact).abs() <= 2e-6 * size + 2e-45).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_extreme_x(kind: str):
+    weights = with_scales(small(kind, 5, 160, seed=1), 2.0**-8)
+    if weights.offset is not None:
+        weights.offset.mul_(2.0**-8)
+    for size in (1e-38, 1e-30, 1e-20, 1e20, 1e30, 1e34):
+        x = randn(3, 160) * size
+        assert_close(linear(x, weights), *product(x, weights))
+    for zero in (torch.zeros(3, 160), -torch.zeros(3, 160), torch.full((3, 160), 2.0**-101)):
+        assert not linear(zero, weights).any()
+    assert linear(torch.full((3, 160), 2.0**-100), weights).any()
+    # Blocks of very different magnitudes have factors of their own.
+    x = randn(3, 160) * torch.tensor([1e-20] * 64 + [1.0] * 64 + [1e-9] * 32)
+    assert_close(linear(x, weights), *product(x, weights))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_x_that_is_no_number_stays_in_its_row(kind: str, value: float):
+    weights, good = small(kind, 9, 160), randn(9, 160)
+    expected = linear(good, weights)
+    for row, place in ((0, 0), (3, 63), (8, 159), (4, 100)):
+        x = good.clone()
+        x[row, place] = value
+        got = linear(x, weights)
+        assert got[row].isnan().all()
+        others = [r for r in range(9) if r != row]
+        assert torch.equal(got[others], expected[others])
+    zeros = with_scales(with_values(weights, 0x88 if weights.type[-2:] != "_0" else 0), 0.0)
+    x = torch.full((2, 160), value)
+    assert linear(x, zeros).isnan().all()
+
+
+# --- rounding
+
+
+def test_rounding_is_that_of_the_kernels():
+    """Through a unit matrix: a value is a whole number times its block's factor."""
+    unit = SmallWeights("int8", 100, torch.eye(100, dtype=torch.int8), torch.ones(100))
+    magnitude = 10.0 ** torch.empty(20_000, 1).uniform_(-31, 30, generator=torch.Generator().manual_seed(0))
+    x = randn(20_000, 100) * magnitude
+    x[:100] = torch.arange(100) * 0.5  # many ties
+    assert torch.equal(linear(x, unit), round_to_int8(x))
+
+
+def test_rounding():
+    x = torch.zeros(1, 70)
+    x[0, :5] = torch.tensor([127.0, 0.5, 1.5, -2.5, 126.5])
+    x[0, 64:] = torch.tensor([1.0, 0.004, -1.0, 0.0039, 0.5, 2.0 / 127])
+    rounded = round_to_int8(x)
+    assert rounded[0, :5].tolist() == [127.0, 0.0, 2.0, -2.0, 126.0]
+    assert torch.allclose(rounded[0, 64:] * 127, torch.tensor([127.0, 1.0, -127.0, 0.0, 64.0, 2.0]))
+    x = randn(50, 130)
+    factor = torch.nn.functional.pad(x, (0, 62)).view(50, 3, 64).abs().amax(-1) / 127
+    error = (round_to_int8(x) - x).abs()
+    assert (error <= 0.5001 * factor.repeat_interleave(64, 1)[:, :130]).all()
+    tiny = torch.tensor([[2.0**-101, -(2.0**-101)]])
+    assert not round_to_int8(tiny).any()
+    broken = torch.ones(2, 70)
+    broken[0, 3], broken[1, 69] = torch.inf, torch.nan
+    assert round_to_int8(broken).isnan().tolist() == [[True] * 64 + [False] * 6, [False] * 64 + [True] * 6]
+    assert round_to_int8(torch.zeros(0, 5)).shape == (0, 5)
+
+
+# --- embeddings
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_embed(kind: str, backend: str):
+    for k in (32, 160) if kind != "int8" else (1, 37, 160):
+        weights = small(kind, 9, k, seed=k)
+        tokens = torch.tensor([8, 0, 3, 3, 1])
+        got = embed(tokens, weights, backend=backend)
+        assert last_backend() == backend
+        assert torch.equal(got, weights.values()[tokens])
+        assert embed(tokens[:0], weights, backend=backend).shape == (0, k)
+        with pytest.raises(ValueError, match=r"^tokens\[1\] = 9: must be a token in \[0, 9\)$"):
+            embed(torch.tensor([0, 9]), weights, backend=backend)
+
+
+# --- the other backend, and what is refused
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_reference_does_not_round_x(kind: str):
+    weights, x, bias = small(kind, 5, 96), randn(3, 96), randn(5)
+    got = linear(x, weights, bias, backend="reference")
+    assert last_backend() == "reference"
+    exact = x.double() @ weights.values().double().T + bias
+    assert (got - exact).abs().max() <= 1e-5 * exact.abs().max()
+
+
+def test_copies_and_slices_keep_their_kind():
+    weights = small("int4 with offsets", 6, 64)
+    copy = weights.to("cpu", copy=True)
+    copy.data.zero_()
+    assert copy.scale is not weights.scale
+    assert weights.data.any()
+    assert weights.to("cpu").data is weights.data
+    assert weights[1:4].data.data_ptr() == weights.data[1:].data_ptr()
+    assert weights.nbytes == 6 * (32 + 2 * 2 + 2 * 4)
+    assert len(weights) == 6
+
+
+U8, HALF = torch.uint8, torch.float16
+WRONG = [
+    ({"type": "int2"}, "type = 'int2': must be one of int8, int4, q8_0, q4_0"),
+    ({"type": ["int4"]}, "type = ['int4']: must be one of int8, int4, q8_0, q4_0"),
+    ({"k": 0}, "k = 0: must be a multiple of 32 for int4 weights"),
+    ({"k": 33}, "k = 33: must be a multiple of 32 for int4 weights"),
+    ({"k": -32}, "k = -32: must be a multiple of 32 for int4 weights"),
+    ({"k": 64.0}, "k = 64.0: must be a whole number"),
+    ({"data": [[1]]}, "data: must be a tensor, got list"),
+    ({"data": torch.zeros(3, 32)}, "data.dtype = torch.float32: must be torch.uint8"),
+    ({"data": torch.zeros(3, 31, dtype=U8)}, "data.shape = (3, 31): must be (features, 32) for k = 64 of int4"),
+    ({"data": torch.zeros(32, dtype=U8)}, "data.shape = (32,): must be (features, bytes)"),
+    ({"data": torch.zeros(32, 3, dtype=U8).t()}, "data: must be dense, as .contiguous() makes it"),
+    ({"scale": None}, "scale = None: must be (3, 2) torch.float16 for int4 weights"),
+    ({"scale": torch.ones(3, 2)}, "scale.dtype = torch.float32: must be torch.float16"),
+    ({"scale": torch.ones(3, 1, dtype=HALF)}, "scale.shape = (3, 1): must be (3, 2)"),
+    ({"offset": torch.ones(2, 2)}, "offset.shape = (2, 2): must be (3, 2)"),
+    ({"offset": torch.ones(3, 2, dtype=HALF)}, "offset.dtype = torch.float16: must be torch.float32"),
+    ({"group": 0}, "group = 0: must be 32 or a multiple of 64 for int4 weights"),
+    ({"group": 96}, "group = 96: must be 32 or a multiple of 64 for int4 weights"),
+    ({"group": -64}, "group = -64: must be 32 or a multiple of 64 for int4 weights"),
+    ({"group": 32.0}, "group = 32.0: must be a whole number"),
+    ({"type": "q4_0", "data": torch.zeros(3, 36, dtype=U8)}, "group and offset: are for int4 weights, not for q4_0"),
+    (
+        {"type": "q4_0", "data": torch.zeros(3, 36, dtype=U8), "group": 0},
+        "scale: must be None for q4_0 weights, whose blocks hold theirs",
+    ),
+    (
+        {"type": "int8", "k": 0, "data": torch.zeros(3, 0, dtype=torch.int8), "group": 0},
+        "k = 0: must be at least 1",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG, ids=str)
+def test_what_is_no_small_weight(change: dict, message: str):
+    good = {"type": "int4", "k": 64, "data": torch.zeros(3, 32, dtype=U8), "scale": torch.ones(3, 2, dtype=HALF)}
+    good["group"] = 32
+    SmallWeights(**good)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        SmallWeights(**{**good, **change})
+
+
+def test_what_linear_and_embed_refuse():
+    weights, x = small("q8_0", 3, 64), torch.ones(2, 64)
+    tokens = torch.tensor([0])
+    for call, message in [
+        (lambda: linear(x[:, :63], weights), "weight.shape = (3, 64): must be (features, 63)"),
+        (lambda: linear(x, weights, torch.ones(4)), "bias.shape = (4,): must be (3,)"),
+        (lambda: linear(x, weights, None, torch.ones(3)), "scale: must be None for SmallWeights, which have theirs"),
+        (lambda: linear(x, weights.to("meta")), "weight.device = meta: must be cpu, as for x"),
+        (lambda: embed(tokens, weights.to("meta")), "weight.device = meta: must be cpu, as for tokens"),
+    ]:
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            call()
+
+
+@pytest.mark.parametrize("isa", each(DECODE_ISAS))
+def test_every_instruction_set(isa: str):
+    assert_runs_with(
+        isa,
+        "import test_small_weights as t\n"
+        "for kind in t.KINDS:\n"
+        "    t.test_linear(kind), t.test_every_number_of_features(kind), t.test_embed(kind, 'cpu')\n"
+        "    t.test_a_row_has_the_same_bits_alone_in_any_batch_and_on_any_threads(kind)\n"
+        "    t.test_extreme_x(kind), t.test_a_bias_is_added_to_the_same_sum(kind)\n"
+        "    for byte in (0, 127, 128, 129, 255, 15, 240): t.test_extreme_weights_are_summed_exactly(kind, byte)\n"
+        "    for scale in (0.0, 6e-8, 1e-6, -0.5, 65504.0): t.test_extreme_scales(kind, scale)\n"
+        "    for value in (float('nan'), float('inf'), -float('inf')):\n"
+        "        t.test_scales_that_are_no_numbers_stay_in_their_feature(kind, value)\n"
+        "        t.test_x_that_is_no_number_stays_in_its_row(kind, value)\n"
+        "t.test_rounding_is_that_of_the_kernels(), t.test_a_subnormal_scale_of_int8()\n"
+        "t.test_matrices_of_several_types_side_by_side()\n",
+    )
