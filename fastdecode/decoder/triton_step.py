@@ -47,7 +47,7 @@ def many_rows(x: Tensor, matrices: Sequence[ops.Matrix], product: Callable[..., 
     """`fastdecode.ops.joint_linear` in torch: rounds x to the weights' dtype, and sums in float32."""
     parts = []
     for weight, bias, _ in matrices:
-        part = product(x.to(weight.dtype), weight.t(), out_dtype=torch.float32)
+        part = product(x.to(weight.data.dtype), weight.data.t(), out_dtype=torch.float32)
         parts.append(part if bias is None else part + bias)
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
@@ -95,7 +95,7 @@ class TritonStep:
         read, copied = [], [self.norm]
         for layer in self.layers:
             for matrix in (*layer.qkv, layer.out, *layer.gate_up, layer.down):
-                read += [part for part in (matrix.weight, matrix.scale) if part is not None]
+                read += [part for part in (matrix.weight.data, matrix.scale) if part is not None]
                 copied += [] if matrix.bias is None else [matrix.bias]
             copied += [layer.norm_attention, layer.norm_mlp, *layer.head_norms.values()]
         return read, copied
@@ -115,7 +115,7 @@ class TritonStep:
 
     def _multiply(self, x: Tensor, *matrices: ops.Matrix) -> Tensor:
         """The products of ``x`` (rows, k) with the matrices, side by side."""
-        if x.is_cuda and len(x) > FEW_ROWS and all(m.weight.dtype in HALVES for m in matrices):
+        if x.is_cuda and len(x) > FEW_ROWS and all(m.weight.data.dtype in HALVES for m in matrices):
             return many_rows(x, matrices)
         return ops.joint_linear(x, matrices, backend=self.backend)
 

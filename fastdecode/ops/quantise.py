@@ -43,10 +43,7 @@ def quantise(weight: Tensor, type: str = "int8", *, group: int = 32, symmetric: 
         raise ValueError(f"group = {group}: must be 32 or a multiple of 64")
     step = max(1, _PART // k)
     parts = [_part(weight[i : i + step].float(), type, group, symmetric) for i in range(0, max(features, 1), step)]
-    data, scale, offset = (
-        None if column[0] is None else torch.cat(column)  # type: ignore[arg-type]
-        for column in zip(*parts, strict=True)
-    )
+    data, scale, offset = (None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True))
     assert data is not None
     return SmallWeights(type, k, data, scale, offset, group if type == "int4" else 0)
 
