@@ -35,7 +35,7 @@ class SmallTensor(Tensor):
         made.small = small
         return made
 
-    def __repr__(self, *, tensor_contents: Any = None) -> Any:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"SmallTensor({self.small.type}, {tuple(self.shape)}, {self.dtype}, device='{self.device}')"
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -144,15 +144,19 @@ def test_what_is_refused():
             call()
 
 
-def test_in_a_graph():
-    """int8 is one operation of a graph; of the others one sentence says that they are none."""
-    matrix, table = modules("int8")
+def test_in_a_graph(monkeypatch: pytest.MonkeyPatch):
+    """A product of int8 is one operation of it; of the others one sentence says that they are none."""
+    monkeypatch.undo()  # a graph cannot refer to the poisoned torch.empty
     torch._dynamo.reset()
-    assert torch.equal(torch.compile(matrix, backend="aot_eager")(X), matrix(X))
-    assert torch.equal(torch.compile(table, backend="aot_eager")(TOKENS), table(TOKENS))
-    matrix, table = modules("q4_0")
-    message = r"weight: a graph of torch cannot hold q4_0 weights; only those of int8"
-    with pytest.raises(Exception, match=message):
-        torch.compile(matrix, backend="aot_eager")(X)
-    assert torch.equal(torch.compile(table, backend="aot_eager")(TOKENS), table(TOKENS))
+    for kind in ("int8", "q4_0"):
+        matrix, table = modules(kind)
+        assert torch.equal(torch.compile(table, backend="aot_eager")(TOKENS), table(TOKENS))
+        if kind == "int8":
+            assert torch.equal(torch.compile(matrix, backend="aot_eager", fullgraph=True)(X), matrix(X))
+            assert torch.equal(torch.jit.trace(matrix, X)(X), matrix(X))
+            continue
+        message = "weight: a graph of torch cannot hold q4_0 weights; only those of int8"
+        for make in (lambda m: torch.compile(m, backend="aot_eager")(X), lambda m: torch.jit.trace(m, X)):
+            with pytest.raises(ValueError, match=f"^{message}"):
+                make(matrix)
     torch._dynamo.reset()
