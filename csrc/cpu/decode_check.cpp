@@ -162,7 +162,7 @@ fastdecode_result check_matrices(const fastdecode_decode_args& a, const fastdeco
                          {"hidden", a.hidden}, {"hidden", a.hidden},
                          {"inner", a.inner}};
   for (int m = 0; m < 7; ++m) {
-    char name[48];
+    char name[64];
     std::snprintf(name, sizeof name, "layers[%lld].weights[%d]", static_cast<long long>(i), m);
     CHECKED(check_weights(name, layer.weights + m, inputs[m].name, inputs[m].value, true));
   }

@@ -203,6 +203,7 @@ struct Plain {
   std::vector<float> out = std::vector<float>(kTwo * 8);
   int64_t rows = kTwo, n = 8, features = 8, stride = 8, vocab = 8;
   int32_t threads = 1, dtype = FASTDECODE_FLOAT32;
+  fastdecode_weights how = {FASTDECODE_WEIGHTS_INT8, 0, nullptr, nullptr};
 
   std::vector<Field> fields(std::initializer_list<Field> more) {
     std::vector<Field> all = {field("rows", Kind::kCount, rows),
@@ -220,6 +221,35 @@ void linear(Change& change) {
   change_and_call(change, fields, [&] {
     return fastdecode_linear(own.weight.data(), own.dtype, nullptr, own.x.data(), own.rows, own.n,
                              own.features, own.out.data(), own.stride, own.threads);
+  });
+}
+
+// Of small weights: int4, or int8 with sizes that are no multiples of 32.
+Field type_field(int32_t& at) {
+  Field type = field("how.type", Kind::kNumber, at);
+  type.instead = "weights";  // a group or a factor that another type must not have
+  return type;
+}
+
+void set_small(Change& change, Plain& own) {
+  own.how.scale = own.weight.data();
+  if (change.random.below(2) == 0) return;
+  own.n = 32;
+  own.features = own.stride = own.vocab = 2;
+  own.how = {FASTDECODE_WEIGHTS_INT4, 32, own.weight.data(), own.weight.data()};
+}
+
+void linear_of(Change& change) {
+  Plain own;
+  set_small(change, own);
+  const std::vector<float> x(64, 0.5f);
+  std::vector<Field> fields =
+      own.fields({field("k", Kind::kCount, own.n), field("features", Kind::kCount, own.features),
+                  field("out_stride", Kind::kStride, own.stride), type_field(own.how.type),
+                  field("how.group", Kind::kNumber, own.how.group)});
+  change_and_call(change, fields, [&] {
+    return fastdecode_linear_of(own.weight.data(), &own.how, nullptr, x.data(), own.rows, own.n,
+                                own.features, own.out.data(), own.stride, own.threads);
   });
 }
 
@@ -250,8 +280,23 @@ void embed(Change& change) {
   });
 }
 
-constexpr void (*kCalls[])(Change&) = {sample, advance, sample_advance, decode_step, rope_append,
-                                       attend, linear,  rms_norm,       swiglu,      embed};
+void embed_of(Change& change) {
+  Plain own;
+  set_small(change, own);
+  const std::vector<int64_t> tokens = {0, 1};
+  std::vector<float> out(64);
+  const std::vector<Field> fields = own.fields(
+      {field("hidden", Kind::kCount, own.n), field("vocab", Kind::kCount, own.vocab, "tokens["),
+       type_field(own.how.type), field("how.group", Kind::kNumber, own.how.group)});
+  change_and_call(change, fields, [&] {
+    return fastdecode_embed_of(tokens.data(), own.rows, own.weight.data(), &own.how, own.vocab,
+                               own.n, out.data(), own.threads);
+  });
+}
+
+constexpr void (*kCalls[])(Change&) = {sample,      advance, sample_advance, decode_step,
+                                       rope_append, attend,  linear,         rms_norm,
+                                       swiglu,      embed,   linear_of,      embed_of};
 
 // Two sizes of an array, and one that must not be smaller than one of them.
 struct Product {
@@ -277,6 +322,11 @@ constexpr Product kProducts[] = {{sample, "rows", "row_stride"},
                                  {linear, "features", "k", "out_stride"},
                                  {linear, "rows", "k"},
                                  {linear, "rows", "out_stride"},
+                                 {linear_of, "features", "k", "out_stride"},
+                                 {linear_of, "rows", "k"},
+                                 {linear_of, "rows", "out_stride"},
+                                 {embed_of, "vocab", "hidden"},
+                                 {embed_of, "rows", "hidden"},
                                  {rms_norm, "rows", "n"},
                                  {swiglu, "rows", "inner"},
                                  {embed, "vocab", "hidden"},

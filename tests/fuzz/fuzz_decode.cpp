@@ -4,7 +4,7 @@
 
 #include <memory>
 
-#include "values.h"
+#include "weights.h"
 
 namespace fuzz {
 namespace {
@@ -13,15 +13,16 @@ namespace {
 struct Model {
   fastdecode_decode_args args;
   std::vector<fastdecode_layer> layers;
-  std::vector<std::unique_ptr<Exact<uint8_t>>> weights;
+  std::vector<std::unique_ptr<Weights>> weights;
+  std::vector<std::unique_ptr<Exact<uint8_t>>> how;  // fastdecode_weights of each layer's matrices
   std::vector<std::unique_ptr<Exact<float>>> floats;
   Exact<float> norm, cos, sin, x;
   std::vector<int64_t> lengths, common;  // common: ids of a row that all such rows begin with
   uint64_t seed;
 
-  const void* keep(Exact<uint8_t> array) {
-    weights.push_back(std::make_unique<Exact<uint8_t>>(std::move(array)));
-    return weights.back()->get();
+  Weights& keep(Weights matrix) {
+    weights.push_back(std::make_unique<Weights>(std::move(matrix)));
+    return *weights.back();
   }
   const float* keep(Exact<float> array) {
     floats.push_back(std::make_unique<Exact<float>>(std::move(array)));
@@ -29,14 +30,29 @@ struct Model {
   }
 };
 
+// How a matrix with k inputs is stored: as the step says, or small where k allows it.
+Weights random_matrix(const Model& m, bool mixed, int64_t features, int64_t k, Random& random) {
+  constexpr int32_t kGroups[] = {32, 64, 128};
+  int32_t type = m.args.dtype;
+  if (mixed) type = static_cast<int32_t>(random.below(7));
+  if (k % block_of(type) != 0) type = FASTDECODE_WEIGHTS_INT8;
+  const int32_t group = type == FASTDECODE_WEIGHTS_INT4 ? kGroups[random.below(3)] : 0;
+  return random_weights(type, group, random.below(2) == 0, features, k, false, random);
+}
+
 void make_layers(Bytes& bytes, Model& m, Random& random) {
   const fastdecode_decode_args& a = m.args;
   const int64_t queries = a.heads * a.head_dim, kv = a.kv_heads * a.head_dim;
   const bool biased = bytes.one_in(2);
   const int64_t q_kind = bytes.in(0, 2), k_kind = bytes.in(0, 2);  // no norm, RMS, layer norm
   note(static_cast<uint64_t>(q_kind * 3 + k_kind));
+  const bool mixed = bytes.one_in(2);
+  note(static_cast<uint64_t>(mixed));
   for (int64_t i = 0; i < a.layer_count; ++i) {
     fastdecode_layer l = {};
+    m.how.push_back(std::make_unique<Exact<uint8_t>>(7 * int64_t{sizeof(fastdecode_weights)}));
+    fastdecode_weights* how = reinterpret_cast<fastdecode_weights*>(m.how.back()->get());
+    if (mixed) l.weights = how;
     const struct {
       const void** weight;
       const float** bias;
@@ -49,7 +65,9 @@ void make_layers(Bytes& bytes, Model& m, Random& random) {
                  {&l.up, &l.up_bias, a.inner, a.hidden},
                  {&l.down, &l.down_bias, a.hidden, a.inner}};
     for (const auto& part : parts) {
-      *part.weight = m.keep(stored(a.dtype, part.out * part.in, random));
+      Weights& matrix = m.keep(random_matrix(m, mixed, part.out, part.in, random));
+      *part.weight = matrix.data.get();
+      *how++ = how_of(matrix);
       if (biased) *part.bias = m.keep(filled(part.out, random));
     }
     l.norm_attention = m.keep(filled(a.hidden, random));
@@ -69,6 +87,10 @@ void make_model(Bytes& bytes, Model& m) {
   a.layer_count = bytes.in(0, 2);
   a.hidden = bytes.one_in(8) ? bytes.in(1, 300) : bytes.in(1, 40);
   a.inner = bytes.one_in(8) ? bytes.in(1, 300) : bytes.in(1, 40);
+  if (bytes.one_in(4)) {  // multiples of 32, which small weights need
+    a.hidden = (a.hidden + 31) / 32 * 32;
+    a.inner = (a.inner + 31) / 32 * 32;
+  }
   a.kv_heads = bytes.in(1, far ? 2 : 3);
   a.heads = a.kv_heads * bytes.in(1, 3);
   a.head_dim = 2 * (bytes.one_in(4) && !far ? bytes.in(1, 40) : bytes.in(1, 9));
@@ -349,8 +371,12 @@ void check_broken_step(Bytes& bytes, Model& m) {
   a.cos = m.cos.get();
   a.sin = m.sin.get();
   a.x = x.get();
-  const int64_t what = bytes.in(0, 16), last = a.rows - 1;
-  if ((what >= 11 && a.rows == 0) || ((what == 5 || what == 10) && m.layers.empty())) return;
+  const int64_t what = bytes.in(0, 17), last = a.rows - 1;
+  if ((what >= 11 && what < 17 && a.rows == 0) ||
+      ((what == 5 || what == 10 || what == 17) && m.layers.empty())) {
+    return;
+  }
+  fastdecode_weights how[7];
   bool broken = true;
   switch (what) {
     case 0:
@@ -408,6 +434,20 @@ void check_broken_step(Bytes& bytes, Model& m) {
     case 15:
       a.pages = bytes.of<int64_t>({-1, 0, INT64_MIN});
       break;
+    case 17: {
+      for (fastdecode_weights& one : how) one = {a.dtype, 0, nullptr, nullptr};
+      how[bytes.in(0, 6)] = bytes.of<fastdecode_weights>({{-1, 0, nullptr, nullptr},
+                                                          {7, 0, nullptr, nullptr},
+                                                          {0, 32, nullptr, nullptr},
+                                                          {3, 0, nullptr, nullptr},
+                                                          {3, 0, a.norm, a.norm},
+                                                          {4, 32, nullptr, nullptr},
+                                                          {4, 33, a.norm, nullptr},
+                                                          {5, 0, a.norm, nullptr},
+                                                          {6, 0, nullptr, a.norm}});
+      m.layers.back().weights = how;
+      break;
+    }
     default:
       a.hidden = bytes.of<int64_t>({0, -1, INT64_MIN});
   }

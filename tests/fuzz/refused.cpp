@@ -317,6 +317,88 @@ void overlapping_operations() {
       "out", "bias");
 }
 
+// How weights of 8 bits and less are stored, of a linear layer, of embeddings and of a step.
+void small_weights() {
+  Decoding own;
+  const int64_t token = 0;
+  float out[64];
+  const auto linear = [&](const fastdecode_weights* how, int64_t k = 32, float* to = nullptr) {
+    return fastdecode_linear_of(own.weights, how, nullptr, own.x, 1, k, 1, to ? to : out, 1, 1);
+  };
+  const auto embed = [&](const fastdecode_weights* how, int64_t hidden = 32, float* to = nullptr) {
+    return fastdecode_embed_of(&token, 1, own.weights, how, 1, hidden, to ? to : out, 1);
+  };
+  const auto step = [&](const fastdecode_weights& one, int matrix) {
+    fastdecode_weights all[7] = {};
+    all[matrix] = one;
+    fastdecode_decode_args args = own.step();
+    own.layers[1].weights = all;
+    const fastdecode_result result = fastdecode_decode_step(&args);
+    own.layers[1].weights = nullptr;
+    return result;
+  };
+  float* const scale = own.norms;
+  const struct {
+    fastdecode_weights how;
+    const char* fault;
+  } wrong[] = {{{-1, 0, nullptr, nullptr}, "type = -1: must be a fastdecode_weight_type, 0 to 6"},
+               {{7, 0, nullptr, nullptr}, "type = 7: must be a fastdecode_weight_type, 0 to 6"},
+               {{0, 32, nullptr, nullptr}, "group = 32: must be 0 for float32 weights"},
+               {{3, 64, scale, nullptr}, "group = 64: must be 0 for int8 weights"},
+               {{3, 0, nullptr, nullptr}, "scale = NULL: must not be for int8 weights"},
+               {{3, 0, scale, scale}, "offset: must be NULL for int8 weights"},
+               {{1, 0, scale, nullptr}, "scale: must be NULL for bfloat16 weights"},
+               {{2, 0, nullptr, scale}, "offset: must be NULL for float16 weights"}};
+  const struct {
+    fastdecode_weights how;
+    const char* fault;
+  } wrong_blocks[] = {{{4, 0, scale, nullptr}, "group = 0: must be 32 or a multiple of 64"},
+                      {{4, 48, scale, nullptr}, "group = 48: must be 32 or a multiple of 64"},
+                      {{4, -64, scale, nullptr}, "group = -64: must be 32 or a multiple of 64"},
+                      {{4, 32, nullptr, nullptr}, "scale = NULL: must not be for int4 weights"},
+                      {{5, 32, nullptr, nullptr}, "group = 32: must be 0 for q8_0 weights"},
+                      {{5, 0, scale, nullptr}, "scale: must be NULL for q8_0 weights"},
+                      {{6, 0, nullptr, scale}, "offset: must be NULL for q4_0 weights"}};
+  for (const auto& one : wrong) {
+    said(linear(&one.how), std::string("how.") + one.fault);
+    said(embed(&one.how), std::string("how.") + one.fault);
+    for (const int matrix : {0, 6}) {
+      const std::string name = "layers[1].weights[" + std::to_string(matrix) + "].";
+      said(step(one.how, matrix), name + one.fault);
+    }
+  }
+  for (const auto& one : wrong_blocks) {
+    said(linear(&one.how), std::string("how.") + one.fault);
+    said(embed(&one.how), std::string("how.") + one.fault);
+  }
+  said(linear(nullptr), "how = NULL: must say how the weights are stored");
+  said(embed(nullptr), "how = NULL: must say how the weights are stored");
+  const char* const names[] = {"hidden", "hidden", "hidden", "heads * head_dim",
+                               "hidden", "hidden", "inner"};
+  for (int32_t type = 4; type <= 6; ++type) {
+    const fastdecode_weights how = {type, type == 4 ? 32 : 0, type == 4 ? scale : nullptr, nullptr};
+    const std::string rule = std::string(" = 8: must be a multiple of 32 for ") +
+                             (type == 4   ? "int4"
+                              : type == 5 ? "q8_0"
+                                          : "q4_0") +
+                             " weights";
+    said(linear(&how, 8), "k" + rule);
+    said(embed(&how, 8), "hidden" + rule);
+    for (int matrix = 0; matrix < 7; ++matrix) said(step(how, matrix), names[matrix] + rule);
+    CHECK(linear(&how) == FASTDECODE_OK);
+    CHECK(embed(&how) == FASTDECODE_OK);
+  }
+  const fastdecode_weights int8 = {3, 0, scale, nullptr}, int4 = {4, 32, scale, scale + 4};
+  CHECK(step(int8, 3) == FASTDECODE_OK);
+  overlaps(linear(&int8, 32, own.weights + 7), "out", "weight");
+  CHECK(linear(&int8, 32, own.weights + 8) == FASTDECODE_OK);
+  overlaps(linear(&int8, 32, scale), "out", "how.scale");
+  overlaps(linear(&int4, 32, scale + 4), "out", "how.offset");
+  overlaps(embed(&int4, 32, scale), "out", "how.scale");
+  const fastdecode_weights aside = {4, 32, own.queries, scale + 4};
+  overlaps(embed(&aside, 32, scale), "out", "how.offset");
+}
+
 void sizes() {
   // Without `sequences` their capacity is not read: its product with groups does not fit an
   // int64_t.
@@ -363,6 +445,7 @@ int main() {
   overlapping_sample_advances();
   overlapping_steps();
   overlapping_operations();
+  small_weights();
   sizes();
   printf("calls %ld, wrong %ld\n", checked, wrong);
   return wrong == 0 ? 0 : 1;
