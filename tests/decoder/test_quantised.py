@@ -62,18 +62,36 @@ def test_a_step_of_our_kernels(make, kind: str):
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_generate_and_what_is_told(kind: str, monkeypatch: pytest.MonkeyPatch):
-    """On a CPU torchao's own products; where our kernels read the bytes, nothing is said against them."""
+    """On a CPU int8 is read by our step, and float8 multiplied by torchao itself."""
     model = quantised(drawing_model(3, resolution=16), CONFIGS[kind]())
     options = {"input_ids": torch.tensor([[1, *text_ids(model, 0, 5)]]), "multimodal_generation_mode": "image-only"}
     ids = fastdecode.generate(model, **options, seed=1, do_sample=True, guidance=2.0)
     assert ids.shape == (1, 6 + Vocabulary.of(model).image_length + 2)
-    [reason] = [r for r in fastdecode.explain(model, **options).why_not_faster if "layers" in r]
-    assert reason.startswith("the layers cannot be run as one: layers.0: self_attn.q_proj.weight is a ")
+    reasons = [r for r in fastdecode.explain(model, **options).why_not_faster if "layers" in r]
+    if kind == "int8":
+        assert not reasons
+        assert Decoder(model).uses_cpu_step
+    else:
+        [reason] = reasons
+        assert reason.startswith("the layers cannot be run as one: layers.0: self_attn.q_proj.weight is a ")
+        assert "of float8_e4m3fn, not int8" in reason
     monkeypatch.setattr("fastdecode.decoder.support.unavailable", lambda backend: None)
     monkeypatch.setattr("fastdecode.decoder.support._read", lambda device: device)
     weight = model.model.layers[0].self_attn.q_proj.weight
     assert unsupported_bytes(weight, "cpu") is None
     assert unsupported_bytes(weight, "cuda") == "not dense on cuda"
+
+
+def test_int8_of_torchao_by_the_cpu_step():
+    """As the same numbers in plain float32, but for the rounding of a product's inputs to 255 steps."""
+    model = quantised(text_model("llama", 2), CONFIGS["int8"]())
+    rows = [[5, 6, 7, 3, 4, 9, 8], [8, 9, 3, 4, 5]]
+    read, plain = Decoder(model), Decoder(dequantised(model))
+    assert read.uses_cpu_step
+    found, wanted = run(read, rows, 3), run(plain, rows, 3)
+    assert (found - wanted).norm() <= 0.03 * wanted.norm()
+    mine, its = read.logits(wanted[-1]), plain.logits(wanted[-1])
+    assert (mine - its).norm() <= 0.02 * its.norm()
 
 
 def test_other_kinds_are_refused():
