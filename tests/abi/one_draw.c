@@ -1,5 +1,5 @@
-/* Samples one token and decodes one step with what the header at hand offers. It sets every
- * required field but no optional one, and prints what came and whether the memory behind the
+/* Samples one token and decodes one step of two layers with what the header at hand offers. It sets
+ * every required field but no optional one, and prints what came and whether the memory behind the
  * structs is whole. */
 #include <fastdecode/fastdecode.h>
 #include <stdio.h>
@@ -26,11 +26,11 @@ static int whole(const unsigned char* guard) {
 
 int main(void) {
   float logits[4] = {1, 2, 9, 3}, weights[64], ones[8], rotation[4] = {1, 1, 1, 1}, x[8];
-  float keys[16], values[16], logprob;
+  float keys[2][16], values[2][16], logprob;
   int64_t token = -7, length = 0;
   int32_t kept, status, page = 0;
   int result;
-  fastdecode_layer layer;
+  fastdecode_layer layers[2];
   memset(sample.guard, GUARD, sizeof sample.guard);
   memset(decode.guard, GUARD, sizeof decode.guard);
 
@@ -49,14 +49,17 @@ int main(void) {
 
   for (int i = 0; i < 64; ++i) weights[i] = (float)(i % 7) / 8;
   for (int i = 0; i < 8; ++i) ones[i] = 1, x[i] = (float)i;
-  memset(&layer, 0, sizeof layer);
-  layer.q = layer.k = layer.v = layer.o = layer.gate = layer.up = layer.down = weights;
-  layer.norm_attention = layer.norm_mlp = ones;
-  layer.keys = keys;
-  layer.values = values;
+  memset(layers, 0, sizeof layers);
+  for (int i = 0; i < 2; ++i) {
+    fastdecode_layer* layer = layers + i;
+    layer->q = layer->k = layer->v = layer->o = layer->gate = layer->up = layer->down = weights;
+    layer->norm_attention = layer->norm_mlp = ones;
+    layer->keys = keys[i];
+    layer->values = values[i];
+  }
   fastdecode_decode_args_init(&decode.args);
-  decode.args.layers = &layer;
-  decode.args.layer_count = 1;
+  decode.args.layers = layers;
+  decode.args.layer_count = 2;
   decode.args.hidden = decode.args.inner = 8;
   decode.args.heads = 2;
   decode.args.kv_heads = 1;

@@ -62,6 +62,19 @@ def changed(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
+def test_a_program_whose_layers_have_no_weights_runs_and_gets_the_same(tmp_path):
+    """As version 2 had them before there were types of weights: the array's layers are then 8 bytes nearer."""
+    header, library = ROOT / "csrc/include/fastdecode/fastdecode.h", Path(build_info.get_library())
+    expected = run(compiled(tmp_path / "new", header, library)).splitlines()
+    text, count = re.subn(r"\n  const fastdecode_weights\* weights;(?=\n} fastdecode_layer;)", "", header.read_text())
+    assert count == 1
+    (tmp_path / "older.h").write_text(text)
+    assert run(compiled(tmp_path / "older", tmp_path / "older.h", library)).splitlines() == expected
+    assert expected[1] == "0 token 2 "
+    assert expected[2].startswith("0 x ")
+    assert expected[-1] == "guards whole"
+
+
 @pytest.fixture(scope="module")
 def next_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A library whose structs have one more field each; that of sample_args has a default and refuses another value."""

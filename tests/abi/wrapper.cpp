@@ -318,6 +318,92 @@ void same_operations() {
   REQUIRE(rows == rows_c);
 }
 
+// Weights of other types, of products, of embeddings and of a step.
+void same_small_weights() {
+  constexpr std::int64_t features = 6, k = 64;
+  std::vector<std::int8_t> bytes(features * k);
+  std::vector<float> scale(features), values(features * k), offset(features * 2);
+  for (std::size_t i = 0; i < bytes.size(); ++i) {
+    bytes[i] = static_cast<std::int8_t>(static_cast<int>(i * 37 % 255) - 127);
+    scale[i / k] = 0.001f * static_cast<float>(i / k + 1);
+    values[i] = static_cast<float>(bytes[i]) * scale[i / k];
+  }
+  const std::vector<std::uint16_t> halves(features * 2, 0x2e66);  // 0.1 in float16
+  const std::vector<float> x = numbers(2 * k, 8), bias = numbers(features, 9);
+  const std::int64_t tokens[] = {5, 1};
+  for (const fastdecode_weights& how :
+       {fastdecode_weights{FASTDECODE_WEIGHTS_INT8, 0, scale.data(), nullptr},
+        {FASTDECODE_WEIGHTS_INT4, 32, halves.data(), offset.data()},
+        {FASTDECODE_WEIGHTS_INT4, 64, halves.data(), nullptr},
+        {FASTDECODE_WEIGHTS_Q8_0, 0, nullptr, nullptr},
+        {FASTDECODE_WEIGHTS_Q4_0, 0, nullptr, nullptr}}) {
+    const std::vector<std::uint8_t> blocks(features * 68, 0x21);
+    const bool int8 = how.type == FASTDECODE_WEIGHTS_INT8;
+    const fastdecode::Weights weight =
+        int8 ? fastdecode::Weights(bytes, how) : fastdecode::Weights(blocks, how);
+    std::vector<float> out(2 * features, -1.0f), out_c(2 * features, -2.0f);
+    fastdecode::linear(weight, bias, x, 2, k, features, out);
+    REQUIRE(fastdecode_linear_of(weight.data(), &how, bias.data(), x.data(), 2, k, features,
+                                 out_c.data(), features, 1) == FASTDECODE_OK);
+    REQUIRE(out == out_c);
+    std::vector<float> rows(2 * k, -1.0f), rows_c(2 * k, -2.0f);
+    fastdecode::embed(tokens, weight, features, k, rows);
+    REQUIRE(fastdecode_embed_of(tokens, 2, weight.data(), &how, features, k, rows_c.data(), 1) ==
+            FASTDECODE_OK);
+    REQUIRE(rows == rows_c);
+    if (!int8) continue;
+    for (std::size_t i = 0; i < 64; ++i) REQUIRE(rows[i] == values[5 * k + i]);
+  }
+}
+
+// A step with matrices of int8 is near to one with the same numbers in float32.
+void step_of_small_weights() {
+  constexpr std::int64_t hidden = 8, slots = 4;
+  std::vector<std::int8_t> bytes(hidden * hidden);
+  std::vector<float> values(hidden * hidden);
+  const std::vector<float> scale(hidden, 0.01f), norm(hidden, 1.0f), turn(4, 1.0f);
+  for (std::size_t i = 0; i < bytes.size(); ++i) {
+    bytes[i] = static_cast<std::int8_t>(static_cast<int>(i * 37 % 255) - 127);
+    values[i] = static_cast<float>(bytes[i]) * scale[0];
+  }
+  fastdecode_weights all[7];
+  for (fastdecode_weights& one : all) one = {FASTDECODE_WEIGHTS_INT8, 0, scale.data(), nullptr};
+  std::vector<float> found[2];
+  for (const bool small : {false, true}) {
+    std::vector<float> keys(2 * slots * 4), kept = keys;
+    fastdecode_layer layer = {};
+    const void* weight = small ? static_cast<const void*>(bytes.data()) : values.data();
+    layer.q = layer.k = layer.v = layer.o = layer.gate = layer.up = layer.down = weight;
+    layer.norm_attention = layer.norm_mlp = norm.data();
+    layer.keys = keys.data();
+    layer.values = kept.data();
+    if (small) layer.weights = all;
+    fastdecode::ModelShape shape;
+    shape.hidden = shape.inner = hidden;
+    shape.heads = shape.kv_heads = 2;
+    shape.head_dim = 4;
+    shape.pages = 1;
+    shape.page_slots = slots;
+    fastdecode::DecodeStep step(shape);
+    step.add(layer);
+    const std::int64_t lengths[] = {0};
+    const std::int32_t table[] = {0};
+    fastdecode::Rows place;
+    place.lengths = lengths;
+    place.table = table;
+    place.table_width = 1;
+    place.cos = place.sin = turn;
+    found[small] = numbers(hidden, 6);
+    step.run(found[small], norm, place);
+  }
+  float difference = 0.0f, size = 0.0f;
+  for (std::size_t i = 0; i < hidden; ++i) {
+    difference = std::max(difference, std::abs(found[0][i] - found[1][i]));
+    size = std::max(size, std::abs(found[0][i]));
+  }
+  REQUIRE(difference > 0.0f && difference < 0.05f * size);
+}
+
 template <typename Call>
 void refused(Call call) {
   try {
@@ -338,6 +424,8 @@ int main() {
   same_sequences(logits);
   same_steps();
   same_operations();
+  same_small_weights();
+  step_of_small_weights();
   std::printf("same\n");
 
   fastdecode::Sampler sampler;
@@ -375,6 +463,16 @@ int main() {
   refused([&] { fastdecode::advance(given, grammar, state, 2, kVocab); });
   std::vector<float> four(4);
   refused([&] { fastdecode::linear({logits.data(), 4}, nullptr, four, 2, 2, 2, four); });
+  const std::vector<std::uint8_t> bytes(33);
+  const std::vector<float> x(64);
+  fastdecode_weights how = {FASTDECODE_WEIGHTS_Q8_0, 0, nullptr, nullptr};
+  const std::int64_t token = 0;
+  refused([&] { fastdecode::linear({bytes, how}, nullptr, x, 2, 32, 1, four); });
+  refused([&] { fastdecode::embed({&token, 1}, {bytes, how}, 1, 32, four); });
+  how.type = FASTDECODE_WEIGHTS_INT8;
+  refused([&] { fastdecode::linear({bytes, how}, nullptr, x, 2, 16, 2, four); });
+  how.type = 9;
+  refused([&] { fastdecode::linear({bytes, how}, nullptr, x, 2, 16, 2, four); });
   fastdecode::DecodeStep step({});
   std::vector<float> nothing;
   refused([&] { step.run(nothing, nothing, {}); });

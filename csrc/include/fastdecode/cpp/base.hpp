@@ -66,7 +66,7 @@ inline std::int64_t length(std::size_t size) {
 // Throws if a span has fewer elements than a * b * c. Sizes that are negative or too large to be
 // multiplied are left to the library, which refuses them.
 inline void check_length(const char* name, std::size_t size, std::int64_t a, std::int64_t b = 1,
-                         std::int64_t c = 1) {
+                         std::int64_t c = 1, const char* what = "elements") {
   std::uint64_t needed = 1;
   for (const std::int64_t factor : {a, b, c}) {
     if (factor <= 0) return;
@@ -75,7 +75,7 @@ inline void check_length(const char* name, std::size_t size, std::int64_t a, std
   }
   if (size >= needed) return;
   throw Error(FASTDECODE_INVALID_ARGUMENT, std::string(name) + ": has " + std::to_string(size) +
-                                               " elements; must have at least " +
+                                               " " + what + "; must have at least " +
                                                std::to_string(needed));
 }
 

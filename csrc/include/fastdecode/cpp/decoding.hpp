@@ -6,6 +6,7 @@
 #include <fastdecode/cpp/base.hpp>
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -82,8 +83,57 @@ class DecodeStep {
   std::vector<fastdecode_layer> layers_;
 };
 
-// out (rows, features) = x (rows, k) . weight (features, k) + bias: fastdecode_linear, float32
-// weights.
+// A matrix (features, k) and how it is stored. `how` points to its factors and offsets, whose
+// lengths are the caller's to check. A layer of DecodeStep has the same for its matrices.
+class Weights {
+ public:
+  // `data`: of any container with data() and size().
+  template <typename Container>
+  Weights(const Container& data, const fastdecode_weights& how) noexcept
+      : data_(data.data()), bytes_(data.size() * sizeof(*data.data())), how_(how) {}
+
+  const void* data() const noexcept { return data_; }
+  const fastdecode_weights& how() const noexcept { return how_; }
+
+  // Throws if there are fewer bytes than (features, k) take.
+  void check_length(const char* name, std::int64_t features, std::int64_t k) const {
+    switch (how_.type) {  // the library refuses others
+      case FASTDECODE_WEIGHTS_FLOAT32:
+        return detail::check_length(name, bytes_, features, k, 4, "bytes");
+      case FASTDECODE_WEIGHTS_BFLOAT16:
+      case FASTDECODE_WEIGHTS_FLOAT16:
+        return detail::check_length(name, bytes_, features, k, 2, "bytes");
+      case FASTDECODE_WEIGHTS_INT8:
+        return detail::check_length(name, bytes_, features, k, 1, "bytes");
+      case FASTDECODE_WEIGHTS_INT4:
+        return detail::check_length(name, bytes_, features, k / 32, 16, "bytes");
+      case FASTDECODE_WEIGHTS_Q8_0:
+        return detail::check_length(name, bytes_, features, k / 32, 34, "bytes");
+      case FASTDECODE_WEIGHTS_Q4_0:
+        return detail::check_length(name, bytes_, features, k / 32, 18, "bytes");
+      default:
+        return;
+    }
+  }
+
+ private:
+  const void* data_;
+  std::size_t bytes_;
+  fastdecode_weights how_;
+};
+
+// out (rows, features) = x (rows, k) . weight (features, k) + bias: fastdecode_linear_of.
+inline void linear(const Weights& weight, Span<const float> bias, Span<const float> x,
+                   std::int64_t rows, std::int64_t k, std::int64_t features, Span<float> out,
+                   std::int32_t threads = 1) {
+  weight.check_length("weight", features, k);
+  detail::check_length("x", x.size(), rows, k);
+  detail::check_length("out", out.size(), rows, features);
+  check(fastdecode_linear_of(weight.data(), &weight.how(), detail::optional("bias", bias, features),
+                             x.data(), rows, k, features, out.data(), features, threads));
+}
+
+// The same of float32 weights.
 inline void linear(Span<const float> weight, Span<const float> bias, Span<const float> x,
                    std::int64_t rows, std::int64_t k, std::int64_t features, Span<float> out,
                    std::int32_t threads = 1) {
@@ -105,7 +155,17 @@ inline void rms_norm(Span<const float> x, Span<const float> weight, float epsilo
                             threads));
 }
 
-// out (rows, hidden) = weight[tokens], of float32 weight (vocab, hidden).
+// out (rows, hidden) = weight[tokens], of a weight (vocab, hidden): fastdecode_embed_of.
+inline void embed(Span<const std::int64_t> tokens, const Weights& weight, std::int64_t vocab,
+                  std::int64_t hidden, Span<float> out, std::int32_t threads = 1) {
+  const std::int64_t rows = detail::length(tokens.size());
+  weight.check_length("weight", vocab, hidden);
+  detail::check_length("out", out.size(), rows, hidden);
+  check(fastdecode_embed_of(tokens.data(), rows, weight.data(), &weight.how(), vocab, hidden,
+                            out.data(), threads));
+}
+
+// The same of float32 weights.
 inline void embed(Span<const std::int64_t> tokens, Span<const float> weight, std::int64_t vocab,
                   std::int64_t hidden, Span<float> out, std::int32_t threads = 1) {
   const std::int64_t rows = detail::length(tokens.size());
