@@ -14,7 +14,7 @@ from fastdecode.decoder import Decoder
 from fastdecode.models.chameleon import Vocabulary
 
 TESTS = Path(__file__).parent
-ROWS = 42
+ROWS = 56
 
 
 def rows_of_the_table() -> list[tuple[int, str, str]]:
