@@ -1,4 +1,5 @@
-// For the thread sanitizer: several threads draw, multiply and attend at the same time, each call
+// For the thread sanitizer: several threads draw, multiply (weights of float32 and of int8, which
+// round their inputs in memory of their own) and attend at the same time, each call
 // on several threads of the one pool, and each must get what it gets alone.
 //
 //   threads [ROUNDS]      rounds of each thread; 2000 if not given
@@ -18,6 +19,7 @@ struct Job {
   fastdecode_sample_args args;
   std::vector<int64_t> token;
   std::vector<float> weight, x, product, keys, found;
+  std::vector<int8_t> bytes;
   int64_t k, features;
 };
 
@@ -41,6 +43,9 @@ Job make_job(int64_t vocab, int64_t groups, uint64_t seed) {
   job.features = 300;
   fill(job.weight, job.k * job.features);
   fill(job.x, job.k * 3);
+  for (int64_t i = 0; i < job.k * job.features; ++i) {
+    job.bytes.push_back(static_cast<int8_t>(random.next()));
+  }
   fill(job.keys, kPages * kHeads * kSlots * kDim);
   return job;
 }
@@ -61,9 +66,13 @@ std::vector<int64_t> draw(const Job& job, int32_t threads) {
 }
 
 std::vector<float> multiply(const Job& job, int32_t threads) {
-  std::vector<float> out(static_cast<size_t>(3 * job.features));
+  const size_t count = static_cast<size_t>(3 * job.features);
+  std::vector<float> out(2 * count);
   CHECK(fastdecode_linear(job.weight.data(), FASTDECODE_FLOAT32, nullptr, job.x.data(), 3, job.k,
                           job.features, out.data(), job.features, threads) == FASTDECODE_OK);
+  const fastdecode_weights how = {FASTDECODE_WEIGHTS_INT8, 0, job.weight.data(), nullptr};
+  CHECK(fastdecode_linear_of(job.bytes.data(), &how, nullptr, job.x.data(), 3, job.k, job.features,
+                             out.data() + count, job.features, threads) == FASTDECODE_OK);
   return out;
 }
 
