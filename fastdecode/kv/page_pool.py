@@ -53,8 +53,8 @@ class PoolStatistics:
     def __str__(self) -> str:
         free = "no limit" if self.free is None else f"{self.free} free"
         return (
-            f"{self.used} pages of {self.page_slots} slots used ({self.shared} shared, {self.peak} at peak, {free}), "
-            f"{self.bytes_used / 1e6:.1f} of {self.bytes / 1e6:.1f} MB"
+            f"{self.used} pages of {self.page_slots} tokens used ({self.shared} shared, {self.peak} at peak, {free}); "
+            f"{self.bytes / 1e6:.1f} MB taken so far, {self.bytes_used / 1e6:.1f} MB of them used"
         )
 
 
