@@ -108,6 +108,8 @@ class PagePool:
     ``lock``, re-entrant: held by whoever reads or writes pages, or calls a method here, while other threads may do so.
     A holder may be dropped by any thread without it. No method needs it where one thread uses the pool.
 
+    ``page_bytes``: the bytes of one page, its keys and values in all layers.
+
     ``captured``: CUDA graphs and the like that know the tensors by their addresses. The pool empties the list when it
     replaces the tensors.
 
