@@ -32,6 +32,7 @@ lint: $(VENV)/.built-dev
 docs: $(VENV)/.built-docs
 	$(BIN)/python -m tools.report --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "open build/site/index.html in a browser"
 
 bench: $(VENV)/.built-test
 	$(BIN)/python benchmarks/bench_generate.py
@@ -63,7 +64,7 @@ $(VENV)/.built-package: $(VENV)/.built-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,package]"
 	touch $@
 
-$(VENV)/.built-docs: $(VENV)/.built-test
+$(VENV)/.built-docs: $(VENV)/.built
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
 	touch $@
 

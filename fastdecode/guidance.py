@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from fastdecode.models.chameleon import Vocabulary
 from fastdecode.ops.scalars import LARGEST_FLOAT, shown
+from fastdecode.wording import kind_of
 
 KINDS = ("full", "images", "unconditional", "prompt")
 
@@ -126,11 +127,11 @@ class Guidance:
         for name in ("streams", "weights"):
             value = getattr(self, name)
             if not isinstance(value, (tuple, list)):
-                raise ValueError(f"{name} of Guidance is a {type(value).__name__}: give a tuple")
+                raise ValueError(f"{name} of Guidance is {kind_of(value)}: give a tuple")
             object.__setattr__(self, name, tuple(value))
         for k, stream in enumerate(self.streams):
             if not isinstance(stream, Stream):
-                raise ValueError(f"streams[{k}] of Guidance is a {type(stream).__name__}: give a fastdecode.Stream")
+                raise ValueError(f"streams[{k}] of Guidance is {kind_of(stream)}: give a fastdecode.Stream")
         _check_bool("everywhere of Guidance", self.everywhere)
         if not self.streams or self.streams[0] != FULL:
             raise ValueError(

@@ -18,7 +18,7 @@ FASTDECODE = Package(
         ("decoder",),
         ("kv",),
         ("ops",),
-        ("triton_kernels", "_C", "build_info", "extras", "versions"),
+        ("triton_kernels", "_C", "build_info", "extras", "versions", "wording"),
     ),
     facade_by=("__main__", "generation", "cli", "jobs", "serve", "bench", "environment"),
     compiled=("fastdecode._C",),

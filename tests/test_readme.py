@@ -174,6 +174,21 @@ def test_files_that_are_named_exist(page: Path) -> None:
         assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
 
 
+def test_the_documentation_needs_no_packages_of_the_tests() -> None:
+    """``-B``: as in a new clone. The last line says where the site is."""
+    done = subprocess.run(["make", "-nB", "docs"], cwd=ROOT, capture_output=True, text=True, check=True)
+    installed = re.findall(r"pip install .* (\S+)$", done.stdout, re.MULTILINE)
+    assert installed == ["torch==2.13.0", ".", '".[docs]"']
+    assert "build/site/index.html" in done.stdout.splitlines()[-1]
+
+
+def test_an_output_folder_is_used_once_in_all_pages() -> None:
+    """A reader may run the commands of several pages in one folder; a folder of an earlier run is refused."""
+    folders = re.findall(r"^fastdecode .* -o (\S+)", "\n".join(page.read_text() for page in PAGES), re.MULTILINE)
+    assert len(folders) >= 6
+    assert len(folders) == len(set(folders))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_pictures_are_described(page: Path) -> None:
     for words in re.findall(r"!\[([^\]]*)\]", page.read_text()):

@@ -22,15 +22,14 @@ constexpr int kLinears = 7;
 // Rows of x rounded to int8 for weights of 8 bits and less. Each block of kBlock values (the last
 // one filled up with zeros) has a factor, its largest magnitude / 127, and its values are x /
 // factor rounded to the nearest, ties to even. A block whose largest magnitude is below 2^-100
-// counts as zeros; one with infinity or NaN makes the results NaN.
-constexpr int kBlock = 64;
-constexpr int kSums = 16;  // of four values each
+// counts as zeros; one with infinity or NaN makes the results NaN. Blocks are read in pieces.
+constexpr int kBlock = 256;
+constexpr int kPiece = 64;
+constexpr int kSums = 16;  // of four values each in a piece
 struct RoundedRows {
   int64_t blocks;  // of a row
   int8_t* values;  // (rows, blocks, kBlock)
   float* scale;    // (rows, blocks)
-  int32_t* start;  // (rows, blocks, kSums) -128 times the sums of four values
-  float* sums;     // (rows, blocks, kSums) the sums of four values, times the factor
 };
 
 // Features [lo, hi) of a linear layer for all rows: out[r * out_stride + f] = x[r] . weight[f] +

@@ -86,14 +86,11 @@ const void* as_int8(const DecodeKernels& kernels, const float* x, int64_t rows, 
                     int threads, RoundedRows* out) {
   static thread_local Memory memory;
   const int64_t blocks = rows * ((k + kBlock - 1) / kBlock);
-  constexpr int64_t kBytes = kBlock + kSums * int64_t{sizeof(int32_t) + sizeof(float)};
-  char* at = static_cast<char*>(memory.reserve(blocks * kBytes + blocks * int64_t{sizeof(float)}));
+  char* at = static_cast<char*>(memory.reserve(blocks * (kBlock + int64_t{sizeof(float)})));
   if (at == nullptr) return nullptr;
   out->blocks = blocks / rows;
   out->values = reinterpret_cast<int8_t*>(at);
-  out->start = reinterpret_cast<int32_t*>(at + blocks * kBlock);
-  out->sums = reinterpret_cast<float*>(out->start + blocks * kSums);
-  out->scale = out->sums + blocks * kSums;
+  out->scale = reinterpret_cast<float*>(at + blocks * kBlock);
   Rounding rounding = {kernels, x, k, *out};
   const double work = static_cast<double>(rows) * static_cast<double>(k) * 8.0;
   parallel_for(

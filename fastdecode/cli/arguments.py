@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 SEEDS = (-(2**63), 2**63 - 1)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -21,6 +21,25 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise Refused(f"{message}; see {self.prog} --help")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, but what is left over is refused in the name of the command that it was given to."""
+        found, left = self.parse_known_args(args, namespace)
+        if not left:
+            return found
+        command = getattr(found, "command", None)
+        bare = command == "generate" and not left[0].startswith("-")
+        advice = "; give the prompt with --prompt" if bare else ""
+        see = self.prog if command is None else f"{self.prog} {command}"
+        raise Refused(f"unrecognized arguments: {shown(' '.join(left), 200)[1:-1]}{advice}; see {see} --help")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            *others, last = action.choices
+            raise argparse.ArgumentError(
+                None, f"there is no command {shown(value)[1:-1]}; there are {', '.join(others)} and {last}"
+            )
+        super()._check_value(action, value)
 
 
 def shown(text: object, most: int = 60) -> str:

@@ -74,11 +74,15 @@ class Studio:
     total: Tally = field(default_factory=Tally)
 
     def ask(self, prompts: list[str], pictures: list[Image.Image] | None = None, **options: Any) -> list[Document]:
-        """Decode all prompts in one batch. Returns one document per prompt."""
+        """Decode all prompts in one batch. Returns one document per prompt. With ``image``, their sampling parameters,
+        pictures are sampled, each with a seed; without it the likeliest tokens are taken.
+        """
+        if "image" in options:
+            options["seed"] = [self.seed + i for i in range(len(prompts))]
         inputs = self.processor(text=prompts, images=pictures, padding=True, return_tensors="pt")
         length = inputs["input_ids"].shape[1]
         start = time.perf_counter()
-        sequences = generate(self.model, **inputs, seed=[self.seed + i for i in range(len(prompts))], **options)
+        sequences = generate(self.model, **inputs, **options)
         documents = to_documents(self.model, self.processor, sequences, start=length)
         spent = time.perf_counter() - start
         pad = self.processor.tokenizer.pad_token_id

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
+from fastdecode.wording import kind_of
+
 
 @dataclass
 class Recorder:
@@ -107,7 +109,7 @@ class Callbacks:
             elif isinstance(said, (bool, np.bool_)):
                 found |= bool(said)
             else:
-                got = f"{tuple(said.shape)} {said.dtype}" if isinstance(said, Tensor) else f"a {type(said).__name__}"
+                got = f"{tuple(said.shape)} {said.dtype}" if isinstance(said, Tensor) else kind_of(said)
                 raise ValueError(
                     f"the stopping criterion {name_of(criterion)} returned {got}; it must return ({batch},) of bools"
                 )

@@ -160,7 +160,7 @@ def _through_transformers(
         return _prepared(inside, inputs, dict(options), extras, run)
     except Unsupported as error:
         if hand_over is None:
-            raise error.refused() from None
+            raise error.refused(extras.text_only) from None
         check_hand_over(error, fallback, extras.text_only, extras.lost_elsewhere)
         reason = error.reason
     return hand_over(reason)
@@ -176,6 +176,7 @@ def _prepared(
     """As `_through_transformers`; `Unsupported` for a call that fastdecode does not decode."""
     if options.get("custom_generate") is custom_generate:
         del options["custom_generate"]
+    validation.check_names(model, options)
     option_kinds.check_call(model, inputs, options)
     validation.check_options(model, options)
     prompt = inputs if inputs is not None else options.get("input_ids")
@@ -273,6 +274,7 @@ def custom_generate(
     there, so stop_strings need `generate`.
     """
     given = {name: value for name, value in locals().items() if name in GenerateOptions.__dataclass_fields__}
+    extras = GenerateOptions.found(model, generation_config, given)
     call = calling_generate()
     synced = synced_gpus or call.get("synced_gpus")
     try:
@@ -283,11 +285,10 @@ def custom_generate(
             pixel_tensor(model, call["pixel_values"])
         validation.check_options(model, {"generation_config": generation_config, **call, "synced_gpus": synced})
         chosen = validation.chosen_options(model, call or generation_config.to_dict())
-        extras = GenerateOptions.found(model, generation_config, given)
         prepared_call = (input_ids, logits_processor, stopping_criteria, generation_config)
         prepared = prepare(model, *prepared_call, extras, chosen, model_kwargs)
     except Unsupported as error:
-        raise error.refused() from None
+        raise error.refused(text_only=extras.text_only) from None
     return _decode(prepared, call.get("streamer"), bool(extras.progress))
 
 

@@ -12,6 +12,7 @@ from transformers import GenerationMixin
 from fastdecode.generation.api import check_model, generate
 from fastdecode.generation.unsupported import Unsupported
 from fastdecode.models.chameleon import Vocabulary
+from fastdecode.wording import kind_of
 
 _POSITIONAL = tuple(
     name
@@ -70,7 +71,7 @@ def enable(model: Any) -> Any:
 def disable(model: Any) -> Any:
     """Restore the ``generate`` that the model had before `enable`. Returns ``model``. TypeError for what is none."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}: give the model that was enabled")
+        raise TypeError(f"model is {kind_of(model)}: give the model that was enabled")
     if isinstance(model.__dict__.get("generate"), EnabledGenerate):
         del model.__dict__["generate"]
         if _BEFORE in model.__dict__:

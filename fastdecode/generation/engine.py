@@ -29,6 +29,7 @@ from fastdecode.generation.step_lock import StepLock
 from fastdecode.generation.validation import check_config
 from fastdecode.models.chameleon import supported
 from fastdecode.ops.scalars import shown
+from fastdecode.wording import kind_of
 
 RETAIN_BYTES = 256 << 20
 """The maximum memory of prompts' pages that an engine without a limit retains for later prompts."""
@@ -229,7 +230,7 @@ class Engine:
     def abort(self, handle: Handle) -> None:
         """As `Handle.abort`. TypeError for what is no handle, ValueError for a handle of another engine."""
         if not isinstance(handle, Handle):
-            raise TypeError(f"handle is a {type(handle).__name__}: give what submit returned")
+            raise TypeError(f"handle is {kind_of(handle)}: give what submit returned")
         if handle._engine is not self:
             raise ValueError(f"request {handle.number} is of another engine: call its handle's own abort()")
         self._inbox.append(lambda: self._core.abort(handle._request))

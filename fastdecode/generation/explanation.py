@@ -102,12 +102,13 @@ class Explanation:
         for i, streams in enumerate(self.streams):
             begins = [f"  sequence {i}      ", *[" " * 18] * (len(streams) - 1)]
             lines += [begin + stream for begin, stream in zip(begins, streams, strict=True)]
-        lines += [
-            f"allowed           {self.allowed['text']} tokens in text"
-            + (f", {self.allowed['picture']} in a picture" if self.mode != "text-only" else ""),
-            f"text sampling     {_sampling(self.text)}",
-        ]
-        if self.mode != "text-only":
+        written, drawn = self.mode != "image-only", self.mode != "text-only"
+        allowed = [f"{self.allowed['text']} tokens in text"] if written else []
+        allowed += [f"{self.allowed['picture']} tokens in a picture"] if drawn else []
+        lines.append(f"allowed           {', '.join(allowed)}")
+        if written:
+            lines.append(f"text sampling     {_sampling(self.text)}")
+        if drawn:
             lines.append(f"picture sampling  {_sampling(self.image)}")
         lines += [f"without effect    {what}" for what in self.without_effect]
         if self.token_rules:

@@ -22,6 +22,7 @@ from fastdecode.guidance import Guidance, guidance_from
 from fastdecode.kv.page_pool import PagePool
 from fastdecode.models.chameleon import supported
 from fastdecode.ops.scalars import LARGEST_FLOAT, shown
+from fastdecode.wording import kind_of
 
 WHOLE: dict[str, int] = {
     "max_new_tokens": 1,
@@ -39,7 +40,6 @@ PLAIN_INTEGERS = ("min_new_tokens", "min_length", "no_repeat_ngram_size", "top_k
 """Of these, those for which transformers accepts a Python int only."""
 
 NUMBERS: dict[str, tuple[float, float]] = {
-    "temperature": (0.0, LARGEST_FLOAT),
     "top_p": (0.0, 1.0),
     "min_p": (0.0, 1.0),
     "top_h": (0.0, 1.0),
@@ -69,7 +69,7 @@ def check_call(model: Any, inputs: Any, options: Mapping[str, Any]) -> None:
     config = options.get("generation_config")
     if config is not None and not isinstance(config, GenerationConfig):
         raise ValueError(
-            f"generation_config is a {type(config).__name__}: give a transformers.GenerationConfig, or its entries as "
+            f"generation_config is {kind_of(config)}: give a transformers.GenerationConfig, or its entries as "
             "arguments of the call"
         )
     _check_model_has_weights(model)
@@ -78,7 +78,7 @@ def check_call(model: Any, inputs: Any, options: Mapping[str, Any]) -> None:
     check_tensor("attention_mask", options.get("attention_mask"), "mask")
     positions = options.get("position_ids")
     if positions is not None and not isinstance(positions, Tensor):
-        raise ValueError(f"position_ids is a {type(positions).__name__}: give a tensor, or leave it out")
+        raise ValueError(f"position_ids is {kind_of(positions)}: give a tensor, or leave it out")
 
     def value_of(name: str) -> Any:
         found = options.get(name)
@@ -88,6 +88,7 @@ def check_call(model: Any, inputs: Any, options: Mapping[str, Any]) -> None:
 
     for name, smallest in WHOLE.items():
         check_whole(name, value_of(name), smallest, plain=name in PLAIN_INTEGERS)
+    _check_temperature(value_of("temperature"), value_of("do_sample"))
     for name, (low, high) in NUMBERS.items():
         check_number(name, value_of(name), low, high)
     for name in SWITCHES:
@@ -108,10 +109,10 @@ def check_is_model(model: Any) -> None:
             return
         if hasattr(model, "generation_config"):
             raise TypeError(
-                f"model.generation_config is a {type(config).__name__}: give the model a transformers.GenerationConfig"
+                f"model.generation_config is {kind_of(config)}: give the model a transformers.GenerationConfig"
             )
     supported(model)
-    raise TypeError(f"model is a {type(model).__name__}, which has no generation_config: give a model of transformers")
+    raise TypeError(f"model is {kind_of(model)}, which has no generation_config: give a model of transformers")
 
 
 def checked_prefix(allowed: Callable[[int, Tensor], Any], model: Any) -> Callable[[int, Tensor], list[int]]:
@@ -178,8 +179,9 @@ def check_own(options: Any) -> None:
         if value is not None and not isinstance(value, bool):
             raise ValueError(f"{name}={shown(value)}: give True or False")
     if options.kv_pool is not None and not isinstance(options.kv_pool, PagePool):
+        pool = options.kv_pool
         raise ValueError(
-            f"kv_pool is a {type(options.kv_pool).__name__}: it must be what fastdecode.new_pool(model) returns"
+            f"kv_pool is {shown(pool)}, {kind_of(pool)}: it must be what fastdecode.new_pool(model) returns"
         )
 
 
@@ -250,6 +252,16 @@ def _is_scalar_tensor(value: Any) -> bool:
 # --- what belongs to the call alone -----------------------------------------------------------------------------
 
 
+def _check_temperature(value: Any, do_sample: Any) -> None:
+    """transformers takes 0 where nothing is sampled, and has no use for it there."""
+    try:
+        check_number("temperature", value, 0.0 if not do_sample else math.ulp(0.0), LARGEST_FLOAT)
+    except ValueError:
+        raise ValueError(
+            f"temperature={shown(value)}: give a finite number above 0; for the likeliest token leave do_sample out"
+        ) from None
+
+
 def _check_decay(value: Any) -> None:
     if value is None:
         return
@@ -269,7 +281,7 @@ def _check_callables(options: Mapping[str, Any]) -> None:
         if value is None:
             continue
         if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{name} is a {type(value).__name__}: give a list of {what}")
+            raise ValueError(f"{name} is {kind_of(value)}: give a list of {what}")
         for number, member in enumerate(value):
             if not callable(member) or isinstance(member, type):
                 raise ValueError(f"{name}[{number}] is {shown(member)}, which cannot be called: give {what}")
@@ -296,7 +308,7 @@ def _check_stop_strings(value: Any, tokenizer: Any) -> None:
     if not isinstance(strings, (list, tuple)) or not all(isinstance(s, str) and s for s in strings):
         raise ValueError(f"stop_strings={shown(value)}: give a string, or a list of strings, none of them empty")
     if tokenizer is not None and not callable(getattr(tokenizer, "get_vocab", None)):
-        raise ValueError(f"tokenizer is a {type(tokenizer).__name__}: give the model's tokenizer")
+        raise ValueError(f"tokenizer is {kind_of(tokenizer)}: give the model's tokenizer")
 
 
 def _check_negative_prompt(tokens: Any, mask: Any) -> None:
@@ -306,7 +318,7 @@ def _check_negative_prompt(tokens: Any, mask: Any) -> None:
         return
     for name, value in (("negative_prompt_ids", tokens), ("negative_prompt_attention_mask", mask)):
         if value is not None and (not isinstance(value, Tensor) or value.ndim != 2):
-            what = f"{tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            what = f"{tuple(value.shape)}" if isinstance(value, Tensor) else kind_of(value)
             raise ValueError(f"{name} is {what}: give a tensor (batch, length) of integers")
         check_tensor(name, value, "integer" if value is tokens else "mask")
     if tokens.is_floating_point():

@@ -211,7 +211,9 @@ def _seeds(seed: int | Iterable[int] | None, count: int, repeats: int) -> list[i
         except (TypeError, RuntimeError):  # of a tensor without values
             raise ValueError(f"seed={seed!r}: it must be an integer, or one integer per prompt") from None
         if len(first) != requests:
-            raise ValueError(f"seed has {len(first)} values for {requests} prompts: give one number, or one per prompt")
+            prompts = "1 prompt" if requests == 1 else f"{requests} prompts"
+            more = f"; repeat the prompt {len(first)} times to give each its seed" if requests == 1 < len(first) else ""
+            raise ValueError(f"seed has {len(first)} values for {prompts}: give one number, or one per prompt{more}")
     for i, value in enumerate(first):
         if not -(2**63) <= value < 2**63:
             shown = value if value.bit_length() <= 128 else f"of {value.bit_length()} bits"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastdecode.generation.unsupported import Unsupported
 from fastdecode.models.chameleon import Vocabulary, check_picture_count, check_pixels, pixel_tensor
+from fastdecode.wording import kind_of
 
 
 def check_prompt(model: Any, input_ids: Tensor | None, options: Mapping[str, Any], *, text_only: bool) -> None:
@@ -81,7 +82,7 @@ def check_ids(input_ids: Tensor, mask: Tensor | None, vocabulary: Vocabulary) ->
         )
     if mask is not None and not isinstance(mask, Tensor):
         raise ValueError(
-            f"attention_mask is a {type(mask).__name__}; it must be a tensor {tuple(input_ids.shape)}, as input_ids: "
+            f"attention_mask is {kind_of(mask)}; it must be a tensor {tuple(input_ids.shape)}, as input_ids: "
             "the processor returns both with return_tensors='pt'"
         )
     if mask is not None and mask.shape != input_ids.shape:

@@ -12,13 +12,14 @@ from PIL import Image
 from torch import Tensor
 
 from fastdecode.models.chameleon import Vocabulary, with_placeholders
+from fastdecode.wording import kind_of
 
 
 def check_processor(processor: Any) -> None:
     """``TypeError`` unless ``processor`` is None, a processor or a tokenizer."""
     tokenizer = getattr(processor, "tokenizer", processor)
     if processor is not None and not (callable(processor) and hasattr(tokenizer, "decode")):
-        raise TypeError(f"processor is a {type(processor).__name__}; give the model's processor, or its tokenizer")
+        raise TypeError(f"processor is {kind_of(processor)}; give the model's processor, or its tokenizer")
 
 
 def prompt_inputs(model: Any, processor: Any, inputs: Any, images: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,8 +72,8 @@ def _pictures(images: Any) -> list[Image.Image]:
     """``images`` as a list. ValueError naming the first that is no PIL picture."""
     pictures = [images] if isinstance(images, Image.Image) else images
     if not isinstance(pictures, (list, tuple)):
-        raise ValueError(f"images is a {type(images).__name__}: give a PIL picture, or a list of them")
+        raise ValueError(f"images is {kind_of(images)}: give a PIL picture, or a list of them")
     for number, picture in enumerate(pictures):
         if not isinstance(picture, Image.Image):
-            raise ValueError(f"images[{number}] is a {type(picture).__name__}: give PIL pictures")
+            raise ValueError(f"images[{number}] is {kind_of(picture)}: give PIL pictures")
     return list(pictures)

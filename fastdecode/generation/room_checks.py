@@ -16,6 +16,8 @@ from fastdecode.grammar import Grammar
 from fastdecode.guidance import Guidance
 from fastdecode.kv.page_pool import PagePool
 from fastdecode.models.chameleon import Vocabulary
+from fastdecode.ops.scalars import shown
+from fastdecode.wording import kind_of
 
 
 def check_room(ids: list[int], limit: int, state: int, grammar: Grammar) -> None:
@@ -74,7 +76,9 @@ def check_pool(decoder: BaseDecoder, pool: Any) -> None:
     if pool is None:
         return
     if not isinstance(pool, PagePool):
-        raise ValueError(f"kv_pool is a {type(pool).__name__}: it must be what fastdecode.new_pool(model) returns")
+        raise ValueError(
+            f"kv_pool is {shown(pool)}, {kind_of(pool)}: it must be what fastdecode.new_pool(model) returns"
+        )
     decoder.new_cache(pool)
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from fastdecode.engine.sequence import Sequence
-from fastdecode.guidance import FULL, Stream
-
-NAMES = {"full": "conditional", "images": "image-only", "unconditional": "unconditional", "prompt": "negative"}
+from fastdecode.guidance import FULL
 
 
 def describe_streams(s: Sequence) -> list[str]:
-    """One line for each stream that ``s`` runs where its guidance first acts: weight, name and number of tokens.
+    """One line for each stream that ``s`` runs where its guidance first acts: weight, kind and number of tokens.
 
-    Streams with equal tokens are one stream, which has all their names.
+    Streams with equal tokens are one stream, which has all their kinds.
     """
     planned, weights = s.streams_planned()
     names: dict[tuple[int, ...], list[str]] = {}
@@ -26,15 +24,9 @@ def describe_streams(s: Sequence) -> list[str]:
         ):
             tail = s.image_start if in_picture else len(s.tokens)
             key = stream.rewrite(full, s.prompt_length, tail, s.vocabulary)
-            names.setdefault(key, []).append(_name(stream, weight))
+            names.setdefault(key, []).append(stream.kind)
     found = []
     for number, (tokens, weight) in enumerate(zip(planned, weights, strict=True)):
-        own = [*(["conditional"] if number == 0 else []), *names.get(tokens, [])]
+        own = [*(["full"] if number == 0 else []), *names.get(tokens, [])]
         found.append(f"{weight:+g} x {' = '.join(dict.fromkeys(own)) or 'a stream'}, {len(tokens)} tokens")
     return found
-
-
-def _name(stream: Stream, weight: float) -> str:
-    if stream.kind == "prompt" and weight > 0:
-        return "another prompt"
-    return NAMES[stream.kind]

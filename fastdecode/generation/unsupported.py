@@ -24,9 +24,14 @@ class Unsupported(ValueError):
         super().__init__(f"{reason}; {advice}")
         self.reason, self.advice = reason, advice
 
-    def refused(self) -> ValueError:
-        """The error of a door that cannot hand a call over."""
-        return ValueError(f"{self}. fastdecode.generate hands such a call of text to transformers")
+    def refused(self, text_only: bool) -> ValueError:
+        """The error of a door that cannot hand a call over. Python prints its note below a traceback; the command line
+        and the server, where `fastdecode.generate` is no way out, show the error alone.
+        """
+        error = ValueError(str(self))
+        if text_only:
+            error.add_note("fastdecode.generate hands such a call of text to transformers")
+        return error
 
 
 @dataclass(frozen=True)

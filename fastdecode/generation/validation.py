@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import GenerationConfig
 
 from fastdecode.generation.unsupported import Unsupported
 from fastdecode.models.chameleon import Vocabulary
+from fastdecode.wording import kind_of
 
 CACHES = ("cache", "past_key_values", "cache_params")
 """What transformers' versions call a cache that the caller gives or gets."""
@@ -48,6 +50,14 @@ FORWARD = frozenset(
 )
 """Arguments of a model's forward that are read, checked elsewhere, or without effect on the tokens."""
 
+
+OTHER_NAMES = {
+    "mode": "multimodal_generation_mode",
+    "negative_prompt": "guidance=Guidance.two_way(scale, negative_prompt_ids=…)",
+    "generator": "seed",
+    "num_images_per_prompt": "num_return_sequences",
+}
+"""Names that options have elsewhere, on our command line or in diffusers, and their names here."""
 
 DRAWING_MODES = ("image-only", "interleaved-text-image")
 """The modes that ask for pictures; ``unrestricted`` only allows them."""
@@ -93,11 +103,18 @@ def set_option(options: dict[str, Any], name: str, value: Any) -> None:
     setattr(options["generation_config"], name, value)
 
 
+def check_names(model: Any, options: Mapping[str, Any]) -> None:
+    """``ValueError`` for an option that has another name elsewhere, unless it is an argument of the model's forward."""
+    for name, right in OTHER_NAMES.items():
+        if name in options and name not in inspect.signature(type(model).forward).parameters:
+            raise ValueError(f"{name} is not an option of generate: do you mean {right}?")
+
+
 def check_config(config: Any) -> None:
     """``ValueError`` unless ``config`` is None or a `GenerationConfig`."""
     if config is not None and not isinstance(config, GenerationConfig):
         raise ValueError(
-            f"generation_config is a {type(config).__name__}: give a transformers.GenerationConfig, or its entries as "
+            f"generation_config is {kind_of(config)}: give a transformers.GenerationConfig, or its entries as "
             "arguments of the call"
         )
 

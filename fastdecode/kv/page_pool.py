@@ -53,8 +53,8 @@ class PoolStatistics:
     def __str__(self) -> str:
         free = "no limit" if self.free is None else f"{self.free} free"
         return (
-            f"{self.used} pages of {self.page_slots} slots used ({self.shared} shared, {self.peak} at peak, {free}), "
-            f"{self.bytes_used / 1e6:.1f} of {self.bytes / 1e6:.1f} MB"
+            f"{self.used} pages of {self.page_slots} tokens used ({self.shared} shared, {self.peak} at peak, {free}); "
+            f"{self.bytes / 1e6:.1f} MB taken so far, {self.bytes_used / 1e6:.1f} MB of them used"
         )
 
 
@@ -107,6 +107,8 @@ class PagePool:
 
     ``lock``, re-entrant: held by whoever reads or writes pages, or calls a method here, while other threads may do so.
     A holder may be dropped by any thread without it. No method needs it where one thread uses the pool.
+
+    ``page_bytes``: the bytes of one page, its keys and values in all layers.
 
     ``captured``: CUDA graphs and the like that know the tensors by their addresses. The pool empties the list when it
     replaces the tensors.

@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from fastdecode.kv.kv_cache import StreamCache
 from fastdecode.kv.page_pool import PagePool
+from fastdecode.wording import kind_of
 
 
 def _is_whole(value: Any) -> bool:
@@ -177,7 +178,7 @@ class PagedCache(Cache):
 
     def __init__(self, pool: PagePool) -> None:
         if not isinstance(pool, PagePool):
-            raise TypeError(f"pool is a {type(pool).__name__}: give what fastdecode.new_pool(model) returns")
+            raise TypeError(f"pool is {kind_of(pool)}: give what fastdecode.new_pool(model) returns")
         rows = _SharedRows(pool)
         self.rows = rows.cache
         super().__init__(layers=[PagedLayer(rows, number) for number in range(len(pool.keys))])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fastdecode.decoder.family import CHAMELEON, family_of
 from fastdecode.decoder.wrappers import unwrapped
 from fastdecode.models.vq_decoder import VQDecoder, decode_codes, latent_side
+from fastdecode.wording import kind_of
 
 BEGIN_IMAGE, END_IMAGE, PLACEHOLDER = "<racm3:break>", "<eoss>", "<image>"
 
@@ -175,9 +176,7 @@ def pixel_tensor(model: Any, pixel_values: Any) -> Tensor:
     if isinstance(pixel_values, np.ndarray) and pixel_values.dtype.kind in "fiub":
         pixel_values = torch.from_numpy(np.array(pixel_values))
     if not isinstance(pixel_values, Tensor):
-        raise ValueError(
-            f"pixel_values is a {type(pixel_values).__name__}; this checkpoint takes {wanted} from PIL pictures"
-        )
+        raise ValueError(f"pixel_values is {kind_of(pixel_values)}; this checkpoint takes {wanted} from PIL pictures")
     if pixel_values.is_meta or pixel_values.layout is not torch.strided:
         kind = "on the meta device, without values" if pixel_values.is_meta else "sparse"
         raise ValueError(f"pixel_values is {kind}; this checkpoint takes dense {wanted}")
@@ -293,10 +292,10 @@ def check_can_draw(model: Any) -> None:
     missing = missing_decoder_keys(model)
     if missing:
         raise ValueError(
-            f"this checkpoint has no VQ decoder, so its picture tokens cannot become pictures: {len(missing)} weights "
-            f"are missing ({missing[0]}, {missing[1]}, … {missing[-1]}). Text works without them. Use a checkpoint "
-            "that carries them (the Anole and AA-Chameleon conversions do) through fastdecode.load, or give "
-            "fastdecode.load Meta's vqgan.ckpt with vqgan=PATH"
+            f"this model has no VQ decoder, so its picture tokens cannot become pictures: {len(missing)} weights are "
+            f"missing ({missing[0]}, {missing[1]}, … {missing[-1]}). Text works without them. from_pretrained of "
+            "transformers drops them: load the checkpoint with fastdecode.load. If the checkpoint lacks them too (the "
+            "Anole and AA-Chameleon conversions have them), give fastdecode.load Meta's vqgan.ckpt with vqgan=PATH"
         )
 
 

@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from fastdecode.models.chameleon import Vocabulary, decode_pictures, supported
 from fastdecode.ops.scalars import shown
+from fastdecode.wording import kind_of
 
 logger = logging.get_logger(__name__)
 
@@ -63,7 +64,7 @@ def _rows(sequences: Any, vocabulary: Vocabulary) -> list[list[int]]:
     """The sequences as lists of tokens. ``ValueError`` for anything else."""
     wanted = "sequences must be (batch, length) integers, or a list of lists: put one sequence in a list"
     if isinstance(sequences, (str, bytes, Mapping)) or not hasattr(sequences, "__iter__"):
-        raise ValueError(f"{wanted}; got a {type(sequences).__name__}")
+        raise ValueError(f"{wanted}; got {shown(sequences)}, {kind_of(sequences)}")
     if isinstance(sequences, Tensor) and sequences.ndim == 0:
         raise ValueError(f"{wanted}; got a single number")
     found = []
@@ -73,7 +74,7 @@ def _rows(sequences: Any, vocabulary: Vocabulary) -> list[list[int]]:
                 raise ValueError(f"{wanted}; got a tensor that is sparse, or on the meta device and without values")
             row = row.tolist()
         if not isinstance(row, Sequence) or isinstance(row, (str, bytes)):
-            raise ValueError(f"{wanted}; got a {type(row).__name__} for sequence {number}")
+            raise ValueError(f"{wanted}; sequence {number} is {shown(row)}, {kind_of(row)}")
         for column, token in enumerate(row):
             if isinstance(token, bool) or not isinstance(token, (int, np.integer)):
                 raise ValueError(f"{wanted}; sequence {number} has {shown(token)} in column {column}")
@@ -101,7 +102,7 @@ def to_documents(model: Any, processor: Any, sequences: Any, start: int = 0) -> 
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     if not hasattr(tokenizer, "decode"):
-        raise TypeError(f"processor is a {type(processor).__name__}; give the model's processor, or its tokenizer")
+        raise TypeError(f"processor is {kind_of(processor)}; give the model's processor, or its tokenizer")
     model = supported(model)
     vocabulary = Vocabulary.of(model)
     if isinstance(start, bool) or not isinstance(start, int) or start < 0:

@@ -16,6 +16,7 @@ from transformers.utils import logging
 from fastdecode.models.chameleon import LUMINA, Vocabulary, attach_decoder, is_lumina
 from fastdecode.models.checkpoint import Checkpoint, DecoderWeights, in_short, plain_weights
 from fastdecode.models.vq_decoder import BEFORE_DECODER
+from fastdecode.wording import kind_of
 
 EMBEDDED = {"blocks": Path(__file__).parents[1] / "assets" / "blocks"}
 
@@ -46,7 +47,7 @@ def load(
     ``ValueError``, ``TypeError`` or ``FileNotFoundError`` say what is wrong with an argument or the checkpoint.
     """
     if not isinstance(name, (str, os.PathLike)):
-        raise TypeError(f"load takes a name, a folder or a hub id, not a {type(name).__name__}: {name!r}")
+        raise TypeError(f"load takes a name, a folder or a hub id, not {kind_of(name)}: {name!r}")
     if not str(name):
         raise ValueError("load takes a name, a folder or a hub id, not an empty name; the embedded model is 'blocks'")
     for switch in ("trust_remote_code", "local_files_only"):
@@ -63,6 +64,11 @@ def load(
         raise TypeError(f"vqgan={vqgan!r}: give the path of Meta's vqgan.ckpt")
     vqgan_weights = None if vqgan is None else _vqgan_weights(Path(vqgan).expanduser())
     source = _source(name)
+    if Path(source, "adapter_config.json").is_file() and not Path(source, "config.json").is_file():
+        raise ValueError(
+            f"{name} holds an adapter of PEFT, not a model: load its base model with fastdecode.load, and give that to "
+            f"peft.PeftModel.from_pretrained(model, {str(name)!r})"
+        )
     checkpoint = Checkpoint(source, options)
     config = checkpoint.config()
     kind = config.get("model_type")

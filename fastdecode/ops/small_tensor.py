@@ -42,7 +42,9 @@ class SmallTensor(Tensor):
         raise ValueError(f"weights of {self.small.type} cannot be saved: save the checkpoint that they were made from")
 
     def share_memory_(self) -> SmallTensor:
-        raise ValueError(f"weights of {self.small.type} cannot be saved or shared: save the checkpoint that they were made from")
+        raise ValueError(
+            f"weights of {self.small.type} cannot be saved or shared: save the checkpoint that they were made from"
+        )
 
     def values(self) -> Tensor:
         """The weights as an ordinary tensor of the dtype."""

@@ -29,6 +29,10 @@ SMALL_TYPES = {
 """The ways of storing them, by their names."""
 
 
+ROUNDED_BLOCK = 256
+"""Values of x that share a factor when they are rounded to int8."""
+
+
 @dataclass(frozen=True, eq=False)
 class SmallWeights:
     """A matrix (features, k) of small weights, dense on one device.
@@ -154,12 +158,12 @@ def _halves(data: Tensor) -> Tensor:
 def round_to_int8(x: Tensor) -> Tensor:
     """``x`` (rows, k) float32 as the CPU kernels round it for small weights.
 
-    In each block of 64 values (the last may have fewer) the values become multiples of the block's largest magnitude /
+    In each block of 256 values (the last may have fewer) the values become multiples of the block's largest magnitude /
     127, the nearest, ties to even. A block whose largest magnitude is below 2⁻¹⁰⁰ becomes zeros; one with infinity or
     NaN becomes NaN.
     """
     rows, k = x.shape
-    blocks = torch.nn.functional.pad(x, (0, -k % 64)).view(rows, -(-k // 64), 64)
+    blocks = torch.nn.functional.pad(x, (0, -k % ROUNDED_BLOCK)).view(rows, -(-k // ROUNDED_BLOCK), ROUNDED_BLOCK)
     most = blocks.abs().amax(-1, keepdim=True)
     zero, broken = most < 2.0**-100, ~most.isfinite()
     factor = torch.where(zero, 0.0, torch.full_like(most, 127.0) / most)  # 127.0 / most is rounded twice

@@ -29,17 +29,19 @@ PAGE_HEADERS = {
 }
 
 
-def create_app(engine: Engine, limits: Limits | None = None, model: str = "") -> FastAPI:
+def create_app(engine: Engine, limits: Limits | None = None, model: str | None = None) -> FastAPI:
     """The server as an ASGI application, which starts ``engine`` and closes it.
 
         engine  made with a processor
         limits  what is refused; ``Limits()`` if None
-        model   its name, as the page and ``/healthz`` show it
+        model   its name, as the page and ``/healthz`` show it; default: the last part of the folder or hub id that it
+                was loaded from
 
     ``app.state.service`` has the open requests: call its ``stop()`` when the server is about to shut down, so that
     streams end with an event that says so. ValueError for an engine without processor.
     """
     service = Service(engine, limits or Limits())
+    name = Path(engine.model.config.name_or_path).name if model is None else model
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -67,7 +69,7 @@ def create_app(engine: Engine, limits: Limits | None = None, model: str = "") ->
     @app.get("/healthz")
     async def healthz() -> Response:
         """200 while requests are taken, 503 when the server shuts down."""
-        state = {"status": "shutting down" if service.stopping else "ok", "model": model}
+        state = {"status": "shutting down" if service.stopping else "ok", "model": name}
         return JSONResponse(state | {"version": fastdecode.__version__}, 503 if service.stopping else 200)
 
     @app.get("/metrics")

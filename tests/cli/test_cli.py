@@ -98,7 +98,9 @@ WRONG = [
     (["--prompt", "caf\udce9"], ["prompt 1 is not text in UTF-8"]),
     (["--mode", "text-only", "--image-top-k", "5"], ["--image-top-k", "text-only makes none"]),
     (["--mode", "image-only", "--text-temperature", "0"], ["--text-temperature", "image-only makes none"]),
-    (["--frobnicate"], ["unrecognized arguments: --frobnicate", "--help"]),
+    (["--frobnicate"], ["unrecognized arguments: --frobnicate;", "see fastdecode generate --help"]),
+    (["--steps", "30"], ["unrecognized arguments: --steps 30;", "see fastdecode generate --help"]),
+    (["Draw"], ["unrecognized arguments: Draw; give the prompt with --prompt; see fastdecode generate --help"]),
 ]
 WRONG_FOR_THE_MODEL = [
     (["--prompt", "<image><image>Describe."], ["2 <image>", "0 pictures"]),
@@ -106,6 +108,7 @@ WRONG_FOR_THE_MODEL = [
     (["--max-new-tokens", "20"], ["no room for one picture", "66"]),
     (["--vqgan", "nowhere.ckpt"], ["nowhere.ckpt"]),
     (["--prompt", "red " * 600], ["context", "512"]),
+    (["--mode", "text-only", "--prompt", "red " * 600], ["context", "512", "shorten the text"]),
     (["--device", "cuda:99"], ["--device cuda:99", "no such GPU"]),
 ]
 
@@ -114,7 +117,7 @@ WRONG_FOR_THE_MODEL = [
 def test_wrong_input_is_one_sentence_and_leaves_nothing(
     arguments: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prompt = [] if arguments[0] == "--prompt" else ["--prompt", "Draw: In column 2 a red circle."]
+    prompt = [] if "--prompt" in arguments else ["--prompt", "Draw: In column 2 a red circle."]
     assert run("generate", *prompt, *arguments, "-o", tmp_path / "not" / "made") == 2
     printed = capsys.readouterr()
     early = (arguments, words) in WRONG  # these are refused before the model is read
@@ -125,6 +128,7 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(
     assert said[-1].startswith("fastdecode: ")
     for word in words:
         assert word in said[-1]
+    assert "fastdecode.generate" not in said[-1]  # of no use at a shell
     assert not printed.out
     assert not (tmp_path / "not").exists()
 
@@ -138,6 +142,14 @@ def test_wrong_commands_are_one_sentence(arguments: list[str], capsys: pytest.Ca
     assert len(said) == 1
     assert said[0].startswith("fastdecode: ")
     assert said[0].endswith("--help")
+
+
+def test_a_command_that_is_none_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("draw", "-o", "x") == 2
+    said = "fastdecode: there is no command draw; there are demo, generate, serve, bench, config and env"
+    assert capsys.readouterr().err == f"{said}; see fastdecode --help\n"
+    assert run("env", "--steps", "3") == 2
+    assert capsys.readouterr().err.endswith("unrecognized arguments: --steps 3; see fastdecode env --help\n")
 
 
 def test_a_prompt_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

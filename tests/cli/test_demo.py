@@ -11,15 +11,26 @@ import pytest
 from PIL import Image
 
 from fastdecode.cli import demo, demo_page
+from fastdecode.generation import prepared
 from tools.blocks import world
 from tools.blocks.recogniser import recognise
+
+LOGGED: list[str] = []
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("demo") / "page"
-    demo.run_demo(target, seed=0)
+    LOGGED.clear()
+    prepared.logger.warning_once.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepared.logger, "warning", lambda message, *args, **kwargs: LOGGED.append(message))
+        demo.run_demo(target, seed=0)
     return target
+
+
+def test_nothing_is_logged(folder: Path) -> None:
+    assert LOGGED == []
 
 
 def read(folder: Path, name: str) -> world.Scene | None:

@@ -28,8 +28,8 @@ WAYS = [
     (None, {}),
     ("int4", {"group": 128}),
 ]
-CLOSE = 5e-3
-"""Another order of sums moves a few inputs of a product to the next of their 255 steps."""
+CLOSE = 0.02
+"""Another order of sums moves now and then an input of a product to the next of its 255 steps."""
 
 
 def shrunk(model, *types: str):
@@ -98,7 +98,9 @@ def test_equal_to_pytorch(make, lengths: list[int]):
     fast, plain = decoders(model)
     got, expected = run(fast, rows, 5), run(plain, rows, 5)
     assert got.isfinite().all()
-    assert off(got, expected) <= CLOSE
+    errors = (got - expected).norm(dim=-1) / expected.norm(dim=-1)
+    assert errors.max() <= CLOSE
+    assert errors.min() <= 1e-6  # where no input moved
     heads = [d.logits(expected[-1]).clone() for d in (fast, plain)]
     assert off(*heads) <= 1e-5
     spans = [(3, 9), (20, 27)]

@@ -194,7 +194,7 @@ void fuzz_linear(Bytes& bytes) {
   l.rows = bytes.in(0, 9);
   const int32_t type = static_cast<int32_t>(bytes.in(0, 6));
   const bool wide = bytes.one_in(16);
-  l.k = wide ? bytes.in(200, 700) : bytes.in(1, 200);
+  l.k = wide || bytes.one_in(4) ? bytes.in(200, 700) : bytes.in(1, 200);
   l.k = std::max<int64_t>(l.k / block_of(type) * block_of(type), block_of(type));
   l.features = wide ? bytes.in(200, 400) : bytes.in(0, 70);
   l.out_stride = l.features + bytes.of<int64_t>({0, 1, 16});

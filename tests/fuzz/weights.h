@@ -144,8 +144,9 @@ inline Value value_of(Weights& w, int64_t f, int64_t i) {
 // A row of x as small weights see it: NaN in a block with infinity or NaN.
 inline std::vector<double> rounded_to_int8(const float* x, int64_t k) {
   std::vector<double> out(static_cast<size_t>(k));
-  for (int64_t begin = 0; begin < k; begin += 64) {
-    const int64_t end = std::min(k, begin + 64);
+  constexpr int64_t kBlock = 256;
+  for (int64_t begin = 0; begin < k; begin += kBlock) {
+    const int64_t end = std::min(k, begin + kBlock);
     float most = 0.0f;
     bool finite = true;
     for (int64_t i = begin; i < end; ++i) {

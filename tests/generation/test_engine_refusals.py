@@ -22,7 +22,7 @@ from fastdecode import Engine, Guidance
         ({"inputs": b"x"}, "the prompt is bytes: give text"),
         ({"input_ids": torch.tensor([[5]])}, "input_ids was given twice: the prompt as text, and as an option"),
         ({"images": "no.png"}, "images is a str: give a PIL picture, or a list of them"),
-        ({"images": [1]}, "images[0] is a int: give PIL pictures"),
+        ({"images": [1]}, "images[0] is an int: give PIL pictures"),
         (
             {"inputs": "<image><image>x", "images": [Image.new("RGB", (64, 64))]},
             "the prompt has 2 <image>, but 1 pictures",

@@ -28,7 +28,7 @@ def explain(prompt=WORDS, **options):
 def test_plain_text():
     found = explain()
     assert (found.mode, found.sequences, found.where, found.limits) == ("text-only", 1, "off", [14])
-    assert found.streams == [["+1 x conditional, 4 tokens"]]
+    assert found.streams == [["+1 x full, 4 tokens"]]
     assert found.allowed == {"text": V.size - 24, "picture": 24}
     assert found.text["temperature"] == 0.0
     assert found.sampling_backend == "cpu"
@@ -125,7 +125,7 @@ def test_pictures_with_guidance():
     )
     assert found.where == "inside pictures"
     assert found.streams == [
-        ["+3 x conditional, 5 tokens", "-2 x image-only = unconditional, 2 tokens"]
+        ["+3 x full, 5 tokens", "-2 x images = unconditional, 2 tokens"]
     ]  # without a picture two are equal
     assert found.allowed == {"text": V.size - 24 - 4, "picture": 24}
     assert "text sampling     temperature 1, top_k 50" in str(found)
@@ -134,22 +134,33 @@ def test_pictures_with_guidance():
         [*WORDS, *placeholder_block(V)], **INTERLEAVED, guidance=Guidance.instruct(), pixel_values=pixels(0, 1)
     )
     assert [s.rsplit(" x ")[1] for s in shown.streams[0]] == [
-        "conditional, 11 tokens",
-        "image-only, 8 tokens",
+        "full, 11 tokens",
+        "images, 8 tokens",
         "unconditional, 2 tokens",
     ]
+
+
+def test_only_what_a_mode_makes_is_told():
+    said = str(explain(multimodal_generation_mode="image-only", do_sample=True))
+    assert "allowed           24 tokens in a picture\n" in said
+    assert "in text" not in said
+    assert "text sampling" not in said
+    assert "picture sampling  temperature 1" in said
+    said = str(explain(do_sample=True))
+    assert "in a picture" not in said
+    assert "picture sampling" not in said
 
 
 @pytest.mark.parametrize("drawn", [0, 3])
 def test_a_picture_that_the_prompt_began(drawn: int):
     found = explain([*WORDS, V.begin_image, *V.code_ids[:drawn]], multimodal_generation_mode="image-only", guidance=2.0)
-    assert found.streams == [[f"+2 x conditional, {5 + drawn} tokens", f"-1 x unconditional, {2 + drawn} tokens"]]
+    assert found.streams == [[f"+2 x full, {5 + drawn} tokens", f"-1 x unconditional, {2 + drawn} tokens"]]
 
 
 def test_guidance_everywhere():
     found = explain(guidance_scale=3.0, negative_prompt_ids=torch.tensor([[5, 6]]))
     assert found.where == "every token"
-    assert found.streams == [["+3 x conditional, 4 tokens", "-2 x negative, 2 tokens"]]
+    assert found.streams == [["+3 x full, 4 tokens", "-2 x prompt, 2 tokens"]]
 
 
 @pytest.mark.parametrize(

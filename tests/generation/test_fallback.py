@@ -142,10 +142,15 @@ def test_the_plug_refuses_with_a_hint():
     hint = "fastdecode.generate hands such a call of text to transformers"
     for options in ({"output_attentions": True}, {"past_key_values": DynamicCache()}, right_padded()):
         options = {"input_ids": PROMPT} | GREEDY | options
-        with pytest.raises(ValueError, match=hint):
+        with pytest.raises(ValueError, match="fastdecode") as refused:
             MODEL.generate(custom_generate=fastdecode.custom_generate, **options)
-    with pytest.raises(ValueError, match=hint):
-        fastdecode.Engine(MODEL).submit(PROMPT, num_beams=2)
+        assert refused.value.__notes__ == [hint]
+    draws = {"multimodal_generation_mode": "image-only"}
+    for options, notes in (({}, [hint]), (draws, [])):  # in modes that draw nobody decodes it
+        with pytest.raises(ValueError, match="num_beams=2") as refused:
+            fastdecode.Engine(MODEL).submit(PROMPT, num_beams=2, **options)
+        assert getattr(refused.value, "__notes__", []) == notes
+        assert hint not in str(refused.value)
     with pytest.raises(ValueError, match="fallback='transformers': an engine decodes every request itself"):
         fastdecode.Engine(MODEL).submit(PROMPT, fallback="transformers")
 

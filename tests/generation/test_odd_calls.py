@@ -27,6 +27,7 @@ from transformers.models.llama import modeling_llama
 
 import fastdecode
 from fastdecode import Guidance, Stream
+from fastdecode.generation.validation import OTHER_NAMES
 from fastdecode.models.chameleon import Vocabulary
 
 MODEL = tiny_model(0)
@@ -169,7 +170,7 @@ def test_what_is_no_model(model):
         with pytest.raises(TypeError, match=f"got {type(model).__name__}"):
             call(model, PROMPT)
     if not isinstance(model, nn.Module):
-        with pytest.raises(TypeError, match=f"model is a {type(model).__name__}: give the model that was enabled"):
+        with pytest.raises(TypeError, match=f"model is an? {type(model).__name__}: give the model that was enabled"):
             fastdecode.disable(model)
 
 
@@ -238,6 +239,13 @@ def test_seeds(seed, message):
         generate(seed=seed, do_sample=True)
 
 
+@pytest.mark.parametrize("name", OTHER_NAMES)
+@pytest.mark.parametrize("way", [generate, lambda **options: fastdecode.Engine(MODEL).submit([3, 4], **options)])
+def test_names_that_options_have_elsewhere(way, name: str):
+    with pytest.raises(ValueError, match=f"{name} is not an option of generate: do you mean {OTHER_NAMES[name][:10]}"):
+        way(**{name: "image-only"})
+
+
 def test_a_seed_in_a_tensor():
     assert torch.equal(generate(seed=torch.tensor(3), do_sample=True), generate(seed=3, do_sample=True))
 
@@ -299,7 +307,7 @@ def test_pixels_of_none():
 def test_an_engine_aborts_its_own_handles_only():
     engine, other = fastdecode.Engine(MODEL), fastdecode.Engine(MODEL)
     handle, foreign = engine.submit(PROMPT, **SHORT), other.submit(PROMPT, **SHORT)
-    with pytest.raises(TypeError, match="handle is a int: give what submit returned"):
+    with pytest.raises(TypeError, match="handle is an int: give what submit returned"):
         engine.abort(3)
     with pytest.raises(ValueError, match="request 0 is of another engine"):
         engine.abort(foreign)
@@ -366,7 +374,7 @@ def test_pools_of_another_dtype_or_device(dtype, device, message):
 
 @pytest.mark.parametrize("pool", [None, MODEL, 3])
 def test_a_cache_of_no_pool(pool):
-    with pytest.raises(TypeError, match=f"pool is a {type(pool).__name__}: give what fastdecode.new_pool"):
+    with pytest.raises(TypeError, match=f"pool is an? {type(pool).__name__}: give what fastdecode.new_pool"):
         fastdecode.PagedCache(pool)
 
 

@@ -119,7 +119,12 @@ SHARED = [
     ({"do_sample": NAN}, "do_sample=nan: give True or False"),
     ({"return_dict_in_generate": "no"}, "return_dict_in_generate='no': give True or False"),
     ({"renormalize_logits": 1}, "renormalize_logits=1: give True or False"),
-    ({"temperature": NAN}, "temperature=nan: give a finite number of at least 0"),
+    (
+        {"temperature": NAN},
+        "temperature=nan: give a finite number above 0; for the likeliest token leave do_sample out",
+    ),
+    ({"temperature": -1.0, "do_sample": True}, "temperature=-1.0: give a finite number above 0; for the likeliest"),
+    ({"temperature": 0.0, "do_sample": True}, "temperature=0.0: give a finite number above 0; for the likeliest"),
     ({"temperature": HUGE, "do_sample": True}, "temperature=an integer of 1329 bits: give a finite number"),
     ({"top_p": "5"}, "top_p='5': give a number between 0 and 1"),
     ({"typical_p": NAN}, "typical_p=nan: give a number between 0 and 1"),
@@ -130,15 +135,15 @@ SHARED = [
     ({"max_time": NAN}, "max_time=nan: give a finite number"),
     ({"exponential_decay_length_penalty": (1,)}, "give .first, factor."),
     ({"exponential_decay_length_penalty": (1, NAN)}, "give .first, factor."),
-    ({"logits_processor": 3}, "logits_processor is a int: give a list of logits processors"),
+    ({"logits_processor": 3}, "logits_processor is an int: give a list of logits processors"),
     ({"logits_processor": {}}, "logits_processor is a dict: give a list"),
     ({"logits_processor": [3]}, r"logits_processor\[0\] is 3, which cannot be called"),
     ({"stopping_criteria": lambda i, s: True}, "stopping_criteria is a function: give a list"),
     ({"stopping_criteria": ["x"]}, r"stopping_criteria\[0\] is 'x', which cannot be called"),
     ({"prefix_allowed_tokens_fn": 3}, "prefix_allowed_tokens_fn=3 cannot be called"),
     ({"stop_strings": 3, "tokenizer": tiny_tokenizer()}, "stop_strings=3: give a string"),
-    ({"stop_strings": ["a"], "tokenizer": 3}, "tokenizer is a int: give the model's tokenizer"),
-    ({"generation_config": 3}, "generation_config is a int: give a transformers.GenerationConfig"),
+    ({"stop_strings": ["a"], "tokenizer": 3}, "tokenizer is an int: give the model's tokenizer"),
+    ({"generation_config": 3}, "generation_config is an int: give a transformers.GenerationConfig"),
     ({"negative_prompt_ids": [[3]], "guidance_scale": 2.0}, "negative_prompt_ids is a list: give a tensor"),
     ({"negative_prompt_ids": torch.tensor([[3.5]]), "guidance_scale": 2.0}, "negative_prompt_ids are floats"),
     ({"input_ids": PROMPT.to("meta")}, "input_ids is on the meta device, where tensors have no values"),
@@ -200,6 +205,7 @@ HONOURED = [
     {"eos_token_id": -1},
     {"pad_token_id": -1},
     {"do_sample": 0},
+    {"temperature": 0.0},
     {"num_return_sequences": np.int64(1)},
     {"no_repeat_ngram_size": 10**18},
     {"guidance_scale": -1},
@@ -233,7 +239,7 @@ def test_prompts_that_are_no_list_of_tokens(prompt):
 
 def test_a_processor_that_is_none():
     for make in (lambda: fastdecode.Engine(MODEL, 3), lambda: fastdecode.stream(MODEL, 3, [5])):
-        with pytest.raises(TypeError, match="processor is a int; give the model's processor"):
+        with pytest.raises(TypeError, match="processor is an int; give the model's processor"):
             make()
 
 
@@ -310,9 +316,9 @@ def test_pools_of_no_whole_number_of_pages(pages):
         (lambda: Guidance.instruct("a"), "text of Guidance.instruct is 'a'"),
         (lambda: Guidance.five_way([1], [1.5]), "original of Guidance.five_way have 1.5"),
         (lambda: Guidance.five_way([1], [1], full="x"), "full of Guidance.five_way is 'x'"),
-        (lambda: Guidance((Stream("full"), 3), (1.0, 1.0)), r"streams\[1\] of Guidance is a int"),
+        (lambda: Guidance((Stream("full"), 3), (1.0, 1.0)), r"streams\[1\] of Guidance is an int"),
         (lambda: Guidance((Stream("full"),), ("x",)), r"weights\[0\] of Guidance is 'x'"),
-        (lambda: Guidance(3, (1.0,)), "streams of Guidance is a int: give a tuple"),
+        (lambda: Guidance(3, (1.0,)), "streams of Guidance is an int: give a tuple"),
         (lambda: Stream(3), "stream kind 3 is unknown"),
         (lambda: Stream("prompt", (1.5,)), "ids of a Stream have 1.5: a token is an integer"),
         (lambda: Stream("prompt", (-1,)), "ids of a Stream have -1: a token is an integer of at least 0"),
@@ -354,7 +360,7 @@ def test_the_reference_says_once_that_a_library_is_missing(monkeypatch):
 def test_explain_names_no_backend_that_this_version_does_not_have():
     found = explain(**DRAWS, guidance=Guidance.instruct(3.0, 1.2))
     assert "cuda" not in str(found)
-    assert found.streams == [["+3 x conditional, 5 tokens", "-2 x image-only = unconditional, 2 tokens"]]
+    assert found.streams == [["+3 x full, 5 tokens", "-2 x images = unconditional, 2 tokens"]]
 
 
 @pytest.mark.parametrize(

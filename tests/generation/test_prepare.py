@@ -195,7 +195,10 @@ BAD = {
         {"text": {"repetition_penalty": 0.0}},
         "text.repetition_penalty=0.0 is out of range: it must be more than 0",
     ),
-    "seeds": ({"seed": [1, 2]}, "seed has 2 values for 1 prompts: give one number, or one per prompt"),
+    "seeds": (
+        {"seed": [1, 2]},
+        "seed has 2 values for 1 prompt: .*; repeat the prompt 2 times to give each its seed",
+    ),
     "seed of 65 bits": ({"seed": 2**63}, f"seed {2**63} of prompt 0 does not fit 64 bits"),
     "penalty twice": (
         {"repetition_penalty": 1.2, "no_repeat_ngram_size": 2, "text": {"repetition_penalty": 1.3}},
@@ -324,12 +327,12 @@ def test_masks_and_pixels_of_another_shape(call):
         ),
         (
             lambda x: Image.new("RGB", (8, 8)),
-            "a Image; .*as its processor makes them from PIL pictures",
+            "an Image; .*as its processor makes them from PIL pictures",
         ),
         (lambda x: x.to("meta"), "pixel_values is on the meta device"),
         (lambda x: x.to_sparse(), "pixel_values is sparse"),
         (lambda x: x.numpy().astype(object), "pixel_values is a ndarray"),
-        (lambda x: 7, "pixel_values is a int"),
+        (lambda x: 7, "pixel_values is an int"),
     ],
 )
 def test_pixels_that_cannot_be_read(call, changed, message):

@@ -275,11 +275,13 @@ def test_sizes_below_one_are_refused(name: str):
 
 
 def test_statistics_read_well():
-    pool = new_pool(8)
+    pool = PagePool(1, 8, 1000, torch.float32, "cpu", page_slots=2, pages=8)
     pages = pool.take(4)
     pool.share(pages[:1])
     pool.release(pages[2:])
-    assert str(pool.statistics()) == "2 pages of 2 slots used (1 shared, 4 at peak, 6 free), 0.0 of 0.0 MB"
+    assert str(pool.statistics()) == (
+        "2 pages of 2 tokens used (1 shared, 4 at peak, 6 free); 0.5 MB taken so far, 0.3 MB of them used"
+    )
     assert "no limit" in str(new_pool().statistics())
 
 

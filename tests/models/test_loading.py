@@ -279,6 +279,18 @@ def test_a_file_in_place_of_a_folder(saved: Path):
         fastdecode.load(saved / "config.json")
 
 
+def test_a_folder_of_an_adapter(tmp_path: Path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(ValueError, match=r"holds an adapter of PEFT, not a model: load its base model .*PeftModel"):
+        fastdecode.load(tmp_path)
+
+
+def test_from_pretrained_of_transformers_drops_the_decoder(saved: Path):
+    model = ChameleonForConditionalGeneration.from_pretrained(saved)
+    with pytest.raises(ValueError, match=r"^this model has no VQ decoder.*load the checkpoint with fastdecode\.load"):
+        fastdecode.generate(model, **padded([[BOS, 40]]), multimodal_generation_mode="image-only")
+
+
 def test_no_config(folder: Path):
     (folder / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"tiny has no config\.json"):
@@ -447,5 +459,5 @@ def test_broken_vqgan_checkpoints(folder: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("name", [None, 3, b"blocks"])
 def test_a_name_that_is_none(name):
-    with pytest.raises(TypeError, match=r"^load takes a name, a folder or a hub id, not a (NoneType|int|bytes): "):
+    with pytest.raises(TypeError, match=r"^load takes a name, a folder or a hub id, not an? (NoneType|int|bytes): "):
         fastdecode.load(name)

@@ -10,9 +10,10 @@ from small_cases import KINDS, assert_close, decoded, product, small, with_scale
 from fastdecode.ops import Matrix, SmallWeights, embed, joint_linear, last_backend, linear, round_to_int8
 from fastdecode.ops.backends import core
 from fastdecode.ops.pointers import address, stored
+from fastdecode.ops.small_weights import ROUNDED_BLOCK
 
-LENGTHS = (32, 64, 96, 160, 2080)
-ODD_LENGTHS = (1, 3, 15, 31, 33, 63, 65, 127, 129, 191)  # of int8 only
+LENGTHS = (32, 64, 96, 160, 256, 288, 416, 2080)
+ODD_LENGTHS = (1, 3, 15, 31, 33, 63, 65, 127, 129, 191, 255, 257, 300)  # of int8 only
 FEATURES = (1, 2, 3, 4, 5, 7, 8, 13)
 ROWS = (0, 1, 2, 3, 4, 5, 7, 16, 33)
 
@@ -52,7 +53,7 @@ def test_linear(kind: str):
         weights, bias = small(kind, 13, k, seed=k), randn(13, seed=1)
         x = randn(max(ROWS), k, seed=k)
         exact, size = product(x, weights, bias)
-        for rows in ROWS if k <= 160 else (1, 4, 5):
+        for rows in ROWS if k <= 416 else (1, 4, 5):
             got = linear(x[:rows], weights, bias)
             assert last_backend() == "cpu"
             assert_close(got, exact[:rows], size[:rows])
@@ -155,16 +156,19 @@ def test_extreme_x(kind: str):
         assert not linear(zero, weights).any()
     assert linear(torch.full((3, 160), 2.0**-100), weights).any()
     # Blocks of very different magnitudes have factors of their own.
-    x = randn(3, 160) * torch.tensor([1e-20] * 64 + [1.0] * 64 + [1e-9] * 32)
-    assert_close(linear(x, weights), *product(x, weights))
+    long = small(kind, 5, 2 * ROUNDED_BLOCK + 96, seed=2)
+    x = randn(3, long.k) * torch.tensor([1e-20] * ROUNDED_BLOCK + [1.0] * ROUNDED_BLOCK + [1e-9] * 96)
+    assert_close(linear(x, long), *product(x, long))
+    x[:, ROUNDED_BLOCK:] = 0.0
+    assert_close(linear(x, long), *product(x, long))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_x_that_is_no_number_stays_in_its_row(kind: str, value: float):
-    weights, good = small(kind, 9, 160), randn(9, 160)
+    weights, good = small(kind, 9, 416), randn(9, 416)
     expected = linear(good, weights)
-    for row, place in ((0, 0), (3, 63), (8, 159), (4, 100)):
+    for row, place in ((0, 0), (3, 255), (8, 415), (4, 300)):
         x = good.clone()
         x[row, place] = value
         got = linear(x, weights)
@@ -172,7 +176,7 @@ def test_x_that_is_no_number_stays_in_its_row(kind: str, value: float):
         others = [r for r in range(9) if r != row]
         assert torch.equal(got[others], expected[others])
     zeros = with_scales(with_values(weights, 0x88 if weights.type[-2:] != "_0" else 0), 0.0)
-    x = torch.full((2, 160), value)
+    x = torch.full((2, 416), value)
     assert linear(x, zeros).isnan().all()
 
 
@@ -181,29 +185,31 @@ def test_x_that_is_no_number_stays_in_its_row(kind: str, value: float):
 
 def test_rounding_is_that_of_the_kernels():
     """Through a unit matrix: a value is a whole number times its block's factor."""
-    unit = SmallWeights("int8", 100, torch.eye(100, dtype=torch.int8), torch.ones(100))
-    magnitude = 10.0 ** torch.empty(20_000, 1).uniform_(-31, 30, generator=torch.Generator().manual_seed(0))
-    x = randn(20_000, 100) * magnitude
-    x[:100] = torch.arange(100) * 0.5  # many ties
+    k = ROUNDED_BLOCK + 44
+    unit = SmallWeights("int8", k, torch.eye(k, dtype=torch.int8), torch.ones(k))
+    magnitude = 10.0 ** torch.empty(10_000, 1).uniform_(-31, 30, generator=torch.Generator().manual_seed(0))
+    x = randn(10_000, k) * magnitude
+    x[:100] = torch.arange(k) % 255 * 0.5  # many ties
     assert torch.equal(linear(x, unit), round_to_int8(x))
 
 
 def test_rounding():
-    x = torch.zeros(1, 70)
+    end = ROUNDED_BLOCK
+    x = torch.zeros(1, end + 6)
     x[0, :5] = torch.tensor([127.0, 0.5, 1.5, -2.5, 126.5])
-    x[0, 64:] = torch.tensor([1.0, 0.004, -1.0, 0.0039, 0.5, 2.0 / 127])
+    x[0, end:] = torch.tensor([1.0, 0.004, -1.0, 0.0039, 0.5, 2.0 / 127])
     rounded = round_to_int8(x)
     assert rounded[0, :5].tolist() == [127.0, 0.0, 2.0, -2.0, 126.0]
-    assert torch.allclose(rounded[0, 64:] * 127, torch.tensor([127.0, 1.0, -127.0, 0.0, 64.0, 2.0]))
-    x = randn(50, 130)
-    factor = torch.nn.functional.pad(x, (0, 62)).view(50, 3, 64).abs().amax(-1) / 127
+    assert torch.allclose(rounded[0, end:] * 127, torch.tensor([127.0, 1.0, -127.0, 0.0, 64.0, 2.0]))
+    x = randn(50, 2 * end + 2)
+    factor = torch.nn.functional.pad(x, (0, end - 2)).view(50, 3, end).abs().amax(-1) / 127
     error = (round_to_int8(x) - x).abs()
-    assert (error <= 0.5001 * factor.repeat_interleave(64, 1)[:, :130]).all()
+    assert (error <= 0.5001 * factor.repeat_interleave(end, 1)[:, : 2 * end + 2]).all()
     tiny = torch.tensor([[2.0**-101, -(2.0**-101)]])
     assert not round_to_int8(tiny).any()
-    broken = torch.ones(2, 70)
-    broken[0, 3], broken[1, 69] = torch.inf, torch.nan
-    assert round_to_int8(broken).isnan().tolist() == [[True] * 64 + [False] * 6, [False] * 64 + [True] * 6]
+    broken = torch.ones(2, end + 6)
+    broken[0, 3], broken[1, end + 5] = torch.inf, torch.nan
+    assert round_to_int8(broken).isnan().tolist() == [[True] * end + [False] * 6, [False] * end + [True] * 6]
     assert round_to_int8(torch.zeros(0, 5)).shape == (0, 5)
 
 

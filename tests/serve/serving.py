@@ -67,7 +67,7 @@ class Served:
 
     def __init__(self, engine: fastdecode.Engine, limits: Limits, steps: int | None) -> None:
         self.engine, self.gate = engine, Gate(engine, steps)
-        self.app = create_app(engine, limits, "blocks")
+        self.app = create_app(engine, limits)
         self.service = self.app.state.service
         self._listener = listen("127.0.0.1", 0)
         self.port = self._listener.getsockname()[1]

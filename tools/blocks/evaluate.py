@@ -29,6 +29,7 @@ from PIL import Image
 
 import fastdecode
 from fastdecode.cli.demo import GUIDANCE
+from fastdecode.models.quantise import quantise
 from tools.blocks import world
 from tools.blocks.recogniser import follow, recognise
 
@@ -42,8 +43,10 @@ BATCH = 50
 class Examiner:
     """Asks the model in batches and reads its pictures."""
 
-    def __init__(self, path: str, seed: int) -> None:
+    def __init__(self, path: str, seed: int, weights: str | None = None) -> None:
         self.model, self.processor = fastdecode.load(path)
+        if weights is not None:
+            quantise(self.model, weights)
         self.seed = seed
 
     def ask(self, prompts: list[str], pictures: list[Image.Image] | None = None, **options: Any) -> list[list[Any]]:
@@ -159,11 +162,12 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=500)
     parser.add_argument("--others", type=int, default=200, help="goals, captions and edits")
     parser.add_argument("--seed", type=int, default=12345)
+    parser.add_argument("--weights", choices=("int8", "int4"), help="made small before; default: as they are")
     args = parser.parse_args()
     if importlib.util.find_spec("matplotlib") is None:
         raise SystemExit('the plot needs matplotlib: pip install -e ".[train]"')
     start = time.time()
-    examiner = Examiner(args.model, args.seed)
+    examiner = Examiner(args.model, args.seed, args.weights)
     match = {}
     for scale in SCALES:
         match[scale] = examiner.match(scale, args.prompts)
@@ -173,7 +177,8 @@ def main() -> None:
     result |= {"caption": examiner.captions(args.others), "edit": examiner.edits(args.others), "others": args.others}
     print(table(result))
     args.out.mkdir(parents=True, exist_ok=True)
-    facts = {"seed": args.seed, "seconds": round(time.time() - start), "torch": torch.__version__}
+    facts: dict[str, Any] = {"weights": args.weights or "float32", "seed": args.seed}
+    facts |= {"seconds": round(time.time() - start), "torch": torch.__version__}
     facts["machine"] = f"{platform.machine()}, {torch.get_num_threads()} threads"
     (args.out / "evaluation.json").write_text(json.dumps({**result, **facts}, indent=2) + "\n")
     (args.out / "evaluation.md").write_text(

@@ -296,7 +296,7 @@ typedef enum fastdecode_weight_type {
   FASTDECODE_WEIGHTS_Q4_0 = 6  /* 18 bytes: half bytes in the order of INT4; weights q - 8 */
 } fastdecode_weight_type;
 
-/* Matrices of 8 bits or less are multiplied with x rounded to int8, each block of 64 values (the
+/* Matrices of 8 bits or less are multiplied with x rounded to int8, each block of 256 values (the
  * last may have fewer) by a factor of its own: its largest magnitude / 127 in float32. A value is
  * then the nearest multiple of the factor, ties to even. A block whose largest magnitude is below
  * 2^-100 counts as zeros; infinity or NaN in a block makes the row's results NaN. The products of a

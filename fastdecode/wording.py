@@ -1,0 +1,11 @@
+"""Words for error messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def kind_of(value: Any) -> str:
+    """The type of a wrong argument with its article: "an int", "a list"."""
+    name = type(value).__name__
+    return f"{'an' if name[:1] in tuple('aeioAEIO') else 'a'} {name}"
