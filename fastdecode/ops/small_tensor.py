@@ -39,12 +39,14 @@ class SmallTensor(Tensor):
         return f"SmallTensor({self.small.type}, {tuple(self.shape)}, {self.dtype}, device='{self.device}')"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise ValueError(f"weights of {self.small.type} cannot be saved: save the checkpoint that they were made from")
+        raise self._unsaved()
 
     def share_memory_(self) -> SmallTensor:
-        raise ValueError(
-            f"weights of {self.small.type} cannot be saved or shared: save the checkpoint that they were made from"
-        )
+        raise self._unsaved()
+
+    def _unsaved(self) -> ValueError:
+        kind = f"weights of {self.small.type} cannot be saved or shared between processes"
+        return ValueError(f"{kind}: save the checkpoint that they were made from")
 
     def values(self) -> Tensor:
         """The weights as an ordinary tensor of the dtype."""
