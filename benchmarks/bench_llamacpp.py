@@ -23,6 +23,8 @@ in turns with the steps (benchmarks/read_bandwidth.py).
 A second table has products alone (``linear``), of the shapes of this model, of matrices that are in no cache: ours, and
 torch's with bfloat16 and with its own int4 (`_weight_int4pack_mm_for_cpu`, groups of 32).
 
+Where ctranslate2 is installed (pip install ctranslate2), its int8 steps take turns with the others' too.
+
 Needs the package gguf, g++, and, to build llama.cpp, cmake.
 """
 
@@ -47,6 +49,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import fastdecode
+from benchmarks.ctranslate2_rival import CTranslate2Steps, convert
 from benchmarks.llama_models import SIZES, random_llama, write_gguf
 from benchmarks.llama_plot import plot
 from benchmarks.llama_products import measure_products, product_table
@@ -165,6 +168,9 @@ class Contest:
                     for mmap in (True, False)
                 ]
                 self.sides[kind] = [ours, *rivals]
+                if kind == "int8" and find_spec("ctranslate2") is not None:
+                    convert(models["bf16"], self.folder / "ctranslate2")
+                    self.sides[kind].append(CTranslate2Steps(self.folder / "ctranslate2", threads))
             self.stack = stack.pop_all()
 
     def __enter__(self) -> Contest:
@@ -214,7 +220,7 @@ class Contest:
 
     def _row(self, kind: str, sequences: int, found: dict[str, list[float]], bandwidth: float) -> dict[str, Any]:
         medians = {name: statistics.median(turns) for name, turns in found.items()}
-        rival = min((name for name in medians if name != "fastdecode"), key=medians.__getitem__)
+        rival = min((name for name in medians if name.startswith("llama.cpp")), key=medians.__getitem__)
         floor = self.bytes[kind] / bandwidth
         return {
             "weights": kind,
@@ -243,10 +249,12 @@ def table(rows: Sequence[dict[str, Any]], head: bool = True) -> str:
     ]
     for row in rows:
         kinds = f"{row['weights']}/{row['rival weights']}"
+        others = row["all rivals ms per step"].items()
+        others = "".join(f"; {name} {ms:.2f} ms" for name, ms in others if not name.startswith("llama.cpp"))
         lines.append(
             f"{kinds:>12} {row['sequences']:>4} {row['fastdecode ms per step']:>8.2f} "
             f"{row['rival ms per step']:>9.2f} {row['ratio']:>6.2f} {row['floor ms']:>8.2f} "
-            f"{row['bandwidth_fraction']:>5.0%} {row['rival bandwidth_fraction']:>5.0%}  {row['rival']}"
+            f"{row['bandwidth_fraction']:>5.0%} {row['rival bandwidth_fraction']:>5.0%}  {row['rival']}{others}"
         )
     return "\n".join(lines if head else lines[1:])
 
