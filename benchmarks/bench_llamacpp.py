@@ -61,8 +61,10 @@ from fastdecode.bench.turns import make_files, show
 from fastdecode.decoder import decoder_for
 
 RIVALS = {"bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
-LARGEST_ERROR = {"bf16": 0.05, "int8": 0.15, "int4": 0.6}
-"""Of logits, relative to their spread. Rounding of random weights to 4 bits is a tenth at every product."""
+LARGEST_ERROR = {"bf16": 0.05, "int8": 0.15, "int4": 0.8}
+"""Of logits, relative to their spread. Rounding random weights to 4 bits changes a product by a tenth of its spread,
+and the logits after 12 layers by 0.43; unrelated logits differ by the root of 2.
+"""
 PAUSE = 0.02
 """Seconds between two sides' turns: threads that wait busily have gone to sleep."""
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 
 def convert(model: Any, folder: Path) -> None:
-    """Write a Llama of transformers with int8 weights into ``folder``, which is made. Its tokens are ``t0``, ``t1`` and so on.
-    ``ImportError`` without ctranslate2.
+    """Write a Llama of transformers with int8 weights into ``folder``, which is made. Its tokens are ``t0``,
+    ``t1``, and so on. ``ImportError`` without ctranslate2.
     """
     from ctranslate2.converters.transformers import LlamaLoader
 
