@@ -33,6 +33,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import statistics
 import sys
 import time
@@ -302,6 +303,7 @@ def main(words: Sequence[str] | None = None) -> None:
     builds = options.llama or build_all()
     memory = Memory(threads=threads)
     result: dict[str, Any] = {"machine": machine, "floor": METHOD, "model": options.model, "context": options.context}
+    result["load average before"] = os.getloadavg()[0]
     models = our_models(options.model, options.layers, options.weights)
     result["layers"] = models["bf16"].config.num_hidden_layers
     with Contest(models, options.weights, builds, options.context, threads) as contest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -23,10 +24,11 @@ def build_all(folder: Path = ROOT / "build") -> list[Path]:
     there already is not built again. ``RuntimeError`` if a build fails.
     """
     made = []
+    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # a virtual environment has cmake
     for name, openmp in BUILDS.values():
         done = subprocess.run(
             [str(ROOT / "tools" / "build_llama.sh"), str(folder / name)],
-            env={**os.environ, "LLAMA_OPENMP": openmp},
+            env={**os.environ, "LLAMA_OPENMP": openmp, "PYTHON": sys.executable, "PATH": tools},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -7,6 +7,7 @@ skipped.
 import copy
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,21 @@ def test_a_file_that_is_no_model(tmp_path: Path):
     (tmp_path / "model.gguf").write_text("nothing")
     with pytest.raises(RuntimeError, match=r"error: cannot load .*model\.gguf"):
         LlamaSteps(LLAMA, tmp_path / "model.gguf", 1)
+
+
+def test_what_is_built_is_not_built_again(tmp_path: Path):
+    script = (llama_rival.ROOT / "tools" / "build_llama.sh").read_text()
+    [number] = re.findall(r"^VERSION=(.+)$", script, re.MULTILINE)
+    for name, built in (("llama", number), ("llama-openmp", f"{number} with OpenMP")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".version").write_text(f"{built}\n")
+    assert llama_rival.build_all(tmp_path) == [tmp_path / "llama", tmp_path / "llama-openmp"]
+
+
+def test_a_build_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LLAMA_SDIST", str(tmp_path / "nowhere.tar.gz"))
+    with pytest.raises(RuntimeError, match=r"tools/build_llama\.sh fails:(?s:.*)nowhere\.tar\.gz"):
+        llama_rival.build_all(tmp_path)
 
 
 def test_a_folder_without_llama(tmp_path: Path):
