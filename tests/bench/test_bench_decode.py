@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -173,11 +174,23 @@ def test_in_turns_compares_turns_of_the_same_repeat(model):
 
 def test_weights_are_compared_with_the_first_model(model):
     models = {"one": model, "the same": model}
-    one, same = bench_decode.weights_in_turns(models, bench_decode.SKIPPED + 3, 2)
+    one, same = bench_decode.weights_in_turns(models, bench_decode.SKIPPED + 3, 2, Memory())
+    assert one["weight bytes"] == bench_decode.weight_bytes(model)
+    assert one["bandwidth_fraction"] == pytest.approx(one["floor ms"] / one["ms per token"])
     assert (one["weights"], one["time ratio"]) == ("one", 1)
     assert same["weights"] == "the same"
     assert len(same["ratios of the repeats"]) == 4
     assert same["ratios of the repeats"][1] <= same["time ratio"] <= same["ratios of the repeats"][2]
+
+
+def test_bytes_of_small_weights_are_those_that_are_stored():
+    data, scale = torch.zeros(4, 16, dtype=torch.uint8), torch.ones(4, 1, dtype=torch.float16)
+    weight = torch.ones(4, 32)
+    assert bench_decode.stored_bytes(weight) == 4 * 32 * 4
+    weight.small = SimpleNamespace(data=data, scale=scale, offset=None)
+    assert bench_decode.stored_bytes(weight) == 64 + 8
+    weight.small.offset = torch.ones(4, 1)
+    assert bench_decode.stored_bytes(weight) == 64 + 8 + 16
 
 
 def test_small_weights_are_those_of_copies(model, monkeypatch: pytest.MonkeyPatch):
