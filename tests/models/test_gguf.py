@@ -170,7 +170,10 @@ def shaped(name: str, *shape: int):
         ({"change": without("output.weight")}, r"has no tensor output\.weight"),
         ({"change": shaped("blk.0.attn_k.bias", 32)}, r"1 tensors that this model has not: blk\.0\.attn_k\.bias"),
         ({"change": shaped("blk.2.attn_k.weight", 32, 64)}, r"this model has not: blk\.2\.attn_k\.weight"),
-        ({"change": shaped("output.weight", 88, 64)}, r"output\.weight is \(88, 64\), and the config asks for \(90, 64"),
+        (
+            {"change": shaped("output.weight", 88, 64)},
+            r"output\.weight is \(88, 64\), and the config asks for \(90, 64",
+        ),
         ({"change": shaped("blk.0.attn_norm.weight", 32)}, r"attn_norm\.weight is \(32,\), and the config asks for"),
         ({"kinds": {"output.weight": Kind.Q5_0}}, r"output\.weight is of type Q5_0: F32, F16, BF16, Q8_0 and Q4_0 are"),
         ({"kinds": {"blk.0.ffn_norm.weight": Kind.Q8_0}}, r"ffn_norm\.weight is of type Q8_0: .* the first three"),
@@ -252,5 +255,5 @@ def test_no_file_and_no_package(folder: Path, monkeypatch):
 
 def test_a_file_of_another_model_is_told_by_load(folder: Path):
     write(folder / "b.gguf", model_of("llama"))
-    with pytest.raises(ValueError, match="cannot be loaded: .*architecture 'llama'"):
+    with pytest.raises(ValueError, match=r"cannot be loaded: .*architecture 'llama'"):
         fastdecode.load(folder, gguf="b.gguf")
