@@ -16,7 +16,7 @@ from transformers.utils import logging
 from fastdecode.models.chameleon import LUMINA, Vocabulary, attach_decoder, is_lumina
 from fastdecode.models.checkpoint import Checkpoint, DecoderWeights, in_short, plain_weights
 from fastdecode.models.gguf import read_gguf
-from fastdecode.models.memory import Sizes
+from fastdecode.models.memory import Sizes, check_file
 from fastdecode.models.quantise import Width
 from fastdecode.models.small_loading import check_options, read_small
 from fastdecode.models.vq_decoder import BEFORE_DECODER
@@ -94,7 +94,9 @@ def load(
     if small is not None:
         check_options(options, config, small)
     file = None if gguf is None else _gguf_file(gguf, source)
-    if file is None and (target is None or target.type == "cpu"):
+    if file is not None:
+        check_file(file)
+    elif target is None or target.type == "cpu":
         _check_memory(checkpoint, config, chosen, width, options, str(name))
     trust = options.pop("trust_remote_code", False)
     try:

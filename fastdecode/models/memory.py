@@ -78,6 +78,16 @@ class Sizes:
         )
 
 
+def check_file(path: Path) -> None:
+    """``MemoryError`` if the weights of a GGUF file surely do not fit."""
+    needed, free = path.stat().st_size, available()
+    if free is not None and needed > free:
+        raise MemoryError(
+            f"{path} needs {_in_words(needed)} of memory, but {_in_words(free)} are available: of the types that are "
+            "read, Q4_0 is the smallest"
+        )
+
+
 def _in_words(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 

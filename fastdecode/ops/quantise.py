@@ -38,10 +38,11 @@ def quantise(weight: Tensor, type: str = "int8", *, group: int = 32, symmetric: 
     if type == "int4" and group != 32 and (group < 64 or group % 64):
         raise ValueError(f"group = {group}: must be 32 or a multiple of 64")
     step = max(1, _PART // max(k, 1))
-    made: list[Tensor | None] = []
-    for i in range(0, max(features, 1), step):
+    some = weight[:1] if features else weight.new_zeros(1, k)
+    first = _part(some.float(), type, group, symmetric)
+    made = [None if part is None else part.new_empty((features, *part.shape[1:])) for part in first]
+    for i in range(0, features, step):
         parts = _part(weight[i : i + step].float(), type, group, symmetric)
-        made = made or [None if part is None else part.new_empty((features, *part.shape[1:])) for part in parts]
         for whole, part in zip(made, parts, strict=True):
             if whole is not None and part is not None:
                 whole[i : i + step] = part

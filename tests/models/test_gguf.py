@@ -15,6 +15,7 @@ import fastdecode
 from fastdecode import ops
 from fastdecode.decoder import Decoder
 from fastdecode.decoder.choice import decoder_for
+from fastdecode.models import memory
 from fastdecode.models.gguf import load_matrices
 from fastdecode.models.quantise import modules_to_shrink
 
@@ -251,6 +252,15 @@ def test_no_file_and_no_package(folder: Path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ModuleNotFoundError, match="pip install gguf"):
         fastdecode.load(folder, gguf="a.gguf")
+
+
+def test_no_memory_is_told(folder: Path, monkeypatch):
+    size = (folder / "a.gguf").stat().st_size
+    monkeypatch.setattr(memory, "available", lambda: size - 1)
+    with pytest.raises(MemoryError, match=r"a\.gguf needs .* of memory, but .* are available: .* Q4_0 is the smallest"):
+        fastdecode.load(folder, gguf="a.gguf")
+    monkeypatch.setattr(memory, "available", lambda: size)
+    fastdecode.load(folder, gguf="a.gguf")
 
 
 def test_a_file_of_another_model_is_told_by_load(folder: Path):

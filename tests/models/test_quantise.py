@@ -2,6 +2,7 @@
 
 import copy
 import io
+import sys
 
 import pytest
 import torch
@@ -117,6 +118,21 @@ def test_weights_beyond_the_scales_of_int4_are_named():
         fastdecode.quantise(model, "int4")
     assert small_names(model) == set()
     fastdecode.quantise(model, "int8")
+
+
+@pytest.mark.parametrize(
+    ("kind", "symmetric"), [("int8", True), ("int4", True), ("int4", False), ("q8_0", True), ("q4_0", True)]
+)
+def test_parts_make_the_same_weights(kind: str, symmetric: bool, monkeypatch: pytest.MonkeyPatch):
+    weight = torch.randn(50, 96, generator=torch.Generator().manual_seed(1))
+    whole = ops.quantise(weight, kind, symmetric=symmetric)
+    monkeypatch.setattr(sys.modules["fastdecode.ops.quantise"], "_PART", 7 * 96)
+    parts = ops.quantise(weight, kind, symmetric=symmetric)
+    for name in ("data", "scale", "offset"):
+        mine, its = getattr(parts, name), getattr(whole, name)
+        assert (mine is None) == (its is None)
+        assert mine is None or torch.equal(mine, its), name
+    assert ops.quantise(weight[:0], kind, symmetric=symmetric).shape == (0, 96)
 
 
 def test_twice_is_refused():
