@@ -33,11 +33,23 @@ class SmallTensor(Tensor):
         made.small = small
         return made
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"SmallTensor({self.small.type}, {tuple(self.shape)}, {self.dtype}, device='{self.device}')"
 
+    def _refuse(self) -> Any:
+        raise ValueError(
+            f"weights of {self.small.type} cannot be saved, nor shared with other processes: save the checkpoint that "
+            "they were made from, and make them small again after loading it"
+        )
+
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise ValueError(f"weights of {self.small.type} cannot be saved: save the checkpoint that they were made from")
+        return self._refuse()
+
+    def untyped_storage(self) -> Any:
+        """``ValueError``: what saves tensors asks for it."""
+        return self._refuse()
+
+    storage = untyped_storage  # safetensors asks for it where there is no other
 
     def values(self) -> Tensor:
         """The weights as an ordinary tensor of the dtype."""
@@ -55,7 +67,9 @@ class SmallTensor(Tensor):
         return super().__torch_function__(function, types, args, kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         first = args[0] if args else None
         if isinstance(first, SmallTensor):
