@@ -11,13 +11,19 @@ Before anything is timed both must draw image ids only, and the same greedy ones
 not image ids raises as well. In bfloat16 both round differently, and the number of ids until they part is reported.
 
 ``floor`` is the time to read, once, the weights that an image token needs: all layers and the head's rows of image ids,
-at the read bandwidth measured in turns with the runs: the memory of a shared machine is not always as fast. A model
-that fits into the caches can be faster than that.
+at the read bandwidth measured in turns with the runs: the memory of a shared machine is not always as fast. The
+bandwidth is that of the best of many ways to read (benchmarks/read_bandwidth.py, which needs g++). A model that fits
+into the caches can be faster than that.
+
+Of the bfloat16 models: weights of 8 and 4 bits (`fastdecode.quantise`) in turns with bfloat16. Of the model of
+``--detail``: one, two and three streams, a batch of 8, longer contexts, and in turns within the run a third stream
+against two, and eight sequences against one.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import sys
@@ -34,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import fastdecode
 from benchmarks.models import BEGIN_IMAGE, FIRST_WORD, IMAGE_IDS, edit_prompts, engines, random_model, text_prompts
+from benchmarks.read_bandwidth import METHOD, Memory
 from benchmarks.rivals import draw_with_transformers, unmasked
 from fastdecode import Guidance
 from fastdecode.bench.machine import describe
@@ -144,26 +151,19 @@ def rows_of(run: Run, prompts: Tensor) -> int:
     return rows[-2]  # after the last token they are removed
 
 
-class Memory:
-    """The bandwidth of torch's threads reading a buffer larger than the caches: bytes per second."""
-
-    def __init__(self, size: int = 2**29) -> None:
-        self.buffer = torch.ones(size // 4)
-
-    def read(self, repeats: int = 3) -> float:
-        """The best of so many measurements."""
-        times = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            self.buffer.sum()
-            times.append(time.perf_counter() - start)
-        return self.buffer.nbytes / min(times)
-
-
 def weight_bytes(model: ChameleonForConditionalGeneration) -> int:
     """Bytes of weights that an image token needs: all layers, the last norm, the head's rows of image tokens."""
     body = [p for module in (model.model.layers, model.model.norm) for p in module.parameters()]
-    return sum(p.nbytes for p in (*body, model.lm_head.weight[IMAGE_SPAN[0] : IMAGE_SPAN[1]]))
+    head = stored_bytes(model.lm_head.weight) * len(IMAGE_IDS) // len(model.lm_head.weight)
+    return sum(map(stored_bytes, body)) + head
+
+
+def stored_bytes(weight: Tensor) -> int:
+    """Bytes of a parameter; of small weights, those of their values, scales and offsets."""
+    small = getattr(weight, "small", None)
+    if small is None:
+        return weight.nbytes
+    return sum(part.nbytes for part in (small.data, small.scale, small.offset) if part is not None)
 
 
 def measure(
@@ -246,6 +246,43 @@ def in_turns(
         "ratio": statistics.median(ratios),
         "ratios of the repeats": ratios,
     }
+
+
+def with_small_weights(model: Any) -> dict[str, Any]:
+    """``model``, by the name of its dtype, and copies with weights of 8 and 4 bits. Only ``model`` without
+    `fastdecode.quantise`.
+    """
+    found = {str(model.dtype).removeprefix("torch."): model}
+    quantise = getattr(fastdecode, "quantise", None)
+    for weights in ("int8", "int4") if quantise is not None else ():
+        found[weights] = copy.deepcopy(model)
+        quantise(found[weights], weights)
+    return found
+
+
+def weights_in_turns(models: dict[str, Any], tokens: int, repeats: int, memory: Memory) -> list[dict[str, Any]]:
+    """The same guided picture by every model, in turns, twice ``repeats`` times: medians, the share of the floor of its
+    own weights, and of every model the median of the repeats' ratios to the first one's time.
+    """
+    speeds = []
+    times: dict[str, list[float]] = {weights: [] for weights in models}
+    for repeat in range(2 * repeats + 1):
+        speeds.append(memory.read())
+        for weights, model in models.items():
+            prompts = text_prompts(model, 1, 32)
+            run = ours(model, prompts, Guidance.two_way(SCALE))
+            clock = timed(run, prompts, tokens, 1000 * repeat, f"fastdecode with {weights} weights", **SAMPLED)
+            if repeat > 0:  # the first pass allocates memory
+                times[weights].append(clock.per_token)
+    first, bandwidth = next(iter(times.values())), statistics.median(speeds)
+    rows: list[dict[str, Any]] = []
+    for weights, found in times.items():
+        ratios = sorted(round(mine / other, 3) for mine, other in zip(found, first, strict=True))
+        median, read = statistics.median(found), weight_bytes(models[weights])
+        row = {"weights": weights, "ms per token": 1000 * median, "time ratio": statistics.median(ratios)}
+        floor = {"weight bytes": read, "read bandwidth GB/s": bandwidth / 1e9, "floor ms": 1000 * read / bandwidth}
+        rows.append({**row, "ratios of the repeats": ratios, **floor, "bandwidth_fraction": read / bandwidth / median})
+    return rows
 
 
 @torch.inference_mode()
@@ -365,7 +402,7 @@ def main() -> None:
     memory = Memory()
     print(", ".join(f"{key} {value}" for key, value in machine.items()), flush=True)
     usual = (args.tokens, args.repeats, memory)
-    result: dict[str, Any] = {"machine": machine, "guided tokens": []}
+    result: dict[str, Any] = {"machine": machine, "floor": METHOD, "guided tokens": [], "small weights": []}
 
     def show(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         named = [{"model": name, **row} for row in rows]
@@ -376,6 +413,18 @@ def main() -> None:
         model = random_model(name)
         guided = Guidance.two_way(SCALE)
         result["guided tokens"] += show(name, [measure(model, text_prompts(model, 1, 32), guided, *usual)])
+        if name == args.detail or model.dtype == torch.bfloat16:
+            small = with_small_weights(model)
+            if len(small) == 1:
+                print("this fastdecode has no quantise: weights of 8 and 4 bits are not measured")
+            rows = [{"model": name, **row} for row in weights_in_turns(small, *usual)]
+            result["small weights"] += rows
+            for row in rows:
+                print(
+                    f"{name} with {row['weights']} weights, in turns: {row['ms per token']:.3f} ms per token, "
+                    f"{row['time ratio']:.2f} of the first, {row['bandwidth_fraction']:.0%} of the read bandwidth"
+                )
+            del small
         if name == args.detail:
             result["streams"] = show(name, stream_rows(model, *usual))
             result["batches"] = show(name, [measure(model, text_prompts(model, 8, 32), guided, *usual)])

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fastdecode.kv.transformers_cache import PagedCache
     from fastdecode.models.documents import to_documents
     from fastdecode.models.loading import load
+    from fastdecode.models.quantise import quantise
 
 _HOMES = {
     "custom_generate": "fastdecode.generation.api",
@@ -46,6 +47,7 @@ _HOMES = {
     "PictureDone": "fastdecode.engine.events",
     "PicturePart": "fastdecode.engine.events",
     "PoolExhausted": "fastdecode.kv.page_pool",
+    "quantise": "fastdecode.models.quantise",
     "RequestFailed": "fastdecode.generation.handle",
     "Stream": "fastdecode.guidance",
     "stream": "fastdecode.generation.engine",
@@ -81,6 +83,7 @@ __all__ = [
     "load",
     "new_pool",
     "ops",
+    "quantise",
     "stream",
     "to_documents",
 ]

@@ -10,6 +10,7 @@ EXTRAS = {
     "accelerate": "hf",
     "PIL": "hf",
     "tqdm": "hf",
+    "gguf": "gguf",
     "fastapi": "serve",
     "starlette": "serve",
     "uvicorn": "serve",

@@ -172,13 +172,41 @@ def _pyplot() -> Any:
 
 def tables() -> dict[str, str]:
     """The tables of ``docs/benchmarks.md`` in Markdown, by name."""
-    return {
+    found = {
         "pictures": _pictures(),
         "tokens": _tokens(),
         "documents": _documents(),
         "load": _load(),
         "sampling": _sampling(),
     }
+    if any(RESULTS.glob("llamacpp-cpu-*.json")):  # it needs llama.cpp, so not every machine can measure it
+        found["llamacpp"] = _llamacpp(newest("llamacpp"))
+    return found
+
+
+def _llamacpp(results: dict[str, Any]) -> str:
+    lines = [
+        (
+            f"{row['weights']} against {row['rival weights']}",
+            str(row["sequences"]),
+            f"{row['fastdecode ms per step']:.3g} ms",
+            f"{row['rival ms per step']:.3g} ms",
+            f"{row['ratio']:.2f}",
+            f"{100 * row['bandwidth_fraction']:.0f}%",
+            f"{100 * row['rival bandwidth_fraction']:.0f}%",
+        )
+        for row in results["steps"]
+    ]
+    head = (
+        "weights",
+        "sequences",
+        "fastdecode",
+        "llama.cpp",
+        "ratio",
+        "our share of the read bandwidth",
+        "llama.cpp's",
+    )
+    return _table(head, lines, results["machine"])
 
 
 def _pictures() -> str:
@@ -209,8 +237,8 @@ def _tokens() -> str:
                 f"{100 * row['bandwidth_fraction']:.0f}% of {row['read bandwidth GB/s']:.0f} GB/s",
             )
         )
-    head = ("model", "fastdecode", "transformers", "ratio", "share of the read bandwidth")
-    return _table(head, lines, results["machine"])
+    share = "share of the read bandwidth" + ("" if "floor" in results else " (torch's sum)")
+    return _table(("model", "fastdecode", "transformers", "ratio", share), lines, results["machine"])
 
 
 def _documents() -> str:

@@ -1,7 +1,7 @@
 """Matrices for our kernels: ordinary weights, small weights of our own, or weights that torchao has made small.
 
 torchao's weight-only int8 and float8 tensors store a byte for each weight in ``qdata`` and a factor for each feature in
-``scale``. The kernels read both in place.
+``scale``. The kernels read both in place. `torchao_int4` makes copies of tensors of 4 bits.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdecode import ops
+from fastdecode.decoder.torchao_int4 import int4_of, of_int4, unsupported_int4
 from fastdecode.ops.checks import BYTE_DTYPES
 
 _CLASSES = ("Int8Tensor", "Float8Tensor")
@@ -24,6 +25,8 @@ def of_torchao(weight: Any) -> bool:
 
 def unsupported_bytes(weight: Any, device: str) -> str | None:
     """Why our kernels cannot read this tensor of torchao; None if they can."""
+    if not of_torchao(weight):
+        return "not of int8 or float8_e4m3fn"
     data, scale = weight.qdata, weight.scale
     zero = getattr(weight, "zero_point", None)
     if data.dtype not in BYTE_DTYPES:
@@ -40,14 +43,16 @@ def unsupported_bytes(weight: Any, device: str) -> str | None:
 
 
 def of_small(weight: Any) -> bool:
-    """Whether ``weight`` is a `SmallTensor`, or one of torchao: `unsupported_bytes` checks its contents."""
-    return type(weight) is ops.SmallTensor or of_torchao(weight)
+    """Whether ``weight`` is a `SmallTensor`, or one of torchao: `unsupported_small` checks its contents."""
+    return type(weight) is ops.SmallTensor or of_torchao(weight) or of_int4(weight)
 
 
 def small_of(weight: Any) -> ops.SmallWeights:
     """The small weights of a tensor that `of_small` accepts and `unsupported_small` finds nothing wrong with."""
     if isinstance(weight, ops.SmallTensor):
         return weight.small
+    if of_int4(weight):
+        return int4_of(weight)
     scale = weight.scale.detach().float().reshape(-1).contiguous()
     return ops.SmallWeights("int8", weight.qdata.shape[1], weight.qdata, scale)
 
@@ -56,6 +61,8 @@ def unsupported_small(weight: Any) -> str | None:
     """Why the CPU kernels cannot read this tensor that `of_small` accepts; None if they can."""
     if isinstance(weight, ops.SmallTensor):
         return None if weight.device.type == "cpu" else f"on {weight.device}"
+    if of_int4(weight):
+        return unsupported_int4(weight)
     if weight.qdata.dtype != torch.int8:
         return f"of {str(weight.qdata.dtype).removeprefix('torch.')}, not int8"
     return unsupported_bytes(weight, "cpu")

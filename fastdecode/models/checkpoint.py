@@ -98,7 +98,7 @@ class Checkpoint:
         first: DecoderWeights | None = None
         for name in (SAFETENSORS, PICKLED):
             found = DecoderWeights()
-            for path in self._files(name):
+            for path in self._files(name, _painting):
                 for key, read in _stored(path):
                     found.take(key, read)
             if found.decoder:
@@ -116,18 +116,32 @@ class Checkpoint:
         stem, _, kind = name.rpartition(".")
         return f"{stem}.{self.variant}.{kind}"
 
-    def _files(self, name: str) -> Iterator[Path]:
-        """The files that hold the weights that painting needs: one whole file, or those that an index names."""
+    def safetensors(self) -> dict[str, Path]:
+        """The names of all weights that are stored in safetensors, and the files that hold them; empty if there are
+        none. Only headers are read.
+        """
+        found: dict[str, Path] = {}
+        for path in self._files(SAFETENSORS, lambda key: True):
+            with safe_open(path, "pt") as stored:
+                found |= dict.fromkeys(stored.keys(), path)
+        return found
+
+    def _files(self, name: str, wanted: Callable[[str], bool]) -> Iterator[Path]:
+        """The files that hold the wanted weights: one whole file, or those that an index names."""
         names = [self._variant(name)]
         index = self.file(self._index(name)) if self.file(names[0]) is None else None
         if index is not None:
             listed = _listed(index)
-            wanted = (*DECODER_PREFIXES, *(p + b for p in BEFORE_PREFIXES for b in BEFORE_DECODER))
-            names = sorted({file for key, file in listed.items() if key.startswith(wanted)})
+            names = sorted({file for key, file in listed.items() if wanted(key)})
         for file in names:
             path = self.file(file)
             if path is not None:
                 yield path
+
+
+def _painting(key: str) -> bool:
+    """Whether painting needs the weight of this name."""
+    return key.startswith((*DECODER_PREFIXES, *(p + b for p in BEFORE_PREFIXES for b in BEFORE_DECODER)))
 
 
 def _listed(index: Path) -> dict[str, str]:

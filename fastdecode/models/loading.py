@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,10 @@ from transformers.utils import logging
 
 from fastdecode.models.chameleon import LUMINA, Vocabulary, attach_decoder, is_lumina
 from fastdecode.models.checkpoint import Checkpoint, DecoderWeights, in_short, plain_weights
+from fastdecode.models.gguf import read_gguf
+from fastdecode.models.memory import Sizes, check_file
+from fastdecode.models.quantise import Width
+from fastdecode.models.small_loading import check_options, read_small
 from fastdecode.models.vq_decoder import BEFORE_DECODER
 from fastdecode.wording import kind_of
 
@@ -27,6 +31,8 @@ def load(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | int | None = None,
     vqgan: str | Path | None = None,
+    weights: str | Mapping[str, Any] | None = None,
+    gguf: str | Path | None = None,
     **kwargs: Any,
 ) -> tuple[Any, Any]:
     """Load ``(model, processor)``.
@@ -35,6 +41,11 @@ def load(
         dtype    dtype of the weights, such as torch.bfloat16 or "bfloat16"; default: as in the checkpoint's config
         device   device of the model; default: the CPU
         vqgan    Meta's vqgan.ckpt, for checkpoints without weights of the VQ decoder
+        weights  "int8" or "int4": weights are made small while they are read, each matrix by itself, as
+                 `fastdecode.quantise` does; so memory need not hold the whole checkpoint. A dict gives more, such as
+                 ``dict(type="int4", group=64, symmetric=False)``. For safetensors, and on the CPU only
+        gguf     a GGUF file (its path, also relative to the folder ``name``) that has the language model's weights;
+                 everything else comes from ``name``. Matrices of Q8_0 and Q4_0 are read as they lie. On the CPU only
         kwargs   further arguments of the model's ``from_pretrained``. ``revision``, ``subfolder``, ``token``,
                  ``cache_dir``, ``local_files_only`` and ``trust_remote_code`` hold for the processor and the VQ decoder
                  too
@@ -44,7 +55,8 @@ def load(
     says, and stays so: pictures of given tokens do not depend on the dtype. Code that a checkpoint brings is not run
     unless ``trust_remote_code=True``.
 
-    ``ValueError``, ``TypeError`` or ``FileNotFoundError`` say what is wrong with an argument or the checkpoint.
+    ``ValueError``, ``TypeError`` or ``FileNotFoundError`` say what is wrong with an argument or the checkpoint;
+    ``MemoryError``, before weights are read, that the model does not fit, what it needs, and which weights would fit.
     """
     if not isinstance(name, (str, os.PathLike)):
         raise TypeError(f"load takes a name, a folder or a hub id, not {kind_of(name)}: {name!r}")
@@ -60,9 +72,11 @@ def load(
     options = dict(kwargs)
     chosen = _dtype(dtype, options)
     target = _device(device, options)
+    width = None if weights is None else Width.of(weights)
+    small = _small_option(width, gguf, target)
     if vqgan is not None and not isinstance(vqgan, (str, os.PathLike)):
         raise TypeError(f"vqgan={vqgan!r}: give the path of Meta's vqgan.ckpt")
-    vqgan_weights = None if vqgan is None else _vqgan_weights(Path(vqgan).expanduser())
+    painting = None if vqgan is None else _vqgan_weights(Path(vqgan).expanduser())
     source = _source(name)
     if Path(source, "adapter_config.json").is_file() and not Path(source, "config.json").is_file():
         raise ValueError(
@@ -83,29 +97,86 @@ def load(
             "fastdecode.generate what transformers' ChameleonForConditionalGeneration.from_pretrained returns"
         )
     checkpoint.check_indexes()
+    if small is not None:
+        check_options(options, config, small)
+    file = None if gguf is None else _gguf_file(gguf, source)
+    if file is not None:
+        check_file(file)
+    elif target is None or target.type == "cpu":
+        _check_memory(checkpoint, config, chosen, width, options, str(name))
     trust = options.pop("trust_remote_code", False)
     try:
         with _quiet():
             processor = ChameleonProcessor.from_pretrained(source, trust_remote_code=trust, **checkpoint.hub)
-            read: Any = ChameleonForConditionalGeneration.from_pretrained
-            model, info = read(source, dtype=chosen, output_loading_info=True, **options)
-        weights = checkpoint.decoder_weights() if vqgan_weights is None else vqgan_weights
+            if width is not None:
+                model, missing = read_small(source, checkpoint, chosen, width, options)
+            elif file is not None:
+                model, missing = read_gguf(source, file, chosen, options)
+            else:
+                read: Any = ChameleonForConditionalGeneration.from_pretrained
+                model, info = read(source, dtype=chosen, output_loading_info=True, **options)
+                missing = info["missing_keys"]
+        painting = painting or checkpoint.decoder_weights()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{name} cannot be loaded: {in_short(error)}") from error
+    except ModuleNotFoundError:
+        raise
     except Exception as error:  # whatever transformers, a tokenizer or a hostile file raises
         raise ValueError(f"{name} cannot be loaded: {_advice(error)}") from error
-    missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(
-            f"{name} is incomplete: it lacks {len(missing)} weights of the model ({', '.join(missing[:3])}, …)"
+            f"{name} is incomplete: it lacks {len(missing)} weights of the model ({', '.join(sorted(missing)[:3])}, …)"
         )
     Vocabulary.of(model)
-    if weights.decoder:
-        attach_decoder(model, weights.decoder, weights.before)
+    if painting.decoder:
+        attach_decoder(model, painting.decoder, painting.before)
     model.eval()
     if target is not None:
         model.to(target)
     return model, processor
+
+
+def _small_option(width: Width | None, gguf: Any, target: torch.device | None) -> str | None:
+    """The option that makes weights small, for messages; None without one. ``ValueError`` if it cannot be followed."""
+    if width is not None and gguf is not None:
+        raise ValueError("weights= and gguf= were given: a GGUF file says itself how small its weights are; give one")
+    option = "gguf=" if gguf is not None else None if width is None else "weights="
+    if option and target is not None and target.type != "cpu":
+        raise ValueError(f"{option} with device='{target}': small weights are read on the CPU only, leave out device")
+    return option
+
+
+def _gguf_file(gguf: Any, source: str | Path) -> Path:
+    if not isinstance(gguf, (str, os.PathLike)):
+        raise TypeError(f"gguf={gguf!r}: give the path of a GGUF file")
+    path = Path(gguf).expanduser()
+    file = next((found for found in (path, Path(source) / path) if found.is_file()), None)
+    if file is None:
+        raise FileNotFoundError(f"gguf={str(gguf)!r}: there is no such file, here or in {source}")
+    return file
+
+
+def _check_memory(
+    checkpoint: Checkpoint,
+    config: Mapping[str, Any],
+    dtype: torch.dtype | str,
+    width: Width | None,
+    options: Mapping[str, Any],
+    name: str,
+) -> None:
+    """``MemoryError`` if the weights surely do not fit. Nothing is said about weights that cannot be looked at."""
+    elsewhere = ("device_map", "quantization_config", "state_dict", "config", "gguf_file")
+    if config.get("quantization_config") or any(options.get(option) is not None for option in elsewhere):
+        return
+    if options.get("use_safetensors") is False:
+        return
+    stated = config.get("dtype") or config.get("torch_dtype")
+    wanted = getattr(torch, stated, None) if dtype == "auto" and isinstance(stated, str) else dtype
+    try:
+        sizes = Sizes.of(checkpoint.safetensors(), wanted if isinstance(wanted, torch.dtype) else None)
+    except Exception:  # the files are read below, and what is wrong with them is told there
+        return
+    sizes.check(name, width)
 
 
 def _source(name: str | os.PathLike[str]) -> str | Path:

@@ -9,8 +9,8 @@ from fastdecode.ops.checks import check_stored
 from fastdecode.ops.scalars import whole_number
 from fastdecode.ops.small_weights import SMALL_TYPES, SmallWeights
 
-_PART = 1 << 22
-"""Weights that are made small at a time: it bounds the memory of the work."""
+_PART = 1 << 18
+"""Weights that are made small at a time: it bounds the memory of the work, and a processor's cache holds it."""
 
 _SHRINKS = (1.0, 0.95, 0.9, 0.85)
 """Factors of the widest range of int4 that are tried: outliers are cut where the other values gain more."""
@@ -41,9 +41,16 @@ def quantise(weight: Tensor, type: str = "int8", *, group: int = 32, symmetric: 
         raise ValueError(f"weight.shape = {features, k}: k must be a multiple of 32 for {type} weights")
     if type == "int4" and group != 32 and (group < 64 or group % 64):
         raise ValueError(f"group = {group}: must be 32 or a multiple of 64")
-    step = max(1, _PART // k)
-    parts = [_part(weight[i : i + step].float(), type, group, symmetric) for i in range(0, max(features, 1), step)]
-    data, scale, offset = (None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True))
+    step = max(1, _PART // max(k, 1))
+    some = weight[:1] if features else weight.new_zeros(1, k)
+    first = _part(some.float(), type, group, symmetric)
+    made = [None if part is None else part.new_empty((features, *part.shape[1:])) for part in first]
+    for i in range(0, features, step):
+        parts = _part(weight[i : i + step].float(), type, group, symmetric)
+        for whole, part in zip(made, parts, strict=True):
+            if whole is not None and part is not None:
+                whole[i : i + step] = part
+    data, scale, offset = made
     assert data is not None
     return SmallWeights(type, k, data, scale, offset, group if type == "int4" else 0)
 

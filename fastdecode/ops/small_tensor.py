@@ -38,15 +38,20 @@ class SmallTensor(Tensor):
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"SmallTensor({self.small.type}, {tuple(self.shape)}, {self.dtype}, device='{self.device}')"
 
+    def _refuse(self) -> Any:
+        raise ValueError(
+            f"weights of {self.small.type} cannot be saved, nor shared with other processes: save the checkpoint that "
+            "they were made from, and make them small again after loading it"
+        )
+
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise self._unsaved()
+        return self._refuse()
 
-    def share_memory_(self) -> SmallTensor:
-        raise self._unsaved()
+    def untyped_storage(self) -> Any:
+        """``ValueError``: what saves tensors asks for it."""
+        return self._refuse()
 
-    def _unsaved(self) -> ValueError:
-        kind = f"weights of {self.small.type} cannot be saved or shared between processes"
-        return ValueError(f"{kind}: save the checkpoint that they were made from")
+    storage = untyped_storage  # safetensors asks for it where there is no other
 
     def values(self) -> Tensor:
         """The weights as an ordinary tensor of the dtype."""
@@ -65,7 +70,9 @@ class SmallTensor(Tensor):
             return function(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         first = args[0] if args else None
         if isinstance(first, SmallTensor):

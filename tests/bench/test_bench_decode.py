@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -83,10 +84,6 @@ def test_contexts(model):
     assert bench_decode.context_table(found).count("\n") == 3
 
 
-def test_reading_has_a_speed():
-    assert 1e8 < bench_decode.Memory(2**22).read(1) < 1e13
-
-
 def test_wrong_ids_are_not_timed(model, monkeypatch: pytest.MonkeyPatch):
     right = bench_decode.fastdecode.generate
 
@@ -124,6 +121,9 @@ def test_a_run_writes_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert len(written["guided tokens"]) == 1
     assert [row["sequences"] for row in written["batches"]] == [8]
     assert [point["context"] for point in written["contexts"]["points"]] == [64, 512]
+    assert written["floor"] == bench_decode.METHOD
+    assert written["small weights"][0]["weights"] == "float32"
+    assert written["small weights"][0]["time ratio"] == 1
     assert "what a longer context adds is read" in capsys.readouterr().out
 
 
@@ -170,3 +170,36 @@ def test_in_turns_compares_turns_of_the_same_repeat(model):
     assert found["tokens/s of the other"] > 0
     assert len(found["ratios of the repeats"]) == 6
     assert found["ratios of the repeats"][2] <= found["ratio"] <= found["ratios of the repeats"][3]
+
+
+def test_weights_are_compared_with_the_first_model(model):
+    models = {"one": model, "the same": model}
+    one, same = bench_decode.weights_in_turns(models, bench_decode.SKIPPED + 3, 2, Memory())
+    assert one["weight bytes"] == bench_decode.weight_bytes(model)
+    assert one["bandwidth_fraction"] == pytest.approx(one["floor ms"] / one["ms per token"])
+    assert (one["weights"], one["time ratio"]) == ("one", 1)
+    assert same["weights"] == "the same"
+    assert len(same["ratios of the repeats"]) == 4
+    assert same["ratios of the repeats"][1] <= same["time ratio"] <= same["ratios of the repeats"][2]
+
+
+def test_bytes_of_small_weights_are_those_that_are_stored():
+    data, scale = torch.zeros(4, 16, dtype=torch.uint8), torch.ones(4, 1, dtype=torch.float16)
+    weight = torch.ones(4, 32)
+    assert bench_decode.stored_bytes(weight) == 4 * 32 * 4
+    weight.small = SimpleNamespace(data=data, scale=scale, offset=None)
+    assert bench_decode.stored_bytes(weight) == 64 + 8
+    weight.small.offset = torch.ones(4, 1)
+    assert bench_decode.stored_bytes(weight) == 64 + 8 + 16
+
+
+def test_small_weights_are_those_of_copies(model, monkeypatch: pytest.MonkeyPatch):
+    made = []
+    monkeypatch.setattr(bench_decode.fastdecode, "quantise", lambda m, kind: made.append((m, kind)), raising=False)
+    found = bench_decode.with_small_weights(model)
+    assert list(found) == ["float32", "int8", "int4"]
+    assert found["float32"] is model
+    assert made == [(found["int8"], "int8"), (found["int4"], "int4")]
+    assert found["int8"].lm_head.weight.data_ptr() != model.lm_head.weight.data_ptr()
+    monkeypatch.delattr(bench_decode.fastdecode, "quantise")
+    assert list(bench_decode.with_small_weights(model)) == ["float32"]

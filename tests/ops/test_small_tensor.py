@@ -129,9 +129,18 @@ def test_copies():
 def test_what_is_refused():
     matrix, table = modules()
     for call, message in [
-        (lambda: torch.save(matrix.state_dict(), io.BytesIO()), "weights of int4 cannot be saved or shared between"),
-        (lambda: pickle.dumps(matrix), "weights of int4 cannot be saved or shared between"),
-        (lambda: matrix.share_memory(), "weights of int4 cannot be saved or shared between"),
+        (
+            lambda: torch.save(matrix.state_dict(), io.BytesIO()),
+            "weights of int4 cannot be saved, nor shared with other processes: save the checkpoint",
+        ),
+        (
+            lambda: pickle.dumps(matrix),
+            "weights of int4 cannot be saved, nor shared with other processes: save the checkpoint",
+        ),
+        (
+            lambda: matrix.share_memory(),
+            "weights of int4 cannot be saved, nor shared with other processes: save the checkpoint",
+        ),
         (lambda: matrix(X[..., :63]), "weight.shape = (9, 64): must be (features, 63)"),
         (lambda: table(TOKENS + 1), "tokens[0] = 9: must be a token in [0, 9)"),
         (

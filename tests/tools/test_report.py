@@ -60,3 +60,26 @@ def test_charts(tmp_path: Path) -> None:
         with Image.open(tmp_path / "chart.png") as chart:
             assert chart.width > 1000
             assert len(chart.convert("RGB").getcolors(1 << 24)) > 20
+
+
+def test_a_table_of_llamacpp_where_it_was_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    row = {
+        "weights": "int8",
+        "rival weights": "Q8_0",
+        "sequences": 2,
+        "fastdecode ms per step": 4.0,
+        "rival ms per step": 10.0,
+        "ratio": 2.5,
+        "bandwidth_fraction": 0.75,
+        "rival bandwidth_fraction": 0.3,
+    }
+    machine = report.newest("decode")["machine"]
+    for file in report.RESULTS.glob("*.json"):
+        (tmp_path / file.name).symlink_to(file)
+    for file in tmp_path.glob("llamacpp-cpu-*.json"):
+        file.unlink()
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert "llamacpp" not in report.tables()
+    (tmp_path / "llamacpp-cpu-2026-01-01.json").write_text(json.dumps({"machine": machine, "steps": [row]}))
+    monkeypatch.setattr(report.newest, "__defaults__", (tmp_path,))
+    assert "| int8 against Q8_0 | 2 | 4 ms | 10 ms | 2.50 | 75% | 30% |" in report.tables()["llamacpp"]
