@@ -62,7 +62,6 @@ def read_gguf(
     """A Chameleon whose language model comes from a GGUF file, and all else from the checkpoint ``source``, with the
     names of weights that this lacks. Errors as `load_matrices`.
     """
-    _package()
     model, missing = without_layers(source, dtype, options)
     add_layers(model)
     load_matrices(model, path)
@@ -101,7 +100,8 @@ def load_matrices(model: Any, path: str | Path) -> Any:
     return model
 
 
-def _package() -> Any:
+def package() -> Any:
+    """The package gguf; ``ModuleNotFoundError`` says how it is installed."""
     try:
         import gguf
     except ImportError as error:
@@ -167,11 +167,11 @@ class _File:
 
     @classmethod
     def opened(cls, path: Path) -> _File:
-        package = _package()
+        reader = package().GGUFReader
         if not path.is_file():
             raise FileNotFoundError(f"{path}: there is no such GGUF file")
         try:
-            return cls(path, package.GGUFReader(str(path)))
+            return cls(path, reader(str(path)))
         except Exception as error:  # the reader raises what numpy does where the file ends
             raise ValueError(f"{path} is no whole GGUF file, or is cut off: {in_short(error)}") from error
 

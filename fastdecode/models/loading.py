@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from fastdecode.models.chameleon import LUMINA, Vocabulary, attach_decoder, is_lumina
 from fastdecode.models.checkpoint import Checkpoint, DecoderWeights, in_short, plain_weights
-from fastdecode.models.gguf import read_gguf
+from fastdecode.models.gguf import package, read_gguf
 from fastdecode.models.memory import Sizes, check_file
 from fastdecode.models.quantise import Width
 from fastdecode.models.small_loading import check_options, read_small
@@ -119,8 +119,6 @@ def load(
         painting = painting or checkpoint.decoder_weights()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{name} cannot be loaded: {in_short(error)}") from error
-    except ModuleNotFoundError:
-        raise
     except Exception as error:  # whatever transformers, a tokenizer or a hostile file raises
         raise ValueError(f"{name} cannot be loaded: {_advice(error)}") from error
     if missing:
@@ -153,6 +151,7 @@ def _gguf_file(gguf: Any, source: str | Path) -> Path:
     file = next((found for found in (path, Path(source) / path) if found.is_file()), None)
     if file is None:
         raise FileNotFoundError(f"gguf={str(gguf)!r}: there is no such file, here or in {source}")
+    package()
     return file
 
 
