@@ -249,14 +249,10 @@ def in_turns(
 
 
 def with_small_weights(model: Any) -> dict[str, Any]:
-    """``model``, by the name of its dtype, and copies with weights of 8 and 4 bits. Only ``model`` without
-    `fastdecode.quantise`.
-    """
+    """``model``, by the name of its dtype, and copies with weights of 8 and 4 bits."""
     found = {str(model.dtype).removeprefix("torch."): model}
-    quantise = getattr(fastdecode, "quantise", None)
-    for weights in ("int8", "int4") if quantise is not None else ():
-        found[weights] = copy.deepcopy(model)
-        quantise(found[weights], weights)
+    for weights in ("int8", "int4"):
+        found[weights] = fastdecode.quantise(copy.deepcopy(model), weights)
     return found
 
 
@@ -414,17 +410,13 @@ def main() -> None:
         guided = Guidance.two_way(SCALE)
         result["guided tokens"] += show(name, [measure(model, text_prompts(model, 1, 32), guided, *usual)])
         if name == args.detail or model.dtype == torch.bfloat16:
-            small = with_small_weights(model)
-            if len(small) == 1:
-                print("this fastdecode has no quantise: weights of 8 and 4 bits are not measured")
-            rows = [{"model": name, **row} for row in weights_in_turns(small, *usual)]
+            rows = [{"model": name, **row} for row in weights_in_turns(with_small_weights(model), *usual)]
             result["small weights"] += rows
             for row in rows:
                 print(
                     f"{name} with {row['weights']} weights, in turns: {row['ms per token']:.3f} ms per token, "
                     f"{row['time ratio']:.2f} of the first, {row['bandwidth_fraction']:.0%} of the read bandwidth"
                 )
-            del small
         if name == args.detail:
             result["streams"] = show(name, stream_rows(model, *usual))
             result["batches"] = show(name, [measure(model, text_prompts(model, 8, 32), guided, *usual)])

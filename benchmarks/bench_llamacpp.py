@@ -126,17 +126,12 @@ class OurSteps:
 
 
 def our_models(size: str, layers: int | None, weights: Sequence[str]) -> dict[str, Any]:
-    """Models of the same random weights, by the names of `RIVALS`. ``RuntimeError`` for weights that this fastdecode
-    does not have.
-    """
+    """Models of the same random weights, by the names of `RIVALS`."""
     model = random_llama(size, layers).to(torch.bfloat16)
     found = {"bf16": model}
     for kind in weights:
         if kind != "bf16":
-            if not hasattr(fastdecode, "quantise"):
-                raise RuntimeError(f"this fastdecode has no quantise, so no {kind} weights: give --weights bf16")
-            found[kind] = copy.deepcopy(model)
-            fastdecode.quantise(found[kind], kind)
+            found[kind] = fastdecode.quantise(copy.deepcopy(model), kind)
     return found
 
 
@@ -266,7 +261,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SIZES, default="289M")
     parser.add_argument("--layers", type=int, help="instead of the model's own number")
-    default = list(RIVALS) if hasattr(fastdecode, "quantise") else ["bf16"]
+    default = list(RIVALS)
     parser.add_argument("--weights", nargs="+", choices=RIVALS, default=default, help=f"default: {' '.join(default)}")
     parser.add_argument("--sequences", nargs="+", type=int, default=[1, 2, 4, 8, 16])
     parser.add_argument("--llama", nargs="+", type=Path, metavar="FOLDER", help="default: builds of our own")
@@ -298,8 +293,6 @@ def main(words: Sequence[str] | None = None) -> None:
     make_files((options.json, options.plot))
     threads, machine = torch.get_num_threads(), describe()
     show(machine)
-    if options.weights == ["bf16"] and not hasattr(fastdecode, "quantise"):
-        print("this fastdecode has no quantise: weights of 8 and 4 bits are not measured")
     builds = options.llama or build_all()
     memory = Memory(threads=threads)
     result: dict[str, Any] = {"machine": machine, "floor": METHOD, "model": options.model, "context": options.context}

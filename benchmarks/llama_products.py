@@ -54,7 +54,7 @@ def _cold(matrix: Any, size: int) -> Any:
 
 def products(x: Tensor, weight: Tensor) -> dict[str, tuple[Callable[[], Tensor], int]]:
     """Functions that multiply ``x`` (rows, k) float32 with the bfloat16 ``weight`` (features, k), and the bytes of the
-    weights that each reads. Ours with int8 and int4 only where `ops.quantise` is.
+    weights that each reads.
     """
     rounded, count = x.to(torch.bfloat16), weight.numel()
     plain = _cold(weight, weight.nbytes)
@@ -67,11 +67,9 @@ def products(x: Tensor, weight: Tensor) -> dict[str, tuple[Callable[[], Tensor],
             count // 2 + count // GROUP * 4,
         ),
     }
-    quantise = getattr(ops, "quantise", None)
     for kind, size in (("int8", count + 4 * len(weight)), ("int4", count // 2 + count // GROUP * 2)):
-        if quantise is not None:
-            matrices = _cold(quantise(weight, kind), size)
-            found[kind] = (lambda matrices=matrices: ops.linear(x, next(matrices)), size)
+        matrices = _cold(ops.quantise(weight, kind), size)
+        found[kind] = (lambda matrices=matrices: ops.linear(x, next(matrices)), size)
     return found
 
 
