@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 SEEDS = (-(2**63), 2**63 - 1)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+WEIGHTS = ("int8", "int4")
 
 
 class Refused(ValueError):
@@ -116,3 +117,9 @@ def check_device(text: str | None) -> None:
     if index >= count:
         found = f"{count} of them, counted from 0" if count else "none; `fastdecode env` tells more"
         raise Refused(f"--device {text}: there is no such GPU that torch can use: it finds {found}")
+
+
+def check_weights(weights: str | None, device: str | None) -> None:
+    """`Refused` if small weights are asked for on a GPU: they are read on the CPU only."""
+    if weights is not None and device not in (None, "cpu"):
+        raise Refused(f"--weights {weights} with --device {device}: small weights are for the CPU, leave out --device")

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 from fastdecode.cli.arguments import (
     DTYPES,
     SEEDS,
+    WEIGHTS,
     Refused,
     check_device,
+    check_weights,
     device,
     file,
     folder,
@@ -65,6 +67,9 @@ def add_arguments(generate: argparse.ArgumentParser) -> None:
     model.add_argument("--model", default="blocks", help="'blocks', a folder or a hub id (default: %(default)s)")
     model.add_argument(
         "--dtype", choices=DTYPES, default="auto", help="dtype of the weights (default: the checkpoint's)"
+    )
+    model.add_argument(
+        "--weights", choices=WEIGHTS, help="make the weights small, on the CPU (default: as in the checkpoint)"
     )
     model.add_argument("--device", type=device, help="cpu, cuda or cuda:N (default: cpu)")
     model.add_argument("--vqgan", type=file, help="Meta's vqgan.ckpt, for a checkpoint without decoder")
@@ -220,6 +225,7 @@ def tasks(prompts: Sequence[str], num: int, first_seed: int) -> list[Task]:
 
 def write_documents(args: argparse.Namespace) -> None:
     """Load the model, decode all prompts together, and write the documents into ``args.output``."""
+    check_weights(args.weights, args.device)
     sampling = sampling_options(args)
     check_folder(args.output, COMMAND, NAMES, args.overwrite)
     todo = tasks(read_prompts(args.prompt, args.prompts), args.num, args.seed)
@@ -255,7 +261,7 @@ def load_engine(args: argparse.Namespace) -> Engine:
 
     check_device(args.device)
     dtype = None if args.dtype == "auto" else args.dtype
-    model, processor = load(args.model, dtype=dtype, device=args.device, vqgan=args.vqgan)
+    model, processor = load(args.model, dtype=dtype, device=args.device, vqgan=args.vqgan, weights=args.weights)
     if args.mode != "text-only":
         check_can_draw(model)
     return Engine(model, processor, max_rows=MAX_ROWS)

@@ -6,7 +6,7 @@ import argparse
 import importlib.util
 from pathlib import Path
 
-from fastdecode.cli.arguments import DTYPES, check_device, device
+from fastdecode.cli.arguments import DTYPES, WEIGHTS, check_device, check_weights, device
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
@@ -16,6 +16,9 @@ def add_arguments(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--model", default="blocks", help="'blocks', a folder or a hub id (default: %(default)s)")
     serve.add_argument("--vqgan", type=Path, default=None, help="Meta's vqgan.ckpt, for a checkpoint without decoder")
     serve.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: the checkpoint's)")
+    serve.add_argument(
+        "--weights", choices=WEIGHTS, help="make the weights small, on the CPU (default: as in the checkpoint)"
+    )
     serve.add_argument("--device", type=device, help="cpu, cuda or cuda:N (default: cpu)")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s, this machine)")
     serve.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
@@ -42,6 +45,7 @@ def check_extra() -> None:
 def serve(args: argparse.Namespace) -> None:
     """Load the model and serve it until SIGINT or SIGTERM."""
     check_extra()
+    check_weights(args.weights, args.device)
     check_device(args.device)
     from fastdecode.generation.engine import Engine
     from fastdecode.models.loading import load
@@ -60,7 +64,7 @@ def serve(args: argparse.Namespace) -> None:
     )
     with listen(args.host, args.port) as listener:
         dtype = None if args.dtype == "auto" else args.dtype
-        model, processor = load(args.model, dtype=dtype, device=args.device, vqgan=args.vqgan)
+        model, processor = load(args.model, dtype=dtype, device=args.device, vqgan=args.vqgan, weights=args.weights)
         engine = Engine(model, processor, pages=args.pages, max_rows=args.max_rows, deterministic=args.deterministic)
         app = create_app(engine, limits, model=args.model)
         host, port = listener.getsockname()[:2]

@@ -91,6 +91,8 @@ WRONG = [
     (["--seed", "9" * 5000], ["--seed: '9999", "…"]),
     (["--seed", str(2**63 - 1), "--num", "2"], ["--seed 9223372036854775807", "2 documents"]),
     (["--dtype", "int8"], ["'int8'", "bfloat16"]),
+    (["--weights", "int2"], ["--weights", "'int2'", "int8", "int4"]),
+    (["--weights", "int8", "--device", "cuda"], ["--weights int8", "--device cuda", "for the CPU"]),
     (["--device", "gpu"], ["'gpu'", "cuda:N"]),
     (["--device", "cuda:x"], ["'cuda:x'", "cuda:0"]),
     (["--prompts", "nowhere.txt"], ["--prompts 'nowhere.txt'", "No such file"]),
@@ -313,6 +315,20 @@ def test_every_sampling_option_is_taken(tmp_path: Path, capsys: pytest.CaptureFi
     assert re.search(r"text sampling +greedy", said)
     assert re.search(r"picture sampling +temperature 0.8, top_k 7, top_p 0.6", said)
     assert "bfloat16" in said
+
+
+def test_weights_that_are_small_already_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "chameleon", "quantization_config": {"quant_method": "x"}}')
+    assert run(*DRAW, "--model", tmp_path, "--weights", "int8", "-o", tmp_path / "out") == 2
+    assert "small already" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_generate_makes_the_weights_small(weights: str, tmp_path: Path) -> None:
+    args = cli.parser().parse_args([*DRAW, "--weights", weights, "-o", str(tmp_path)])
+    made = write.load_engine(args).model.model.layers[0].mlp.up_proj.weight
+    assert repr(made).startswith(f"SmallTensor({weights},")
 
 
 def test_json_has_the_explanation_and_nothing_else_is_printed(

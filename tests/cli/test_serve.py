@@ -35,6 +35,8 @@ def test_without_the_extra_it_says_what_to_install(
         (["--max-images", "-1"], ["images is -1", "at least 0"]),
         (["--port", "0", "--max-rows", "0"], ["max_rows=0"]),
         (["--port", "0", "--dtype", "int4"], ["--dtype", "'int4'", "bfloat16"]),
+        (["--port", "0", "--weights", "int2"], ["--weights", "'int2'", "int8", "int4"]),
+        (["--port", "0", "--weights", "int4", "--device", "cuda"], ["--weights int4", "--device cuda", "for the CPU"]),
         (["--port", "0", "--device", "cuda:99"], ["--device cuda:99", "no such GPU"]),
         (["--port", "0", "--model", "no-such-folder"], ["no-such-folder", "blocks"]),
     ],
@@ -62,3 +64,13 @@ def test_the_dtype_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastdecode.serve.server.run", lambda engine, listener: served.append(engine))
     assert cli.main(["serve", "--port", "0", "--dtype", "bfloat16"]) == 0
     assert [engine.model.dtype for engine in served] == [torch.bfloat16]
+
+
+def test_the_weights_are_made_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[Any] = []
+    monkeypatch.setattr("fastdecode.serve.app.create_app", lambda engine, limits, model: engine)
+    monkeypatch.setattr("fastdecode.serve.server.run", lambda engine, listener: served.append(engine))
+    for weights in ("int8", "int4"):
+        assert cli.main(["serve", "--port", "0", "--weights", weights]) == 0
+    made = [repr(engine.model.model.layers[0].mlp.up_proj.weight) for engine in served]
+    assert [text.partition(",")[0] for text in made] == ["SmallTensor(int8", "SmallTensor(int4"]
