@@ -182,11 +182,15 @@ fastdecode_result check_weights(const char* name, const fastdecode_weights* how,
              "%s = %" PRId64 ": must be a multiple of %" PRId64 " for %s weights", inputs, k,
              type.block, type.name);
   const bool int4 = how->type == FASTDECODE_WEIGHTS_INT4;
-  const bool scaled = int4 || how->type == FASTDECODE_WEIGHTS_INT8;
+  const bool scaled = in_panels(how->type) || how->type == FASTDECODE_WEIGHTS_INT8;
   INVALID_IF(int4 && (how->group < 32 || (how->group != 32 && how->group % 64 != 0)),
              "%s.group = %d: must be 32 or a multiple of 64", name, how->group);
   INVALID_IF(!int4 && how->group != 0, "%s.group = %d: must be 0 for %s weights", name, how->group,
              type.name);
+  const int64_t most = in_panels(how->type) ? kPanelFeatures - 1 : 0;
+  INVALID_IF(how->first < 0 || how->first > most,
+             "%s.first = %" PRId64 ": must be 0%s for %s weights", name, how->first,
+             most > 0 ? " to 15" : "", type.name);
   INVALID_IF(any && scaled && how->scale == nullptr, "%s.scale = NULL: must not be for %s weights",
              name, type.name);
   INVALID_IF(!scaled && how->scale != nullptr, "%s.scale: must be NULL for %s weights", name,

@@ -22,14 +22,14 @@ fastdecode_result check_weights(const char* name, const fastdecode_weights* how,
 namespace {
 inline Area weight_area(const void* weight, const fastdecode_weights& how, int64_t features,
                         int64_t k) {
-  return {"weight", weight, features * bytes_of_feature(how.type, k), 1};
+  return {"weight", weight, stored_features(how, features) * bytes_of_feature(how.type, k), 1};
 }
 inline Area scale_area(const fastdecode_weights& how, int64_t features, int64_t k) {
   const int64_t bytes = how.type == FASTDECODE_WEIGHTS_INT4 ? 2 : 4;
-  return {"how.scale", how.scale, features * groups_of(how, k), bytes};
+  return {"how.scale", how.scale, stored_features(how, features) * groups_of(how, k), bytes};
 }
 inline Area offset_area(const fastdecode_weights& how, int64_t features, int64_t k) {
-  return {"how.offset", how.offset, features * groups_of(how, k), 4};
+  return {"how.offset", how.offset, stored_features(how, features) * groups_of(how, k), 4};
 }
 }  // namespace
 

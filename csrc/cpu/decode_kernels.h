@@ -17,7 +17,7 @@ namespace fastdecode {
 constexpr int kFeatures = 4;  // of a tile of a linear layer
 
 // How many ways there are of storing weights: fastdecode_weight_type.
-constexpr int kLinears = 7;
+constexpr int kLinears = 8;
 
 // Rows of x rounded to int8 for weights of 8 bits and less. Each block of kBlock values (the last
 // one filled up with zeros) has a factor, its largest magnitude / 127, and its values are x /
@@ -25,14 +25,18 @@ constexpr int kLinears = 7;
 // counts as zeros; one with infinity or NaN makes the results NaN. Blocks are read in pieces.
 constexpr int kBlock = 256;
 constexpr int kPiece = 64;
-constexpr int kSums = 16;  // of four values each in a piece
+constexpr int kPanel = 16;  // features that lie side by side, for those weights
+constexpr int kUnit = 32;   // values whose sum is kept, for weights in panels
+constexpr int kSums = 16;   // of four values each in a piece
 struct RoundedRows {
   int64_t blocks;  // of a row
   int8_t* values;  // (rows, blocks, kBlock)
   float* scale;    // (rows, blocks)
+  int32_t* sums;   // (rows, blocks, kBlock / kUnit)
 };
 
-// Features [lo, hi) of a linear layer for all rows: out[r * out_stride + f] = x[r] . weight[f] +
+// Features [lo, hi) of a linear layer for all rows (of one in panels, of `weight` with the features
+// that are skipped, from the start of a panel on): out[r * out_stride + f] = x[r] . weight[f] +
 // bias[f]. With `add` the result is added to what `out` holds.
 struct LinearArgs {
   const void* weight;  // (features, k) dense

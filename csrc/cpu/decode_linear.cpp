@@ -39,13 +39,14 @@ Form form_of(int type, const DecodeKernels& kernels) {
 
 // Features in an item of work.
 int64_t per_item(const Linear& linear, int64_t k) {
-  const int64_t bytes = std::max<int64_t>(kFeatures * bytes_of_feature(linear.how.type, k), 1);
-  return kFeatures * std::max<int64_t>(kBytesPerItem / bytes, 1);
+  const int64_t tile = in_panels(linear.how.type) ? 2 * kPanelFeatures : kFeatures;
+  const int64_t bytes = std::max<int64_t>(tile * bytes_of_feature(linear.how.type, k), 1);
+  return tile * std::max<int64_t>(kBytesPerItem / bytes, 1);
 }
 
 int64_t items_of(const Linear& linear, int64_t k) {
   const int64_t features = per_item(linear, k);
-  return (linear.features + features - 1) / features;
+  return (linear.how.first + linear.features + features - 1) / features;
 }
 
 void run_item(void* context, int64_t item) {
@@ -62,7 +63,7 @@ void run_item(void* context, int64_t item) {
   args.bias = linear->bias;
   args.x = job.forms[form_of(linear->how.type, job.kernels)];
   args.lo = item * features;
-  args.hi = std::min(args.lo + features, linear->features);
+  args.hi = std::min(args.lo + features, linear->how.first + linear->features);
   job.kernels.linear[linear->how.type](args);
 }
 
@@ -86,11 +87,14 @@ const void* as_int8(const DecodeKernels& kernels, const float* x, int64_t rows, 
                     int threads, RoundedRows* out) {
   static thread_local Memory memory;
   const int64_t blocks = rows * ((k + kBlock - 1) / kBlock);
-  char* at = static_cast<char*>(memory.reserve(blocks * (kBlock + int64_t{sizeof(float)})));
+  const int64_t sums = kBlock / kUnit;  // of a block
+  char* at = static_cast<char*>(
+      memory.reserve(blocks * (kBlock + int64_t{sizeof(float)} + sums * int64_t{sizeof(int32_t)})));
   if (at == nullptr) return nullptr;
   out->blocks = blocks / rows;
   out->values = reinterpret_cast<int8_t*>(at);
   out->scale = reinterpret_cast<float*>(at + blocks * kBlock);
+  out->sums = reinterpret_cast<int32_t*>(out->scale + blocks);
   Rounding rounding = {kernels, x, k, *out};
   const double work = static_cast<double>(rows) * static_cast<double>(k) * 8.0;
   parallel_for(

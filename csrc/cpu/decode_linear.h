@@ -23,7 +23,7 @@ struct Linear {
 
 // Dense weights of a fastdecode_dtype.
 inline fastdecode_weights dense(int dtype) {
-  return {dtype, 0, nullptr, nullptr};
+  return {dtype, 0, nullptr, nullptr, 0};
 }
 
 // Runs `count` linear layers on one dense input (rows, k). Writes their results side by side to

@@ -215,9 +215,9 @@ PyObject* sample_advance(PyObject*, Arguments arguments, Py_ssize_t count) {
   return outcome_of([&] { return fastdecode_sample_advance(&sample, &advance); });
 }
 
-// How weights are stored, as four fields.
+// How weights are stored, as five fields.
 void read_how(Fields& read, fastdecode_weights& how) {
-  read(how.type), read(how.group), read(how.scale), read(how.offset);
+  read(how.type), read(how.group), read(how.scale), read(how.offset), read(how.first);
 }
 
 PyObject* linear(PyObject*, Arguments arguments, Py_ssize_t count) {

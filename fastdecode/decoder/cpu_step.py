@@ -23,7 +23,8 @@ from fastdecode.ops.pointers import stored
 
 def _fields(how: list[list[int]]) -> Tensor:
     """``fastdecode_weights`` of the matrices of a layer: type and group are halves of one number of 64 bits."""
-    return torch.tensor([[type | group << 32, scale, offset] for type, group, scale, offset in how], device="cpu")
+    rows = [[type | group << 32, scale, offset, first] for type, group, scale, offset, first in how]
+    return torch.tensor(rows, device="cpu")
 
 
 class CpuStep:
@@ -63,7 +64,7 @@ class CpuStep:
                 row.append(0 if part is None else self._float_address(part.expand(count, sizes.head_dim)))
         return [*row, 0, 0, self._address(_fields([fields for _, *fields in how]))]
 
-    def _stored(self, weight: Tensor) -> tuple[int, int, int, int, int]:
+    def _stored(self, weight: Tensor) -> tuple[int, int, int, int, int, int]:
         """As `stored`, for a module's weight."""
         if not of_small(weight):
             self._address(weight)

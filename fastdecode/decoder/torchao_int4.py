@@ -80,7 +80,5 @@ def _copied(weight: Any) -> ops.SmallWeights:
     else:
         values = (weight.qdata + 8).view(torch.uint8)
         offset = -zero * scale
-    halves = values.view(features, k // 32, 2, 16)
-    data = (halves[:, :, 0] | halves[:, :, 1] << 4).view(features, k // 2)
     some: Tensor | None = offset.contiguous() if bool(offset.any()) else None
-    return ops.SmallWeights("int4", k, data, scale.half(), some, weight.block_size[1])
+    return ops.small_weights.int4_weights(values, scale.half(), some, weight.block_size[1])

@@ -233,7 +233,8 @@ class _File:
         data = torch.from_numpy(np.array(tensor.data))  # a copy: the file may change
         if kind in SMALL:
             small = ops.SmallWeights(SMALL[kind], place.shape[1], data.view(place.shape[0], -1))
-            return small_parameter(small if place.order is None else small.of(place.order), dtype)
+            small = small if place.order is None else small.of(place.order)
+            return small_parameter(small.panels(), dtype)
         values = data.reshape(-1).view(DENSE[kind])
         if place.is_matrix:
             values = values.view(place.shape)

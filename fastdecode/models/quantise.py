@@ -50,11 +50,17 @@ class Width:
             raise ValueError(f"weights={dict(weights)!r}: a dict gives type, and for int4 group and symmetric too")
         return cls(**weights)
 
+    def _stored(self, k: int) -> str:
+        """The type of small weights with k columns: in panels, where there are any."""
+        return "int8x16" if self.type == "int8" and k % 32 == 0 else self.type
+
     def bytes_of(self, features: int, k: int) -> int:
         """The memory of a matrix of this width."""
+        panel = ops.small_weights.SMALL_TYPES[self._stored(k)].panel
+        stored = -(-features // panel) * panel
         if self.type == "int8":
-            return features * (k + 4)
-        return features * (k // 2 + -(-k // self.group) * (2 if self.symmetric else 6))
+            return stored * (k + 4)
+        return stored * (k // 2 + -(-k // self.group) * (2 if self.symmetric else 6))
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """``ValueError`` unless a matrix (features, k) can have this width."""
@@ -79,7 +85,7 @@ class Width:
         """A parameter of the matrix in this width. ``name`` is for errors."""
         self.check(name, tuple(weight.shape))
         self.check_values(name, weight)
-        small = ops.quantise(weight, self.type, group=self.group, symmetric=self.symmetric)
+        small = ops.quantise(weight, self._stored(weight.shape[1]), group=self.group, symmetric=self.symmetric)
         return small_parameter(small, weight.dtype)
 
 

@@ -13,9 +13,10 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def stored(weight: Tensor | SmallWeights) -> tuple[int, int, int, int, int]:
-    """The address of the weights, and the fields of ``fastdecode_weights``: type, group, scale and offset."""
+def stored(weight: Tensor | SmallWeights) -> tuple[int, int, int, int, int, int]:
+    """The address of the weights, and the fields of ``fastdecode_weights``: type, group, scale, offset and first."""
     if isinstance(weight, SmallWeights):
         number = SMALL_TYPES[weight.type].number
-        return weight.data.data_ptr(), number, weight.group, address(weight.scale), address(weight.offset)
-    return weight.data_ptr(), FLOAT_DTYPES[weight.dtype], 0, 0, 0
+        parts = address(weight.scale), address(weight.offset)
+        return weight.data.data_ptr(), number, weight.group, *parts, weight.first
+    return weight.data_ptr(), FLOAT_DTYPES[weight.dtype], 0, 0, 0, 0

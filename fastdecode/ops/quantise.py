@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastdecode.ops.checks import check_stored
+from fastdecode.ops.panels import packed_halves, padded, side_by_side
 from fastdecode.ops.scalars import whole_number
 from fastdecode.ops.small_weights import SMALL_TYPES, SmallWeights
 
@@ -21,11 +22,12 @@ def quantise(weight: Tensor, type: str = "int8", *, group: int = 32, symmetric: 
     """Round a matrix to small weights.
 
         weight     (features, k) float32 | bfloat16 | float16
-        type       "int8" (one scale for each feature), "int4" (one for each ``group`` values), or GGUF's "q8_0", "q4_0"
+        type       "int8" (one scale for each feature), "int8x16" (the same weights in panels), "int4" (one scale for each
+                   ``group`` values), or GGUF's "q8_0", "q4_0"
         group      of int4: 32 or a multiple of 64; of other types it has no meaning
         symmetric  of int4: False gives each group an offset too
 
-    int8 and q8_0: largest magnitude / 127. int4 and q4_0: of a few scales, the one with the least squared error.
+    int8, int8x16 and q8_0: largest magnitude / 127. int4 and q4_0: of a few scales, the one with the least squared error.
     ``ValueError`` names what is wrong; also for infinity or NaN, and for weights too large for a scale in float16.
     """
     if not isinstance(weight, Tensor):
@@ -41,27 +43,32 @@ def quantise(weight: Tensor, type: str = "int8", *, group: int = 32, symmetric: 
         raise ValueError(f"weight.shape = {features, k}: k must be a multiple of 32 for {type} weights")
     if type == "int4" and group != 32 and (group < 64 or group % 64):
         raise ValueError(f"group = {group}: must be 32 or a multiple of 64")
-    step = max(1, _PART // max(k, 1))
-    some = weight[:1] if features else weight.new_zeros(1, k)
-    first = _part(some.float(), type, group, symmetric)
-    made = [None if part is None else part.new_empty((features, *part.shape[1:])) for part in first]
-    for i in range(0, features, step):
-        parts = _part(weight[i : i + step].float(), type, group, symmetric)
+    panel = SMALL_TYPES[type].panel
+    step = max(1, _PART // (k * panel))  # panels, or features of a type without
+    first = _part(weight.new_zeros(panel, k).float(), type, group, symmetric)
+    made = [None if part is None else part.new_empty((-(-features // panel), *part.shape[1:])) for part in first]
+    for i in range(0, len(made[0]), step):  # type: ignore[arg-type]
+        some = weight[i * panel : (i + step) * panel].float()
+        parts = _part(some if panel == 1 else padded(some), type, group, symmetric)
         for whole, part in zip(made, parts, strict=True):
             if whole is not None and part is not None:
                 whole[i : i + step] = part
     data, scale, offset = made
     assert data is not None
-    return SmallWeights(type, k, data, scale, offset, group if type == "int4" else 0)
+    return SmallWeights(type, k, data, scale, offset, group if type == "int4" else 0, features)
 
 
 def _part(weight: Tensor, type: str, group: int, symmetric: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Data, scale and offset of some features."""
+    """Data, scale and offset of some features, in panels whole ones."""
     if not bool(weight.isfinite().all()):
         raise ValueError("weight: must be finite, but it has infinity or NaN")
-    if type == "int8":
+    if type in ("int8", "int8x16"):
         scale = weight.abs().amax(1) / 127.0
-        return _divided(weight, scale[:, None]).clamp_(-127, 127).to(torch.int8), scale, None
+        data = _divided(weight, scale[:, None]).clamp_(-127, 127).to(torch.int8)
+        if type == "int8":
+            return data, scale, None
+        data = side_by_side(data, 4).flatten(1)
+        return data, scale.view(len(data), -1), None
     features, k = weight.shape
     if type == "q8_0":
         blocks = weight.view(features, k // 32, 32)
@@ -76,11 +83,18 @@ def _part(weight: Tensor, type: str, group: int, symmetric: bool) -> tuple[Tenso
     if offsets:
         return _with_offset(grouped, k)
     best, half = _best(grouped)
-    data = _packed(best.flatten(1)[:, :k])
+    values = (best.flatten(1)[:, :k] + 8.0).to(torch.uint8)
     if type == "int4":
-        return data, half.squeeze(-1), None
-    blocks = data.view(features, k // 32, 16)
+        return _in_panels(values, half.squeeze(-1), None)
+    blocks = values.view(features, k // 32, 2, 16)
+    blocks = blocks[:, :, 0] | blocks[:, :, 1] << 4
     return torch.cat((half.view(torch.uint8), blocks), -1).flatten(1), None, None
+
+
+def _in_panels(values: Tensor, scale: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Of features of int4: data, scale and offset."""
+    data = side_by_side(packed_halves(values), 4).flatten(1)
+    return data, side_by_side(scale).squeeze(-1), None if offset is None else side_by_side(offset).squeeze(-1)
 
 
 def _best(grouped: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,12 +117,12 @@ def _best(grouped: Tensor) -> tuple[Tensor, Tensor]:
     return values, chosen
 
 
-def _with_offset(grouped: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+def _with_offset(grouped: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor | None]:
     low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
     half = _float16((high - low) / 15.0)
-    values = _divided(grouped - low, half.float()).clamp_(0, 15) - 8.0
+    values = _divided(grouped - low, half.float()).clamp_(0, 15).flatten(1)[:, :k]
     offset = low + 8.0 * half.float()
-    return _packed(values.flatten(1)[:, :k]), half.squeeze(-1), offset.squeeze(-1)
+    return _in_panels(values.to(torch.uint8), half.squeeze(-1), offset.squeeze(-1))
 
 
 def _divided(values: Tensor, scale: Tensor) -> Tensor:
@@ -121,10 +135,3 @@ def _float16(scale: Tensor) -> Tensor:
     if not bool(half.isfinite().all()):
         raise ValueError(f"weight: its largest scale, {scale.abs().max().item():g}, is beyond float16")
     return half
-
-
-def _packed(values: Tensor) -> Tensor:
-    """(features, k / 2) bytes of (features, k) values from -8 to 7."""
-    features, k = values.shape
-    blocks = (values + 8.0).to(torch.uint8).view(features, k // 32, 2, 16)
-    return (blocks[:, :, 0] | blocks[:, :, 1] << 4).view(features, k // 2)

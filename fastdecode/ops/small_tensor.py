@@ -40,7 +40,7 @@ class SmallTensor(Tensor):
 
     def _refuse(self) -> Any:
         raise ValueError(
-            f"weights of {self.small.type} cannot be saved, nor shared with other processes: save the checkpoint that "
+            f"weights of {_width(self)} cannot be saved, nor shared with other processes: save the checkpoint that "
             "they were made from, and make them small again after loading it"
         )
 
@@ -87,9 +87,14 @@ class SmallTensor(Tensor):
                     return SmallTensor(first.small.to(device, copy=True), dtype)
         for changed in _changed(func, args, kwargs):
             if isinstance(changed, SmallTensor):
-                raise ValueError(f"weights of {changed.small.type} cannot be changed in place, as {func} would")
+                raise ValueError(f"weights of {_width(changed)} cannot be changed in place, as {func} would")
         args, kwargs = pytree.tree_map(_unpacked, (args, kwargs))
         return func(*args, **kwargs)
+
+
+def _width(weight: SmallTensor) -> str:
+    """What messages call it, however it lies."""
+    return weight.small.type.removesuffix("x16")
 
 
 def _second(args: Any, kwargs: dict[str, Any]) -> Any:
@@ -124,6 +129,6 @@ def _embedding(
     **more_of_gradients: Any,
 ) -> Tensor:
     if max_norm is not None:
-        raise ValueError(f"max_norm = {max_norm}: must be None for weights of {weight.small.type}, which never change")
+        raise ValueError(f"max_norm = {max_norm}: must be None for weights of {_width(weight)}, which never change")
     flat = embed(input.reshape(-1).long(), weight.small)
     return flat.view(*input.shape, weight.shape[1]).to(weight.dtype)

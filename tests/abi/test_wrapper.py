@@ -31,6 +31,6 @@ def test_samples_and_decodes_as_the_c_interface_does(tmp_path, compiler):
         "1 weight: has 33 bytes; must have at least 34",
         "1 weight: has 33 bytes; must have at least 34",
         "1 how.scale = NULL: must not be for int8 weights",
-        "1 how.type = 9: must be a fastdecode_weight_type, 0 to 6",
+        "1 how.type = 9: must be a fastdecode_weight_type, 0 to 7",
         "1 hidden = 0: must be at least 1",
     ]

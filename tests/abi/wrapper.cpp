@@ -322,22 +322,24 @@ void same_operations() {
 void same_small_weights() {
   constexpr std::int64_t features = 6, k = 64;
   std::vector<std::int8_t> bytes(features * k);
-  std::vector<float> scale(features), values(features * k), offset(features * 2);
+  std::vector<float> scale(16), values(features * k), offset(16 * 2);
   for (std::size_t i = 0; i < bytes.size(); ++i) {
     bytes[i] = static_cast<std::int8_t>(static_cast<int>(i * 37 % 255) - 127);
     scale[i / k] = 0.001f * static_cast<float>(i / k + 1);
     values[i] = static_cast<float>(bytes[i]) * scale[i / k];
   }
-  const std::vector<std::uint16_t> halves(features * 2, 0x2e66);  // 0.1 in float16
+  const std::vector<std::uint16_t> halves(16 * 2, 0x2e66);  // 0.1 in float16
   const std::vector<float> x = numbers(2 * k, 8), bias = numbers(features, 9);
   const std::int64_t tokens[] = {5, 1};
   for (const fastdecode_weights& how :
-       {fastdecode_weights{FASTDECODE_WEIGHTS_INT8, 0, scale.data(), nullptr},
-        {FASTDECODE_WEIGHTS_INT4, 32, halves.data(), offset.data()},
-        {FASTDECODE_WEIGHTS_INT4, 64, halves.data(), nullptr},
-        {FASTDECODE_WEIGHTS_Q8_0, 0, nullptr, nullptr},
-        {FASTDECODE_WEIGHTS_Q4_0, 0, nullptr, nullptr}}) {
-    const std::vector<std::uint8_t> blocks(features * 68, 0x21);
+       {fastdecode_weights{FASTDECODE_WEIGHTS_INT8, 0, scale.data(), nullptr, 0},
+        {FASTDECODE_WEIGHTS_INT4, 32, halves.data(), offset.data(), 0},
+        {FASTDECODE_WEIGHTS_INT4, 64, halves.data(), nullptr, 0},
+        {FASTDECODE_WEIGHTS_INT4, 64, halves.data(), nullptr, 16 - features},
+        {FASTDECODE_WEIGHTS_INT8X16, 0, scale.data(), nullptr, 0},
+        {FASTDECODE_WEIGHTS_Q8_0, 0, nullptr, nullptr, 0},
+        {FASTDECODE_WEIGHTS_Q4_0, 0, nullptr, nullptr, 0}}) {
+    const std::vector<std::uint8_t> blocks(16 * 68, 0x21);
     const bool int8 = how.type == FASTDECODE_WEIGHTS_INT8;
     const fastdecode::Weights weight =
         int8 ? fastdecode::Weights(bytes, how) : fastdecode::Weights(blocks, how);
@@ -367,7 +369,7 @@ void step_of_small_weights() {
     values[i] = static_cast<float>(bytes[i]) * scale[0];
   }
   fastdecode_weights all[7];
-  for (fastdecode_weights& one : all) one = {FASTDECODE_WEIGHTS_INT8, 0, scale.data(), nullptr};
+  for (fastdecode_weights& one : all) one = {FASTDECODE_WEIGHTS_INT8, 0, scale.data(), nullptr, 0};
   std::vector<float> found[2];
   for (const bool small : {false, true}) {
     std::vector<float> keys(2 * slots * 4), kept = keys;
@@ -465,7 +467,7 @@ int main() {
   refused([&] { fastdecode::linear({logits.data(), 4}, nullptr, four, 2, 2, 2, four); });
   const std::vector<std::uint8_t> bytes(33);
   const std::vector<float> x(64);
-  fastdecode_weights how = {FASTDECODE_WEIGHTS_Q8_0, 0, nullptr, nullptr};
+  fastdecode_weights how = {FASTDECODE_WEIGHTS_Q8_0, 0, nullptr, nullptr, 0};
   const std::int64_t token = 0;
   refused([&] { fastdecode::linear({bytes, how}, nullptr, x, 2, 32, 1, four); });
   refused([&] { fastdecode::embed({&token, 1}, {bytes, how}, 1, 32, four); });

@@ -199,11 +199,11 @@ void attend(Change& change) {
 // The functions that take sizes one by one.
 struct Plain {
   const std::vector<float> x = std::vector<float>(kTwo * 8, 0.5f),
-                           weight = std::vector<float>(64, 0.1f);
+                           weight = std::vector<float>(128, 0.1f);
   std::vector<float> out = std::vector<float>(kTwo * 8);
   int64_t rows = kTwo, n = 8, features = 8, stride = 8, vocab = 8;
   int32_t threads = 1, dtype = FASTDECODE_FLOAT32;
-  fastdecode_weights how = {FASTDECODE_WEIGHTS_INT8, 0, nullptr, nullptr};
+  fastdecode_weights how = {FASTDECODE_WEIGHTS_INT8, 0, nullptr, nullptr, 0};
 
   std::vector<Field> fields(std::initializer_list<Field> more) {
     std::vector<Field> all = {field("rows", Kind::kCount, rows),
@@ -236,7 +236,7 @@ void set_small(Change& change, Plain& own) {
   if (change.random.below(2) == 0) return;
   own.n = 32;
   own.features = own.stride = own.vocab = 2;
-  own.how = {FASTDECODE_WEIGHTS_INT4, 32, own.weight.data(), own.weight.data()};
+  own.how = {FASTDECODE_WEIGHTS_INT4, 32, own.weight.data(), own.weight.data(), 0};
 }
 
 void linear_of(Change& change) {
@@ -246,7 +246,8 @@ void linear_of(Change& change) {
   std::vector<Field> fields =
       own.fields({field("k", Kind::kCount, own.n), field("features", Kind::kCount, own.features),
                   field("out_stride", Kind::kStride, own.stride), type_field(own.how.type),
-                  field("how.group", Kind::kNumber, own.how.group)});
+                  field("how.group", Kind::kNumber, own.how.group),
+                  field("how.first", Kind::kNumber, own.how.first)});
   change_and_call(change, fields, [&] {
     return fastdecode_linear_of(own.weight.data(), &own.how, nullptr, x.data(), own.rows, own.n,
                                 own.features, own.out.data(), own.stride, own.threads);
@@ -287,7 +288,8 @@ void embed_of(Change& change) {
   std::vector<float> out(64);
   const std::vector<Field> fields = own.fields(
       {field("hidden", Kind::kCount, own.n), field("vocab", Kind::kCount, own.vocab, "tokens["),
-       type_field(own.how.type), field("how.group", Kind::kNumber, own.how.group)});
+       type_field(own.how.type), field("how.group", Kind::kNumber, own.how.group),
+       field("how.first", Kind::kNumber, own.how.first)});
   change_and_call(change, fields, [&] {
     return fastdecode_embed_of(tokens.data(), own.rows, own.weight.data(), &own.how, own.vocab,
                                own.n, out.data(), own.threads);

@@ -34,7 +34,7 @@ struct Model {
 Weights random_matrix(const Model& m, bool mixed, int64_t features, int64_t k, Random& random) {
   constexpr int32_t kGroups[] = {32, 64, 128};
   int32_t type = m.args.dtype;
-  if (mixed) type = static_cast<int32_t>(random.below(7));
+  if (mixed) type = static_cast<int32_t>(random.below(8));
   if (k % block_of(type) != 0) type = FASTDECODE_WEIGHTS_INT8;
   const int32_t group = type == FASTDECODE_WEIGHTS_INT4 ? kGroups[random.below(3)] : 0;
   return random_weights(type, group, random.below(2) == 0, features, k, false, random);

@@ -125,11 +125,12 @@ void check_broken(Bytes& bytes, Layer& l) {
   int64_t k = l.k, rows = bytes.of<int64_t>({1, 3}), stride = l.out_stride;
   const fastdecode_weights* given = &how;
   const void* weight = l.weights.data.get();
-  const bool int4 = how.type == FASTDECODE_WEIGHTS_INT4, scaled = int4 || how.type == 3;
+  const bool int4 = how.type == FASTDECODE_WEIGHTS_INT4,
+             scaled = in_panels(how.type) || how.type == 3;
   const float some[16] = {};
-  switch (bytes.in(0, 8)) {
+  switch (bytes.in(0, 9)) {
     case 0:
-      how.type = bytes.of<int32_t>({-1, 7, INT32_MAX, INT32_MIN});
+      how.type = bytes.of<int32_t>({-1, 8, INT32_MAX, INT32_MIN});
       break;
     case 1:
       k = bytes.of<int64_t>({0, -1, INT64_MIN, INT64_MAX});
@@ -155,6 +156,10 @@ void check_broken(Bytes& bytes, Layer& l) {
     case 7:
       if (block_of(how.type) == 1) return;
       k += bytes.of<int64_t>({1, 16, 31, -1});
+      break;
+    case 8:
+      how.first = in_panels(how.type) ? bytes.of<int64_t>({-1, 16, INT64_MAX, INT64_MIN})
+                                      : bytes.of<int64_t>({-1, 1, INT64_MAX, INT64_MIN});
       break;
     default:
       weight = nullptr;
@@ -192,7 +197,7 @@ Exact<float> make_x(Bytes& bytes, Layer& l, Random& random) {
 void fuzz_linear(Bytes& bytes) {
   Layer l;
   l.rows = bytes.in(0, 9);
-  const int32_t type = static_cast<int32_t>(bytes.in(0, 6));
+  const int32_t type = static_cast<int32_t>(bytes.in(0, 7));
   const bool wide = bytes.one_in(16);
   l.k = wide || bytes.one_in(4) ? bytes.in(200, 700) : bytes.in(1, 200);
   l.k = std::max<int64_t>(l.k / block_of(type) * block_of(type), block_of(type));

@@ -191,9 +191,9 @@ void overlapping_sample_advances() {
 // Two layers of a step of two rows, and the arrays of rope_append and attend.
 struct Decoding {
   // Each array that is tried as keys is as long as they are.
-  float weights[64] = {}, ones[32] = {1, 1, 1, 1, 1, 1, 1, 1}, x[32] = {};
+  float weights[128] = {}, ones[32] = {1, 1, 1, 1, 1, 1, 1, 1}, x[32] = {};
   float cos[32] = {}, sin[32] = {}, keys[2][32] = {}, values[2][32] = {};
-  float qkv[32] = {}, queries[16] = {}, out[16] = {}, norms[8] = {};
+  float qkv[32] = {}, queries[16] = {}, out[16] = {}, norms[32] = {};
   int32_t table[32] = {0, 1};
   int64_t lengths[16] = {1, 1};
   fastdecode_layer layers[2] = {};
@@ -341,24 +341,32 @@ void small_weights() {
   const struct {
     fastdecode_weights how;
     const char* fault;
-  } wrong[] = {{{-1, 0, nullptr, nullptr}, "type = -1: must be a fastdecode_weight_type, 0 to 6"},
-               {{7, 0, nullptr, nullptr}, "type = 7: must be a fastdecode_weight_type, 0 to 6"},
-               {{0, 32, nullptr, nullptr}, "group = 32: must be 0 for float32 weights"},
-               {{3, 64, scale, nullptr}, "group = 64: must be 0 for int8 weights"},
-               {{3, 0, nullptr, nullptr}, "scale = NULL: must not be for int8 weights"},
-               {{3, 0, scale, scale}, "offset: must be NULL for int8 weights"},
-               {{1, 0, scale, nullptr}, "scale: must be NULL for bfloat16 weights"},
-               {{2, 0, nullptr, scale}, "offset: must be NULL for float16 weights"}};
+  } wrong[] = {
+      {{-1, 0, nullptr, nullptr, 0}, "type = -1: must be a fastdecode_weight_type, 0 to 7"},
+      {{8, 0, nullptr, nullptr, 0}, "type = 8: must be a fastdecode_weight_type, 0 to 7"},
+      {{3, 0, scale, nullptr, 1}, "first = 1: must be 0 for int8 weights"},
+      {{0, 0, nullptr, nullptr, -1}, "first = -1: must be 0 for float32 weights"},
+      {{0, 32, nullptr, nullptr, 0}, "group = 32: must be 0 for float32 weights"},
+      {{3, 64, scale, nullptr, 0}, "group = 64: must be 0 for int8 weights"},
+      {{3, 0, nullptr, nullptr, 0}, "scale = NULL: must not be for int8 weights"},
+      {{3, 0, scale, scale, 0}, "offset: must be NULL for int8 weights"},
+      {{1, 0, scale, nullptr, 0}, "scale: must be NULL for bfloat16 weights"},
+      {{2, 0, nullptr, scale, 0}, "offset: must be NULL for float16 weights"}};
   const struct {
     fastdecode_weights how;
     const char* fault;
-  } wrong_blocks[] = {{{4, 0, scale, nullptr}, "group = 0: must be 32 or a multiple of 64"},
-                      {{4, 48, scale, nullptr}, "group = 48: must be 32 or a multiple of 64"},
-                      {{4, -64, scale, nullptr}, "group = -64: must be 32 or a multiple of 64"},
-                      {{4, 32, nullptr, nullptr}, "scale = NULL: must not be for int4 weights"},
-                      {{5, 32, nullptr, nullptr}, "group = 32: must be 0 for q8_0 weights"},
-                      {{5, 0, scale, nullptr}, "scale: must be NULL for q8_0 weights"},
-                      {{6, 0, nullptr, scale}, "offset: must be NULL for q4_0 weights"}};
+  } wrong_blocks[] = {
+      {{4, 0, scale, nullptr, 0}, "group = 0: must be 32 or a multiple of 64"},
+      {{4, 48, scale, nullptr, 0}, "group = 48: must be 32 or a multiple of 64"},
+      {{4, -64, scale, nullptr, 0}, "group = -64: must be 32 or a multiple of 64"},
+      {{4, 32, nullptr, nullptr, 0}, "scale = NULL: must not be for int4 weights"},
+      {{5, 32, nullptr, nullptr, 0}, "group = 32: must be 0 for q8_0 weights"},
+      {{5, 0, scale, nullptr, 0}, "scale: must be NULL for q8_0 weights"},
+      {{6, 0, nullptr, scale, 0}, "offset: must be NULL for q4_0 weights"},
+      {{4, 32, scale, nullptr, 16}, "first = 16: must be 0 to 15 for int4 weights"},
+      {{7, 0, scale, nullptr, -1}, "first = -1: must be 0 to 15 for int8x16 weights"},
+      {{7, 32, scale, nullptr, 0}, "group = 32: must be 0 for int8x16 weights"},
+      {{7, 0, nullptr, nullptr, 0}, "scale = NULL: must not be for int8x16 weights"}};
   for (const auto& one : wrong) {
     said(linear(&one.how), std::string("how.") + one.fault);
     said(embed(&one.how), std::string("how.") + one.fault);
@@ -375,12 +383,14 @@ void small_weights() {
   said(embed(nullptr), "how = NULL: must say how the weights are stored");
   const char* const names[] = {"hidden", "hidden", "hidden", "heads * head_dim",
                                "hidden", "hidden", "inner"};
-  for (int32_t type = 4; type <= 6; ++type) {
-    const fastdecode_weights how = {type, type == 4 ? 32 : 0, type == 4 ? scale : nullptr, nullptr};
+  for (int32_t type = 4; type <= 7; ++type) {
+    const fastdecode_weights how = {type, type == 4 ? 32 : 0,
+                                    type == 4 || type == 7 ? scale : nullptr, nullptr, 0};
     const std::string rule = std::string(" = 8: must be a multiple of 32 for ") +
                              (type == 4   ? "int4"
                               : type == 5 ? "q8_0"
-                                          : "q4_0") +
+                              : type == 6 ? "q4_0"
+                                          : "int8x16") +
                              " weights";
     said(linear(&how, 8), "k" + rule);
     said(embed(&how, 8), "hidden" + rule);
@@ -388,14 +398,14 @@ void small_weights() {
     CHECK(linear(&how) == FASTDECODE_OK);
     CHECK(embed(&how) == FASTDECODE_OK);
   }
-  const fastdecode_weights int8 = {3, 0, scale, nullptr}, int4 = {4, 32, scale, scale + 4};
+  const fastdecode_weights int8 = {3, 0, scale, nullptr, 0}, int4 = {4, 32, scale, scale + 8, 0};
   CHECK(step(int8, 3) == FASTDECODE_OK);
   overlaps(linear(&int8, 32, own.weights + 7), "out", "weight");
   CHECK(linear(&int8, 32, own.weights + 8) == FASTDECODE_OK);
   overlaps(linear(&int8, 32, scale), "out", "how.scale");
-  overlaps(linear(&int4, 32, scale + 4), "out", "how.offset");
+  overlaps(linear(&int4, 32, scale + 8), "out", "how.offset");
   overlaps(embed(&int4, 32, scale), "out", "how.scale");
-  const fastdecode_weights aside = {4, 32, own.queries, scale + 4};
+  const fastdecode_weights aside = {4, 32, own.queries, scale + 4, 0};
   overlaps(embed(&aside, 32, scale), "out", "how.offset");
 }
 

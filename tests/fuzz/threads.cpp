@@ -70,7 +70,7 @@ std::vector<float> multiply(const Job& job, int32_t threads) {
   std::vector<float> out(2 * count);
   CHECK(fastdecode_linear(job.weight.data(), FASTDECODE_FLOAT32, nullptr, job.x.data(), 3, job.k,
                           job.features, out.data(), job.features, threads) == FASTDECODE_OK);
-  const fastdecode_weights how = {FASTDECODE_WEIGHTS_INT8, 0, job.weight.data(), nullptr};
+  const fastdecode_weights how = {FASTDECODE_WEIGHTS_INT8, 0, job.weight.data(), nullptr, 0};
   CHECK(fastdecode_linear_of(job.bytes.data(), &how, nullptr, job.x.data(), 3, job.k, job.features,
                              out.data() + count, job.features, threads) == FASTDECODE_OK);
   return out;

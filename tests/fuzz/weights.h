@@ -17,10 +17,16 @@ struct Weights {
     return how.type == FASTDECODE_WEIGHTS_INT4 ? (k - 1) / how.group + 1 : 1;
   }
   int64_t row_bytes() const { return features > 0 ? data.size() / features : 0; }
+  int64_t panel_of(int64_t f) const { return (how.first + f) / 16; }
+  int64_t lane_of(int64_t f) const { return (how.first + f) % 16; }
 };
 
 inline bool is_small(int32_t type) {
   return type >= FASTDECODE_WEIGHTS_INT8;
+}
+
+inline bool in_panels(int32_t type) {
+  return type == FASTDECODE_WEIGHTS_INT4 || type == FASTDECODE_WEIGHTS_INT8X16;
 }
 
 // What k must be a multiple of.
@@ -67,23 +73,26 @@ inline void put_half(Random& random, bool wild, uint8_t* at) {
 inline Weights random_weights(int32_t type, int32_t group, bool offsets, int64_t features,
                               int64_t k, bool wild, Random& random) {
   Weights w;
-  w.how = {type, group, nullptr, nullptr};
+  w.how = {type, group, nullptr, nullptr, 0};
   w.features = features;
   w.k = k;
   if (!is_small(type)) {
     w.data = stored(type, features * k, random);
     return w;
   }
-  constexpr int64_t kBytes[] = {1, 16, 34, 18};  // of a block
-  w.data = Exact<uint8_t>(features * (k / block_of(type)) * kBytes[type - FASTDECODE_WEIGHTS_INT8]);
+  constexpr int64_t kBytes[] = {1, 16, 34, 18, 32};  // of a block
+  if (in_panels(type)) w.how.first = static_cast<int64_t>(random.below(16));
+  const int64_t panels = features > 0 ? (w.how.first + features + 15) / 16 : 0;
+  const int64_t kept = in_panels(type) ? 16 * panels : features;
+  w.data = Exact<uint8_t>(kept * (k / block_of(type)) * kBytes[type - FASTDECODE_WEIGHTS_INT8]);
   const bool extreme = random.below(4) == 0;  // the two farthest values only
   for (int64_t i = 0; i < w.data.size(); ++i) {
     const uint64_t word = random.next();
     w.data[i] = extreme ? static_cast<uint8_t>((word & 1) != 0 ? 0x80 : 0x7f)
                         : static_cast<uint8_t>(word >> 13);
   }
-  const int64_t factors = features * w.groups();
-  if (type == FASTDECODE_WEIGHTS_INT8) {
+  const int64_t factors = kept * w.groups();
+  if (type == FASTDECODE_WEIGHTS_INT8 || type == FASTDECODE_WEIGHTS_INT8X16) {
     w.scale = Exact<uint8_t>(4 * factors);
     for (int64_t i = 0; i < factors; ++i) {
       const float scale = random_scale(random, wild);
@@ -122,15 +131,21 @@ inline Value value_of(Weights& w, int64_t f, int64_t i) {
   const auto half = [](uint8_t byte, int64_t place) {
     return static_cast<double>(place < 16 ? byte & 15 : byte >> 4) - 8.0;
   };
-  const int64_t block = i / 32, place = i % 32, group = f * w.groups();
+  const int64_t block = i / 32, place = i % 32, panel = w.panel_of(f), lane = w.lane_of(f);
   switch (w.how.type) {
     case FASTDECODE_WEIGHTS_INT8:
       return {static_cast<int8_t>(row[i]) * number(FASTDECODE_FLOAT32, w.scale.get(), f), 0.0};
+    case FASTDECODE_WEIGHTS_INT8X16: {
+      const int64_t at = (panel * (w.k / 4) + i / 4) * 64 + 4 * lane + i % 4;
+      const double scale = number(FASTDECODE_FLOAT32, w.scale.get(), 16 * panel + lane);
+      return {static_cast<int8_t>(w.data[at]) * scale, 0.0};
+    }
     case FASTDECODE_WEIGHTS_INT4: {
-      const int64_t g = group + i / w.how.group;
+      const int64_t at = (panel * (w.k / 8) + i / 8) * 64 + 4 * lane + i % 4;
+      const int64_t g = (panel * w.groups() + i / w.how.group) * 16 + lane;
       const double offset =
           w.offset.size() > 0 ? number(FASTDECODE_FLOAT32, w.offset.get(), g) : 0.0;
-      return {half(row[16 * block + place % 16], place) * half_of(w.scale.get(), g), offset};
+      return {half(w.data[at], i % 8 < 4 ? 0 : 16) * half_of(w.scale.get(), g), offset};
     }
     case FASTDECODE_WEIGHTS_Q8_0:
       return {static_cast<int8_t>(row[34 * block + 2 + place]) * half_of(row + 34 * block, 0), 0.0};

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from fastdecode.ops import SmallWeights, round_to_int8
 
 KINDS = {
     "int8": ("int8", 0, False),
+    "int8x16": ("int8x16", 0, False),
     "int4": ("int4", 32, False),
     "int4 with offsets": ("int4", 32, True),
     "int4 of 64": ("int4", 64, False),
@@ -19,7 +22,8 @@ KINDS = {
 }
 """Names to type, group, and whether there are offsets."""
 
-_BYTES = {"int8": (1, 1), "int4": (32, 16), "q8_0": (32, 34), "q4_0": (32, 18)}
+_BYTES = {"int8": (1, 1), "int8x16": (32, 32), "int4": (32, 16), "q8_0": (32, 34), "q4_0": (32, 18)}
+_IN_PANELS = ("int8x16", "int4")
 
 
 def small(kind: str, features: int, k: int, seed: int = 0) -> SmallWeights:
@@ -27,15 +31,20 @@ def small(kind: str, features: int, k: int, seed: int = 0) -> SmallWeights:
     type, group, with_offset = KINDS[kind]
     random = np.random.default_rng(seed)
     block, size = _BYTES[type]
-    data = random.integers(0, 256, (features, k // block * size), dtype=np.uint8)
+    panels = -(-features // 16)
+    shape = (panels, 16 * (k // block * size)) if type in _IN_PANELS else (features, k // block * size)
+    data = random.integers(0, 256, shape, dtype=np.uint8)
+    if type == "int8x16":
+        scale = torch.from_numpy(random.normal(0.0, 0.02, (panels, 16)).astype(np.float32))
+        return SmallWeights(type, k, torch.from_numpy(data.view(np.int8)), scale, features=features)
     if type == "int8":
         scale = random.normal(0.0, 0.02, features).astype(np.float32)
         return SmallWeights(type, k, torch.from_numpy(data.view(np.int8)), torch.from_numpy(scale))
     if type == "int4":
         groups = -(-k // group)
-        scale = torch.from_numpy(random.normal(0.0, 0.1, (features, groups)).astype(np.float16))
-        offset = torch.from_numpy(random.normal(0.0, 0.3, (features, groups)).astype(np.float32))
-        return SmallWeights(type, k, torch.from_numpy(data), scale, offset if with_offset else None, group)
+        scale = torch.from_numpy(random.normal(0.0, 0.1, (panels, groups, 16)).astype(np.float16))
+        offset = torch.from_numpy(random.normal(0.0, 0.3, (panels, groups, 16)).astype(np.float32))
+        return SmallWeights(type, k, torch.from_numpy(data), scale, offset if with_offset else None, group, features)
     blocks = data.reshape(features, k // 32, size)
     blocks[..., :2] = random.normal(0.0, 0.1, blocks.shape[:2]).astype(np.float16)[..., None].view(np.uint8)
     return SmallWeights(type, k, torch.from_numpy(data))
@@ -44,11 +53,10 @@ def small(kind: str, features: int, k: int, seed: int = 0) -> SmallWeights:
 def with_scales(weights: SmallWeights, value: float) -> SmallWeights:
     """The same values with this scale everywhere."""
     if weights.scale is not None:
-        scale = torch.full_like(weights.scale, value)
-        return SmallWeights(weights.type, weights.k, weights.data, scale, weights.offset, weights.group)
+        return replace(weights, scale=torch.full_like(weights.scale, value))
     data = weights.data.clone().view(len(weights), -1, _BYTES[weights.type][1])
     data[..., :2] = torch.tensor([value]).half().view(torch.uint8)
-    return SmallWeights(weights.type, weights.k, data.view(len(weights), -1))
+    return replace(weights, data=data.view(len(weights), -1))
 
 
 def with_values(weights: SmallWeights, byte: int) -> SmallWeights:
@@ -58,7 +66,25 @@ def with_values(weights: SmallWeights, byte: int) -> SmallWeights:
         data.view(len(weights), -1, _BYTES[weights.type][1])[..., 2:] = byte
     else:
         data.view(torch.uint8)[:] = byte
-    return SmallWeights(weights.type, weights.k, data, weights.scale, weights.offset, weights.group)
+    return replace(weights, data=data)
+
+
+def with_feature(weights: SmallWeights, other: SmallWeights, feature: int) -> SmallWeights:
+    """``weights`` with this feature of ``other``."""
+    parts = {}
+    for name in ("data", "scale", "offset"):
+        part, new = getattr(weights, name), getattr(other, name)
+        if part is None:
+            continue
+        part = part.clone()
+        if weights.type in _IN_PANELS:
+            together = 4 if name == "data" else 1
+            shape = (len(part), -1, 16, together)
+            part.view(shape)[feature // 16, :, feature % 16] = new.view(shape)[feature // 16, :, feature % 16]
+        else:
+            part[feature] = new[feature]
+        parts[name] = part
+    return replace(weights, **parts)
 
 
 def decoded(weights: SmallWeights) -> tuple[np.ndarray, np.ndarray]:
@@ -67,6 +93,8 @@ def decoded(weights: SmallWeights) -> tuple[np.ndarray, np.ndarray]:
     found, offsets = np.zeros((features, k)), np.zeros((features, k))
     data = weights.data.numpy()
     block, size = _BYTES[weights.type]
+    if weights.type in _IN_PANELS:
+        return _decoded_panels(weights, data)
     for f in range(features):
         for i in range(k):
             at, place = i // block * size, i % block
@@ -78,12 +106,26 @@ def decoded(weights: SmallWeights) -> tuple[np.ndarray, np.ndarray]:
             else:
                 byte = int(data[f, at + size - 16 + place % 16])
                 value = (byte % 16 if place < 16 else byte // 16) - 8.0
-            if weights.type == "int4":
-                found[f, i] = value * float(weights.scale[f, i // weights.group])
-                if weights.offset is not None:
-                    offsets[f, i] = float(weights.offset[f, i // weights.group])
-            else:
-                found[f, i] = value * float(data[f, at : at + 2].copy().view(np.float16)[0])
+            found[f, i] = value * float(data[f, at : at + 2].copy().view(np.float16)[0])
+    return found, offsets
+
+
+def _decoded_panels(weights: SmallWeights, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    features, k = weights.shape
+    found, offsets = np.zeros((features, k)), np.zeros((features, k))
+    for f in range(features):
+        panel, place = (weights.first + f) // 16, (weights.first + f) % 16
+        for i in range(k):
+            if weights.type == "int8x16":
+                value = float(data[panel, 64 * (i // 4) + 4 * place + i % 4])
+                found[f, i] = value * float(weights.scale[panel, place])
+                continue
+            byte = int(data[panel, 64 * (i // 8) + 4 * place + i % 4])
+            group = i // weights.group
+            value = (byte % 16 if i % 8 < 4 else byte // 16) - 8.0
+            found[f, i] = value * float(weights.scale[panel, group, place])
+            if weights.offset is not None:
+                offsets[f, i] = float(weights.offset[panel, group, place])
     return found, offsets
 
 

@@ -27,8 +27,14 @@ def steps(small: SmallWeights) -> torch.Tensor:
     if small.type in ("q8_0", "q4_0"):
         scale = small.data.view(features, k // 32, -1)[..., :2].contiguous().view(torch.float16).float()
         return scale.expand(-1, -1, 32).reshape(features, k).abs()
-    group = k if small.type == "int8" else small.group
-    return small.scale.float().view(features, -1).repeat_interleave(group, 1)[:, :k].abs()
+    group = small.group if small.type == "int4" else k
+    return scales(small).repeat_interleave(group, 1)[:, :k].abs()
+
+
+def scales(small: SmallWeights) -> torch.Tensor:
+    """Of each group (features, groups)."""
+    scale = small.scale.float()
+    return scale[:, None] if small.type == "int8" else scale.view(len(scale), -1, 16).mT.flatten(0, 1)[: len(small)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -37,7 +43,7 @@ def test_int8_and_q8_0_are_half_a_step_off_at_most(k: int, dtype: torch.dtype):
     weight = (randn(9, k) * 0.05).to(dtype)
     weight[3] = 0.0
     weight[4] *= 1e-3
-    for type in ("int8", "q8_0"):
+    for type in ("int8", "int8x16", "q8_0"):
         small = quantise(weight, type)
         assert small.shape == (9, k)
         assert small.type == type
@@ -46,7 +52,7 @@ def test_int8_and_q8_0_are_half_a_step_off_at_most(k: int, dtype: torch.dtype):
         cut = 127 * (HALF_ROUNDING * step).clamp_min(2.0**-25) if type == "q8_0" else 0.0
         assert ((small.values() - weight.float()).abs() <= 0.5001 * step + cut).all()
         assert not small.values()[3].any()
-        parts = groups(weight.float(), k if type == "int8" else 32)
+        parts = groups(weight.float(), 32 if type == "q8_0" else k)
         most = torch.cat([part.abs().amax(1, keepdim=True).expand(part.shape) for part in parts], 1)
         assert torch.allclose(step, most / 127, rtol=1e-3, atol=6e-8)
 
@@ -63,7 +69,7 @@ def test_int4_with_offsets_is_half_a_step_off_at_most(k: int, group: int):
     assert torch.allclose(small.values()[3], weight[3])
     for i, part in enumerate(groups(weight, group)):
         width = part.amax(1) - part.amin(1)
-        assert torch.allclose(small.scale[:, i].float(), width / 15, rtol=1e-3, atol=1e-7)
+        assert torch.allclose(scales(small)[:, i], width / 15, rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize(("type", "group"), [("int4", 32), ("int4", 64), ("int4", 128), ("q4_0", 32)])
@@ -86,7 +92,7 @@ def test_int4_is_no_worse_than_its_widest_range(k: int, type: str, group: int):
     assert ((small.values() - weight).abs()[uncut] <= 0.501 * step[uncut]).all()
 
 
-@pytest.mark.parametrize("type", ["int8", "int4", "q8_0", "q4_0"])
+@pytest.mark.parametrize("type", ["int8", "int8x16", "int4", "q8_0", "q4_0"])
 def test_what_is_on_the_grid_stays_as_it_is(type: str):
     numbers = torch.arange(-8, 8.0) if type in ("int4", "q4_0") else torch.arange(-127, 128.0)[::17]
     weight = numbers[torch.arange(5 * 64) % len(numbers)].view(5, 64) * 0.25
@@ -104,10 +110,17 @@ def test_ties_go_to_the_even_value():
 
 def test_parts_are_the_whole(monkeypatch: pytest.MonkeyPatch):
     """A large matrix is quantised part by part."""
-    weight, module = randn(7, 64), __import__("fastdecode.ops.quantise", fromlist=["_PART"])
-    for type, options in (("int8", {}), ("int4", {}), ("int4", {"symmetric": False}), ("q8_0", {}), ("q4_0", {})):
+    weight, module = randn(39, 64), __import__("fastdecode.ops.quantise", fromlist=["_PART"])
+    for type, options in (
+        ("int8", {}),
+        ("int8x16", {}),
+        ("int4", {}),
+        ("int4", {"symmetric": False}),
+        ("q8_0", {}),
+        ("q4_0", {}),
+    ):
         whole = quantise(weight, type, **options)
-        monkeypatch.setattr(module, "_PART", 128)
+        monkeypatch.setattr(module, "_PART", 1024)
         parts = quantise(weight, type, **options)
         monkeypatch.undo()
         assert torch.equal(whole.values(), parts.values())
@@ -117,7 +130,14 @@ def test_parts_are_the_whole(monkeypatch: pytest.MonkeyPatch):
 def test_tiny_weights_become_zeros_not_nan():
     weight = torch.full((2, 64), 1e-44)
     weight[1] = 1e-12
-    for type, options in (("int8", {}), ("int4", {}), ("int4", {"symmetric": False}), ("q8_0", {}), ("q4_0", {})):
+    for type, options in (
+        ("int8", {}),
+        ("int8x16", {}),
+        ("int4", {}),
+        ("int4", {"symmetric": False}),
+        ("q8_0", {}),
+        ("q4_0", {}),
+    ):
         values = quantise(weight, type, **options).values()
         assert values.isfinite().all()
         assert (values - weight).abs().max() <= 1e-12
@@ -131,8 +151,8 @@ def test_tiny_weights_become_zeros_not_nan():
         (torch.ones(3, 0), {}, "weight.shape = (3, 0): k must be at least 1"),
         (torch.ones(3, 4).double(), {}, "weight.dtype = torch.float64: must be float32, bfloat16 or float16"),
         (torch.ones(32, 3).t(), {}, "weight: must be dense, as .contiguous() makes it"),
-        (torch.ones(3, 32), {"type": "int2"}, "type = 'int2': must be one of int8, int4, q8_0, q4_0"),
-        (torch.ones(3, 32), {"type": None}, "type = None: must be one of int8, int4, q8_0, q4_0"),
+        (torch.ones(3, 32), {"type": "int2"}, "type = 'int2': must be one of int8, int8x16, int4, q8_0, q4_0"),
+        (torch.ones(3, 32), {"type": None}, "type = None: must be one of int8, int8x16, int4, q8_0, q4_0"),
         (
             torch.ones(3, 33),
             {"type": "q8_0"},
@@ -154,7 +174,9 @@ def test_wrong_arguments(weight, options: dict, message: str):
         quantise(weight, **options)
 
 
-@pytest.mark.parametrize("options", [{"type": t} for t in ("int8", "int4", "q8_0", "q4_0")] + [{"symmetric": False}])
+@pytest.mark.parametrize(
+    "options", [{"type": t} for t in ("int8", "int8x16", "int4", "q8_0", "q4_0")] + [{"symmetric": False}]
+)
 def test_what_no_scale_can_hold(options: dict):
     options = {"type": "int4", **options}
     for bad in (torch.nan, torch.inf, -torch.inf):
@@ -163,7 +185,7 @@ def test_what_no_scale_can_hold(options: dict):
         with pytest.raises(ValueError, match=r"^weight: must be finite, but it has infinity or NaN$"):
             quantise(weight, **options)
     large = randn(3, 64) * 1e9
-    if options["type"] == "int8":  # whose scales are float32
+    if options["type"].startswith("int8"):  # whose scales are float32
         values = quantise(large, **options).values()
         assert (values - large).abs().max() <= 0.51 * large.abs().max() / 127
     else:

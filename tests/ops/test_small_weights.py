@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from isas import DECODE_ISAS, assert_runs_with, each
-from small_cases import KINDS, assert_close, decoded, product, small, with_scales, with_values
+from small_cases import KINDS, assert_close, decoded, product, small, with_feature, with_scales, with_values
 
 from fastdecode.ops import Matrix, SmallWeights, embed, joint_linear, last_backend, linear, round_to_int8
 from fastdecode.ops.backends import core
@@ -14,7 +14,7 @@ from fastdecode.ops.small_weights import ROUNDED_BLOCK
 
 LENGTHS = (32, 64, 96, 160, 256, 288, 416, 2080)
 ODD_LENGTHS = (1, 3, 15, 31, 33, 63, 65, 127, 129, 191, 255, 257, 300)  # of int8 only
-FEATURES = (1, 2, 3, 4, 5, 7, 8, 13)
+FEATURES = (1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 35)
 ROWS = (0, 1, 2, 3, 4, 5, 7, 16, 33)
 
 
@@ -62,7 +62,7 @@ def test_linear(kind: str):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_number_of_features(kind: str):
     for k in (32, 160):
-        weights, x = small(kind, 13, k, seed=2), randn(5, k)
+        weights, x = small(kind, 35, k, seed=2), randn(5, k)
         exact, size = product(x, weights)
         for features in FEATURES:
             assert_close(linear(x, weights[:features]), exact[:, :features], size[:, :features])
@@ -81,7 +81,7 @@ def test_a_row_has_the_same_bits_alone_in_any_batch_and_on_any_threads(kind: str
             wide = by_library(x, weights, bias, 305, threads)
             assert torch.equal(wide[:, :300], together)
             assert wide[:, 300:].isnan().all()
-        for first in (1, 2, 5, 7):  # features that lie elsewhere in a tile
+        for first in (1, 2, 5, 7, 17, 32):  # features that lie elsewhere in a tile
             assert torch.equal(linear(x, weights[first:], bias[first:]), together[:, first:])
 
 
@@ -127,11 +127,7 @@ def test_extreme_scales(kind: str, scale: float):
 def test_scales_that_are_no_numbers_stay_in_their_feature(kind: str, scale: float):
     good, x = small(kind, 9, 96), randn(5, 96)
     bad = with_scales(good, scale)
-    parts = [
-        None if part is None else torch.cat((part[:3], other[3:4], part[4:]))
-        for part, other in zip((good.data, good.scale, good.offset), (bad.data, bad.scale, bad.offset), strict=True)
-    ]
-    got, expected = linear(x, SmallWeights(good.type, good.k, *parts, good.group)), linear(x, good)
+    got, expected = linear(x, with_feature(good, bad, 3)), linear(x, good)
     others = [f for f in range(9) if f != 3]
     assert torch.equal(got[:, others], expected[:, others])
     assert not got[:, 3].isfinite().any()
@@ -249,29 +245,51 @@ def test_copies_and_slices_keep_their_kind():
     assert copy.scale is not weights.scale
     assert weights.data.any()
     assert weights.to("cpu").data is weights.data
-    assert weights[1:4].data.data_ptr() == weights.data[1:].data_ptr()
-    assert weights.nbytes == 6 * (32 + 2 * 2 + 2 * 4)
+    assert weights[1:4].data.data_ptr() == weights.data.data_ptr()
+    assert weights.nbytes == 16 * (32 + 2 * 2 + 2 * 4)
     assert len(weights) == 6
+    wide = small("int4 with offsets", 70, 64)
+    part = wide[20:40]
+    assert part.data.data_ptr() == wide.data[1:].data_ptr()
+    assert (len(part.data), part.first, len(part)) == (2, 4, 20)
+    assert torch.equal(part[3:15].values(), wide.values()[23:35])
+    with pytest.raises(ValueError, match="must be a range with steps of 1"):
+        wide[::2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_panels_hold_the_same_weights(kind: str):
+    weights = small(kind, 21, 96)
+    panels = weights.panels()
+    assert panels.type == {"int8": "int8x16", "q4_0": "int4"}.get(weights.type, weights.type)
+    assert torch.equal(panels.values(), weights.values())
+    if kind == "int8":
+        assert small(kind, 5, 33).panels().type == "int8"
+        assert torch.equal(panels.rows().data, weights.data)
+        assert torch.equal(panels.rows().scale, weights.scale)
+    elif kind != "int8x16":
+        with pytest.raises(ValueError, match="must be 'int8x16'"):
+            weights.rows()
 
 
 U8, HALF = torch.uint8, torch.float16
 WRONG = [
-    ({"type": "int2"}, "type = 'int2': must be one of int8, int4, q8_0, q4_0"),
-    ({"type": ["int4"]}, "type = ['int4']: must be one of int8, int4, q8_0, q4_0"),
+    ({"type": "int2"}, "type = 'int2': must be one of int8, int8x16, int4, q8_0, q4_0"),
+    ({"type": ["int4"]}, "type = ['int4']: must be one of int8, int8x16, int4, q8_0, q4_0"),
     ({"k": 0}, "k = 0: must be a multiple of 32 for int4 weights"),
     ({"k": 33}, "k = 33: must be a multiple of 32 for int4 weights"),
     ({"k": -32}, "k = -32: must be a multiple of 32 for int4 weights"),
     ({"k": 64.0}, "k = 64.0: must be a whole number"),
     ({"data": [[1]]}, "data: must be a tensor, got list"),
     ({"data": torch.zeros(3, 32)}, "data.dtype = torch.float32: must be torch.uint8"),
-    ({"data": torch.zeros(3, 31, dtype=U8)}, "data.shape = (3, 31): must be (features, 32) for k = 64 of int4"),
-    ({"data": torch.zeros(32, dtype=U8)}, "data.shape = (32,): must be (features, bytes)"),
+    ({"data": torch.zeros(3, 31, dtype=U8)}, "data.shape = (3, 31): must be (panels, 512) for k = 64 of int4"),
+    ({"data": torch.zeros(32, dtype=U8)}, "data.shape = (32,): must be (panels, bytes)"),
     ({"data": torch.zeros(32, 3, dtype=U8).t()}, "data: must be dense, as .contiguous() makes it"),
-    ({"scale": None}, "scale = None: must be (3, 2) torch.float16 for int4 weights"),
-    ({"scale": torch.ones(3, 2)}, "scale.dtype = torch.float32: must be torch.float16"),
-    ({"scale": torch.ones(3, 1, dtype=HALF)}, "scale.shape = (3, 1): must be (3, 2)"),
-    ({"offset": torch.ones(2, 2)}, "offset.shape = (2, 2): must be (3, 2)"),
-    ({"offset": torch.ones(3, 2, dtype=HALF)}, "offset.dtype = torch.float16: must be torch.float32"),
+    ({"scale": None}, "scale = None: must be (3, 2, 16) torch.float16 for int4 weights"),
+    ({"scale": torch.ones(3, 2, 16)}, "scale.dtype = torch.float32: must be torch.float16"),
+    ({"scale": torch.ones(3, 1, 16, dtype=HALF)}, "scale.shape = (3, 1, 16): must be (3, 2, 16)"),
+    ({"offset": torch.ones(2, 2, 16)}, "offset.shape = (2, 2, 16): must be (3, 2, 16)"),
+    ({"offset": torch.ones(3, 2, 16, dtype=HALF)}, "offset.dtype = torch.float16: must be torch.float32"),
     ({"group": 0}, "group = 0: must be 32 or a multiple of 64 for int4 weights"),
     ({"group": 96}, "group = 96: must be 32 or a multiple of 64 for int4 weights"),
     ({"group": -64}, "group = -64: must be 32 or a multiple of 64 for int4 weights"),
@@ -285,12 +303,22 @@ WRONG = [
         {"type": "int8", "k": 0, "data": torch.zeros(3, 0, dtype=torch.int8), "group": 0},
         "k = 0: must be at least 1",
     ),
+    ({"first": 16}, "first = 16: must be in [0, 16) for int4 weights"),
+    ({"first": -1}, "first = -1: must be in [0, 16) for int4 weights"),
+    ({"features": 49}, "features = 49, first = 0: data.shape = (3, 512) has 48 features"),
+    ({"features": 48, "first": 1}, "features = 48, first = 1: data.shape = (3, 512) has 48 features"),
+    ({"features": 32}, "features = 32, first = 0: data.shape = (3, 512) has 48 features"),
+    ({"features": -1}, "features = -1, first = 0: data.shape = (3, 512) has 48 features"),
+    (
+        {"type": "q4_0", "data": torch.zeros(3, 36, dtype=U8), "group": 0, "scale": None, "first": 1},
+        "first = 1: must be in [0, 1) for q4_0 weights",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("change", "message"), WRONG, ids=str)
 def test_what_is_no_small_weight(change: dict, message: str):
-    good = {"type": "int4", "k": 64, "data": torch.zeros(3, 32, dtype=U8), "scale": torch.ones(3, 2, dtype=HALF)}
+    good = {"type": "int4", "k": 64, "data": torch.zeros(3, 512, dtype=U8), "scale": torch.ones(3, 2, 16, dtype=HALF)}
     good["group"] = 32
     SmallWeights(**good)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):

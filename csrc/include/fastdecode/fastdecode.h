@@ -285,15 +285,22 @@ typedef enum fastdecode_weight_type {
   FASTDECODE_WEIGHTS_FLOAT16 = FASTDECODE_FLOAT16,
   /* Dense int8. A weight is its int8 * scale[feature], with scale (features,) float32. */
   FASTDECODE_WEIGHTS_INT8 = 3,
-  /* Half bytes q in 0 .. 15, k / 2 bytes for each feature. 16 bytes hold 32 values of a feature:
-   * byte i has value i in its low half and value i + 16 in its high half. With number g = i / group
-   * of a feature's value i, a weight is (q - 8) * scale[feature, g], plus offset[feature, g] if
-   * there are offsets; scale (features, ceil(k / group)) float16, offset the same in float32. k is
-   * a multiple of 32; `group` is 32 or a multiple of 64. */
+  /* In panels of 16 features side by side, the last one filled up with any values: 64 bytes hold 8
+   * half bytes q in 0 .. 15 of each. Value i of feature f is in byte i % 4 + 4 * (f % 16) of line
+   * i / 8 of panel f / 16, in the low half where i % 8 < 4, else in the high half. With number
+   * g = i / group, a weight is (q - 8) * scale[f / 16, g, f % 16], plus the same of offset if there
+   * are offsets; scale (panels, ceil(k / group), 16) float16, offset the same in float32. k is a
+   * multiple of 32; `group` is 32 or a multiple of 64. */
   FASTDECODE_WEIGHTS_INT4 = 4,
   /* The blocks of GGUF files: 32 values behind their factor in float16. k is a multiple of 32. */
   FASTDECODE_WEIGHTS_Q8_0 = 5, /* 34 bytes: int8 */
-  FASTDECODE_WEIGHTS_Q4_0 = 6  /* 18 bytes: half bytes in the order of INT4; weights q - 8 */
+  /* 18 bytes, 16 of them half bytes q: value i is in the low half of byte i, and value i + 16 in
+   * its high half. Weights are (q - 8) * factor. */
+  FASTDECODE_WEIGHTS_Q4_0 = 6,
+  /* int8 in panels: 64 bytes hold 4 values of each of 16 features. Value i of feature f is byte
+   * i % 4 + 4 * (f % 16) of line i / 4 of panel f / 16. A weight is its int8 * scale[f], with scale
+   * (panels, 16) float32. k is a multiple of 32. */
+  FASTDECODE_WEIGHTS_INT8X16 = 7
 } fastdecode_weight_type;
 
 /* Matrices of 8 bits or less are multiplied with x rounded to int8, each block of 256 values (the
@@ -304,8 +311,9 @@ typedef enum fastdecode_weight_type {
 typedef struct fastdecode_weights {
   int32_t type;       /* fastdecode_weight_type */
   int32_t group;      /* of INT4, else 0 */
-  const void* scale;  /* of INT8 and INT4, else NULL */
+  const void* scale;  /* of INT8, INT8X16 and INT4, else NULL */
   const void* offset; /* of INT4, or NULL */
+  int64_t first;      /* in panels: features of the first one that are skipped, 0 to 15; else 0 */
 } fastdecode_weights;
 
 /* One layer of fastdecode_decode_step. Matrices are (out, in), dense and of the step's dtype unless

@@ -87,6 +87,8 @@ def _check_list(matrices: Sequence[Matrix]) -> None:
 
 def _of_graph(weight: SmallWeights) -> tuple[Tensor, Tensor | None]:
     """The weight and the scale that a graph can hold."""
+    if weight.type == "int8x16":
+        weight = weight.rows()
     if weight.type != "int8":
         raise ValueError(f"weight: a graph of torch cannot hold {weight.type} weights; only those of int8")
     return weight.data, weight.scale

@@ -97,23 +97,32 @@ class Weights {
 
   // Throws if there are fewer bytes than (features, k) take.
   void check_length(const char* name, std::int64_t features, std::int64_t k) const {
+    std::int64_t blocks = k / 32, bytes = 1;
     switch (how_.type) {  // the library refuses others
       case FASTDECODE_WEIGHTS_FLOAT32:
-        return detail::check_length(name, bytes_, features, k, 4, "bytes");
       case FASTDECODE_WEIGHTS_BFLOAT16:
       case FASTDECODE_WEIGHTS_FLOAT16:
-        return detail::check_length(name, bytes_, features, k, 2, "bytes");
       case FASTDECODE_WEIGHTS_INT8:
-        return detail::check_length(name, bytes_, features, k, 1, "bytes");
+        blocks = k;
+        bytes = how_.type == FASTDECODE_WEIGHTS_FLOAT32 ? 4
+                : how_.type == FASTDECODE_WEIGHTS_INT8  ? 1
+                                                        : 2;
+        break;
       case FASTDECODE_WEIGHTS_INT4:
-        return detail::check_length(name, bytes_, features, k / 32, 16, "bytes");
+      case FASTDECODE_WEIGHTS_INT8X16:
+        bytes = how_.type == FASTDECODE_WEIGHTS_INT4 ? 16 : 32;
+        if (features > 0) features = (how_.first + features + 15) / 16 * 16;  // whole panels
+        break;
       case FASTDECODE_WEIGHTS_Q8_0:
-        return detail::check_length(name, bytes_, features, k / 32, 34, "bytes");
+        bytes = 34;
+        break;
       case FASTDECODE_WEIGHTS_Q4_0:
-        return detail::check_length(name, bytes_, features, k / 32, 18, "bytes");
+        bytes = 18;
+        break;
       default:
         return;
     }
+    detail::check_length(name, bytes_, features, blocks, bytes, "bytes");
   }
 
  private:
