@@ -22,12 +22,13 @@ def quantise(weight: Tensor, type: str = "int8", *, group: int = 32, symmetric: 
     """Round a matrix to small weights.
 
         weight     (features, k) float32 | bfloat16 | float16
-        type       "int8" (one scale for each feature), "int8x16" (the same weights in panels), "int4" (one scale for each
-                   ``group`` values), or GGUF's "q8_0", "q4_0"
+        type       "int8" (one scale for each feature), "int8x16" (the same weights in panels), "int4" (in panels, with
+                   one scale for each ``group`` values), or GGUF's "q8_0", "q4_0"
         group      of int4: 32 or a multiple of 64; of other types it has no meaning
         symmetric  of int4: False gives each group an offset too
 
-    int8, int8x16 and q8_0: largest magnitude / 127. int4 and q4_0: of a few scales, the one with the least squared error.
+    int8, int8x16 and q8_0: largest magnitude / 127. int4 and q4_0: of a few scales, the one with the least squared
+    error.
     ``ValueError`` names what is wrong; also for infinity or NaN, and for weights too large for a scale in float16.
     """
     if not isinstance(weight, Tensor):

@@ -36,7 +36,7 @@ class SmallTensor(Tensor):
         return made
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        return f"SmallTensor({self.small.type}, {tuple(self.shape)}, {self.dtype}, device='{self.device}')"
+        return f"SmallTensor({_width(self)}, {tuple(self.shape)}, {self.dtype}, device='{self.device}')"
 
     def _refuse(self) -> Any:
         raise ValueError(

@@ -44,12 +44,12 @@ class SmallWeights:
 
         type      "int8" | "int8x16" | "int4" | "q8_0" | "q4_0"
         k         values of a feature: for all but int8 a multiple of 32
-        data      int8: (features, k) int8. q8_0, q4_0: the bytes of GGUF's blocks, (features, k / 32 · 34) or (features,
-                  k / 32 · 18) uint8. int8x16 and int4 lie in panels of 16 features, (panels, 16 · k) int8 or (panels,
-                  8 · k) uint8: 64 bytes hold 4 bytes of each feature, which are 4 values of int8x16, or of int4 4
-                  values in their low halves and the next 4 in their high halves
-        scale     int8: (features,) float32. int8x16: (panels, 16) float32. int4: (panels, ⌈k / group⌉, 16) float16. Else
-                  None
+        data      int8: (features, k) int8. q8_0, q4_0: the bytes of GGUF's blocks, (features, k / 32 · 34) or
+                  (features, k / 32 · 18) uint8. int8x16 and int4 lie in panels of 16 features, (panels, 16 · k) int8 or
+                  (panels, 8 · k) uint8: 64 bytes hold 4 bytes of each feature, which are 4 values of int8x16, or of
+                  int4 4 values in their low halves and the next 4 in their high halves
+        scale     int8: (features,) float32. int8x16: (panels, 16) float32. int4: (panels, ⌈k / group⌉, 16) float16.
+                  Else None
         offset    int4: (panels, ⌈k / group⌉, 16) float32, or None. Else None
         group     int4: values that share a scale, 32 or a multiple of 64. Else 0
         features  how many there are. None: all that are stored, after ``first``
@@ -233,8 +233,8 @@ def int4_weights(values: Tensor, scale: Tensor, offset: Tensor | None, group: in
     """
     features, k = values.shape
     data = side_by_side(packed_halves(values), 4).flatten(1)
-    groups = (None if part is None else side_by_side(part).squeeze(-1) for part in (scale, offset))
-    return SmallWeights("int4", k, data, *groups, group, features=features)
+    found = None if offset is None else side_by_side(offset).squeeze(-1)
+    return SmallWeights("int4", k, data, side_by_side(scale).squeeze(-1), found, group, features)
 
 
 def _halves(data: Tensor) -> Tensor:

@@ -453,6 +453,6 @@ def test_the_library_checks_its_arguments():
     with pytest.raises(ValueError, match=r"layers\[0\]\.q = NULL: must not be"):
         step((*{**good, "layers": nulls.data_ptr(), "layer_count": 1}.values(),))
     with pytest.raises(ValueError, match="out_stride = 3"):
-        core().linear(0, 0, 0, 0, 0, 0, 0, 1, 4, 4, 0, 3, 1)
+        core().linear(0, 0, 0, 0, 0, 0, 0, 0, 1, 4, 4, 0, 3, 1)
     with pytest.raises(ValueError, match="weight = NULL: must not be"):
-        core().linear(0, 0, 0, 0, 0, 0, 0, 1, 4, 4, 0, 4, 1)
+        core().linear(0, 0, 0, 0, 0, 0, 0, 0, 1, 4, 4, 0, 4, 1)

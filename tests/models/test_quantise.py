@@ -122,7 +122,8 @@ def test_weights_beyond_the_scales_of_int4_are_named():
 
 
 @pytest.mark.parametrize(
-    ("kind", "symmetric"), [("int8", True), ("int8x16", True), ("int4", True), ("int4", False), ("q8_0", True), ("q4_0", True)]
+    ("kind", "symmetric"),
+    [("int8", True), ("int8x16", True), ("int4", True), ("int4", False), ("q8_0", True), ("q4_0", True)],
 )
 def test_parts_make_the_same_weights(kind: str, symmetric: bool, monkeypatch: pytest.MonkeyPatch):
     weight = torch.randn(50, 96, generator=torch.Generator().manual_seed(1))

@@ -218,8 +218,8 @@ def test_the_library_checks_its_arguments():
         (lambda: c.rms_norm(8, 0, 8, 1e-5, 1, 0, 0, 8, 1), "n = 0: must be at least 1"),
         (lambda: c.swiglu(8, -1, 4, 8, 1), "rows = -1: must be at least 0"),
         (lambda: c.swiglu(8, 1, 4, 8, -1), "threads = -1: must be at least 0"),
-        (lambda: c.embed(8, 1, 8, 7, 0, 0, 0, 4, 4, 8, 1), "how.type = 7: must be a fastdecode_weight_type, 0 to 6"),
-        (lambda: c.embed(8, 1, 0, 0, 0, 0, 0, 4, 4, 8, 1), "weight = NULL: must not be"),
+        (lambda: c.embed(8, 1, 8, 8, 0, 0, 0, 0, 4, 4, 8, 1), "how.type = 8: must be a fastdecode_weight_type, 0 to 7"),
+        (lambda: c.embed(8, 1, 0, 0, 0, 0, 0, 0, 4, 4, 8, 1), "weight = NULL: must not be"),
     ]:
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             call()
