@@ -68,7 +68,7 @@ def products(x: Tensor, weight: Tensor) -> dict[str, tuple[Callable[[], Tensor],
         ),
     }
     for kind, size in (("int8", count + 4 * len(weight)), ("int4", count // 2 + count // GROUP * 2)):
-        matrices = _cold(ops.quantise(weight, kind), size)
+        matrices = _cold(ops.quantise(weight, kind).panels(), size)
         found[kind] = (lambda matrices=matrices: ops.linear(x, next(matrices)), size)
     return found
 
