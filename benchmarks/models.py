@@ -60,16 +60,10 @@ def vocabulary_map(vocab: int) -> dict[str, int]:
     return marked | pictures | {f"w{i}": i for i in range(vocab) if i not in taken}
 
 
-@torch.no_grad()
-def random_model(name: str, seed: int = 0, device: str = "cpu") -> ChameleonForConditionalGeneration:
-    """The model of that size in eval mode: every matrix normal with standard deviation `STD`, norms as they begin.
-
-    It is filled on ``device``, where its memory is got once. Its VQ model has codes for pictures of
-    (resolution / 16)² ids and is as small as it can be: nothing to look at.
-    """
+def config_of(name: str) -> ChameleonConfig:
+    """The config of that size, whose VQ model is as small as it can be."""
     size = SIZES[name]
-    torch.manual_seed(seed)
-    config = ChameleonConfig(
+    return ChameleonConfig(
         vocab_size=size.vocab,
         hidden_size=size.hidden,
         intermediate_size=size.mlp,
@@ -92,6 +86,17 @@ def random_model(name: str, seed: int = 0, device: str = "cpu") -> ChameleonForC
         ),
         vocabulary_map=vocabulary_map(size.vocab),
     )
+
+
+@torch.no_grad()
+def random_model(name: str, seed: int = 0, device: str = "cpu") -> ChameleonForConditionalGeneration:
+    """The model of that size in eval mode: every matrix normal with standard deviation `STD`, norms as they begin.
+
+    It is filled on ``device``, where its memory is got once. Its VQ model has codes for pictures of
+    (resolution / 16)² ids and is as small as it can be: nothing to look at.
+    """
+    size, config = SIZES[name], config_of(name)
+    torch.manual_seed(seed)
     with torch.device("meta"):  # so that torch and transformers do not initialise the weights, too
         model = ChameleonForConditionalGeneration(config).to(size.dtype)
         decoder = VQDecoder(config.vq_config)
