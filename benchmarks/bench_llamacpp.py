@@ -66,8 +66,8 @@ LARGEST_ERROR = {"bf16": 0.05, "int8": 0.15, "int4": 0.8}
 """Of logits, relative to their spread. Rounding random weights to 4 bits changes a product by a tenth of its spread,
 and the logits after 12 layers by 0.43; unrelated logits differ by the root of 2.
 """
-PAUSE = 0.02
-"""Seconds between two sides' turns: threads that wait busily have gone to sleep."""
+PAUSE, LONG_PAUSE = 0.02, 0.3
+"""Seconds after a side's turn, and after ctranslate2's: threads that wait busily have gone to sleep."""
 
 
 class Side(Protocol):
@@ -211,8 +211,8 @@ class Contest:
             speeds.append(memory.read())
             for kind, sides in self.sides.items():
                 for side in sides:
-                    time.sleep(PAUSE)
                     times[kind][side.name].append(statistics.median(side.steps(tokens)[1:]))
+                    time.sleep(LONG_PAUSE if isinstance(side, CTranslate2Steps) else PAUSE)
         bandwidth = statistics.median(speeds)
         return [self._row(kind, sequences, found, bandwidth) for kind, found in times.items()]
 

@@ -135,11 +135,12 @@ class Pool {
   using Clock = std::chrono::steady_clock;
   static constexpr int64_t kSeat = int64_t{1} << 32;
   static constexpr std::chrono::microseconds kLate{500};
-  static constexpr std::chrono::milliseconds kAlone{50};
+  static constexpr std::chrono::milliseconds kAlone{50}, kRecent{20};
 
   // A call of an OpenMP team begins and ends when all of its threads do. If another program
-  // occupies the processor of one of them, every call takes milliseconds longer. Once a call was
-  // late like that, callers work alone for a while.
+  // occupies the processor of one of them, calls take milliseconds longer again and again. Once two
+  // calls were late like that shortly after each other, callers work alone for a while. A single
+  // one is late where a thread had gone to sleep.
   void run_on_team(int threads) {
     caller_ = pthread_self();
     const Clock::time_point asked = Clock::now();
@@ -147,7 +148,9 @@ class Pool {
              at_most_useful(threads), 0);
     const Clock::time_point now = Clock::now();
     const Clock::duration item = (left_ - joined_) / std::max<int64_t>(done_, 1);
-    if ((joined_ - asked) + (now - left_) > kLate + 2 * item) avoid_until_ = now + kAlone;
+    if ((joined_ - asked) + (now - left_) <= kLate + 2 * item) return;
+    if (now - late_ < kRecent) avoid_until_ = now + kAlone;
+    late_ = now;
   }
 
   void work_in_team() {
@@ -233,7 +236,7 @@ class Pool {
   bool team_ = false;   // OpenMP's are used
   pthread_t caller_{};  // and what it saw of the last call of the team
   int64_t done_ = 0;    // items
-  Clock::time_point joined_{}, left_{}, avoid_until_{};
+  Clock::time_point joined_{}, left_{}, late_{}, avoid_until_{};
 };
 
 }  // namespace
