@@ -198,4 +198,4 @@ def test_small_weights_are_those_of_copies(model):
     assert list(found) == ["float32", "int8", "int4"]
     assert found["float32"] is model
     assert type(model.lm_head.weight) is torch.nn.Parameter
-    assert [found[kind].lm_head.weight.small.type for kind in ("int8", "int4")] == ["int8", "int4"]
+    assert [found[kind].lm_head.weight.small.type for kind in ("int8", "int4")] == ["int8x16", "int4"]
