@@ -1,7 +1,7 @@
 """Decode steps of a Llama on the CPU: fastdecode against llama.cpp, with weights of 16, 8 and 4 bits.
 
     python benchmarks/bench_llamacpp.py [--model 289M] [--layers N] [--weights bf16 int8 int4] [--sequences 1 2 4 8 16]
-                [--llama FOLDER ...] [--turns 5] [--steps 12] [--json FILE] [--plot FILE]
+                [--llama FOLDER ...] [--turns 5] [--steps 48] [--json FILE] [--plot FILE]
 
 The model is a Llama of a size of benchmarks/models.py with random weights. llama.cpp gets the same weights as a GGUF,
 all matrices BF16, Q8_0 or Q4_0, and fastdecode has them as bfloat16, int8 and int4 (`fastdecode.quantise`). A step
@@ -12,7 +12,8 @@ llama.cpp runs in processes of its own (benchmarks/llama_steps.cpp) that sleep w
 Its builds with and without OpenMP, in the folders ``--llama`` or built by tools/build_llama.sh, with the weights mapped
 from the file and not, are all measured; the fastest at a number of sequences is the rival there. All sides take turns:
 in a turn a side makes one step that is not counted and ``--steps`` that are. Reported are medians of the turns'
-medians, and ratios of one run.
+medians, and ratios of one run. The first steps after another side's turn are slower on every side, and a picture takes
+a thousand in a row: with few ``--steps`` fastdecode's int4 loses most.
 
 Before anything is timed the logits of both are compared. ``error`` is the root mean square difference from fastdecode's
 with bfloat16, relative to their spread.
@@ -267,7 +268,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--llama", nargs="+", type=Path, metavar="FOLDER", help="default: builds of our own")
     parser.add_argument("--context", type=int, default=64, help="tokens of each prompt")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=12, help="of a turn, fewer than --context")
+    parser.add_argument("--steps", type=int, default=48, help="of a turn, fewer than --context")
     parser.add_argument(
         "--product-rows", nargs="*", type=int, default=[1, 2, 16], help="of products; none: no products"
     )
