@@ -9,6 +9,7 @@ import torch
 from fastdecode.ops import SmallWeights, quantise
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+EVERY = [("int4", {"symmetric": False})] + [(type, {}) for type in ("int8", "int8x16", "int4", "q8_0", "q4_0")]
 HALF_ROUNDING = 2.0**-11
 """Of a scale in float16, relative."""
 
@@ -111,14 +112,7 @@ def test_ties_go_to_the_even_value():
 def test_parts_are_the_whole(monkeypatch: pytest.MonkeyPatch):
     """A large matrix is quantised part by part."""
     weight, module = randn(39, 64), __import__("fastdecode.ops.quantise", fromlist=["_PART"])
-    for type, options in (
-        ("int8", {}),
-        ("int8x16", {}),
-        ("int4", {}),
-        ("int4", {"symmetric": False}),
-        ("q8_0", {}),
-        ("q4_0", {}),
-    ):
+    for type, options in EVERY:
         whole = quantise(weight, type, **options)
         monkeypatch.setattr(module, "_PART", 1024)
         parts = quantise(weight, type, **options)
@@ -130,14 +124,7 @@ def test_parts_are_the_whole(monkeypatch: pytest.MonkeyPatch):
 def test_tiny_weights_become_zeros_not_nan():
     weight = torch.full((2, 64), 1e-44)
     weight[1] = 1e-12
-    for type, options in (
-        ("int8", {}),
-        ("int8x16", {}),
-        ("int4", {}),
-        ("int4", {"symmetric": False}),
-        ("q8_0", {}),
-        ("q4_0", {}),
-    ):
+    for type, options in EVERY:
         values = quantise(weight, type, **options).values()
         assert values.isfinite().all()
         assert (values - weight).abs().max() <= 1e-12
