@@ -45,10 +45,11 @@ def quantise(weight: Tensor, type: str = "int8", *, group: int = 32, symmetric: 
     if type == "int4" and group != 32 and (group < 64 or group % 64):
         raise ValueError(f"group = {group}: must be 32 or a multiple of 64")
     panel = SMALL_TYPES[type].panel
-    step = max(1, _PART // (k * panel))  # panels, or features of a type without
+    stored = -(-features // panel)  # panels, or features of a type without
+    step = max(1, _PART // (k * panel))
     first = _part(weight.new_zeros(panel, k).float(), type, group, symmetric)
-    made = [None if part is None else part.new_empty((-(-features // panel), *part.shape[1:])) for part in first]
-    for i in range(0, len(made[0]), step):  # type: ignore[arg-type]
+    made = [None if part is None else part.new_empty((stored, *part.shape[1:])) for part in first]
+    for i in range(0, stored, step):
         some = weight[i * panel : (i + step) * panel].float()
         parts = _part(some if panel == 1 else padded(some), type, group, symmetric)
         for whole, part in zip(made, parts, strict=True):

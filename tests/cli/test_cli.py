@@ -18,7 +18,7 @@ from PIL import Image
 
 from fastdecode import cli
 from fastdecode.cli import generate as write
-from fastdecode.cli import output, progress
+from fastdecode.cli import arguments, output, progress
 from fastdecode.cli.demo import GUIDANCE
 from fastdecode.guidance import Guidance
 
@@ -322,6 +322,13 @@ def test_weights_that_are_small_already_are_refused(tmp_path: Path, capsys: pyte
     assert run(*DRAW, "--model", tmp_path, "--weights", "int8", "-o", tmp_path / "out") == 2
     assert "small already" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_the_widths_are_those_of_load() -> None:
+    """The command line has a list of its own: the parser does not wait for torch."""
+    from fastdecode.models.quantise import WIDTHS
+
+    assert arguments.WEIGHTS == WIDTHS
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
