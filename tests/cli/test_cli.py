@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from fastdecode import cli
-from fastdecode.cli import generate as write
 from fastdecode.cli import arguments, output, progress
+from fastdecode.cli import generate as write
 from fastdecode.cli.demo import GUIDANCE
 from fastdecode.guidance import Guidance
 
