@@ -77,7 +77,7 @@ def _part(weight: Tensor, type: str, group: int, symmetric: bool) -> tuple[Tenso
         half = _float16(blocks.abs().amax(-1, keepdim=True) / 127.0)
         data = _divided(blocks, half.float()).clamp_(-127, 127).to(torch.int8)
         return torch.cat((half.view(torch.uint8), data.view(torch.uint8)), -1).flatten(1), None, None
-    size = group if type == "int4" else 32
+    size = min(group, -(-k // 64) * 64) if type == "int4" else 32
     offsets = type == "int4" and not symmetric
     # The last group is filled up so that its range does not grow, or with what takes no part in the error.
     filling = weight[:, -1:] if offsets else weight.new_zeros(features, 1)

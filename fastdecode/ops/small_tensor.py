@@ -51,6 +51,12 @@ class SmallTensor(Tensor):
         """``ValueError``: what saves tensors asks for it."""
         return self._refuse()
 
+    def __dlpack__(self, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError(
+            f"weights of {_width(self)} cannot be given to other libraries, which would read other numbers: give them "
+            "values()"
+        )
+
     storage = untyped_storage  # safetensors asks for it where there is no other
 
     def values(self) -> Tensor:
@@ -66,6 +72,10 @@ class SmallTensor(Tensor):
             return _linear(*args, **kwargs)
         if function is F.embedding and isinstance(_second(args, kwargs), SmallTensor):
             return _embedding(*args, **kwargs)
+        if function is Tensor.__setitem__ and isinstance(args[0], SmallTensor):
+            raise ValueError(
+                f"weights of {_width(args[0])} cannot be changed in place, as an assignment to items would"
+            )
         with torch._C.DisableTorchFunctionSubclass():  # results are no SmallTensors, but for those made below
             return function(*args, **kwargs)
 
@@ -117,7 +127,7 @@ def _unpacked(value: Any) -> Any:
 def _linear(input: Tensor, weight: SmallTensor, bias: Tensor | None = None) -> Tensor:
     x = _unpacked(input).detach()
     out = linear(x.reshape(-1, x.shape[-1]).float(), weight.small, None if bias is None else bias.detach().float())
-    return out.view(*x.shape[:-1], len(weight.small)).to(x.dtype)
+    return out.reshape(*x.shape[:-1], len(weight.small)).to(x.dtype)
 
 
 def _embedding(

@@ -103,7 +103,7 @@ class SmallWeights:
     def _check_scale(self) -> None:
         stored, device = len(self.data), self.data.device
         if self.type == "int4":
-            if self.group != 32 and (self.group < 64 or self.group % 64):
+            if not 32 <= self.group < 2**31 or (self.group != 32 and self.group % 64):
                 raise ValueError(f"group = {self.group}: must be 32 or a multiple of 64 for int4 weights")
             shape: tuple[int, ...] = (stored, -(-self.k // self.group), PANEL)
             dtype = torch.float16
@@ -150,16 +150,24 @@ class SmallWeights:
 
     def __getitem__(self, features: slice) -> SmallWeights:
         """These features, without copying them."""
-        start, stop, step = features.indices(len(self))
+        try:
+            start, stop, step = features.indices(len(self))
+        except (AttributeError, TypeError):
+            step = 0
         if step != 1:
-            raise ValueError(f"features = {features}: must be a range with steps of 1")
+            raise ValueError(f"features = {features}: must be a slice of whole numbers with steps of 1")
         count, panel = max(stop - start, 0), SMALL_TYPES[self.type].panel
         lo = self.first + start
         which = slice(lo // panel, -(-(lo + count) // panel) if count else lo // panel)
         return self._taken(which, count, lo % panel)
 
     def of(self, features: Tensor) -> SmallWeights:
-        """A copy of these features (n,) int64."""
+        """A copy of these features (n,) int64, each in [0, features)."""
+        if not isinstance(features, Tensor) or features.dtype != torch.int64 or features.dim() != 1:
+            raise ValueError(f"features: must be (n,) int64, got {features!r}")
+        outside = features[(features < 0) | (features >= len(self))]
+        if len(outside):
+            raise ValueError(f"features: has {int(outside[0])}; must be in [0, {len(self)})")
         if SMALL_TYPES[self.type].panel == 1:
             return self._taken(features, len(features), 0)
         data = side_by_side(self._in_rows(self.data, features, 4), 4).flatten(1)

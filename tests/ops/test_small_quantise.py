@@ -194,3 +194,8 @@ def test_blocks_are_those_of_gguf(type: str):
     assert np.array_equal(gguf.dequantize(theirs.numpy(), kind), read.values().numpy())
     errors = [float((x.values() - weight).square().mean()) for x in (small, read)]
     assert errors[0] <= 1.02 * errors[1]
+
+
+def test_a_group_larger_than_a_feature_takes_no_memory():
+    weight = randn(3, 96)
+    assert torch.equal(quantise(weight, "int4", group=1 << 30).values(), quantise(weight, "int4", group=128).values())

@@ -5,6 +5,7 @@ import io
 import pickle
 import re
 
+import numpy as np
 import pytest
 import torch
 from small_cases import KINDS, small
@@ -157,10 +158,10 @@ def test_in_a_graph(monkeypatch: pytest.MonkeyPatch):
     """A product of int8 is one operation of it; of the others one sentence says that they are none."""
     monkeypatch.undo()  # a graph cannot refer to the poisoned torch.empty
     torch._dynamo.reset()
-    for kind in ("int8", "q4_0"):
+    for kind in ("int8", "int8x16", "q4_0"):
         matrix, table = modules(kind)
         assert torch.equal(torch.compile(table, backend="aot_eager")(TOKENS), table(TOKENS))
-        if kind == "int8":
+        if kind != "q4_0":
             assert torch.equal(torch.compile(matrix, backend="aot_eager", fullgraph=True)(X), matrix(X))
             assert torch.equal(torch.jit.trace(matrix, X)(X), matrix(X))
             continue
@@ -169,3 +170,18 @@ def test_in_a_graph(monkeypatch: pytest.MonkeyPatch):
             with pytest.raises(ValueError, match=f"^{message}"):
                 make(matrix)
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("give", [torch.from_dlpack, np.from_dlpack])
+def test_other_libraries_get_no_wrong_numbers(give):
+    with pytest.raises(ValueError, match=r"^weights of int4 cannot be given to other libraries"):
+        give(tensor())
+
+
+@pytest.mark.parametrize("items", [0, (0, 0), slice(0, 2), slice(None)], ids=str)
+def test_items_cannot_be_assigned(items):
+    weight = tensor()
+    with pytest.raises(
+        ValueError, match=r"^weights of int4 cannot be changed in place, as an assignment to items would$"
+    ):
+        weight[items] = 1.0

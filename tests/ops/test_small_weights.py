@@ -1,6 +1,7 @@
 """Weights of 8 and 4 bits in the CPU kernels, against float64, and what `SmallWeights` and `round_to_int8` say."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -253,8 +254,45 @@ def test_copies_and_slices_keep_their_kind():
     assert part.data.data_ptr() == wide.data[1:].data_ptr()
     assert (len(part.data), part.first, len(part)) == (2, 4, 20)
     assert torch.equal(part[3:15].values(), wide.values()[23:35])
-    with pytest.raises(ValueError, match="must be a range with steps of 1"):
-        wide[::2]
+    for wrong in (slice(None, None, 2), slice(None, None, -1), 3, None, [1, 2], slice(1.5, 3), slice("a")):
+        with pytest.raises(ValueError, match="must be a slice of whole numbers with steps of 1"):
+            wide[wrong]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_that_there_are_not(kind: str):
+    weights = small(kind, 20, 64)[2:19]
+    for wrong, message in [
+        (torch.tensor([0, -1]), "features: has -1; must be in [0, 17)"),
+        (torch.tensor([17]), "features: has 17; must be in [0, 17)"),
+        (torch.tensor([999]), "features: has 999; must be in [0, 17)"),
+        (torch.ones(17, dtype=torch.bool), "features: must be (n,) int64"),
+        (torch.zeros(2, 2, dtype=torch.int64), "features: must be (n,) int64"),
+        ([1, 2], "features: must be (n,) int64, got [1, 2]"),
+        (None, "features: must be (n,) int64, got None"),
+    ]:
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+            weights.of(wrong)
+    assert torch.equal(weights.of(torch.tensor([16, 0])).values(), weights.values()[[16, 0]])
+
+
+def test_panels_as_plain_tensors():
+    """What a graph holds: int8 in panels, with scales of panels."""
+    weights, x = small("int8x16", 40, 96), randn(3, 96)
+    assert torch.equal(linear(x, weights.data, None, weights.scale), linear(x, replace(weights, features=48)))
+    assert torch.equal(torch.ops.fastdecode.linear(x, weights.data, None, weights.scale)[:, :40], linear(x, weights))
+    bias = randn(48, seed=1)
+    got = linear(x, weights.data, bias, weights.scale)
+    assert got.shape == (3, 48)
+    assert torch.equal(got[:, :40], linear(x, weights, bias[:40]))
+    with pytest.raises(
+        ValueError, match=r"^data\.shape = \(3, 1536\): must be \(panels, 1024\) for k = 64 of int8x16$"
+    ):
+        linear(x[:, :64], weights.data, None, weights.scale)
+    with pytest.raises(ValueError, match=r"^scale\.shape = \(2, 16\): must be \(3, 16\)$"):
+        linear(x, weights.data, None, weights.scale[:2])
+    with pytest.raises(ValueError, match=r"^data\.dtype = torch\.float32: must be torch\.int8$"):
+        linear(x, weights.data.float(), None, weights.scale)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -292,6 +330,7 @@ WRONG = [
     ({"offset": torch.ones(3, 2, 16, dtype=HALF)}, "offset.dtype = torch.float16: must be torch.float32"),
     ({"group": 0}, "group = 0: must be 32 or a multiple of 64 for int4 weights"),
     ({"group": 96}, "group = 96: must be 32 or a multiple of 64 for int4 weights"),
+    ({"group": 2**31}, "group = 2147483648: must be 32 or a multiple of 64 for int4 weights"),
     ({"group": -64}, "group = -64: must be 32 or a multiple of 64 for int4 weights"),
     ({"group": 32.0}, "group = 32.0: must be a whole number"),
     ({"type": "q4_0", "data": torch.zeros(3, 36, dtype=U8)}, "group and offset: are for int4 weights, not for q4_0"),

@@ -31,7 +31,9 @@ def linear(
         x        (rows, k) float32
         weight   (features, k) float32 | bfloat16 | float16 | int8 | float8_e4m3fn, dense; or `SmallWeights`
         bias     (features,) float32. None: 0
-        scale    (features,) float32: factor of weights of one byte (int8, float8_e4m3fn). None: 1
+        scale    (features,) float32: factor of weights of one byte (int8, float8_e4m3fn). None: 1. (panels, 16)
+                 float32: ``weight`` is (panels, 16 · k) int8 in panels, as `SmallWeights` of int8x16 have it, of
+                 16 · panels features
         backend  "reference" | "cpu" | "triton"; None picks by device. cpu has no float8; of `SmallWeights` triton has
                  int8 only
 
@@ -42,7 +44,7 @@ def linear(
     """
     if is_traced(x):
         if isinstance(weight, SmallWeights):
-            weight, scale = _of_graph(weight)
+            return _in_graph(x, weight, bias, backend)
         traced: Tensor = torch.ops.fastdecode.linear(x, weight, bias, scale, backend=backend)
         return traced
     x = check_float_tensor("x", x, "rows, k")
@@ -85,16 +87,25 @@ def _check_list(matrices: Sequence[Matrix]) -> None:
             raise ValueError(f"matrices[{number}]: must be a Matrix, got {type(matrix).__name__}")
 
 
-def _of_graph(weight: SmallWeights) -> tuple[Tensor, Tensor | None]:
-    """The weight and the scale that a graph can hold."""
+def _in_graph(x: Array, weight: SmallWeights, bias: Array | None, backend: str | None) -> Tensor:
+    """`linear` as an operation of a graph, which holds tensors only."""
+    run = torch.ops.fastdecode.linear
     if weight.type == "int8x16":
-        weight = weight.rows()
+        whole: Tensor = run(x, weight.data, None, weight.scale, backend=backend)
+        found = whole[:, weight.first : weight.first + len(weight)]
+        if bias is None:
+            return found
+        assert isinstance(bias, Tensor)
+        return found + bias
     if weight.type != "int8":
         raise ValueError(f"weight: a graph of torch cannot hold {weight.type} weights; only those of int8")
-    return weight.data, weight.scale
+    product: Tensor = run(x, weight.data, bias, weight.scale, backend=backend)
+    return product
 
 
 def _checked(x: Tensor, weight: Array | SmallWeights, bias: Array | None, scale: Array | None) -> Matrix:
+    if isinstance(weight, Tensor) and isinstance(scale, Tensor) and scale.dim() == 2:
+        weight, scale = SmallWeights("int8x16", x.shape[1], weight, scale), None
     features = _features(x, weight)
     if bias is not None:
         bias = check_tensor("bias", bias, (features,), torch.float32, x.device, "x")

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastdecode.ops.attend import attend
 from fastdecode.ops.embed import embed
 from fastdecode.ops.linear import linear
+from fastdecode.ops.panels import PANEL
 from fastdecode.ops.registration.library import register
 from fastdecode.ops.rms_norm import rms_norm
 from fastdecode.ops.rope_append import rope_append
@@ -58,8 +59,11 @@ def _attend(queries: Tensor, *positional: Any, **options: Any) -> Tensor:
     return attend(plain(queries), *positional, **options)
 
 
-def _fake_linear(x: Tensor, weight: Tensor, *rest: Any, **options: Any) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[0])
+def _fake_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None, **options: Any
+) -> Tensor:
+    panel = PANEL if scale is not None and scale.dim() == 2 else 1
+    return x.new_empty(x.shape[0], weight.shape[0] * panel)
 
 
 def _fake_embed(tokens: Tensor, weight: Tensor, **options: Any) -> Tensor:
