@@ -32,7 +32,7 @@ from benchmarks.gpu_timing import Mark, synchronize
 from benchmarks.models import IMAGE_IDS, SIZES, edit_prompts, random_model, text_prompts
 from fastdecode import Guidance
 from fastdecode.decoder import Decoder
-from fastdecode.decoder.cuda_graph import MOST_STEPS, CapturedSteps
+from fastdecode.decoder.cuda_graph import CapturedSteps
 from fastdecode.decoder.triton_step import TritonStep
 from fastdecode.engine.runner import Runner
 from fastdecode.kv.page_pool import PAGE_SLOTS, PagePool
@@ -182,19 +182,17 @@ def kv_bytes_per_id(model: Any) -> int:
     return 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * int(model.lm_head.weight.itemsize)
 
 
-def pool_for(model: Any, configuration: Configuration, watch: Watch, prompts: Tensor) -> PagePool:
-    """The pages for the streams of a run, until the watch ends it."""
-    image, length = Vocabulary.of(model).image_length, prompts.shape[1] + 2
-    drawn_ids = image if watch.most is None else min(image, MOST_STEPS * watch.most)
-    pages = len(prompts) * configuration.streams * (-(-(length + drawn_ids) // PAGE_SLOTS) + 1)
-    return fastdecode.new_pool(model, pages=max(pages, -(-(length + image) // PAGE_SLOTS)) + 4)
+def pool_for(model: Any, configuration: Configuration, prompts: Tensor) -> PagePool:
+    """The pages for whole pictures of all sequences, without which `fastdecode.generate` starts none together."""
+    most = prompts.shape[1] + 2 + Vocabulary.of(model).image_length
+    return fastdecode.new_pool(model, pages=len(prompts) * configuration.streams * (-(-most // PAGE_SLOTS) + 1) + 4)
 
 
 def draw(
     model: Any, configuration: Configuration, watch: Watch, prompts: Tensor, pool: PagePool | None = None
 ) -> tuple[Tensor | None, float]:
     """The result of `fastdecode.generate`, or None if the watch ended it, and its seconds."""
-    pool = pool or pool_for(model, configuration, watch, prompts)
+    pool = pool or pool_for(model, configuration, prompts)
     synchronize(watch.device)
     begun = time.perf_counter()
     try:
@@ -296,7 +294,7 @@ def picture(model: Any, configuration: Configuration, device: str, best: float) 
         torch.cuda.reset_peak_memory_stats()
     length, found = Vocabulary.of(model).image_length, dict[str, Any]()
     with watched(device, steps=DRY_BLOCK if device == "cpu" else None) as watch:
-        pool = pool_for(model, configuration, watch, prompts)
+        pool = pool_for(model, configuration, prompts)
         for what in ("picture", "next picture") if configuration.sequences <= FEW else ("picture",):
             watch.blocks, watch.captures = [], []
             drawn, seconds = draw(model, configuration, watch, prompts, pool)

@@ -165,6 +165,8 @@ class Stream {
   // Makes the call, or captures it and replays it as often as was asked for.
   template <typename F>
   void run(F call) {
+    // Copies from the host may still be on their way, and this stream does not wait for them.
+    check(cudaStreamSynchronize(nullptr));
     if (replays == 0) {
       check(call(stream_));
     } else {
