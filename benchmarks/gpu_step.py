@@ -340,7 +340,7 @@ def same_as_on_the_cpu(device: str) -> dict[str, Any]:
         drawn = []
         for where in ("cpu", device):
             with as_on_a_gpu() if device == "cpu" and drawn else ExitStack():
-                model = random_model("tiny", device=where)
+                model = random_model("tiny").to(where)  # random numbers of a device would be another model
                 prompts = configuration.prompts(model).to(where)
                 ids = fastdecode.generate(
                     model,
