@@ -124,6 +124,7 @@ void Attention::attend_one(int64_t item) {
   args.q = heads_->q + row * heads_->q_stride + head * group_ * d;
   args.keys = at(heads_->keys, 0, head, 0);
   args.values = at(heads_->values, 0, head, 0);
+  args.next = first_keys(item + 1);
   args.table = table_of(row);
   args.page_slots = rows_.page_slots;
   args.page_stride = rows_.kv_heads * rows_.page_slots * d;
@@ -135,6 +136,14 @@ void Attention::attend_one(int64_t item) {
   args.largest = largest_ + place;
   args.sum = sum_ + place;
   kernels_.attend[rows_.dtype](args);
+}
+
+// The keys that item `item` of attend_one reads first; those of the last item where there is none.
+const void* Attention::first_keys(int64_t item) const {
+  item = std::min(item, rows_.rows * rows_.kv_heads * parts_ - 1);
+  const int64_t row = item / parts_ / rows_.kv_heads, token = item % parts_ * kStretch;
+  const int64_t page = token < tokens_of(row) ? table_of(row)[token / rows_.page_slots] : 0;
+  return at(heads_->keys, page, item / parts_ % rows_.kv_heads, token % rows_.page_slots);
 }
 
 // Joins one query head of one row.

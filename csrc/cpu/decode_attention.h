@@ -62,6 +62,7 @@ class Attention {
   void attend_one(int64_t item);
   void join_one(int64_t item);
   void all_of_one(int64_t item);
+  const void* first_keys(int64_t item) const;
   void attend_and_join();
   int64_t tokens_of(int64_t row) const { return rows_.lengths[row] + rows_.fresh; }
   const int32_t* table_of(int64_t row) const { return rows_.table + row * rows_.table_stride; }

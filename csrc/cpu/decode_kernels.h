@@ -85,10 +85,11 @@ struct AttendArgs {
   int64_t head_dim, group, begin, end;
   const float* q;                   // (group, head_dim)
   const void *keys, *values;        // of this head in page 0: (page_slots, head_dim)
+  const void* next;                 // keys to fetch meanwhile, which are attended to after these
   const int32_t* table;             // the row's page table
   int64_t page_slots, page_stride;  // page_stride: elements from a page to the next
   float scale;
-  float* scratch;        // end - begin floats
+  float* scratch;        // end - begin floats, rounded up to 16
   float* out;            // (group, head_dim) sum of exp(score - largest) * value
   float *largest, *sum;  // (group,) of the scores, and of the exponentials
 };

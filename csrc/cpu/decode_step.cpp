@@ -47,6 +47,18 @@ class Runner {
 
   // False if there was no memory.
   bool run() {
+    keep_threads(
+        threads_,
+        [](void* self) {
+          Runner& runner = *static_cast<Runner*>(self);
+          runner.ran_ = runner.run_layers();
+        },
+        this);
+    return ran_;
+  }
+
+ private:
+  bool run_layers() {
     for (int64_t i = 0; i < step_.layer_count; ++i) {
       layer_ = layer_at(step_, i);
       if (!attention() || !mlp()) return false;
@@ -55,7 +67,6 @@ class Runner {
     return true;
   }
 
- private:
   void norm(const float* from, const float* weight, float* to) {
     norm_rows({kernels_, from, nullptr, weight, step_.epsilon, step_.hidden, nullptr, to},
               step_.rows, threads_);
@@ -131,6 +142,7 @@ class Runner {
   const int64_t queries_, kv_;  // floats of a row's queries, and of its keys
   const int threads_;
   Attention attention_;
+  bool ran_ = false;
   fastdecode_layer layer_ = {};
   float *normed_ = nullptr, *qkv_ = nullptr, *attended_ = nullptr;
   float *gate_up_ = nullptr, *gated_ = nullptr;

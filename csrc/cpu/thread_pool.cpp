@@ -111,55 +111,101 @@ class Shares {
 
 class Pool {
  public:
-  // False, with nothing done, if another caller uses the pool, this is a forked child, or the team
-  // is avoided (see run_on_team).
+  // Never destroyed: its workers are detached and live until the process ends.
+  static Pool& only() {
+    static Pool* const pool = new Pool;
+    return *pool;
+  }
+
+  // Shares out the items. False, with nothing done, if another caller uses the pool, this is a
+  // forked child, or the team is avoided (see run_on_team).
   bool run(int64_t items, int threads, void (*task)(void*, int64_t), void* context) {
-    if (forked.load() || !busy_.try_lock()) return false;
-    const bool team = has_team();
-    const bool ran = !team || Clock::now() >= avoid_until_;
-    if (ran) {
-      task_ = task;
-      context_ = context;
-      shares_.set(items, threads);
-      if (team) {
-        run_on_team(threads);
-      } else {
-        run_on_own(static_cast<int>(std::min<int64_t>(threads, items)) - 1);
-      }
+    if (forked.load()) return false;
+    if (inside) {
+      share(items, threads, task, context);
+      return true;
+    }
+    if (!busy_.try_lock()) return false;
+    bool ran = true;
+    if (has_team()) {
+      Items all = {this, items, threads, task, context};
+      ran = run_on_team(
+          threads,
+          [](void* of) {
+            const Items& a = *static_cast<Items*>(of);
+            a.pool->share(a.items, a.threads, a.task, a.context);
+          },
+          &all);
+    } else {
+      grow(static_cast<int>(std::min<int64_t>(threads, items)) - 1);
+      share(items, threads, task, context);
     }
     busy_.unlock();
     return ran;
   }
 
+  // Calls `call` with the team at hand for every `run` in it. False, with nothing done, if there is
+  // no team or `run` would do nothing.
+  bool keep(int threads, void (*call)(void*), void* context) {
+    if (forked.load() || inside || !busy_.try_lock()) return false;
+    const bool ran = has_team() && run_on_team(threads, call, context);
+    busy_.unlock();
+    return ran;
+  }
+
  private:
+  struct Items {
+    Pool* pool;
+    int64_t items;
+    int threads;
+    void (*task)(void*, int64_t);
+    void* context;
+  };
+
   using Clock = std::chrono::steady_clock;
   static constexpr int64_t kSeat = int64_t{1} << 32;
   static constexpr std::chrono::microseconds kLate{500};
   static constexpr std::chrono::milliseconds kAlone{50}, kRecent{20};
 
-  // A call of an OpenMP team begins and ends when all of its threads do. If another program
-  // occupies the processor of one of them, calls take milliseconds longer again and again. Once two
-  // calls were late like that shortly after each other, callers work alone for a while. A single
-  // one is late where a thread had gone to sleep.
-  void run_on_team(int threads) {
-    caller_ = pthread_self();
+  // Calls `call` on this thread, as one of an OpenMP team whose others help with every `share`. The
+  // team begins and ends when all of its threads do, so starting one for each `share` would take
+  // microseconds: a decode step has a hundred of them.
+  //
+  // If another program occupies the processor of one of the threads, the caller waits for it
+  // milliseconds again and again. Once it had to wait so for two teams shortly after each other,
+  // callers work alone for a while: false, with nothing done. A single team is late where a thread
+  // had gone to sleep.
+  bool run_on_team(int threads, void (*call)(void*), void* context) {
     const Clock::time_point asked = Clock::now();
+    if (asked < avoid_until_) return false;
+    waited_ = Clock::duration::zero();
+    call_ = call;
+    call_context_ = context;
+    caller_ = pthread_self();
+    open_.store(true, std::memory_order_relaxed);
     openmp()([](void* pool) { static_cast<Pool*>(pool)->work_in_team(); }, this,
              at_most_useful(threads), 0);
     const Clock::time_point now = Clock::now();
-    const Clock::duration item = (left_ - joined_) / std::max<int64_t>(done_, 1);
-    if ((joined_ - asked) + (now - left_) <= kLate + 2 * item) return;
-    if (now - late_ < kRecent) avoid_until_ = now + kAlone;
-    late_ = now;
+    if ((joined_ - asked) + waited_ + (now - left_) > kLate) {
+      if (now - late_ < kRecent) avoid_until_ = now + kAlone;
+      late_ = now;
+    }
+    return true;
   }
 
   void work_in_team() {
     if (pthread_equal(pthread_self(), caller_) == 0) {
-      help();
+      for (int looks = 0; open_.load(std::memory_order_acquire); ++looks) {
+        if (help()) looks = 0;
+        wait(looks);
+      }
       return;
     }
     joined_ = Clock::now();
-    done_ = shares_.work(0, task_, context_);
+    inside = true;
+    call_(call_context_);
+    inside = false;
+    open_.store(false, std::memory_order_release);
     left_ = Clock::now();
   }
 
@@ -170,22 +216,44 @@ class Pool {
     return team_;
   }
 
-  void run_on_own(int workers) {
-    grow(workers);
-    gate_.store(workers * kSeat);
+  // Does the items together with the threads that come to help.
+  void share(int64_t items, int threads, void (*task)(void*, int64_t), void* context) {
+    task_ = task;
+    context_ = context;
+    shares_.set(items, threads);
+    gate_.store((std::min<int64_t>(threads, items) - 1) * kSeat);
     if (sleepers_.load() > 0) {
       std::lock_guard<std::mutex> lock(mutex_);
       wake_.notify_all();
     }
-    shares_.work(0, task_, context_);
-    // No worker can join from here on; wait for those that did.
+    const Clock::time_point begun = Clock::now();
+    const int64_t done = shares_.work(0, task_, context_);
+    // No thread can join from here on; wait for those that did.
     gate_.fetch_and(kSeat - 1);
-    for (int64_t looks = 0; gate_.load() != 0; ++looks) {
-      if (looks < kLooks) {
-        pause();
-      } else {
-        std::this_thread::yield();
-      }
+    if (gate_.load() == 0) return;
+    const Clock::time_point ended = Clock::now();
+    for (int looks = 0; gate_.load() != 0; ++looks) wait(looks);
+    const Clock::duration own = (ended - begun) / std::max<int64_t>(done, 1);  // for one item
+    waited_ += std::max(Clock::now() - ended - 2 * own, Clock::duration::zero());
+  }
+
+  // Helps the caller, if it shares items and has a seat left.
+  bool help() {
+    int64_t gate = gate_.load();
+    while (gate >= kSeat) {
+      if (!gate_.compare_exchange_weak(gate, gate - kSeat + 1)) continue;
+      shares_.work(shares_.number(), task_, context_);
+      gate_.fetch_sub(1);
+      return true;
+    }
+    return false;
+  }
+
+  static void wait(int looks) {
+    if (looks < kLooks) {
+      pause();
+    } else {
+      std::this_thread::yield();
     }
   }
 
@@ -197,22 +265,10 @@ class Pool {
     }
   }
 
-  bool join() {
-    int64_t gate = gate_.load();
-    while (gate >= kSeat) {
-      if (gate_.compare_exchange_weak(gate, gate - kSeat + 1)) return true;
-    }
-    return false;
-  }
-
   void serve() {
     for (;;) {
       for (int looks = 0; looks < kLooks; ++looks) {
-        if (join()) {
-          help();
-          gate_.fetch_sub(1);
-          looks = 0;
-        }
+        if (help()) looks = 0;
         pause();
       }
       std::unique_lock<std::mutex> lock(mutex_);
@@ -222,22 +278,27 @@ class Pool {
     }
   }
 
-  void help() { shares_.work(shares_.number(), task_, context_); }
+  static thread_local bool inside;  // a call that keeps the team
 
-  std::mutex busy_;  // held by the caller whose items are being worked on
+  std::mutex busy_;  // held by the caller that uses the threads
   std::mutex mutex_;
   std::condition_variable wake_;
-  std::atomic<int64_t> gate_{0};  // workers in the current call, plus kSeat for each that may join
+  std::atomic<int64_t> gate_{0};  // threads that help now, plus kSeat for each that may yet
   std::atomic<int> sleepers_{0};
   void (*task_)(void*, int64_t) = nullptr;
   void* context_ = nullptr;
   Shares shares_;
-  int workers_ = 0;     // threads started
-  bool team_ = false;   // OpenMP's are used
-  pthread_t caller_{};  // and what it saw of the last call of the team
-  int64_t done_ = 0;    // items
+  int workers_ = 0;                // threads started
+  bool team_ = false;              // OpenMP's are used
+  std::atomic<bool> open_{false};  // the team is kept
+  void (*call_)(void*) = nullptr;
+  void* call_context_ = nullptr;
+  pthread_t caller_{};        // and what it saw of the last team
+  Clock::duration waited_{};  // for items of others, longer than for two
   Clock::time_point joined_{}, left_{}, late_{}, avoid_until_{};
 };
+
+thread_local bool Pool::inside = false;
 
 }  // namespace
 
@@ -252,11 +313,14 @@ int thread_limit(int32_t threads) {
 
 void parallel_for(int64_t items, int threads, void (*run)(void*, int64_t), void* context) {
   if (threads > 1 && items > 1) {
-    // Never destroyed: its workers are detached and live until the process ends.
-    static Pool* const pool = new Pool;
-    if (pool->run(items, threads, run, context)) return;
+    if (Pool::only().run(items, threads, run, context)) return;
   }
   for (int64_t item = 0; item < items; ++item) run(context, item);
+}
+
+void keep_threads(int threads, void (*call)(void*), void* context) {
+  if (threads > 1 && Pool::only().keep(threads, call, context)) return;
+  call(context);
 }
 
 }  // namespace fastdecode
