@@ -99,12 +99,27 @@ def test_every_nan_of_float16(bits: int):
     assert run(linear, torch.ones(1, 8), weight).isnan().tolist() == [[False, True]]
 
 
+@pytest.mark.parametrize(("k", "place"), [(1, 0), (2, 0), (2, 1)])
 @pytest.mark.parametrize("dtype", BYTES, ids=str)
-def test_every_byte(dtype: torch.dtype):
-    weight = torch.arange(256).to(torch.uint8).view(dtype)[:, None]
-    got = run(linear, torch.ones(1, 1), weight)[0]
-    assert torch.equal(got.nan_to_num(7.0), weight[:, 0].float().nan_to_num(7.0))
-    assert torch.equal(got.isnan(), weight[:, 0].float().isnan())
+def test_every_byte(dtype: torch.dtype, k: int, place: int):
+    """Bytes of rows of an even length are read as pairs."""
+    codes = torch.zeros(256, k, dtype=torch.uint8)
+    codes[:, place] = torch.arange(256)
+    weight = codes.view(dtype)
+    got, expected = run(linear, torch.ones(1, k), weight)[0], weight[:, place].float()
+    assert torch.equal(got.nan_to_num(7.0), expected.nan_to_num(7.0))
+    assert torch.equal(got.isnan(), expected.isnan())
+
+
+@pytest.mark.parametrize("dtype", BYTES, ids=str)
+def test_weights_of_bytes_that_begin_anywhere(dtype: torch.dtype):
+    """A tensor of bytes may begin at an odd address, where pairs cannot be read."""
+    whole, x = of_bytes(dtype, 5 * 64 + 1), randn(2, 64)
+    weight = whole.to(DEVICE)[1:].view(5, 64)
+    expected = F.linear(x.double(), weight.cpu().double())
+    close(run(linear, x, weight), linear(x, weight.cpu(), backend="reference"), expected)
+    joined = run(joint_linear, x, [Matrix(weight), Matrix(weight.clone())])
+    assert torch.equal(joined[:, :5], run(linear, x, weight))
 
 
 @pytest.mark.parametrize("dtypes", [(0, 0), (0, 0, 0), (0, 1, 1), (1, 0, 3, 3), (0, 0, 0, 0, 0), (3, 4, 4)], ids=str)
@@ -182,15 +197,22 @@ def test_embed(rows: int, hidden: int, dtype: torch.dtype):
 def test_a_row_has_the_same_bits_alone_and_among_others():
     x, weight = randn(19, 301), randn(301, seed=1)
     together = [run(rms_norm, x, weight), run(swiglu, randn(19, 602))]
-    matrices = [randn(70, 301).to(dtype) for dtype in DTYPES]
-    products = [run(linear, x, matrix) for matrix in matrices]
     for r in (0, 3, 15, 16, 18):
         one = slice(r, r + 1)
         assert torch.equal(run(rms_norm, x[one], weight), together[0][one])
         assert torch.equal(run(swiglu, randn(19, 602)[one]), together[1][one])
-        for matrix, product in zip(matrices, products, strict=True):
-            assert torch.equal(run(linear, x[one], matrix), product[one])
-            assert torch.equal(run(linear, x[r : r + 3], matrix), product[r : r + 3])
+
+
+@pytest.mark.parametrize("k", [301, 512])
+@pytest.mark.parametrize("dtype", [*DTYPES, *BYTES], ids=str)
+def test_a_product_has_the_same_bits_for_any_number_of_rows(dtype: torch.dtype, k: int):
+    """Up to four rows, up to 16 and more are multiplied in different ways."""
+    x = randn(19, k) * torch.logspace(-3, 3, 19)[:, None]
+    matrix = of_bytes(dtype, 70, k) if dtype in BYTES else randn(70, k).to(dtype)
+    all_rows = run(linear, x, matrix)
+    for begin, rows in ((0, 1), (3, 1), (16, 1), (2, 2), (1, 3), (5, 4), (7, 5), (4, 8), (3, 16)):
+        some = slice(begin, begin + rows)
+        assert torch.equal(run(linear, x[some], matrix), all_rows[some]), (begin, rows)
 
 
 # --- attention
