@@ -7,6 +7,7 @@
     found         (rows, heads, stretches, HEAD_DIM) float32, scratch: Σᵢ e^(scoreᵢ − top) · valueᵢ
     tops, sums    (rows, heads, stretches) float32, scratch: top, which is the largest score, and Σᵢ e^(scoreᵢ − top)
     out           (rows, heads, HEAD_DIM) float32: written
+    parts         the parts of out as rows of heads · HEAD_DIM, see parts.py: written where GROUP is not 0
 
 A program of `attend_stretch` reads keys and values once for all GROUP query heads that use them. A row is NaN if its
 length or one of its pages is out of range; such pages are not read. A program's result depends on its own row alone,
@@ -23,6 +24,7 @@ from torch import Tensor
 from fastdecode.triton_kernels.arguments import Pages
 from fastdecode.triton_kernels.case import Case
 from fastdecode.triton_kernels.numerics import INF, exp_f32
+from fastdecode.triton_kernels.parts import FEW, NO_PARTS, Parts, store_parts
 from fastdecode.triton_kernels.products import product
 
 STRETCH = tl.constexpr(128)
@@ -89,8 +91,9 @@ def attend_stretch(
 
 @triton.jit(do_not_specialize=_INTS)
 def attend_join(
-    found, tops, sums, lengths, width, heads, stretches, out,
+    found, tops, sums, lengths, width, heads, stretches, out, parts,
     SLOTS: tl.constexpr, HEAD_DIM: tl.constexpr, DIMS: tl.constexpr,
+    PADDED: tl.constexpr, GROUP: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     """One program per row and head: Σ found · e^(top − highest) / Σ sum · e^(top − highest)."""
     head = tl.program_id(0).to(tl.int64)
@@ -113,15 +116,22 @@ def attend_join(
         total = total * kept + tl.sum(its_sum * weight, 0)
         acc = acc * kept + tl.sum(part * weight[:, None], 0)
         top = higher
-    tl.store(out + head * HEAD_DIM + d, tl.div_rn(acc, total), mask=d < HEAD_DIM)
+    result = tl.div_rn(acc, total)
+    tl.store(out + head * HEAD_DIM + d, result, mask=d < HEAD_DIM)
+    if GROUP:
+        i = tl.program_id(0) % heads * HEAD_DIM + d
+        store_parts(parts, tl.program_id(0) // heads, i, result, d < HEAD_DIM, PADDED, GROUP, PAIRS)
 
 
 def _power_of_2(n: int) -> int:
     return max(triton.next_power_of_2(n), 16)
 
 
-def launch_attend(queries: Tensor, stored: Pages, scale: float) -> Tensor:
-    """(rows, heads, head_dim) float32. Shapes, dtypes and devices must have been checked."""
+def launch_attend(queries: Tensor, stored: Pages, scale: float, parts: Parts | None = None) -> Tensor:
+    """(rows, heads, head_dim) float32. Shapes, dtypes and devices must have been checked.
+
+    ``parts``: of the result; they are written too.
+    """
     rows, heads, head_dim = queries.shape
     pages, kv_heads, slots, _ = stored.keys.shape
     table, width = stored.table, stored.table.shape[1]
@@ -132,6 +142,8 @@ def launch_attend(queries: Tensor, stored: Pages, scale: float) -> Tensor:
     stretches = max(triton.cdiv(width * slots, STRETCH.value), 1)
     found = torch.empty(rows, heads, stretches, head_dim, dtype=torch.float32, device=queries.device)
     tops, sums = torch.empty(2, rows, heads, stretches, dtype=torch.float32, device=queries.device)
+    if parts is not None and parts.data.shape[3] > heads * head_dim:
+        parts.data.zero_()  # attend_join does not write the padding
     with torch.cuda.device_of(queries):
         attend_stretch[(rows * kv_heads * stretches,)](
             *(queries, stored.keys, stored.values, table, table.stride(0), width, stored.lengths, float(scale)),
@@ -139,7 +151,9 @@ def launch_attend(queries: Tensor, stored: Pages, scale: float) -> Tensor:
             **_OPTIONS,
         )
         attend_join[(rows * heads,)](
-            found, tops, sums, stored.lengths, width, heads, stretches, out, slots, head_dim, dims, **_OPTIONS
+            *(found, tops, sums, stored.lengths, width, heads, stretches, out, out if parts is None else parts.data),
+            *(slots, head_dim, dims, *(NO_PARTS if parts is None else parts.constants)),
+            **_OPTIONS,
         )
     return out
 
@@ -157,11 +171,18 @@ def _case(dtype: str, group: int, head_dim: int) -> Case:
     return Case(attend_stretch, _TYPES | {"keys": dtype, "values": dtype}, sizes | filled, _OPTIONS)
 
 
+def _join_case(head_dim: int, parts: str, constants: tuple[int, int, bool]) -> Case:
+    sizes = {"SLOTS": 32, "HEAD_DIM": head_dim, "DIMS": head_dim}
+    written = dict(zip(("PADDED", "GROUP", "PAIRS"), constants, strict=True))
+    return Case(attend_join, _TYPES | {"parts": parts}, sizes | written, _OPTIONS)
+
+
 COMPILE_CASES = [
     _case("*bf16", 1, 128),
     _case("*bf16", 8, 128),
     _case("*bf16", 1, 64),
     _case("*fp16", 4, 128),
     _case("*fp32", 1, 128),
-    *(Case(attend_join, _TYPES, {"SLOTS": 32, "HEAD_DIM": d, "DIMS": d}, _OPTIONS) for d in (64, 128)),
+    *(_join_case(d, "*fp32", NO_PARTS) for d in (64, 128)),
+    _join_case(128, "*bf16", (4096, FEW, False)),
 ]

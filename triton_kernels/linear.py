@@ -30,7 +30,7 @@ from torch import Tensor
 from fastdecode.triton_kernels.arguments import Matrix
 from fastdecode.triton_kernels.byte_weights import of_bytes, of_pairs
 from fastdecode.triton_kernels.case import Case
-from fastdecode.triton_kernels.parts import FEW, MANY, launch_parts, padded_length
+from fastdecode.triton_kernels.parts import FEW, MANY, Parts, empty_parts, launch_parts, padded_length
 from fastdecode.triton_kernels.products import ON_TENSOR_CORES, float_of, product
 
 ROWS = tl.constexpr(16)
@@ -193,6 +193,9 @@ class Tuning(NamedTuple):
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": False}
 
 
+WHOLE = (torch.float32, torch.float16)
+"""Weights that `linear` multiplies."""
+
 BYTES = Tuning(128, 32, 4, 8)
 TUNED = {
     torch.float32: Tuning(32, 32, 4, 8),
@@ -203,8 +206,18 @@ TUNED = {
 }
 
 
-def launch_linear(x: Tensor, matrices: Sequence[Matrix]) -> Tensor:
-    """(rows, sum of all features) float32. Shapes, dtypes and devices must have been checked."""
+def parts_for(rows: int, k: int, matrices: Sequence[Matrix], device: torch.device) -> Parts | None:
+    """Where to write the parts of rows of k elements that are multiplied with these matrices; None: they take none."""
+    kinds = {None if m.weight.dtype in WHOLE else _in_pairs(m.weight) for m in matrices}
+    pairs = kinds.pop()
+    return None if kinds or pairs is None else empty_parts(rows, k, pairs, device)
+
+
+def launch_linear(x: Tensor, matrices: Sequence[Matrix], parts: Parts | None = None) -> Tensor:
+    """(rows, sum of all features) float32. Shapes, dtypes and devices must have been checked.
+
+    ``parts``: those of x, if they are already written, see `parts_for`.
+    """
     rows = len(x)
     out = torch.empty(rows, sum(len(m.weight) for m in matrices), dtype=torch.float32, device=x.device)
     if not out.numel():
@@ -215,13 +228,13 @@ def launch_linear(x: Tensor, matrices: Sequence[Matrix]) -> Tensor:
         while end < min(len(matrices), begin + MATRICES) and _alike(matrices[begin], matrices[end]):
             end += 1
         if end - begin == len(matrices):
-            _launch(x, matrices, out)
+            _launch(x, matrices, out, parts)
         else:
             column = sum(len(m.weight) for m in matrices[:begin])
             part = torch.empty(
                 rows, sum(len(m.weight) for m in matrices[begin:end]), dtype=torch.float32, device=x.device
             )
-            _launch(x, matrices[begin:end], part)
+            _launch(x, matrices[begin:end], part, parts)
             out[:, column : column + part.shape[1]] = part
         begin = end
     return out
@@ -244,7 +257,7 @@ def _readable(weight: Tensor) -> Tensor:
     return weight.view(torch.uint8) if weight.dtype == torch.float8_e4m3fn else weight
 
 
-def _launch(x: Tensor, matrices: Sequence[Matrix], out: Tensor) -> None:
+def _launch(x: Tensor, matrices: Sequence[Matrix], out: Tensor, parts: Parts | None) -> None:
     (rows, k), first = x.shape, matrices[0]
     dtype, pairs = first.weight.dtype, _in_pairs(first.weight)
     tuning = TUNED[dtype]
@@ -259,17 +272,18 @@ def _launch(x: Tensor, matrices: Sequence[Matrix], out: Tensor) -> None:
     sizes = (rows, *features, k)
     has = (first.scale is not None, first.bias is not None)
     with torch.cuda.device_of(x):
-        if dtype in (torch.float32, torch.float16):
+        if dtype in WHOLE:
             linear[(triton.cdiv(rows, MANY) * blocks,)](
                 x, *weights, *scales, *biases, out, *sizes, tuning.block, tuning.features, *has, **tuning.options
             )
             return
-        parts = launch_parts(x, pairs)
+        if parts is None or parts.pairs != pairs:
+            parts = launch_parts(x, pairs)
         float8 = dtype == torch.float8_e4m3fn
         converts = float8 and x.is_cuda and torch.cuda.get_device_capability(x.device) >= (8, 9)
-        groups, _, group, padded = parts.shape
-        linear_parts[(groups * blocks,)](
-            *(parts, *weights, *scales, *biases, out, *sizes, padded, group, tuning.block, tuning.features),
+        padded, group, _ = parts.constants
+        linear_parts[(len(parts.data) * blocks,)](
+            *(parts.data, *weights, *scales, *biases, out, *sizes, padded, group, tuning.block, tuning.features),
             *(pairs, float8, converts, *has),
             **tuning.options,
         )
@@ -289,7 +303,7 @@ def _case(
     types = _TYPES | {f"weight{i}": name for i in range(MATRICES)}
     tuning, scaled, float8 = TUNED[dtype], dtype.itemsize == 1, dtype == torch.float8_e4m3fn
     constants = {"K": k, "BLOCK": tuning.block, "FEATURES": tuning.features, "SCALED": scaled, "BIAS": bias}
-    if dtype in (torch.float32, torch.float16):
+    if dtype in WHOLE:
         return Case(linear, types, constants, tuning.options)
     constants |= {"PADDED": padded_length(k), "GROUP": group, "PAIRS": name == "*i16", "FLOAT8": float8}
     return Case(linear_parts, types, constants | {"CONVERTS": float8 and 80 not in arches}, tuning.options, arches)

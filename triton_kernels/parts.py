@@ -5,10 +5,15 @@
 
 Part p of row r, as products.py has it, is parts[r // GROUP, p, r % GROUP]. GROUP is 4 where there are no more rows, so
 that a tile of 16 rows holds all three parts; else 16, and a tile holds one part of 16 rows. ``padded`` is K rounded up
-to a multiple of 256; what is behind K is 0. Rows that x does not have are not written, and must not be read.
+to a multiple of 256; what is behind K is 0. Rows that x does not have are not written, and must not be read. Operations
+whose result is multiplied next write its parts themselves, by `store_parts`.
 
 With PAIRS, elements with even numbers are in the first half of the padded row, and the others in the second.
 """
+
+from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -26,14 +31,14 @@ _OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 
 
 @triton.jit
-def store_parts(parts, row, i, value, K: tl.constexpr, PADDED: tl.constexpr, GROUP: tl.constexpr, PAIRS: tl.constexpr):
-    """Store elements i of a row: ``value`` where i < K, 0 for the others up to PADDED."""
+def store_parts(parts, row, i, value, there, PADDED: tl.constexpr, GROUP: tl.constexpr, PAIRS: tl.constexpr):
+    """Store elements i of a row, those that are ``there``. ``value`` must be 0 from K to PADDED."""
     at = parts + (row // GROUP * 3 * GROUP + row % GROUP).to(tl.int64) * PADDED
     at += (i % 2 * (PADDED // 2) + i // 2) if PAIRS else i
-    part0, part1, part2 = split(tl.where(i < K, value, 0.0))
-    tl.store(at, part0.to(tl.bfloat16), mask=i < PADDED)
-    tl.store(at + GROUP * PADDED, part1.to(tl.bfloat16), mask=i < PADDED)
-    tl.store(at + 2 * GROUP * PADDED, part2.to(tl.bfloat16), mask=i < PADDED)
+    part0, part1, part2 = split(value)
+    tl.store(at, part0.to(tl.bfloat16), mask=there)
+    tl.store(at + GROUP * PADDED, part1.to(tl.bfloat16), mask=there)
+    tl.store(at + 2 * GROUP * PADDED, part2.to(tl.bfloat16), mask=there)
 
 
 @triton.jit
@@ -43,26 +48,43 @@ def write_parts(x, parts, K: tl.constexpr, PADDED: tl.constexpr, GROUP: tl.const
     row = tl.program_id(0) // blocks
     i = tl.program_id(0) % blocks * _BLOCK + tl.arange(0, _BLOCK)
     value = tl.load(x + row.to(tl.int64) * K + i, mask=i < K, other=0.0)
-    store_parts(parts, row, i, value, K, PADDED, GROUP, PAIRS)
+    store_parts(parts, row, i, value, i < PADDED, PADDED, GROUP, PAIRS)
 
 
 def padded_length(k: int) -> int:
     return triton.cdiv(k, _MULTIPLE) * _MULTIPLE
 
 
-def empty_parts(rows: int, k: int, device: torch.device) -> Tensor:
-    """(groups, 3, GROUP, padded) bfloat16, not initialised."""
+class Parts(NamedTuple):
+    """``data`` (groups, 3, GROUP, padded) bfloat16. ``pairs``: the order of its elements, see above."""
+
+    data: Tensor
+    pairs: bool
+
+    @property
+    def constants(self) -> tuple[int, int, bool]:
+        """PADDED, GROUP and PAIRS."""
+        return self.data.shape[3], self.data.shape[2], self.pairs
+
+
+NO_PARTS = (0, 0, False)
+"""PADDED, GROUP and PAIRS of a kernel that writes none."""
+
+
+def empty_parts(rows: int, k: int, pairs: bool, device: torch.device) -> Parts:
+    """Not initialised."""
     group = FEW if rows <= FEW else MANY
-    return torch.empty(triton.cdiv(rows, group), 3, group, padded_length(k), dtype=torch.bfloat16, device=device)
+    shape = (triton.cdiv(rows, group), 3, group, padded_length(k))
+    return Parts(torch.empty(shape, dtype=torch.bfloat16, device=device), pairs)
 
 
-def launch_parts(x: Tensor, pairs: bool) -> Tensor:
+def launch_parts(x: Tensor, pairs: bool) -> Parts:
     """The parts of x (rows, k), of at least one row."""
     rows, k = x.shape
-    parts = empty_parts(rows, k, x.device)
-    group, padded = parts.shape[2:]
+    parts = empty_parts(rows, k, pairs, x.device)
+    grid = rows * triton.cdiv(padded_length(k), _BLOCK.value)
     with torch.cuda.device_of(x):
-        write_parts[(rows * triton.cdiv(padded, _BLOCK.value),)](x, parts, k, padded, group, pairs, **_OPTIONS)
+        write_parts[(grid,)](x, parts.data, k, *parts.constants, **_OPTIONS)
     return parts
 
 

@@ -13,7 +13,8 @@ pytest.importorskip("triton")
 import fastdecode
 from fastdecode import Guidance
 from fastdecode.decoder import Decoder
-from fastdecode.decoder.triton_step import HALVES, TritonStep, many_rows
+from fastdecode.decoder.step_operations import HALVES, many_rows
+from fastdecode.decoder.triton_step import TritonStep
 from fastdecode.ops import Matrix, joint_linear, last_backend
 
 ROWS = [[3, 5, 4, 9, 8], [7, 6, 5, 4, 3, 8, 9, 12, 11, 10] * 4, [9, 8, 3]]
