@@ -45,6 +45,12 @@ def float_of(x):
 
 
 @triton.jit
+def widened(x):
+    """float32 of float32 | bfloat16 | float16 x."""
+    return float_of(x) if x.dtype == tl.bfloat16 else x.to(tl.float32)
+
+
+@triton.jit
 def _add(total, x, w):
     if ON_TENSOR_CORES:
         total = tl.dot(x.to(tl.bfloat16), w.to(tl.bfloat16), total)

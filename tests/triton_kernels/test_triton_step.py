@@ -279,7 +279,10 @@ def test_what_takes_no_parts():
 # --- attention
 
 
-@pytest.mark.parametrize(("rows", "heads", "kv_heads", "head_dim", "dtype"), crossed([(1, 34, 2, 64), *SHAPES], DTYPES))
+@pytest.mark.parametrize(
+    ("rows", "heads", "kv_heads", "head_dim", "dtype"),
+    crossed([(1, 34, 2, 64), (2, 4, 2, 130), (1, 2, 2, 130), *SHAPES], DTYPES),
+)
 def test_attend(rows: int, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype):
     queries = randn(rows, heads, head_dim)
     for slots, scale, lengths in ((1, 0.5, [1, 8, 7, 3, 40]), (5, None, [40, 1, 128, 129, 300]), (32, None, [33] * 5)):
@@ -296,20 +299,21 @@ def test_attend_to_more_stretches_than_are_joined_at_once():
 
 
 def test_attend_where_one_score_is_far_above():
-    """Behind the first 128 ids, which are one stretch."""
+    """Behind the first 128 ids, which are several stretches."""
     cache = paged([700], 1, 16, 8, torch.float32)
     keys, values = cache.ids[0][:, 0]
     place = far_above(keys, 128)
     assert torch.equal(run(attend, keys[place][None, None] * 1000, *cache.arguments, 1.0)[0, 0], values[place])
 
 
+@pytest.mark.parametrize("kv_heads", [2, 4])
 @pytest.mark.parametrize("dtype", [DTYPES[0], *(pytest.param(d, marks=pytest.mark.long) for d in DTYPES[1:])], ids=str)
-def test_attend_gives_the_same_bits_in_any_layout(dtype: torch.dtype):
+def test_attend_gives_the_same_bits_in_any_layout(dtype: torch.dtype, kv_heads: int):
     """Alone, among others, and in pages of other sizes and numbers."""
     lengths, queries = [3, 300, 128, 129, 90], randn(5, 4, 32)
-    first = run(attend, queries, *paged(lengths, 2, 32, 32, dtype).arguments)
+    first = run(attend, queries, *paged(lengths, kv_heads, 32, 32, dtype).arguments)
     for slots in (1, 7, 40):
-        keys, values, table, stored = paged(lengths, 2, 32, slots, dtype).arguments
+        keys, values, table, stored = paged(lengths, kv_heads, 32, slots, dtype).arguments
         assert torch.equal(run(attend, queries, keys, values, table, stored), first)
         for r in range(5):
             one = slice(r, r + 1)
