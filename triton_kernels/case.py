@@ -8,14 +8,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel, the Triton types of its arguments by name (types of other names are ignored), its constexprs and its
-    launch options.
+    """A kernel, the Triton types of its arguments by name (types of other names are ignored), its constexprs, its
+    launch options, and the architectures that it is for.
     """
 
     kernel: Any
     types: dict[str, str]
     constexprs: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    arches: tuple[int, ...] = (80, 90)
 
     @property
     def name(self) -> str:

@@ -27,7 +27,7 @@ from fastdecode.triton_kernels.case import Case
 
 FILES = (
     *("sample_small", "sample_search", "sample_large", "advance"),
-    *("linear", "rms_norm", "swiglu", "embed", "rope_append", "attend"),
+    *("linear", "parts", "rms_norm", "swiglu", "embed", "rope_append", "attend"),
 )
 ARCHITECTURES = (80, 90)
 
@@ -42,6 +42,7 @@ class Compiled:
     shared: int
     stack: int
     ptx: str
+    cubin: bytes
 
 
 def cases() -> Iterator[Case]:
@@ -71,8 +72,9 @@ def compile_case(case: Case, arch: int) -> Compiled:
     }
     source = ASTSource(kernel, signature, case.constexprs, aligned)
     made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=case.options)
-    registers, stack = _resources(made.asm["cubin"])
-    return Compiled(case, arch, registers, made.metadata.shared, stack, made.asm["ptx"])
+    cubin = made.asm["cubin"]
+    registers, stack = _resources(cubin)
+    return Compiled(case, arch, registers, made.metadata.shared, stack, made.asm["ptx"], cubin)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -82,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{'kernel':18} {'configuration':44} arch  registers  shared  spills")
     spilled = False
     for case in cases():
-        for arch in chosen.arch:
+        for arch in (arch for arch in chosen.arch if arch in case.arches):
             c = compile_case(case, arch)
             spilled |= c.stack > 0
             print(f"{case.name:18} {case.configuration:44} {arch:4}  {c.registers:9}  {c.shared:6}  {c.stack:6}")

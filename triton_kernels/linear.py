@@ -1,20 +1,26 @@
-"""`linear` and `joint_linear` for few rows: one program for each 16 rows and 32 features of one matrix of up to three.
+"""`linear` and `joint_linear` for few rows. A program has some features of one matrix of up to three, and 4 or 16 rows.
 
     x               (rows, K) float32
-    weight0, …      (features0, K), …, all float32 | bfloat16 | float16, or bytes: int8, or float8_e4m3fn as uint8
+    parts           the parts of x: see parts.py
+    weight0, …      (features0, K), …, all of one dtype
     scale0, …       (features0,), … float32; not read where SCALED is False
     bias0, …        (features0,), … float32; not read where BIAS is False
     out             (rows, features0 + features1 + features2) float32: written
 
+`linear_parts` multiplies bfloat16 and bytes (int8, or float8_e4m3fn as uint8; with PAIRS two of either as int16) with
+the parts of x, and adds the products of the three parts last, the smallest first. `linear` multiplies float32 and
+float16, takes x apart itself, and is slower. Neither rounds x.
+
 The weights are read once for every 16 rows. 16 rows are always multiplied together, missing ones as zeros, because
-tensor cores take no fewer. So one kernel serves any number of rows, and every row is summed over k in the same order.
-With fewer than three matrices the others have 0 features.
+tensor cores take no fewer. Each BLOCK of k is summed on the tensor cores, and the blocks are added in float32, which
+rounds where tensor cores truncate. BLOCK depends on the dtype alone, so every row is summed over k in the same order,
+whatever the other rows and matrices are. With fewer than three matrices the others have 0 features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -22,29 +28,15 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdecode.triton_kernels.arguments import Matrix
+from fastdecode.triton_kernels.byte_weights import of_bytes, of_pairs
 from fastdecode.triton_kernels.case import Case
-from fastdecode.triton_kernels.products import product
+from fastdecode.triton_kernels.parts import FEW, MANY, Parts, empty_parts, launch_parts, padded_length
+from fastdecode.triton_kernels.products import ON_TENSOR_CORES, float_of, product
 
 ROWS = tl.constexpr(16)
-FEATURES = tl.constexpr(32)
 MATRICES = 3
 
 _INTS = ("rows", "features0", "features1", "features2")
-
-
-@triton.jit
-def _bf16(w):
-    """Weights of one byte as bfloat16, which is exact. uint8 holds the bits of float8_e4m3fn, in which 0x7f is NaN."""
-    if w.dtype == tl.uint8:
-        bits = w.to(tl.int32)
-        magnitude = bits & 0x7F
-        # Exponent and mantissa moved to their places in float32. The exponent biases differ by 120, hence the factor.
-        value = (magnitude << 20).to(tl.float32, bitcast=True) * 1.329227995784916e36  # 2 ** 120
-        value = tl.where(magnitude == 0x7F, float("nan"), value)
-        result = tl.where(bits >= 0x80, -value, value)
-    else:
-        result = w.to(tl.float32)
-    return (result.to(tl.int32, bitcast=True) >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
 
 
 @triton.jit
@@ -52,22 +44,123 @@ def _pick(first, second, a, b, c):
     return tl.where(first, a, tl.where(second, b, c))
 
 
-@triton.jit(do_not_specialize=_INTS)
-def linear(
-    x, weight0, weight1, weight2, scale0, scale1, scale2, bias0, bias1, bias2, out,
-    rows, features0, features1, features2,
-    K: tl.constexpr, BLOCK: tl.constexpr, SCALED: tl.constexpr, BIAS: tl.constexpr,
-):  # fmt: skip
-    blocks = tl.cdiv(rows, ROWS)
-    r = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
-    block = tl.program_id(0) // blocks
+@triton.jit
+def _place(block, features0, features1, FEATURES: tl.constexpr):
+    """Whether a block of FEATURES is in the first matrix, whether it is in the first or second, and its features."""
     begin1 = tl.cdiv(features0, FEATURES)
     begin2 = begin1 + tl.cdiv(features1, FEATURES)
     first = block < begin1
     second = block < begin2
+    return first, second, (block - _pick(first, second, 0, begin1, begin2)) * FEATURES + tl.arange(0, FEATURES)
+
+
+@triton.jit
+def _store(
+    total, r, f, first, second, scale0, scale1, scale2, bias0, bias1, bias2, out,
+    rows, features0, features1, features2, SCALED: tl.constexpr, BIAS: tl.constexpr,
+):  # fmt: skip
+    """Store total · scale + bias, (rows r, features f of the matrix that is chosen)."""
+    there = f < _pick(first, second, features0, features1, features2)
+    if SCALED:
+        total *= tl.load(_pick(first, second, scale0, scale1, scale2) + f, mask=there, other=0.0)[None, :]
+    if BIAS:
+        total += tl.load(_pick(first, second, bias0, bias1, bias2) + f, mask=there, other=0.0)[None, :]
+    column = _pick(first, second, 0, features0, features0 + features1) + f
+    at = r.to(tl.int64)[:, None] * (features0 + features1 + features2) + column[None, :]
+    tl.store(out + at, total, mask=(r < rows)[:, None] & there[None, :])
+
+
+@triton.jit
+def _add(total, part, there, low, high, PADDED: tl.constexpr, PAIRS: tl.constexpr):
+    """total + (16 rows of parts) · weights, of which there are two with PAIRS: even and odd elements."""
+    a = tl.load(part, mask=there, other=0.0)
+    if PAIRS:
+        b = tl.load(part + PADDED // 2, mask=there, other=0.0)
+        if ON_TENSOR_CORES:
+            total += tl.dot(b, high, tl.dot(a, low))
+        else:
+            total += _interpreted(a, low) + _interpreted(b, high)
+    elif ON_TENSOR_CORES:
+        # The limit says nothing for bfloat16. With it Triton does not make `total` what the tensor cores add to.
+        total += tl.dot(a, low, max_num_imprecise_acc=a.shape[1])
+    else:
+        total += _interpreted(a, low)
+    return total
+
+
+@triton.jit
+def _interpreted(a, w):
+    """a · w. The interpreter cannot multiply bfloat16; the order in which numpy's product sums depends on the row."""
+    return tl.sum(float_of(a)[:, :, None] * float_of(w)[None, :, :], 1)
+
+
+@triton.jit(do_not_specialize=_INTS)
+def linear_parts(
+    parts, weight0, weight1, weight2, scale0, scale1, scale2, bias0, bias1, bias2, out,
+    rows, features0, features1, features2,
+    K: tl.constexpr, PADDED: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, FEATURES: tl.constexpr,
+    PAIRS: tl.constexpr, FLOAT8: tl.constexpr, CONVERTS: tl.constexpr, SCALED: tl.constexpr, BIAS: tl.constexpr,
+):  # fmt: skip
+    """FLOAT8: weights are float8_e4m3fn. CONVERTS: see `of_pairs`."""
+    tl.static_assert(PADDED % BLOCK == 0)
+    WIDTH: tl.constexpr = K // 2 if PAIRS else K
+    STEP: tl.constexpr = BLOCK // 2 if PAIRS else BLOCK
+    groups = tl.cdiv(rows, GROUP)
+    group = tl.program_id(0) % groups
+    first, second, f = _place(tl.program_id(0) // groups, features0, features1, FEATURES)
+    features = _pick(first, second, features0, features1, features2)
+    weight = _pick(first, second, weight0, weight1, weight2)
+    weight_rows = weight + tl.minimum(f, features - 1).to(tl.int64)[None, :] * WIDTH
+
+    t = tl.arange(0, ROWS)
+    there = ((t % GROUP < rows - group * GROUP) & (t < 3 * GROUP))[:, None]
+    part_rows = parts + group.to(tl.int64) * (3 * GROUP * PADDED) + t[:, None] * PADDED
+    total = tl.zeros((ROWS, FEATURES), tl.float32)
+    total1 = tl.zeros((ROWS, FEATURES), tl.float32)
+    total2 = tl.zeros((ROWS, FEATURES), tl.float32)
+    for begin in range(0, WIDTH, STEP):
+        i = begin + tl.arange(0, STEP)
+        if WIDTH % STEP == 0:
+            w = tl.load(weight_rows + i[:, None])
+        else:
+            w = tl.load(weight_rows + i[:, None], mask=(i < WIDTH)[:, None], other=0)
+        if PAIRS:
+            low, high = of_pairs(w, FLOAT8, CONVERTS)
+        else:
+            low = w if w.dtype == tl.bfloat16 else of_bytes(w)
+            high = low
+        part = part_rows + i[None, :]
+        total = _add(total, part, there, low, high, PADDED, PAIRS)
+        if GROUP == ROWS:
+            total1 = _add(total1, part + ROWS * PADDED, there, low, high, PADDED, PAIRS)
+            total2 = _add(total2, part + 2 * ROWS * PADDED, there, low, high, PADDED, PAIRS)
+    if GROUP == ROWS:
+        total += total1 + total2
+    else:
+        # (parts, GROUP, FEATURES) with a fourth part of zeros. The last dimension is what `split` takes apart.
+        folded = total.reshape(2, 2, GROUP, FEATURES).permute(2, 3, 0, 1)
+        even, odd = folded.split()
+        total, total2 = even.split()
+        total1, _ = odd.split()
+        total += total1 + total2
+    r = group * GROUP + tl.arange(0, GROUP)
+    _store(
+        total, r, f, first, second, scale0, scale1, scale2, bias0, bias1, bias2, out,
+        rows, features0, features1, features2, SCALED, BIAS,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=_INTS)
+def linear(
+    x, weight0, weight1, weight2, scale0, scale1, scale2, bias0, bias1, bias2, out,
+    rows, features0, features1, features2,
+    K: tl.constexpr, BLOCK: tl.constexpr, FEATURES: tl.constexpr, SCALED: tl.constexpr, BIAS: tl.constexpr,
+):  # fmt: skip
+    blocks = tl.cdiv(rows, ROWS)
+    r = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
+    first, second, f = _place(tl.program_id(0) // blocks, features0, features1, FEATURES)
     weight = _pick(first, second, weight0, weight1, weight2)
     features = _pick(first, second, features0, features1, features2)
-    f = (block - _pick(first, second, 0, begin1, begin2)) * FEATURES + tl.arange(0, FEATURES)
 
     x_rows = x + r.to(tl.int64)[:, None] * K
     weight_rows = weight + f.to(tl.int64)[None, :] * K
@@ -76,30 +169,55 @@ def linear(
         i = begin + tl.arange(0, BLOCK)
         part = tl.load(x_rows + i[None, :], mask=(r < rows)[:, None] & (i < K)[None, :], other=0.0)
         w = tl.load(weight_rows + i[:, None], mask=(f < features)[None, :] & (i < K)[:, None], other=0)
-        if w.dtype.primitive_bitwidth == 8:
-            w = _bf16(w)
         total += product(part, w)
-    if SCALED:
-        total *= tl.load(_pick(first, second, scale0, scale1, scale2) + f, mask=f < features, other=0.0)[None, :]
-    if BIAS:
-        total += tl.load(_pick(first, second, bias0, bias1, bias2) + f, mask=f < features, other=0.0)[None, :]
-    column = _pick(first, second, 0, features0, features0 + features1) + f
-    at = r.to(tl.int64)[:, None] * (features0 + features1 + features2) + column[None, :]
-    tl.store(out + at, total, mask=(r < rows)[:, None] & (f < features)[None, :])
+    _store(
+        total, r, f, first, second, scale0, scale1, scale2, bias0, bias1, bias2, out,
+        rows, features0, features1, features2, SCALED, BIAS,
+    )  # fmt: skip
 
 
-def _tuned(dtype: torch.dtype) -> tuple[int, dict[str, Any]]:
-    """(elements of a row that are loaded and multiplied at a time, launch options), chosen so that nothing spills.
+class Tuning(NamedTuple):
+    """Elements of k and features of a program's tiles, and launch options, chosen so that nothing spills.
 
-    An H200 needs about 33 KB of loads in flight per multiprocessor to use its memory bandwidth; with these numbers one
-    program has 36 KB of bfloat16 weights in flight.
+    An H200 needs about 33 KB of loads in flight on each multiprocessor to use its memory bandwidth. A program of
+    bfloat16 or bytes has 28 to 32 KB of weights in flight.
     """
-    block, warps, stages = {torch.float32: (32, 4, 8), torch.float16: (64, 8, 6)}.get(dtype, (64, 4, 10))
-    return block, {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": False}
+
+    block: int
+    features: int
+    warps: int
+    stages: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": False}
 
 
-def launch_linear(x: Tensor, matrices: Sequence[Matrix]) -> Tensor:
-    """(rows, sum of all features) float32. Shapes, dtypes and devices must have been checked."""
+WHOLE = (torch.float32, torch.float16)
+"""Weights that `linear` multiplies."""
+
+BYTES = Tuning(128, 32, 4, 8)
+TUNED = {
+    torch.float32: Tuning(32, 32, 4, 8),
+    torch.float16: Tuning(64, 32, 8, 6),
+    torch.bfloat16: Tuning(128, 32, 4, 5),
+    torch.int8: BYTES,
+    torch.float8_e4m3fn: BYTES,
+}
+
+
+def parts_for(rows: int, k: int, matrices: Sequence[Matrix], device: torch.device) -> Parts | None:
+    """Where to write the parts of rows of k elements that are multiplied with these matrices; None: they take none."""
+    kinds = {None if m.weight.dtype in WHOLE else _in_pairs(m.weight) for m in matrices}
+    pairs = kinds.pop()
+    return None if kinds or pairs is None else empty_parts(rows, k, pairs, device)
+
+
+def launch_linear(x: Tensor, matrices: Sequence[Matrix], parts: Parts | None = None) -> Tensor:
+    """(rows, sum of all features) float32. Shapes, dtypes and devices must have been checked.
+
+    ``parts``: those of x, if they are already written, see `parts_for`.
+    """
     rows = len(x)
     out = torch.empty(rows, sum(len(m.weight) for m in matrices), dtype=torch.float32, device=x.device)
     if not out.numel():
@@ -110,39 +228,64 @@ def launch_linear(x: Tensor, matrices: Sequence[Matrix]) -> Tensor:
         while end < min(len(matrices), begin + MATRICES) and _alike(matrices[begin], matrices[end]):
             end += 1
         if end - begin == len(matrices):
-            _launch(x, matrices, out)
+            _launch(x, matrices, out, parts)
         else:
             column = sum(len(m.weight) for m in matrices[:begin])
             part = torch.empty(
                 rows, sum(len(m.weight) for m in matrices[begin:end]), dtype=torch.float32, device=x.device
             )
-            _launch(x, matrices[begin:end], part)
+            _launch(x, matrices[begin:end], part, parts)
             out[:, column : column + part.shape[1]] = part
         begin = end
     return out
 
 
+def _in_pairs(weight: Tensor) -> bool:
+    """Whether two bytes of a row can be read as one int16."""
+    even = weight.shape[1] % 2 == weight.storage_offset() % 2 == weight.data_ptr() % 2 == 0
+    return weight.dtype in (torch.int8, torch.float8_e4m3fn) and even
+
+
 def _alike(a: Matrix, b: Matrix) -> bool:
     biases, scales = (a.bias is None) == (b.bias is None), (a.scale is None) == (b.scale is None)
-    return a.weight.dtype == b.weight.dtype and biases and scales
+    return a.weight.dtype == b.weight.dtype and biases and scales and _in_pairs(a.weight) == _in_pairs(b.weight)
 
 
-def _launch(x: Tensor, matrices: Sequence[Matrix], out: Tensor) -> None:
+def _readable(weight: Tensor) -> Tensor:
+    if _in_pairs(weight):
+        return weight.view(torch.int16)
+    return weight.view(torch.uint8) if weight.dtype == torch.float8_e4m3fn else weight
+
+
+def _launch(x: Tensor, matrices: Sequence[Matrix], out: Tensor, parts: Parts | None) -> None:
     (rows, k), first = x.shape, matrices[0]
+    dtype, pairs = first.weight.dtype, _in_pairs(first.weight)
+    tuning = TUNED[dtype]
     features = [len(m.weight) for m in matrices] + [0] * (MATRICES - len(matrices))
-    grid = triton.cdiv(rows, ROWS.value) * sum(triton.cdiv(n, FEATURES.value) for n in features)
-    if not grid:
+    blocks = sum(triton.cdiv(n, tuning.features) for n in features)
+    if not blocks:
         return
     filled = [*matrices, *[first] * (MATRICES - len(matrices))]
-    weights = [m.weight.view(torch.uint8) if m.weight.dtype == torch.float8_e4m3fn else m.weight for m in filled]
+    weights = [_readable(m.weight) for m in filled]
     scales = [x if m.scale is None else m.scale for m in filled]
     biases = [x if m.bias is None else m.bias for m in filled]
-    block, options = _tuned(first.weight.dtype)
+    sizes = (rows, *features, k)
+    has = (first.scale is not None, first.bias is not None)
     with torch.cuda.device_of(x):
-        linear[(grid,)](
-            *(x, *weights, *scales, *biases, out, rows, *features, k, block),
-            *(first.scale is not None, first.bias is not None),
-            **options,
+        if dtype in WHOLE:
+            linear[(triton.cdiv(rows, MANY) * blocks,)](
+                x, *weights, *scales, *biases, out, *sizes, tuning.block, tuning.features, *has, **tuning.options
+            )
+            return
+        if parts is None or parts.pairs != pairs:
+            parts = launch_parts(x, pairs)
+        float8 = dtype == torch.float8_e4m3fn
+        converts = float8 and x.is_cuda and torch.cuda.get_device_capability(x.device) >= (8, 9)
+        padded, group, _ = parts.constants
+        linear_parts[(len(parts.data) * blocks,)](
+            *(parts.data, *weights, *scales, *biases, out, *sizes, padded, group, tuning.block, tuning.features),
+            *(pairs, float8, converts, *has),
+            **tuning.options,
         )
 
 
@@ -150,21 +293,36 @@ _TYPES = (
     dict.fromkeys(("x", "out"), "*fp32")
     | {f"{name}{i}": "*fp32" for name in ("scale", "bias") for i in range(MATRICES)}
     | dict.fromkeys(_INTS, "i32")
+    | {"parts": "*bf16"}
 )
 
 
-def _case(dtype: torch.dtype, name: str, k: int, scaled: bool = False, bias: bool = False) -> Case:
+def _case(
+    dtype: torch.dtype, name: str, k: int, group: int = FEW, *, bias: bool = False, arches: tuple[int, ...] = (80, 90)
+) -> Case:
     types = _TYPES | {f"weight{i}": name for i in range(MATRICES)}
-    block, options = _tuned(dtype)
-    return Case(linear, types, {"K": k, "BLOCK": block, "SCALED": scaled, "BIAS": bias}, options)
+    tuning, scaled, float8 = TUNED[dtype], dtype.itemsize == 1, dtype == torch.float8_e4m3fn
+    constants = {"K": k, "BLOCK": tuning.block, "FEATURES": tuning.features, "SCALED": scaled, "BIAS": bias}
+    if dtype in WHOLE:
+        return Case(linear, types, constants, tuning.options)
+    constants |= {"PADDED": padded_length(k), "GROUP": group, "PAIRS": name == "*i16", "FLOAT8": float8}
+    return Case(linear_parts, types, constants | {"CONVERTS": float8 and 80 not in arches}, tuning.options, arches)
 
 
 COMPILE_CASES = [
     _case(torch.bfloat16, "*bf16", 4096),
+    _case(torch.bfloat16, "*bf16", 4096, MANY),
     _case(torch.bfloat16, "*bf16", 11008, bias=True),
     _case(torch.bfloat16, "*bf16", 301),
     _case(torch.float16, "*fp16", 4096),
     _case(torch.float32, "*fp32", 4096),
-    _case(torch.int8, "*i8", 4096, scaled=True),
-    _case(torch.float8_e4m3fn, "*u8", 4096, scaled=True),
+    _case(torch.int8, "*i16", 4096),
+    _case(torch.int8, "*i16", 4096, MANY),
+    _case(torch.int8, "*i8", 301),
+    *(
+        _case(torch.float8_e4m3fn, "*i16", 4096, group, arches=arches)
+        for group in (FEW, MANY)
+        for arches in ((80,), (90,))
+    ),
+    _case(torch.float8_e4m3fn, "*u8", 301),
 ]

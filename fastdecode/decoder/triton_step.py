@@ -5,7 +5,6 @@ Matrices are read from the model's own memory. Norms and biases are copied to fl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -14,6 +13,8 @@ from torch import Tensor
 from fastdecode import ops
 from fastdecode.decoder.family import Sizes, epsilon_of, head_norms
 from fastdecode.decoder.quantised import matrix_of
+from fastdecode.decoder.step_operations import Factor, StepOperations
+from fastdecode.ops.pages import Pages
 
 
 class StepRows(Protocol):
@@ -37,21 +38,6 @@ class StepLayer(NamedTuple):
     head_norms: dict[str, Tensor]
 
 
-FEW_ROWS = 16
-"""Up to this many rows our own kernel multiplies; with more rows cuBLAS is faster, and is used."""
-
-HALVES = (torch.bfloat16, torch.float16)
-
-
-def many_rows(x: Tensor, matrices: Sequence[ops.Matrix], product: Callable[..., Tensor] = torch.mm) -> Tensor:
-    """`fastdecode.ops.joint_linear` in torch: rounds x to the weights' dtype, and sums in float32."""
-    parts = []
-    for weight, bias, _ in matrices:
-        part = product(x.to(weight.data.dtype), weight.data.t(), out_dtype=torch.float32)
-        parts.append(part if bias is None else part + bias)
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-
-
 def _float(tensor: Tensor) -> Tensor:
     return tensor.detach().to(torch.float32, copy=True).contiguous()
 
@@ -67,6 +53,7 @@ class TritonStep:
         first = inner.layers[0]
         self.swin, self.backend, self.sizes = swin, backend, Sizes.of(first)
         self.epsilon, self.norm = inner.norm.variance_epsilon, _float(inner.norm.weight)
+        self.run = StepOperations(backend, self.epsilon)
         norms = head_norms(first.self_attn)
         self.head_epsilon = 1.0 if norms is None else epsilon_of(norms[0])
         self.layers = [self._layer(layer) for layer in inner.layers]
@@ -113,18 +100,6 @@ class TritonStep:
         torch._foreach_copy_(mine, its)
         return True
 
-    def _multiply(self, x: Tensor, *matrices: ops.Matrix) -> Tensor:
-        """The products of ``x`` (rows, k) with the matrices, side by side."""
-        if x.is_cuda and len(x) > FEW_ROWS and all(m.weight.data.dtype in HALVES for m in matrices):
-            return many_rows(x, matrices)
-        return ops.joint_linear(x, matrices, backend=self.backend)
-
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return ops.rms_norm(x, weight, self.epsilon, backend=self.backend)
-
-    def _norm_of_sum(self, x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        return ops.rms_norm(x, weight, self.epsilon, residual=residual, backend=self.backend)
-
     @torch.inference_mode()
     def __call__(self, cache: StepRows, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Feed one token to every row of ``cache``. The cache must have room for it; the caller grows the cache.
@@ -135,24 +110,27 @@ class TritonStep:
         x, rows = x.float(), len(x)
         cos, sin = cos.view(rows, -1), sin.view(rows, -1)
         after = cache.lengths + 1
-        normed = x if self.swin else self._norm(x, self.layers[0].norm_attention)
+        run, first = self.run, self.layers[0]
+        normed = Factor(x) if self.swin else run.norm(x, first.norm_attention, first.qkv)
         for number, layer in enumerate(self.layers):
             attended = self._attend(cache, number, normed, cos, sin, after)
             last = number + 1 == len(self.layers)
-            following = self.norm if last else self.layers[number + 1].norm_attention
             if self.swin:
-                x = x + self._norm(self._multiply(attended, layer.out), layer.norm_attention)
-                normed = x = x + self._norm(self._mlp(layer, x), layer.norm_mlp)
+                x = x + run.norm(run.multiply(attended, layer.out), layer.norm_attention).x
+                x = x + run.norm(self._mlp(layer, Factor(x)), layer.norm_mlp).x
+                normed = Factor(x)
             else:
-                normed, x = self._norm_of_sum(self._multiply(attended, layer.out), x, layer.norm_mlp)
-                normed, x = self._norm_of_sum(self._mlp(layer, normed), x, following)
-        return self._norm(x, self.norm) if self.swin else normed
+                normed, x = run.norm_of_sum(run.multiply(attended, layer.out), x, layer.norm_mlp, layer.gate_up)
+                following = self.norm if last else self.layers[number + 1].norm_attention
+                matrices = [] if last else self.layers[number + 1].qkv
+                normed, x = run.norm_of_sum(self._mlp(layer, normed), x, following, matrices)
+        return run.norm(x, self.norm).x if self.swin else normed.x
 
-    def _attend(self, cache: StepRows, number: int, normed: Tensor, cos: Tensor, sin: Tensor, after: Tensor) -> Tensor:
+    def _attend(self, cache: StepRows, number: int, normed: Factor, cos: Tensor, sin: Tensor, after: Tensor) -> Factor:
         """Store the new tokens' keys and values, then attend: (rows, heads * head_dim)."""
         layer, keys, values = self.layers[number], cache.keys[number], cache.values[number]
         queries = ops.rope_append(
-            self._multiply(normed, *layer.qkv),
+            self.run.multiply(normed, *layer.qkv),
             cos,
             sin,
             keys,
@@ -163,15 +141,15 @@ class TritonStep:
             epsilon=self.head_epsilon,
             backend=self.backend,
         )
-        found = ops.attend(queries, keys, values, cache.page_table, after, self.sizes.scaling, backend=self.backend)
-        return found.flatten(1)
+        pages = Pages(keys, values, cache.page_table, after)
+        return self.run.attend(queries, pages, self.sizes.scaling, layer.out)
 
-    def _mlp(self, layer: StepLayer, x: Tensor) -> Tensor:
-        gated = ops.swiglu(self._multiply(x, *layer.gate_up), backend=self.backend)
-        return self._multiply(gated, layer.down)
+    def _mlp(self, layer: StepLayer, x: Factor) -> Tensor:
+        gated = self.run.swiglu(self.run.multiply(x, *layer.gate_up), layer.down)
+        return self.run.multiply(gated, layer.down)
 
     def head(self, matrix: ops.Matrix, hidden: Tensor, out: Tensor) -> None:
         """``out`` (rows, n) = ``hidden`` (rows, hidden) times ``matrix`` of n features; ``out`` may be a slice of
         wider rows.
         """
-        out.copy_(self._multiply(hidden, matrix))
+        out.copy_(self.run.multiply(Factor(hidden), matrix))

@@ -10,8 +10,9 @@ import fastdecode
 from fastdecode import Guidance
 from fastdecode.decoder import Decoder, ForwardDecoder, decoder_for
 from fastdecode.decoder import support as support_of_steps
+from fastdecode.decoder.step_operations import HALVES, many_rows
 from fastdecode.decoder.support import READ, unsupported_by_triton
-from fastdecode.decoder.triton_step import HALVES, TritonStep, many_rows
+from fastdecode.decoder.triton_step import TritonStep
 from fastdecode.ops import Matrix, joint_linear, last_backend
 
 LENGTHS = (9, 70, 5, 33)

@@ -15,20 +15,27 @@ if not INTERPRETED:
 
     from fastdecode.ops.sample.checks import check_arguments
     from fastdecode.triton_kernels import compile as compiling
-    from fastdecode.triton_kernels import sample_large, sample_small
+    from fastdecode.triton_kernels import disassemble, sample_large, sample_small
     from fastdecode.triton_kernels.sample import launch_sample
 
-    CASES = [pytest.param(case, id=f"{case.name} {case.configuration}") for case in compiling.cases()]
+    CASES = [
+        pytest.param(case, arch, id=f"{case.name} {case.configuration}-{arch}", marks=[pytest.mark.long] * (arch == 80))
+        for case in compiling.cases()
+        for arch in case.arches
+    ]
 else:
     CASES = []
 
+SHARED = {80: 163 * 1024, 90: 227 * 1024}
+"""The most bytes of shared memory that a block can have."""
 
-@pytest.mark.parametrize("arch", [pytest.param(80, marks=pytest.mark.long), 90])
-@pytest.mark.parametrize("case", CASES)
+
+@pytest.mark.parametrize(("case", "arch"), CASES)
 def test_shipped_configuration(case, arch):
     made = compiling.compile_case(case, arch)
     assert made.stack == 0, "spills"
     assert made.registers * case.options["num_warps"] * 32 <= 65536
+    assert made.shared <= SHARED[arch]
     floating = re.findall(r"^\s*(?:@!?%\w+\s+)?(\w+\.[\w.]*f(?:32|64)[\w.]*)", made.ptx, re.MULTILINE)
     assert floating or not case.name.startswith("sample"), "no arithmetic found to look at"
     for operation in floating:
@@ -37,6 +44,28 @@ def test_shipped_configuration(case, arch):
         assert not {"ftz", "approx", "full"} & set(modifiers), f"{operation}: not IEEE arithmetic"
         if name in ("add", "sub", "mul", "div"):
             assert "rn" in modifiers, f"{operation}: left to ptxas to fuse"
+
+
+PRODUCTS = [
+    case
+    for case in CASES
+    if case.values[1] == 90 and case.values[0].name == "linear_parts" and case.values[0].constexprs["K"] % 2 == 0
+]
+
+
+@pytest.mark.parametrize(("case", "arch"), PRODUCTS)
+def test_a_product_takes_few_instructions(case, arch):
+    """More of them than about 120 for each warp and 2,048 weights, and an H200's memory waits for its instructions."""
+    if not disassemble.NVDISASM.exists():
+        pytest.skip("this Triton has no nvdisasm")
+    tiles = 1 if case.constexprs["GROUP"] == 4 else 3
+    most = {(1, "*bf16"): 60, (1, "*i16"): 90, (3, "*bf16"): 100, (3, "*i16"): 125}[tiles, case.types["weight0"]]
+    names = max(disassemble.loops(compiling.compile_case(case, arch).cubin), key=len)
+    multiplied = sum(name.startswith("HMMA.16816") for name in names) / tiles  # of 16 by 8 weights each, in four warps
+    assert multiplied == case.constexprs["BLOCK"] * case.constexprs["FEATURES"] / 512
+    assert len(names) / multiplied * 4 <= most
+    added = sum(name.startswith("FADD") for name in names)
+    assert added == case.constexprs["FEATURES"] * 16 * tiles / 128, "blocks of k must be added in float32"
 
 
 def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

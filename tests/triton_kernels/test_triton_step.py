@@ -17,9 +17,24 @@ from torch.nn import functional as F
 
 pytest.importorskip("triton")
 
-from fastdecode.ops import Matrix, attend, embed, joint_linear, last_backend, linear, rms_norm, rope_append, swiglu
+from fastdecode.ops import (
+    Matrix,
+    attend,
+    embed,
+    joint_linear,
+    last_backend,
+    linear,
+    quantise,
+    rms_norm,
+    rope_append,
+    swiglu,
+)
+from fastdecode.ops.attend.triton import attend_triton
+from fastdecode.ops.linear.triton import linear_triton, parts_for
 from fastdecode.ops.pages import Pages
+from fastdecode.ops.rms_norm.triton import rms_norm_triton
 from fastdecode.ops.rope_append import HeadNorm
+from fastdecode.ops.swiglu.triton import swiglu_triton
 from fastdecode.triton_kernels.attend import launch_attend
 from fastdecode.triton_kernels.embed import launch_embed
 from fastdecode.triton_kernels.rope_append import launch_rope_append
@@ -99,12 +114,27 @@ def test_every_nan_of_float16(bits: int):
     assert run(linear, torch.ones(1, 8), weight).isnan().tolist() == [[False, True]]
 
 
+@pytest.mark.parametrize(("k", "place"), [(1, 0), (2, 0), (2, 1)])
 @pytest.mark.parametrize("dtype", BYTES, ids=str)
-def test_every_byte(dtype: torch.dtype):
-    weight = torch.arange(256).to(torch.uint8).view(dtype)[:, None]
-    got = run(linear, torch.ones(1, 1), weight)[0]
-    assert torch.equal(got.nan_to_num(7.0), weight[:, 0].float().nan_to_num(7.0))
-    assert torch.equal(got.isnan(), weight[:, 0].float().isnan())
+def test_every_byte(dtype: torch.dtype, k: int, place: int):
+    """Bytes of rows of an even length are read as pairs."""
+    codes = torch.zeros(256, k, dtype=torch.uint8)
+    codes[:, place] = torch.arange(256)
+    weight = codes.view(dtype)
+    got, expected = run(linear, torch.ones(1, k), weight)[0], weight[:, place].float()
+    assert torch.equal(got.nan_to_num(7.0), expected.nan_to_num(7.0))
+    assert torch.equal(got.isnan(), expected.isnan())
+
+
+@pytest.mark.parametrize("dtype", BYTES, ids=str)
+def test_weights_of_bytes_that_begin_anywhere(dtype: torch.dtype):
+    """A tensor of bytes may begin at an odd address, where pairs cannot be read."""
+    whole, x = of_bytes(dtype, 5 * 64 + 1), randn(2, 64)
+    weight = whole.to(DEVICE)[1:].view(5, 64)
+    expected = F.linear(x.double(), weight.cpu().double())
+    close(run(linear, x, weight), linear(x, weight.cpu(), backend="reference"), expected)
+    joined = run(joint_linear, x, [Matrix(weight), Matrix(weight.clone())])
+    assert torch.equal(joined[:, :5], run(linear, x, weight))
 
 
 @pytest.mark.parametrize("dtypes", [(0, 0), (0, 0, 0), (0, 1, 1), (1, 0, 3, 3), (0, 0, 0, 0, 0), (3, 4, 4)], ids=str)
@@ -182,21 +212,77 @@ def test_embed(rows: int, hidden: int, dtype: torch.dtype):
 def test_a_row_has_the_same_bits_alone_and_among_others():
     x, weight = randn(19, 301), randn(301, seed=1)
     together = [run(rms_norm, x, weight), run(swiglu, randn(19, 602))]
-    matrices = [randn(70, 301).to(dtype) for dtype in DTYPES]
-    products = [run(linear, x, matrix) for matrix in matrices]
     for r in (0, 3, 15, 16, 18):
         one = slice(r, r + 1)
         assert torch.equal(run(rms_norm, x[one], weight), together[0][one])
         assert torch.equal(run(swiglu, randn(19, 602)[one]), together[1][one])
-        for matrix, product in zip(matrices, products, strict=True):
-            assert torch.equal(run(linear, x[one], matrix), product[one])
-            assert torch.equal(run(linear, x[r : r + 3], matrix), product[r : r + 3])
+
+
+@pytest.mark.parametrize("k", [301, 512])
+@pytest.mark.parametrize("dtype", [*DTYPES, *BYTES], ids=str)
+def test_a_product_has_the_same_bits_for_any_number_of_rows(dtype: torch.dtype, k: int):
+    """Up to four rows, up to 16 and more are multiplied in different ways."""
+    x = randn(19, k) * torch.logspace(-3, 3, 19)[:, None]
+    matrix = of_bytes(dtype, 70, k) if dtype in BYTES else randn(70, k).to(dtype)
+    all_rows = run(linear, x, matrix)
+    for begin, rows in ((0, 1), (3, 1), (16, 1), (2, 2), (1, 3), (5, 4), (7, 5), (4, 8), (3, 16)):
+        some = slice(begin, begin + rows)
+        assert torch.equal(run(linear, x[some], matrix), all_rows[some]), (begin, rows)
+
+
+@pytest.mark.parametrize("rows", [2, pytest.param(4, marks=pytest.mark.long), 5])
+@pytest.mark.parametrize(("dtype", "k"), [(torch.bfloat16, 301), (torch.int8, 300), (torch.float8_e4m3fn, 1280)])
+def test_parts_that_are_written_with_the_rows(rows: int, k: int, dtype: torch.dtype):
+    """By a norm, swiglu and attend: a product with them has the bits of one without."""
+    weight, residual = randn(k, seed=1).to(DEVICE), randn(rows, k, seed=2).to(DEVICE)
+    for r in (None, residual):
+        parts, matrix = parts_and_matrix(rows, k, dtype)
+        normed = rms_norm_triton(randn(rows, k).to(DEVICE), weight, 1e-3, r, parts)
+        same_product(normed if r is None else normed[0], matrix, parts)
+    parts, matrix = parts_and_matrix(rows, k, dtype)
+    same_product(swiglu_triton(randn(rows, 2 * k).to(DEVICE), parts), matrix, parts)
+    for heads, head_dim in ((4, 32), (8, 32), (2, 20)):
+        cache = on_device(paged([3, 300, 128, 129, 90][:rows], 2, head_dim, 32, torch.bfloat16))
+        parts, matrix = parts_and_matrix(rows, heads * head_dim, dtype)
+        queries, pages = randn(rows, heads, head_dim).to(DEVICE), Pages(*cache.arguments)
+        same_product(attend_triton(queries, pages, 0.5, parts).flatten(1), matrix, parts)
+
+
+def parts_and_matrix(rows: int, k: int, dtype: torch.dtype) -> tuple:
+    matrix = Matrix((of_bytes(dtype, 40, k) if dtype in BYTES else randn(40, k).to(dtype)).to(DEVICE))
+    parts = parts_for(rows, k, [matrix], torch.device(DEVICE))
+    assert parts.pairs is (dtype in BYTES)
+    return parts, matrix
+
+
+def same_product(x: torch.Tensor, matrix: Matrix, parts) -> None:
+    assert torch.equal(linear_triton(x, [matrix], parts), linear(x, *matrix, backend="triton"))
+    parts.data.zero_()
+    assert not linear_triton(x, [matrix], parts).any()
+
+
+def test_what_takes_no_parts():
+    whole, half, byte = (Matrix(torch.zeros(3, 8, dtype=d)) for d in (torch.float32, torch.bfloat16, torch.int8))
+    small = [Matrix(quantise(randn(32, 64), type)) for type in ("int8x16", "int4", "q8_0")]
+    small.append(Matrix(small[0].weight.data, None, small[0].weight.scale))
+    assert parts_for(2, 64, [Matrix(quantise(randn(32, 64)))], torch.device("cpu")).pairs
+    for rows, matrices in (
+        *((2, [whole]), (2, [half, byte]), (2, [half, whole]), (0, [half])),
+        *((2, [matrix]) for matrix in small),
+    ):
+        assert parts_for(rows, 8, matrices, torch.device("cpu")) is None
+    x, shifted = randn(2, 8), Matrix(torch.ones(3, 8).bfloat16().to(DEVICE))
+    parts = parts_for(2, 8, [byte], torch.device(DEVICE))  # of another order: not read
+    assert torch.equal(linear_triton(x.to(DEVICE), [shifted], parts).cpu(), run(linear, x, shifted.weight))
 
 
 # --- attention
 
 
-@pytest.mark.parametrize(("rows", "heads", "kv_heads", "head_dim", "dtype"), crossed([(1, 34, 2, 64), *SHAPES], DTYPES))
+@pytest.mark.parametrize(
+    ("rows", "heads", "kv_heads", "head_dim", "dtype"),
+    crossed([(1, 34, 2, 64), (2, 4, 2, 130), (1, 2, 2, 130), *SHAPES], DTYPES),
+)
 def test_attend(rows: int, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype):
     queries = randn(rows, heads, head_dim)
     for slots, scale, lengths in ((1, 0.5, [1, 8, 7, 3, 40]), (5, None, [40, 1, 128, 129, 300]), (32, None, [33] * 5)):
@@ -213,20 +299,21 @@ def test_attend_to_more_stretches_than_are_joined_at_once():
 
 
 def test_attend_where_one_score_is_far_above():
-    """Behind the first 128 ids, which are one stretch."""
+    """Behind the first 128 ids, which are several stretches."""
     cache = paged([700], 1, 16, 8, torch.float32)
     keys, values = cache.ids[0][:, 0]
     place = far_above(keys, 128)
     assert torch.equal(run(attend, keys[place][None, None] * 1000, *cache.arguments, 1.0)[0, 0], values[place])
 
 
+@pytest.mark.parametrize("kv_heads", [2, 4])
 @pytest.mark.parametrize("dtype", [DTYPES[0], *(pytest.param(d, marks=pytest.mark.long) for d in DTYPES[1:])], ids=str)
-def test_attend_gives_the_same_bits_in_any_layout(dtype: torch.dtype):
+def test_attend_gives_the_same_bits_in_any_layout(dtype: torch.dtype, kv_heads: int):
     """Alone, among others, and in pages of other sizes and numbers."""
     lengths, queries = [3, 300, 128, 129, 90], randn(5, 4, 32)
-    first = run(attend, queries, *paged(lengths, 2, 32, 32, dtype).arguments)
+    first = run(attend, queries, *paged(lengths, kv_heads, 32, 32, dtype).arguments)
     for slots in (1, 7, 40):
-        keys, values, table, stored = paged(lengths, 2, 32, slots, dtype).arguments
+        keys, values, table, stored = paged(lengths, kv_heads, 32, slots, dtype).arguments
         assert torch.equal(run(attend, queries, keys, values, table, stored), first)
         for r in range(5):
             one = slice(r, r + 1)
