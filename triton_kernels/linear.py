@@ -211,7 +211,7 @@ def tuning_of(dtype: torch.dtype, rows: int, features: int) -> Tuning:
     if dtype.itemsize == 1:
         return Tuning(256, 64, 4, 3) if rows > FEW or features >= MANY_FEATURES else Tuning(256, 32, 4, 4)
     if rows > FEW or features >= MANY_FEATURES:
-        return Tuning(128, 64, 4, 4)
+        return Tuning(128, 64, 4, 3 if rows > FEW and features >= MANY_FEATURES else 4)
     return Tuning(128, 16, 2, 6) if features <= FEW_FEATURES else Tuning(128, 32, 4, 5)
 
 
@@ -328,6 +328,7 @@ def _case(
 COMPILE_CASES = [
     _case(torch.bfloat16, "*bf16", 4096),
     _case(torch.bfloat16, "*bf16", 4096, MANY),
+    _case(torch.bfloat16, "*bf16", 4096, MANY, MANY_FEATURES),
     _case(torch.bfloat16, "*bf16", 4096, features=MANY_FEATURES),
     _case(torch.bfloat16, "*bf16", 11008, features=FEW_FEATURES, bias=True),
     _case(torch.bfloat16, "*bf16", 301),
