@@ -11,7 +11,7 @@ Before anything is timed both must draw image ids only, and the same greedy ones
 not image ids raises as well. In bfloat16 both round differently, and the number of ids until they part is reported.
 
 ``floor`` is the time to read, once, the weights that an image token needs: all layers and the head's rows of image ids,
-at the read bandwidth measured in turns with the runs: the memory of a shared machine is not always as fast. The
+at the read bandwidth just before and after each run: the memory of a shared machine is not always as fast. The
 bandwidth is that of the best of many ways to read (benchmarks/read_bandwidth.py, which needs g++). A model that fits
 into the caches can be faster than that.
 
@@ -29,6 +29,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,35 @@ def timed(run: Run, prompts: Tensor, tokens: int, seed: int, who: str, **options
     return clock
 
 
+@dataclass
+class Floors:
+    """The time to read ``weights`` bytes, in turns with what is timed: the memory of a shared machine is not always as
+    fast, so a time is compared with the mean of the bandwidths just before and after it.
+    """
+
+    memory: Memory
+    weights: int
+    floors: list[float] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
+
+    def timed(self, run: Callable[[], Clock]) -> Clock:
+        before = self.memory.read()
+        clock = run()
+        self.floors.append(self.weights / statistics.mean((before, self.memory.read())))
+        self.shares.append(self.floors[-1] / clock.per_token)
+        return clock
+
+    def row(self) -> dict[str, Any]:
+        """Medians."""
+        floor = statistics.median(self.floors)
+        return {
+            "weight bytes": self.weights,
+            "read bandwidth GB/s": self.weights / floor / 1e9,
+            "floor ms": 1000 * floor,
+            "bandwidth_fraction": statistics.median(self.shares),
+        }
+
+
 def greedy_agreement(model: Any, prompts: Tensor, mine: Run, other: Run) -> int:
     """The number of equal greedy image tokens, of the first `COMPARED`, before both sides differ, in the worst
     sequence. ``RuntimeError`` if they differ in float32.
@@ -181,15 +211,15 @@ def measure(
         agreement = greedy_agreement(model, prompts, mine, sides["transformers"])
     rows = rows_of(mine, prompts)
     clocks: dict[str, list[Clock]] = {who: [] for who in sides}
-    speeds = []
+    floors = Floors(memory, weight_bytes(model))
     for repeat in range(repeats):
         for who, run in sides.items():
-            clocks[who].append(timed(run, prompts, tokens, 1000 * repeat, who, **SAMPLED))
-            if who == "fastdecode":
-                speeds.append(memory.read())
-    bandwidth = statistics.median(speeds)
+
+            def turn(run: Run = run, who: str = who, seed: int = 1000 * repeat) -> Clock:
+                return timed(run, prompts, tokens, seed, who, **SAMPLED)
+
+            clocks[who].append(floors.timed(turn) if who == "fastdecode" else turn())
     per_token = {who: statistics.median(c.per_token for c in all_of) for who, all_of in clocks.items()}
-    floor = weight_bytes(model) / bandwidth
     row: dict[str, Any] = {
         "sequences": len(prompts),
         "streams": rows // len(prompts),
@@ -198,10 +228,7 @@ def measure(
         "tokens": tokens,
         "greedy ids until they part": agreement,
         "one call per step": Decoder(model).uses_cpu_step,
-        "weight bytes": weight_bytes(model),
-        "read bandwidth GB/s": bandwidth / 1e9,
-        "floor ms": 1000 * floor,
-        "bandwidth_fraction": floor / per_token["fastdecode"],
+        **floors.row(),
     }
     for who, all_of in clocks.items():
         row[f"{who} ms per step"] = 1000 * per_token[who]
@@ -260,24 +287,27 @@ def weights_in_turns(models: dict[str, Any], tokens: int, repeats: int, memory: 
     """The same guided picture by every model, in turns, twice ``repeats`` times: medians, the share of the floor of its
     own weights, and of every model the median of the repeats' ratios to the first one's time.
     """
-    speeds = []
     times: dict[str, list[float]] = {weights: [] for weights in models}
+    floors = {weights: Floors(memory, weight_bytes(model)) for weights, model in models.items()}
     for repeat in range(2 * repeats + 1):
-        speeds.append(memory.read())
         for weights, model in models.items():
             prompts = text_prompts(model, 1, 32)
             run = ours(model, prompts, Guidance.two_way(SCALE))
-            clock = timed(run, prompts, tokens, 1000 * repeat, f"fastdecode with {weights} weights", **SAMPLED)
-            if repeat > 0:  # the first pass allocates memory
-                times[weights].append(clock.per_token)
-    first, bandwidth = next(iter(times.values())), statistics.median(speeds)
+
+            def turn(run: Run = run, prompts: Tensor = prompts, seed: int = 1000 * repeat, who: str = weights) -> Clock:
+                return timed(run, prompts, tokens, seed, f"fastdecode with {who} weights", **SAMPLED)
+
+            if repeat == 0:  # this pass allocates memory
+                turn()
+            else:
+                times[weights].append(floors[weights].timed(turn).per_token)
+    first = next(iter(times.values()))
     rows: list[dict[str, Any]] = []
     for weights, found in times.items():
         ratios = sorted(round(mine / other, 3) for mine, other in zip(found, first, strict=True))
-        median, read = statistics.median(found), weight_bytes(models[weights])
-        row = {"weights": weights, "ms per token": 1000 * median, "time ratio": statistics.median(ratios)}
-        floor = {"weight bytes": read, "read bandwidth GB/s": bandwidth / 1e9, "floor ms": 1000 * read / bandwidth}
-        rows.append({**row, "ratios of the repeats": ratios, **floor, "bandwidth_fraction": read / bandwidth / median})
+        row = {"weights": weights, "ms per token": 1000 * statistics.median(found)}
+        row |= {"time ratio": statistics.median(ratios), "ratios of the repeats": ratios}
+        rows.append(row | floors[weights].row())
     return rows
 
 

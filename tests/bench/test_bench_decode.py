@@ -55,9 +55,22 @@ def test_both_sides_are_measured(name: str):
     assert row["ratio"] == pytest.approx(other / mine)
     assert row["fastdecode tokens/s"] == pytest.approx(2000 / mine)
     assert (row["rows"], row["streams"], row["prompt"]) == (4, 2, 12)
-    assert row["bandwidth_fraction"] == pytest.approx(row["weight bytes"] / BANDWIDTH / (mine / 1000))
+    assert row["bandwidth_fraction"] > 0
     assert 0 <= row["greedy ids until they part"] <= bench_decode.COMPARED
     json.dumps(row)
+
+
+def test_a_floor_is_that_of_the_memory_around_a_run():
+    speeds = iter((100, 300, 50, 350))
+    floors = bench_decode.Floors(SimpleNamespace(read=lambda: next(speeds)), 400)
+    clocks = [SimpleNamespace(per_token=seconds) for seconds in (4.0, 8.0)]
+    assert [floors.timed(lambda clock=clock: clock) for clock in clocks] == clocks
+    assert floors.row() == {
+        "weight bytes": 400,
+        "read bandwidth GB/s": 200 / 1e9,
+        "floor ms": 2000,
+        "bandwidth_fraction": pytest.approx((2 / 4 + 2 / 8) / 2),
+    }
 
 
 def test_the_floor_counts_layers_and_image_rows(model):
@@ -176,7 +189,7 @@ def test_weights_are_compared_with_the_first_model(model):
     models = {"one": model, "the same": model}
     one, same = bench_decode.weights_in_turns(models, bench_decode.SKIPPED + 3, 2, Memory())
     assert one["weight bytes"] == bench_decode.weight_bytes(model)
-    assert one["bandwidth_fraction"] == pytest.approx(one["floor ms"] / one["ms per token"])
+    assert one["bandwidth_fraction"] > 0
     assert (one["weights"], one["time ratio"]) == ("one", 1)
     assert same["weights"] == "the same"
     assert len(same["ratios of the repeats"]) == 4
