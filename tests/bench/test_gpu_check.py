@@ -400,7 +400,7 @@ def test_other_ids_are_not_timed(model):
 
 
 def test_a_device_that_draws_other_ids_is_found(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gpu_step, "random_model", lambda name, device: random_model(name, seed=next(seeds)))
+    monkeypatch.setattr(gpu_step, "random_model", lambda name: random_model(name, seed=next(seeds)))
     seeds = iter(range(6))
     found = gpu_step.same_as_on_the_cpu("cpu")
     assert found["ids compared"] == 3 * 2 * 18
