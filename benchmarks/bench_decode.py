@@ -29,7 +29,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import fastdecode
 from benchmarks.models import BEGIN_IMAGE, FIRST_WORD, IMAGE_IDS, edit_prompts, engines, random_model, text_prompts
-from benchmarks.read_bandwidth import METHOD, Memory
+from benchmarks.read_bandwidth import METHOD, Floors, Memory
 from benchmarks.rivals import draw_with_transformers, unmasked
 from fastdecode import Guidance
 from fastdecode.bench.machine import describe
@@ -120,35 +119,6 @@ def timed(run: Run, prompts: Tensor, tokens: int, seed: int, who: str, **options
     return clock
 
 
-@dataclass
-class Floors:
-    """The time to read ``weights`` bytes, in turns with what is timed: the memory of a shared machine is not always as
-    fast, so a time is compared with the mean of the bandwidths just before and after it.
-    """
-
-    memory: Memory
-    weights: int
-    floors: list[float] = field(default_factory=list)
-    shares: list[float] = field(default_factory=list)
-
-    def timed(self, run: Callable[[], Clock]) -> Clock:
-        before = self.memory.read()
-        clock = run()
-        self.floors.append(self.weights / statistics.mean((before, self.memory.read())))
-        self.shares.append(self.floors[-1] / clock.per_token)
-        return clock
-
-    def row(self) -> dict[str, Any]:
-        """Medians."""
-        floor = statistics.median(self.floors)
-        return {
-            "weight bytes": self.weights,
-            "read bandwidth GB/s": self.weights / floor / 1e9,
-            "floor ms": 1000 * floor,
-            "bandwidth_fraction": statistics.median(self.shares),
-        }
-
-
 def greedy_agreement(model: Any, prompts: Tensor, mine: Run, other: Run) -> int:
     """The number of equal greedy image tokens, of the first `COMPARED`, before both sides differ, in the worst
     sequence. ``RuntimeError`` if they differ in float32.
@@ -214,11 +184,11 @@ def measure(
     floors = Floors(memory, weight_bytes(model))
     for repeat in range(repeats):
         for who, run in sides.items():
-
-            def turn(run: Run = run, who: str = who, seed: int = 1000 * repeat) -> Clock:
-                return timed(run, prompts, tokens, seed, who, **SAMPLED)
-
-            clocks[who].append(floors.timed(turn) if who == "fastdecode" else turn())
+            if who == "fastdecode":
+                floors.begin()
+            clocks[who].append(timed(run, prompts, tokens, 1000 * repeat, who, **SAMPLED))
+            if who == "fastdecode":
+                floors.end(clocks[who][-1].per_token)
     per_token = {who: statistics.median(c.per_token for c in all_of) for who, all_of in clocks.items()}
     row: dict[str, Any] = {
         "sequences": len(prompts),
@@ -293,14 +263,11 @@ def weights_in_turns(models: dict[str, Any], tokens: int, repeats: int, memory: 
         for weights, model in models.items():
             prompts = text_prompts(model, 1, 32)
             run = ours(model, prompts, Guidance.two_way(SCALE))
-
-            def turn(run: Run = run, prompts: Tensor = prompts, seed: int = 1000 * repeat, who: str = weights) -> Clock:
-                return timed(run, prompts, tokens, seed, f"fastdecode with {who} weights", **SAMPLED)
-
-            if repeat == 0:  # this pass allocates memory
-                turn()
-            else:
-                times[weights].append(floors[weights].timed(turn).per_token)
+            floors[weights].begin()
+            clock = timed(run, prompts, tokens, 1000 * repeat, f"fastdecode with {weights} weights", **SAMPLED)
+            if repeat > 0:  # the first pass allocates memory
+                floors[weights].end(clock.per_token)
+                times[weights].append(clock.per_token)
     first = next(iter(times.values()))
     rows: list[dict[str, Any]] = []
     for weights, found in times.items():

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import statistics
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,6 +121,40 @@ class Memory:
     def read(self, repeats: int = 3) -> float:
         """Bytes per second now: the best of so many rounds of the best ways."""
         return max(self._read(way) for _ in range(repeats) for way in self.best)
+
+
+@dataclass
+class Floors:
+    """The time to read ``weights`` bytes, while something that reads them once is timed. The memory of a shared machine
+    is not always as fast, so each time is compared with the mean of the bandwidths just before and after it.
+    """
+
+    memory: Memory
+    weights: int
+    floors: list[float] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
+    before: float = 0.0
+
+    def begin(self) -> None:
+        """Call it just before what is timed."""
+        self.before = self.memory.read()
+
+    def end(self, seconds: float) -> None:
+        """Call it just after; ``seconds`` is the time that was measured."""
+        floor = self.weights / statistics.mean((self.before, self.memory.read()))
+        self.floors.append(floor)
+        self.shares.append(floor / seconds)
+
+    def row(self) -> dict[str, Any]:
+        """Medians, and each time's share of the bandwidth."""
+        floor = statistics.median(self.floors)
+        return {
+            "weight bytes": self.weights,
+            "read bandwidth GB/s": self.weights / floor / 1e9,
+            "floor ms": 1000 * floor,
+            "bandwidth_fraction": statistics.median(self.shares),
+            "shares of the repeats": sorted(self.shares),
+        }
 
 
 def main(arguments: list[str] | None = None) -> None:

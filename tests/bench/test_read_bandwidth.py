@@ -2,11 +2,12 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks import compiling, read_bandwidth
-from benchmarks.read_bandwidth import NEVER, Memory, ways
+from benchmarks.read_bandwidth import NEVER, Floors, Memory, ways
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +25,21 @@ def test_reading_uses_the_best_ways(memory: Memory):
     speeds = sorted(memory.speeds.values(), reverse=True)
     assert [memory.speeds[way] for way in memory.best] == speeds[: Memory.KEPT]
     assert 1e6 < memory.read(1) < 1e13
+
+
+def test_a_floor_is_that_of_the_memory_around_a_run():
+    speeds = iter((100, 300, 50, 350))
+    floors = Floors(SimpleNamespace(read=lambda: next(speeds)), 400)
+    for seconds in (4.0, 8.0):
+        floors.begin()
+        floors.end(seconds)
+    assert floors.row() == {
+        "weight bytes": 400,
+        "read bandwidth GB/s": 200 / 1e9,
+        "floor ms": 2000,
+        "bandwidth_fraction": (2 / 4 + 2 / 8) / 2,
+        "shares of the repeats": [2 / 8, 2 / 4],
+    }
 
 
 def test_ways_differ_and_say_what_they_are():
