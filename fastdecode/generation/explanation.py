@@ -6,7 +6,9 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fastdecode import ops
 from fastdecode.decoder import BaseDecoder, Decoder, support
+from fastdecode.decoder.quantised import of_small
 from fastdecode.generation.prepared import Prepared
 from fastdecode.generation.stream_names import describe_streams
 from fastdecode.grammar import BLOCK, IMAGE_SET, TEXT, TEXT_SET
@@ -77,7 +79,7 @@ class Explanation:
             sampling_backend=backend,
             why_not_faster=reasons,
             decoder=f"ragged batch over the model's own {decoder.layer_count} layers, {device}, "
-            f"{str(model.dtype).removeprefix('torch.')}, {steps}",
+            f"{str(model.dtype).removeprefix('torch.')}{_small_weights(model)}, {steps}",
             memory=_memory(prepared, decoder, [len(planned) for planned in streams]),
             unfused_processors=[type(p).__name__ for p in prepared.processors.unfused],
             stopping_criteria=[type(c).__name__ for c in prepared.stopping],
@@ -140,6 +142,14 @@ def _steps(decoder: BaseDecoder) -> tuple[str, list[str]]:
     on_cpu = decoder.device.type == "cpu"
     slower = (support.unsupported_reason if on_cpu else support.unsupported_by_triton)(decoder.model)
     return "steps of PyTorch operations", [f"the layers cannot be run as one: {slower}"]
+
+
+def _small_weights(model: Any) -> str:
+    """What to say of weights of 8 and 4 bits, if the model has some."""
+    weights = [p for p in model.parameters() if of_small(p)]
+    kinds = {"int8" if p.small.type == "int8x16" else p.small.type for p in weights if isinstance(p, ops.SmallTensor)}
+    kinds |= {f"{type(p).__name__} of torchao" for p in weights if not isinstance(p, ops.SmallTensor)}
+    return f" with weights of {', '.join(sorted(kinds))}" if kinds else ""
 
 
 def _memory(prepared: Prepared, decoder: BaseDecoder, streams: list[int]) -> str:

@@ -143,11 +143,16 @@ def test_a_row_has_the_same_bits_alone_and_among_others(make):
 
 def test_greedy_tokens():
     """Of the fast step and of the model's own loop in transformers."""
-    for model in (llama(11), shrunk(text_model("llama", 12), "int8"), shrunk(text_model("mistral", 13), "q8_0")):
+    for model, kinds in (
+        (llama(11), "int4, int8, q4_0, q8_0"),
+        (shrunk(text_model("llama", 12), "int8"), "int8"),
+        (shrunk(text_model("mistral", 13), "q8_0"), "q8_0"),
+    ):
         options = {**batch(3, [20, 1, 9]), "max_new_tokens": 25, "min_new_tokens": 25, "do_sample": False}
         assert torch.equal(fastdecode.generate(model, **options), model.generate(**options))
         steps = fastdecode.explain(model, **options).decoder
-        assert steps.endswith(f"cpu, float32, each step one call of the C++ library ({core().cpu_isa()})")
+        called = f"each step one call of the C++ library ({core().cpu_isa()})"
+        assert steps.endswith(f"cpu, float32 with weights of {kinds}, {called}")
 
 
 def pictures(model) -> dict:
