@@ -262,7 +262,7 @@ def _alike(a: Matrix, b: Matrix) -> bool:
 
 def _readable(weight: Tensor) -> Tensor:
     if _in_pairs(weight):
-        return weight.view(torch.int16)
+        return weight.view(-1).view(torch.int16)  # a single row may have any stride
     return weight.view(torch.uint8) if weight.dtype == torch.float8_e4m3fn else weight
 
 

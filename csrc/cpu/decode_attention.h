@@ -48,6 +48,8 @@ class Attention {
   int64_t floats() const;
   void use(float* memory);
 
+  // The threads that are of use for it: the limit, or 1.
+  int threads() const { return attend_threads_; }
   // Norms and rotates the new tokens' queries in place, and stores their keys and values.
   void place(const Heads& heads);
   // Attention of each row's queries to the tokens in its pages.

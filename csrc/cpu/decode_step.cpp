@@ -1,5 +1,8 @@
 // fastdecode_decode_step: calls the parts of a step in their order.
 
+#include <algorithm>
+
+#include "core/weights.h"
 #include "cpu/decode_attention.h"
 #include "cpu/decode_check.h"
 #include "cpu/decode_kernels.h"
@@ -48,7 +51,7 @@ class Runner {
   // False if there was no memory.
   bool run() {
     keep_threads(
-        threads_,
+        useful(),
         [](void* self) {
           Runner& runner = *static_cast<Runner*>(self);
           runner.ran_ = runner.run_layers();
@@ -58,6 +61,17 @@ class Runner {
   }
 
  private:
+  // The threads that help with the largest part of a layer; 1: none would.
+  int useful() const {
+    if (step_.layer_count == 0) return 1;
+    const double features = 2.0 * static_cast<double>(step_.inner);
+    const double work = features * static_cast<double>(step_.hidden * step_.rows);
+    const fastdecode_layer layer = layer_at(step_, 0);
+    const int type = layer.weights != nullptr ? layer.weights[4].type : step_.dtype;
+    const double bytes = features * static_cast<double>(bytes_of_feature(type, step_.hidden));
+    return std::max(useful_threads(bytes, work, threads_), attention_.threads());
+  }
+
   bool run_layers() {
     for (int64_t i = 0; i < step_.layer_count; ++i) {
       layer_ = layer_at(step_, i);

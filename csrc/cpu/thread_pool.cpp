@@ -12,6 +12,11 @@
 #include <mutex>
 #include <thread>
 
+// A test has its own.
+#if !defined(FASTDECODE_POOL_CLOCK)
+#define FASTDECODE_POOL_CLOCK std::chrono::steady_clock
+#endif
+
 namespace fastdecode {
 namespace {
 
@@ -120,35 +125,29 @@ class Pool {
   // Shares out the items. False, with nothing done, if another caller uses the pool, this is a
   // forked child, or the team is avoided (see run_on_team).
   bool run(int64_t items, int threads, void (*task)(void*, int64_t), void* context) {
-    if (forked.load()) return false;
     if (inside) {
       share(items, threads, task, context);
       return true;
     }
-    if (!busy_.try_lock()) return false;
-    bool ran = true;
-    if (has_team()) {
-      Items all = {this, items, threads, task, context};
-      ran = run_on_team(
-          threads,
-          [](void* of) {
-            const Items& a = *static_cast<Items*>(of);
-            a.pool->share(a.items, a.threads, a.task, a.context);
-          },
-          &all);
-    } else {
-      grow(static_cast<int>(std::min<int64_t>(threads, items)) - 1);
-      share(items, threads, task, context);
-    }
-    busy_.unlock();
-    return ran;
+    Items all = {this, items, threads, task, context};
+    const auto share_all = [](void* of) {
+      const Items& a = *static_cast<Items*>(of);
+      a.pool->share(a.items, a.threads, a.task, a.context);
+    };
+    return keep(threads, share_all, &all, static_cast<int>(std::min<int64_t>(threads, items)) - 1);
   }
 
-  // Calls `call` with the team at hand for every `run` in it. False, with nothing done, if there is
-  // no team or `run` would do nothing.
-  bool keep(int threads, void (*call)(void*), void* context) {
-    if (forked.load() || inside || !busy_.try_lock()) return false;
-    const bool ran = has_team() && run_on_team(threads, call, context);
+  // Calls `call` with the OpenMP team at hand for every `run` in it; where there is none, with so
+  // many workers of our own. False, with nothing done, as above or if there would be neither.
+  bool keep(int threads, void (*call)(void*), void* context, int workers = 0) {
+    if (forked.load() || !busy_.try_lock()) return false;
+    bool ran = workers > 0;
+    if (has_team()) {
+      ran = run_on_team(threads, call, context);
+    } else if (ran) {
+      grow(workers);
+      call(context);
+    }
     busy_.unlock();
     return ran;
   }
@@ -162,7 +161,7 @@ class Pool {
     void* context;
   };
 
-  using Clock = std::chrono::steady_clock;
+  using Clock = FASTDECODE_POOL_CLOCK;
   static constexpr int64_t kSeat = int64_t{1} << 32;
   static constexpr std::chrono::microseconds kLate{500};
   static constexpr std::chrono::milliseconds kAlone{50}, kRecent{20};
@@ -187,7 +186,7 @@ class Pool {
              at_most_useful(threads), 0);
     const Clock::time_point now = Clock::now();
     if ((joined_ - asked) + waited_ + (now - left_) > kLate) {
-      if (now - late_ < kRecent) avoid_until_ = now + kAlone;
+      if (asked - late_ < kRecent) avoid_until_ = now + kAlone;
       late_ = now;
     }
     return true;
@@ -222,7 +221,7 @@ class Pool {
     context_ = context;
     shares_.set(items, threads);
     gate_.store((std::min<int64_t>(threads, items) - 1) * kSeat);
-    if (sleepers_.load() > 0) {
+    if (!inside && sleepers_.load() > 0) {  // a team's threads are awake
       std::lock_guard<std::mutex> lock(mutex_);
       wake_.notify_all();
     }
@@ -234,7 +233,8 @@ class Pool {
     const Clock::time_point ended = Clock::now();
     for (int looks = 0; gate_.load() != 0; ++looks) wait(looks);
     const Clock::duration own = (ended - begun) / std::max<int64_t>(done, 1);  // for one item
-    waited_ += std::max(Clock::now() - ended - 2 * own, Clock::duration::zero());
+    const Clock::duration more = Clock::now() - ended - 2 * own;
+    if (more > kLate) waited_ += more;  // less is because items differ
   }
 
   // Helps the caller, if it shares items and has a seat left.
@@ -294,7 +294,7 @@ class Pool {
   void (*call_)(void*) = nullptr;
   void* call_context_ = nullptr;
   pthread_t caller_{};        // and what it saw of the last team
-  Clock::duration waited_{};  // for items of others, longer than for two
+  Clock::duration waited_{};  // late, for items of others
   Clock::time_point joined_{}, left_{}, late_{}, avoid_until_{};
 };
 

@@ -26,8 +26,9 @@ void parallel_for(int64_t items, int threads, void (*run)(void* context, int64_t
 
 // Calls call(context) on the caller's thread, with at most `threads` - 1 others at hand until it
 // returns: every parallel_for in it finds them awake, and need not start an OpenMP team of its own.
-// `call` must not throw, and should take milliseconds at most outside parallel_for, since the other
-// threads wait without sleeping. Other callers do their items alone meanwhile.
+// With one thread, `call` is just called. `call` must not throw, and should take milliseconds at
+// most outside parallel_for, since the other threads wait without sleeping. Other callers do their
+// items alone meanwhile.
 void keep_threads(int threads, void (*call)(void* context), void* context);
 
 }  // namespace fastdecode

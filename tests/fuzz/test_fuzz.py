@@ -75,6 +75,13 @@ def test_faults_are_refused_by_name(folder: Path, program: str, least: int):
     assert int(said[1]) >= least
 
 
+def test_the_pool_with_a_team_of_openmp(folder: Path):
+    """One team for a call that keeps its threads, several callers at once, and only long waits count as late."""
+    done = subprocess.run([built(folder, "team")], capture_output=True, text=True, cwd=folder, timeout=120)
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert re.fullmatch(r"teams \d+\n", done.stdout), done.stdout
+
+
 @pytest.mark.long
 def test_calls_from_several_threads(folder: Path):
     command = [built(folder, "threads"), "700"]

@@ -148,6 +148,16 @@ def test_attend_where_one_score_is_far_above():
     assert torch.equal(got[0, 0], values[place])
 
 
+@pytest.mark.parametrize("length", [1, 5, 15, 16, 17, 33])
+def test_attend_where_all_scores_are_far_below_zero(length: int):
+    """All the same, so that the result is the mean of the values: what fills up the last vector must not count."""
+    cache = paged([length], 1, 16, 8, torch.float32)
+    keys, values, table, lengths = cache.arguments
+    found = attend(torch.full((1, 1, 16), -20.0), torch.ones_like(keys), values, table, lengths, 1.0, backend="cpu")
+    expected = cache.ids[0][:, 0][1].mean(0)
+    assert (found[0, 0] - expected).abs().max() <= 1e-6
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_attend_gives_the_same_bits_in_any_layout(dtype: torch.dtype):
     """Alone, among others, in pages of other sizes and numbers, and on any number of threads."""
