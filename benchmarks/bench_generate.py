@@ -3,9 +3,10 @@
     python benchmarks/bench_generate.py [--repeats 7] [--json FILE]
 
 The rival is Chameleon with its image mask removed (benchmarks/rivals.py), transformers' ``generate``, its guidance
-processor and its KV cache. Both draw from the same weights with the same prompts, scale, temperature and top-p, in
-turns within one run; the median of the repeats is reported. Before anything is timed, both must draw pictures that
-the recogniser of the model's world can read.
+processor and its KV cache. Both draw in float32 and in bfloat16, fastdecode also with weights of int8, with the same
+prompts, scale, temperature and top-p, in turns within one run; the median of the repeats is reported. All rows of a
+batch are compared with the faster of transformers' two. Before anything is timed, all must draw pictures that the
+recogniser of the model's world can read.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,39 +56,57 @@ def check(model: Any, processor: Any, sequences: Tensor, length: int, who: str) 
             raise SystemExit(f"{who} drew nothing that can be read for prompt {i}: {document}; not timing it")
 
 
-def measure(batch: int, repeats: int) -> dict[str, Any]:
-    """The median seconds of both for ``batch`` pictures, and the figures computed from them."""
-    model, processor = fastdecode.load("blocks")
-    rival = unmasked(model)
-    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(batch)]
-    inputs = dict(processor(text=prompts, padding=True, return_tensors="pt"))
-    length = inputs["input_ids"].shape[1]
-    tokens = batch * (Vocabulary.of(model).image_length + 2)
+WIDTHS: dict[str, dict[str, Any]] = {"float32": {}, "bfloat16": {"dtype": torch.bfloat16}, "int8": {"weights": "int8"}}
 
-    def ours() -> Tensor:
-        return fastdecode.generate(
-            model, **inputs, multimodal_generation_mode="image-only", guidance_scale=SCALE, seed=1, **SAMPLING
+
+def measure(batch: int, repeats: int) -> list[dict[str, Any]]:
+    """For each of `WIDTHS` the median seconds for ``batch`` pictures, and the figures computed from them."""
+    runs: dict[tuple[str, str], Callable[[], Tensor]] = {}
+    for width, options in WIDTHS.items():
+        model, processor = fastdecode.load("blocks", **options)
+        inputs = dict(
+            processor(text=[PROMPTS[i % len(PROMPTS)] for i in range(batch)], padding=True, return_tensors="pt")
         )
+        mine = {"fastdecode": partial(draw, model, inputs)}
+        if width != "int8":
+            mine["transformers"] = partial(draw_as_transformers, unmasked(model), inputs)
+        for who, run in mine.items():
+            check(model, processor, run(), inputs["input_ids"].shape[1], f"{who} in {width}")
+            runs[who, width] = run
+    tokens = batch * (Vocabulary.of(model).image_length + 2)
+    times = [{key: seconds(run) for key, run in runs.items()} for _ in range(repeats)]
+    medians = {key: statistics.median(turn[key] for turn in times) for key in runs}
+    rival = min((key for key in runs if key[0] == "transformers"), key=medians.__getitem__)
+    rows = []
+    for width in WIDTHS:
+        ours, other = medians["fastdecode", width], medians[rival]
+        rows.append(
+            {
+                "pictures at once": batch,
+                "weights": width,
+                "rival weights": rival[1],
+                "fastdecode ms per token": 1000 * ours * batch / tokens,
+                "transformers ms per token": 1000 * other * batch / tokens,
+                "fastdecode tokens/s": tokens / ours,
+                "transformers tokens/s": tokens / other,
+                "fastdecode s per batch": ours,
+                "transformers s per batch": other,
+                "ratio": other / ours,
+                "ratios of the repeats": sorted(round(turn[rival] / turn["fastdecode", width], 2) for turn in times),
+            }
+        )
+    return rows
 
-    def theirs() -> Tensor:
-        torch.manual_seed(1)
-        return draw_with_transformers(rival, inputs, SCALE, **SAMPLING)
 
-    check(model, processor, ours(), length, "fastdecode")
-    check(model, processor, theirs(), length, "transformers")
-    times = [(seconds(ours), seconds(theirs)) for _ in range(repeats)]
-    mine, other = (statistics.median(column) for column in zip(*times, strict=True))
-    return {
-        "pictures at once": batch,
-        "fastdecode ms per token": 1000 * mine * batch / tokens,
-        "transformers ms per token": 1000 * other * batch / tokens,
-        "fastdecode tokens/s": tokens / mine,
-        "transformers tokens/s": tokens / other,
-        "fastdecode s per batch": mine,
-        "transformers s per batch": other,
-        "ratio": other / mine,
-        "ratios of the repeats": sorted(round(b / a, 2) for a, b in times),
-    }
+def draw(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    return fastdecode.generate(
+        model, **inputs, multimodal_generation_mode="image-only", guidance_scale=SCALE, seed=1, **SAMPLING
+    )
+
+
+def draw_as_transformers(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    torch.manual_seed(1)
+    return draw_with_transformers(model, inputs, SCALE, **SAMPLING)
 
 
 def main() -> None:
@@ -94,14 +114,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path, help="also write the figures there")
     args = parser.parse_args()
-    rows = [measure(batch, args.repeats) for batch in (1, 4, 16)]
+    rows = [row for batch in (1, 4, 16) for row in measure(batch, args.repeats)]
     machine = describe()
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
-    print(f"{'pictures':>8} {'fastdecode':>22} {'transformers':>22} {'ratio':>7}")
+    print(f"{'pictures':>8} {'weights':>9} {'fastdecode':>22} {'transformers, the faster width':>31} {'ratio':>7}")
     for row in rows:
         mine = f"{row['fastdecode s per batch']:.3f} s {row['fastdecode tokens/s']:6.0f} tok/s"
         other = f"{row['transformers s per batch']:.3f} s {row['transformers tokens/s']:6.0f} tok/s"
-        print(f"{row['pictures at once']:>8} {mine:>22} {other:>22} {row['ratio']:6.2f}x")
+        print(f"{row['pictures at once']:>8} {row['weights']:>9} {mine:>22} {other:>31} {row['ratio']:6.2f}x")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({"machine": machine, "guided pictures": rows}, indent=2) + "\n")

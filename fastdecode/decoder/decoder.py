@@ -77,11 +77,15 @@ class Decoder(BaseDecoder):
         self._plain_embed = plain(self.embed, nn.Embedding)
         self._plain_head = plain_linear(self.head) and self.head.bias is None
         self._small_matrix: ops.Matrix | None = None
+        self._parts_of_head: dict[tuple[int, int], ops.Matrix] = {}  # of the small matrix
+        self._small_embed: ops.SmallWeights | None = None
         self._fast_step: CpuStep | TritonStep | None = None
         if unsupported_reason(model) is None:
             self._fast_step = CpuStep(inner, self.swin, self.dtype)
             if self._small_head(unsupported_small):
                 self._small_matrix = ops.Matrix(small_of(self.head.weight))
+            if self._plain_embed and isinstance(self.embed.weight, ops.SmallTensor):
+                self._small_embed = self.embed.weight.small
         elif self.device.type == "cuda" and unsupported_by_triton(model) is None:
             self._take_steps_by(TritonStep(inner, self.swin))
             if self.uncaptured_reason is None:
@@ -99,12 +103,12 @@ class Decoder(BaseDecoder):
         """cos and sin for `rotate`, each ``(*positions.shape, 1, head_dim)``, from the model's own rotary embedding.
         ``longest``: the maximum of ``positions``. float32 for a C++ or Triton step, else the model's dtype.
         """
+        flat, shape = positions.reshape(-1), (*positions.shape, 1, self.head_dim)
         if self.rope_depends_on_length:
-            cos, sin = self._rope_table(positions.reshape(-1))
-            shape = (*positions.shape, 1, self.head_dim)
-            return cos.view(shape), sin.view(shape)
-        cos, sin = self.rope_tables(longest)
-        return cos[positions].unsqueeze(-2), sin[positions].unsqueeze(-2)
+            cos, sin = self._rope_table(flat)
+        else:
+            cos, sin = (table.index_select(0, flat) for table in self.rope_tables(longest))
+        return cos.view(shape), sin.view(shape)
 
     @property
     def uncaptured_reason(self) -> str | None:
@@ -248,7 +252,8 @@ class Decoder(BaseDecoder):
         """
         cache.make_room()
         cos, sin = self.rope(cache.lengths, cache.longest)
-        x = self.embed(tokens)
+        small = self._small_embed
+        x = self.embed(tokens) if small is None else ops.embed(tokens, small).to(self.dtype)
         if self._fast_step is not None:
             x = self._fast_step(cache, x if self._plain_embed else x.clone(), cos, sin)
             cache.grow()
@@ -313,7 +318,16 @@ class Decoder(BaseDecoder):
         out = self.logits_buffer[: len(hidden)]
         for lo, hi in spans or ((0, vocab),):
             if fused is not None:
-                fused.head((matrix or ops.Matrix(weight)).rows(lo, hi), hidden, out[:, lo:hi])
+                fused.head(self._part_of_head(lo, hi), hidden, out[:, lo:hi])
             else:
                 out[:, lo:hi] = F.linear(hidden, weight[lo:hi])
         return out
+
+    def _part_of_head(self, lo: int, hi: int) -> ops.Matrix:
+        """The features [lo, hi) of the head. Those of small weights are kept, as they never change."""
+        if self._small_matrix is None:
+            return ops.Matrix(self.head.weight[lo:hi])
+        found = self._parts_of_head.get((lo, hi))
+        if found is None:
+            found = self._parts_of_head[lo, hi] = self._small_matrix.rows(lo, hi)
+        return found
