@@ -42,12 +42,13 @@ SIZES = {
     "37M": Size(256, 4, 704, 4, torch.float32),
     "289M": Size(1024, 12, 2816, 8, torch.bfloat16),
     "7B-2": Size(4096, 2, 11008, 32, torch.bfloat16),
+    "7B-8": Size(4096, 8, 11008, 32, torch.bfloat16),
     "7B": Size(4096, 32, 11008, 32, torch.bfloat16),
     "34B": Size(8192, 48, 22016, 64, torch.bfloat16, kv_heads=8, swin_norm=True),
     "tiny": Size(32, 2, 64, 4, torch.float32, vocab=8800, resolution=64, context=1024),
     "tiny bfloat16": Size(32, 2, 64, 4, torch.bfloat16, vocab=8800, resolution=64, context=1024),
 }
-"""``7B-2`` is two layers of Chameleon 7B; 7B and 34B, whole, are for GPUs, and the tiny ones for tests."""
+"""``7B-2`` and ``7B-8`` are two and eight layers of Chameleon 7B; 7B and 34B, whole, are for GPUs, and the tiny ones for tests."""
 
 
 def vocabulary_map(vocab: int) -> dict[str, int]:
