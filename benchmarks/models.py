@@ -48,7 +48,9 @@ SIZES = {
     "tiny": Size(32, 2, 64, 4, torch.float32, vocab=8800, resolution=64, context=1024),
     "tiny bfloat16": Size(32, 2, 64, 4, torch.bfloat16, vocab=8800, resolution=64, context=1024),
 }
-"""``7B-2`` and ``7B-8`` are two and eight layers of Chameleon 7B; 7B and 34B, whole, are for GPUs, and the tiny ones for tests."""
+"""``7B-2`` and ``7B-8`` are two and eight layers of Chameleon 7B; 7B and 34B, whole, are for GPUs, and the tiny ones
+for tests.
+"""
 
 
 def vocabulary_map(vocab: int) -> dict[str, int]:

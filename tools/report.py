@@ -92,7 +92,7 @@ def draw_speed(file: Path) -> None:
     axis.axvline(1, color=RUST, linewidth=1.5)
     axis.text(1.4, len(bars) - 0.45, "transformers' own loop", color=RUST, fontsize=8.5)
     axis.set(
-        xlim=(0, 64), ylim=(-0.6, len(bars) - 0.1), xlabel="times as fast as transformers' own loop (grey: all repeats)"
+        xlim=(0, 70), ylim=(-0.6, len(bars) - 0.1), xlabel="times as fast as transformers' own loop (grey: all repeats)"
     )
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
