@@ -84,7 +84,7 @@ class Decoder(BaseDecoder):
             self._fast_step = CpuStep(inner, self.swin, self.dtype)
             if self._small_head(unsupported_small):
                 self._small_matrix = ops.Matrix(small_of(self.head.weight))
-            if self._plain_embed and isinstance(self.embed.weight, ops.SmallTensor):
+            if self._plain_embed and self.embed.max_norm is None and isinstance(self.embed.weight, ops.SmallTensor):
                 self._small_embed = self.embed.weight.small
         elif self.device.type == "cuda" and unsupported_by_triton(model) is None:
             self._take_steps_by(TritonStep(inner, self.swin))

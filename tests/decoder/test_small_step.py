@@ -209,3 +209,12 @@ def test_every_instruction_set(isa: str):
         "    for lengths in ([9], [6, 70, 7, 20, 33]): t.test_equal_to_pytorch(make, lengths)\n"
         "    t.test_a_row_has_the_same_bits_alone_and_among_others(make)\n",
     )
+
+
+@pytest.mark.parametrize("ids", [[5], [5, 6, 7]], ids=["one token", "three tokens"])
+def test_embeddings_with_a_largest_norm_are_refused(ids: list[int]):
+    model = llama(14)
+    assert isinstance(model.model.embed_tokens.weight, ops.SmallTensor)
+    model.model.embed_tokens.max_norm = 1.0
+    with pytest.raises(ValueError, match=r"max_norm = 1.0: must be None for weights of int4"):
+        fastdecode.generate(model, input_ids=torch.tensor([ids]), max_new_tokens=2, do_sample=False)

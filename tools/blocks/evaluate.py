@@ -44,8 +44,8 @@ class Examiner:
     """Asks the model in batches and reads its pictures."""
 
     def __init__(self, path: str, seed: int, weights: str | None = None) -> None:
-        dtype = torch.bfloat16 if weights == "bfloat16" else torch.float32
-        self.model, self.processor = fastdecode.load(path, dtype=dtype)
+        options = {"dtype": torch.bfloat16} if weights == "bfloat16" else {}
+        self.model, self.processor = fastdecode.load(path, **options)
         if weights in ("int8", "int4"):
             quantise(self.model, weights)
         self.seed = seed
@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=500)
     parser.add_argument("--others", type=int, default=200, help="goals, captions and edits")
     parser.add_argument("--seed", type=int, default=12345)
-    parser.add_argument("--weights", choices=("bfloat16", "int8", "int4"), help="default: float32")
+    parser.add_argument("--weights", choices=("bfloat16", "int8", "int4"), help="default: as they are")
     args = parser.parse_args()
     if importlib.util.find_spec("matplotlib") is None:
         raise SystemExit('the plot needs matplotlib: pip install -e ".[train]"')
