@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-PAGE_SLOTS = 32
+from fastdecode.ops.huge_pages import ASKED_FROM, empty
 
-SYSTEM_PAGE = 4096
+PAGE_SLOTS = 32
 
 
 class PoolExhausted(RuntimeError):
@@ -58,24 +57,20 @@ class PoolStatistics:
         )
 
 
-def _memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor whose contents are undefined.
-
-    On a CPU the memory comes from numpy, because numpy asks the system for huge pages. Reads of scattered keys and
-    values are then faster, and the system provides the memory four times as fast.
+def _memory(count: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """``count`` tensors whose contents are undefined; on a CPU in huge pages, where the reads of scattered keys and
+    values are faster.
     """
     if device.type != "cpu":
-        return torch.empty(shape, dtype=dtype, device=device)
-    size = math.prod(shape) * dtype.itemsize
+        return [torch.empty(shape, dtype=dtype, device=device) for _ in range(count)]
     try:
-        memory = torch.from_numpy(np.empty(size + SYSTEM_PAGE, np.uint8))
-    except (MemoryError, ValueError) as error:  # numpy raises the second where a size is beyond 64 bits
+        return empty([shape] * count, [dtype] * count)
+    except MemoryError as error:
+        size = math.prod(shape) * dtype.itemsize
         raise MemoryError(
             f"{shape[0]} pages of {shape[2]} tokens take {size / 1e9:,.1f} GB for each layer's keys, and as much for "
             "its values, which this machine does not give: ask for fewer or smaller pages"
         ) from error
-    begin = -memory.data_ptr() % SYSTEM_PAGE
-    return memory[begin : begin + size].view(dtype).view(shape)
 
 
 def _check_whole(name: str, value: Any) -> None:
@@ -356,7 +351,7 @@ class PagePool:
     @torch.inference_mode()
     def _grow(self, needed: int) -> None:
         """Get memory for at least ``needed`` pages, at most ``limit``. Tensors are replaced one by one, so that only
-        one of them is in memory twice.
+        one of them is in memory twice; on a CPU small ones together, so that they lie in huge pages.
 
         If memory runs out on the way, some tensors are larger than ``capacity`` says; the next call replaces the rest.
         """
@@ -364,12 +359,13 @@ class PagePool:
         capacity = max(needed, self._expected, -(-self.capacity * 3 // 2))
         if self.limit is not None:
             capacity = min(capacity, self.limit)
-        for stored in (self.keys, self.values):
-            for layer, old in enumerate(stored):
-                if len(old) < capacity:
-                    new = _memory((capacity, *self._shape), old.dtype, old.device)
-                    new[: self.capacity] = old[: self.capacity]
-                    stored[layer] = new
+        shape, like = (capacity, *self._shape), self.keys[0]
+        short = [(its, i) for its in (self.keys, self.values) for i, old in enumerate(its) if len(old) < capacity]
+        together = max(len(short), 1) if math.prod(shape) * like.dtype.itemsize < ASKED_FROM else 1
+        for some in (short[i : i + together] for i in range(0, len(short), together)):
+            for (stored, layer), new in zip(some, _memory(len(some), shape, like.dtype, like.device), strict=True):
+                new[: self.capacity] = stored[layer][: self.capacity]
+                stored[layer] = new
         self._owners += [0] * (capacity - len(self._owners))
         self._holders += [None] * (capacity - len(self._holders))
         added = range(capacity - 1, self.capacity - 1, -1)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fastdecode import ops
 from fastdecode.decoder.family import CHAMELEON, Sizes, family_of
 from fastdecode.models.checkpoint import in_short
+from fastdecode.models.move_weights import move_weights
 from fastdecode.models.quantise import small_parameter
 from fastdecode.models.small_loading import add_layers, without_layers
 
@@ -97,6 +98,7 @@ def load_matrices(model: Any, path: str | Path) -> Any:
         setattr(place.module, place.own, file.parameter(place, dtype))
     if shared:
         model.lm_head.weight = model.model.embed_tokens.weight
+    move_weights(getattr(place.module, place.own) for place in places)
     return model
 
 

@@ -17,6 +17,7 @@ from fastdecode.models.chameleon import LUMINA, Vocabulary, attach_decoder, is_l
 from fastdecode.models.checkpoint import Checkpoint, DecoderWeights, in_short, plain_weights
 from fastdecode.models.gguf import package, read_gguf
 from fastdecode.models.memory import Sizes, check_file
+from fastdecode.models.move_weights import move_weights
 from fastdecode.models.quantise import Width
 from fastdecode.models.small_loading import check_options, read_small
 from fastdecode.models.vq_decoder import BEFORE_DECODER
@@ -131,6 +132,8 @@ def load(
     model.eval()
     if target is not None:
         model.to(target)
+    if file is None:  # those of a GGUF file lie well already
+        move_weights(model.parameters())
     return model, processor
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastdecode import ops
 from fastdecode.decoder.family import family_of
 from fastdecode.decoder.plain import plain
+from fastdecode.models.move_weights import move_weights
 
 WIDTHS = ("int8", "int4")
 _LARGEST = 7.5 * 65504.0
@@ -116,6 +117,7 @@ def quantise(model: Any, weights: str, *, group: int = 32, symmetric: bool = Tru
     for name, module in places:
         _check(f"{name}.weight", module, width)
     shrink(model, places, width)
+    move_weights(module.weight for _, module in places)
     return model
 
 

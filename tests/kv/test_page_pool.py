@@ -202,14 +202,17 @@ def test_storage_begins_at_a_page_of_the_system(dtype: torch.dtype):
             assert stored.is_inference()
 
 
-def test_memory_that_runs_out_while_storage_grows_costs_no_page(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_memory_that_runs_out_while_storage_grows_costs_no_page(one_by_one: bool, monkeypatch: pytest.MonkeyPatch):
+    if one_by_one:
+        monkeypatch.setattr(page_pool, "ASKED_FROM", 0)  # all tensors are large
     pool, memory, calls = new_pool(), page_pool._memory, []
     fill(pool, *pool.take(1), 7.0)
     before = everything(pool)[1:]
 
     def failing(*args, **kwargs):
         calls.append(args)
-        if len(calls) == 3:
+        if len(calls) == (3 if one_by_one else 1):
             raise MemoryError("no memory")
         return memory(*args, **kwargs)
 
@@ -219,6 +222,7 @@ def test_memory_that_runs_out_while_storage_grows_costs_no_page(monkeypatch: pyt
     assert everything(pool)[1:] == before
     assert (pool.capacity, pool.used) == (1, 1)
     pool.take(4)
+    assert (len(calls) > 2) is one_by_one
     assert {len(stored) for stored in (*pool.keys, *pool.values)} == {pool.capacity} == {5}
     assert_filled(pool, 0, 7.0)
 
