@@ -6,6 +6,8 @@ are copied to float32.
 
 from __future__ import annotations
 
+import weakref
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,11 +22,22 @@ from fastdecode.kv.kv_cache import StreamCache
 from fastdecode.ops.backends import core
 from fastdecode.ops.pointers import stored
 
+MOST_KEPT = 4
+"""Steps whose layers a pool remembers."""
+
 
 def _fields(how: list[list[int]]) -> Tensor:
     """``fastdecode_weights`` of the matrices of a layer: type and group are halves of one number of 64 bits."""
     rows = [[type | group << 32, scale, offset, first] for type, group, scale, offset, first in how]
     return torch.tensor(rows, device="cpu")
+
+
+@dataclass
+class _Layers:
+    """``addresses``: of the layers of ``step``, and of the keys and values of a pool."""
+
+    step: weakref.ref[CpuStep]
+    addresses: Tensor
 
 
 class CpuStep:
@@ -111,12 +124,9 @@ class CpuStep:
         x = x.to(torch.float32).contiguous()
         if x.shape != (len(lengths), self._hidden):
             raise ValueError(f"embeddings are {tuple(x.shape)}; they must be ({len(lengths)}, {self._hidden})")
-        addresses = self._addresses.clone()  # a copy for this call: another thread may run a step at the same time
-        stored = [[k.data_ptr(), v.data_ptr()] for k, v in zip(cache.keys, cache.values, strict=True)]
-        addresses[:, -3:-1] = torch.tensor(stored, device="cpu")
         self._step(
             (
-                addresses.data_ptr(),
+                self._layers_with(cache).data_ptr(),
                 *self._constants,
                 torch.get_num_threads(),
                 len(cache.keys[0]),
@@ -133,6 +143,18 @@ class CpuStep:
             )
         )
         return x
+
+    def _layers_with(self, cache: StreamCache) -> Tensor:
+        """The layers' addresses with those of keys and values. The pool keeps them until it replaces its tensors."""
+        captured = cache.pool.captured
+        for known in captured:
+            if isinstance(known, _Layers) and known.step() is self:
+                return known.addresses
+        addresses = self._addresses.clone()
+        places = [[k.data_ptr(), v.data_ptr()] for k, v in zip(cache.keys, cache.values, strict=True)]
+        addresses[:, -3:-1] = torch.tensor(places, device="cpu")
+        captured[:] = [_Layers(weakref.ref(self), addresses), *captured[: MOST_KEPT - 1]]
+        return addresses
 
     def head(self, matrix: ops.Matrix, hidden: Tensor, out: Tensor) -> None:
         """``out`` (rows, n) = ``hidden`` (rows, hidden) times ``matrix``, a `plain_tensor` or `SmallWeights` of n

@@ -9,7 +9,7 @@ supports both norm orders (before attention and MLP, or after them as in Swin), 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from fastdecode.decoder.quantised import matrix_of, of_small, small_of, unsuppor
 from fastdecode.decoder.support import unsupported_by_triton, unsupported_reason
 from fastdecode.decoder.triton_step import StepRows, TritonStep
 from fastdecode.kv.kv_cache import StreamCache
+from fastdecode.ops.embed.cpu import embed_cpu
 
 PREFILL_STEP_IDS = 64
 """The maximum number of tokens in one pass of prefill by the C++ step: enough to make good use of each read of the
@@ -72,20 +73,19 @@ class Decoder(BaseDecoder):
         self.swin = isinstance(inner.layers[0], ChameleonSwinDecoderLayer)
         self.device, self.dtype = inner.embed_tokens.weight.device, inner.embed_tokens.weight.dtype
         self.autocast = Autocast(self.device.type, None)
-        self._rope: tuple[Tensor, Tensor] | None = None
+        self._rope: Tensor | None = None
+        kind: str = inner.rotary_emb.rope_type
+        self.rope_depends_on_length = "dynamic" in kind or kind == "longrope"
         self.logits_buffer: Tensor | None = None
         self._plain_embed = plain(self.embed, nn.Embedding)
         self._plain_head = plain_linear(self.head) and self.head.bias is None
         self._small_matrix: ops.Matrix | None = None
-        self._parts_of_head: dict[tuple[int, int], ops.Matrix] = {}  # of the small matrix
-        self._small_embed: ops.SmallWeights | None = None
+        self._parts_of_head: dict[tuple[int, int], tuple[int, ops.Matrix]] = {}
         self._fast_step: CpuStep | TritonStep | None = None
         if unsupported_reason(model) is None:
             self._fast_step = CpuStep(inner, self.swin, self.dtype)
             if self._small_head(unsupported_small):
                 self._small_matrix = ops.Matrix(small_of(self.head.weight))
-            if self._plain_embed and self.embed.max_norm is None and isinstance(self.embed.weight, ops.SmallTensor):
-                self._small_embed = self.embed.weight.small
         elif self.device.type == "cuda" and unsupported_by_triton(model) is None:
             self._take_steps_by(TritonStep(inner, self.swin))
             if self.uncaptured_reason is None:
@@ -105,10 +105,10 @@ class Decoder(BaseDecoder):
         """
         flat, shape = positions.reshape(-1), (*positions.shape, 1, self.head_dim)
         if self.rope_depends_on_length:
-            cos, sin = self._rope_table(flat)
+            both = self._rope_table(flat)
         else:
-            cos, sin = (table.index_select(0, flat) for table in self.rope_tables(longest))
-        return cos.view(shape), sin.view(shape)
+            both = self.rope_tables(longest).index_select(1, flat)
+        return both[0].view(shape), both[1].view(shape)
 
     @property
     def uncaptured_reason(self) -> str | None:
@@ -132,24 +132,18 @@ class Decoder(BaseDecoder):
         plain_head = plain(self.head, nn.Linear) and self.head.bias is None and of_small(weight)
         return plain_head and unsupported(weight) is None
 
-    @property
-    def rope_depends_on_length(self) -> bool:
-        """Whether the rotation of a position depends on the longest one."""
-        kind: str = self.model.model.rotary_emb.rope_type
-        return "dynamic" in kind or kind == "longrope"
-
-    def rope_tables(self, longest: int) -> tuple[Tensor, Tensor]:
-        """cos and sin (positions, head_dim) for at least the positions 0 to ``longest``."""
-        if self._rope is None or self._rope[0].shape[0] <= longest:
+    def rope_tables(self, longest: int) -> Tensor:
+        """cos and sin (2, positions, head_dim) for at least the positions 0 to ``longest``."""
+        if self._rope is None or self._rope.shape[1] <= longest:
             self._rope = self._rope_table(torch.arange(max(512, 2 * longest), device=self.device))
         return self._rope
 
-    def _rope_table(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _rope_table(self, positions: Tensor) -> Tensor:
         dtype = self.dtype if self._fast_step is None else torch.float32
         like = torch.empty(0, dtype=dtype, device=self.device)
         cos, sin = self.model.model.rotary_emb(like, position_ids=positions.view(1, -1))
         half = self.head_dim // 2
-        return cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), -1)
+        return torch.stack((cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), -1)))
 
     def _project(self, layer: Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q (..., heads, head_dim), k and v (..., kv_heads, head_dim), normed and rotated; ``x`` (..., hidden)."""
@@ -252,8 +246,7 @@ class Decoder(BaseDecoder):
         """
         cache.make_room()
         cos, sin = self.rope(cache.lengths, cache.longest)
-        small = self._small_embed
-        x = self.embed(tokens) if small is None else ops.embed(tokens, small).to(self.dtype)
+        x = self._embedded(tokens)
         if self._fast_step is not None:
             x = self._fast_step(cache, x if self._plain_embed else x.clone(), cos, sin)
             cache.grow()
@@ -275,6 +268,15 @@ class Decoder(BaseDecoder):
             x = self._finish(layer, x, attended.reshape(len(x), -1))
         cache.grow()
         return self.norm(x)
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        """The tokens' embeddings, which the caller may overwrite if they are of a plain module."""
+        weight = self.embed.weight
+        if not self.uses_cpu_step or not self._plain_embed or self.embed.max_norm is not None:
+            return cast(Tensor, self.embed(tokens))
+        if isinstance(weight, ops.SmallTensor):
+            return embed_cpu(tokens.contiguous(), weight.small).to(self.dtype)
+        return embed_cpu(tokens.contiguous(), weight) if plain_tensor(weight) else cast(Tensor, self.embed(tokens))
 
     def layers_of_step(self, rows: StepRows, tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """The device part of a Triton `step`. It does not grow the cache."""
@@ -324,10 +326,11 @@ class Decoder(BaseDecoder):
         return out
 
     def _part_of_head(self, lo: int, hi: int) -> ops.Matrix:
-        """The features [lo, hi) of the head. Those of small weights are kept, as they never change."""
-        if self._small_matrix is None:
-            return ops.Matrix(self.head.weight[lo:hi])
-        found = self._parts_of_head.get((lo, hi))
-        if found is None:
-            found = self._parts_of_head[lo, hi] = self._small_matrix.rows(lo, hi)
-        return found
+        """The features [lo, hi) of the head, which are kept as long as its weights are where they are."""
+        whole = self._small_matrix
+        place = self.head.weight.data_ptr() if whole is None else 0  # small weights never change
+        known = self._parts_of_head.get((lo, hi))
+        if known is None or known[0] != place:
+            part = ops.Matrix(self.head.weight[lo:hi]) if whole is None else whole.rows(lo, hi)
+            known = self._parts_of_head[lo, hi] = place, part
+        return known[1]

@@ -14,6 +14,8 @@ from fastdecode.engine.parameters import Sampling
 from fastdecode.engine.sequence import Sequence
 from fastdecode.engine.tables import SharedTables
 from fastdecode.grammar import BLOCK, TEXT
+from fastdecode.ops.advance.operation import RepeatedSample
+from fastdecode.ops.backends import choose_backend
 
 SPAN_GAP = 64
 """Spans of the output head's rows that are at most this far apart are computed as one product."""
@@ -42,6 +44,7 @@ class Batch:
         self.bias: Tensor | None = None
         self.draws: Draws | None = None
         self.state: ops.DecodeState | None = None
+        self._repeated: RepeatedSample | None = None
         if self.sampled:
             self._lay_out(shared, device)
 
@@ -91,9 +94,28 @@ class Batch:
             seen=seen_of(sampled, vocab, device) if penalised else None,
         )
 
-    def logits_with_bias(self, logits: Tensor) -> Tensor:
-        """``logits`` (rows, vocab), followed by a row of float32 for every sequence with a bias."""
-        return logits if self.bias is None else torch.cat([logits.float(), self.bias])
+    def sample(self, logits: Tensor) -> ops.Sample:
+        """Sample a token of every sequence from ``logits`` (rows, vocab), and advance their state. On a CPU the next
+        call overwrites the result.
+        """
+        draws, state = self.draws, self.state
+        assert draws is not None
+        assert state is not None
+        given: dict[str, Any] = {"streams": draws.streams, "weights": draws.weights, "seed": draws.seeds}
+        if self.bias is None:
+            if choose_backend(None, logits.device.type) != "cpu":
+                return ops.sample_advance(logits, draws.tables, state, **given, **draws.parameters)
+            if self._repeated is None:
+                self._repeated = RepeatedSample(draws.tables, state, **given, **draws.parameters)
+            return self._repeated(logits)
+        inputs, state.inputs = state.inputs, None  # rows of biases have no input
+        logits = torch.cat([logits.float(), self.bias])
+        drawn = ops.sample_advance(logits, draws.tables, state, **given, **draws.parameters)
+        state.inputs = inputs
+        for s, token in zip(self.sampled, drawn.token.tolist(), strict=True):
+            if token >= 0:
+                self.inputs[s.rows] = token
+        return drawn
 
     def advance_seen(self, tokens: list[int]) -> None:
         """Add these tokens, one per sequence, to the penalised ones."""

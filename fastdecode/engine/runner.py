@@ -145,12 +145,12 @@ class Runner:
             if all(s.forced >= 0 for s in sampled):
                 self.batch = None
                 return Step(sampled, [s.forced for s in sampled], [ops.STATUS_OK] * len(sampled), [])
-            drawn = self._sample(batch, self.decoder.logits(hidden, batch.draws.spans if batch.draws else None))
+            drawn = batch.sample(self.decoder.logits(hidden, batch.draws.spans if batch.draws else None))
             return Step(sampled, drawn.token.tolist(), drawn.status.tolist(), [])
         logits = self.decoder.logits(hidden)
         step = Step(list(sampled), [], [], [])
         if sampled:
-            drawn = self._sample(batch, logits)
+            drawn = batch.sample(logits)
             step.tokens, step.statuses = drawn.token.tolist(), drawn.status.tolist()
         for request in self.processed:
             try:
@@ -181,31 +181,15 @@ class Runner:
             return self.decoder.step(self.cache, batch.inputs)
         return self.decoder.step(self.cache, batch.inputs, [s.grammar.draws for s in self.rows])
 
-    def _sample(self, batch: Batch, logits: Tensor) -> ops.Sample:
-        draws, state = batch.draws, batch.state
-        assert draws is not None
-        assert state is not None
-        where: dict[str, Any] = {"streams": draws.streams, "weights": draws.weights, "seed": draws.seeds}
-        logits = batch.logits_with_bias(logits)
-        if batch.bias is None:
-            return ops.sample_advance(logits, draws.tables, state, **where, **draws.parameters)
-        inputs, state.inputs = state.inputs, None  # rows of biases have no input
-        drawn = ops.sample_advance(logits, draws.tables, state, **where, **draws.parameters)
-        state.inputs = inputs
-        for s, token in zip(batch.sampled, drawn.token.tolist(), strict=True):
-            if token >= 0:
-                batch.inputs[s.rows] = token
-        return drawn
-
     def _unseen(self, batch: Batch, steps: int) -> Generator[Step, None, None]:
         """Run steps and read their tokens together after the last one."""
         draws = batch.draws
         assert draws is not None
         samples = []
         for _ in range(steps):
-            samples.append(self._sample(batch, self.decoder.logits(self._step(batch), draws.spans)))
-        tokens = torch.stack([s.token for s in samples]).tolist()
-        statuses = torch.stack([s.status for s in samples]).tolist()
+            drawn = batch.sample(self.decoder.logits(self._step(batch), draws.spans))
+            samples.append((drawn.token.clone(), drawn.status.clone()))
+        tokens, statuses = (torch.stack(column).tolist() for column in zip(*samples, strict=True))
         for row, status in zip(tokens, statuses, strict=True):
             yield Step(batch.sampled, row, status, [])
 

@@ -274,15 +274,16 @@ class StreamCache:
 
     # --- a step -------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def make_room(self, steps: int = 1) -> None:
         """Make the next ``steps`` slots of every row, from ``lengths`` on, its own to write to: with new pages where
         the last one gets full, with a copy of the last one where it is shared. PoolExhausted, with all rows as they
         were, if pages are missing even without the retained ones.
         """
-        end = self._steps + steps
-        if self._settled and end <= self._first_due:
-            return
+        if not self._settled or self._steps + steps > self._first_due:
+            self._make_room(self._steps + steps)
+
+    @torch.inference_mode()
+    def _make_room(self, end: int) -> None:
         plan, slots = self._plan(end), self.pool.page_slots
         self._reserve(self.rows, plan.width)
         taken = iter(self._take(plan.pages))
@@ -314,7 +315,6 @@ class StreamCache:
             self._page_table[numbers, places] = pages.int()
             self._show(max(self.page_table.shape[1], plan.width))
 
-    @torch.inference_mode()
     def grow(self, steps: int = 1) -> None:
         """Count ``steps`` more tokens in every row. Their keys and values were written from ``lengths`` on, after
         `make_room`; RuntimeError without it.
@@ -324,7 +324,11 @@ class StreamCache:
         if not self._settled or self._steps + steps > self._first_due:
             tokens = "one more token" if steps == 1 else f"{steps} more tokens"
             raise RuntimeError(f"the rows have no room for {tokens}; call make_room before their keys are written")
-        self.lengths += steps
+        if torch.is_inference_mode_enabled():  # entering it takes longer than the addition
+            self.lengths.add_(steps)
+        else:
+            with torch.inference_mode():
+                self.lengths.add_(steps)
         self._steps += steps
         self.longest += steps
 

@@ -1,6 +1,8 @@
 """The C++ step against the same step in PyTorch operations, and the models that cannot use it."""
 
+import gc
 import re
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -373,6 +375,40 @@ def test_a_model_that_is_moved_in_between_is_still_read_safely():
     model.float()
     got = decoder.logits(hidden)[0]
     assert (got - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_a_pool_that_grows_between_two_steps():
+    """The addresses of keys and values, which a step remembers, are those of the larger tensors afterwards."""
+    model = tiny_model(12)
+    rows = [text_ids(model, i, 40) for i in range(2)]
+    expected = run(Decoder(model), rows[:1], 30)
+    decoder = Decoder(model)
+    pool = decoder.new_pool(page_slots=4)
+    cache, other = decoder.new_cache(pool), decoder.new_cache(pool)
+    decoder.prefill(cache, [rows[0][:10]])
+    places = set()
+    for i, token in enumerate(rows[0][10:]):
+        got = decoder.step(cache, torch.tensor([token]))
+        assert torch.equal(got[0], expected[i, 0])
+        places.add(pool.keys[-1].data_ptr())
+        if i % 7 == 6:
+            decoder.prefill(other, [rows[1]])
+    assert len(places) > 3
+    assert len(pool.captured) == 1
+
+
+def test_a_pool_does_not_keep_a_decoder():
+    model = tiny_model(13)
+    pool = Decoder(model).new_pool()
+    for _ in range(6):
+        decoder = Decoder(model)
+        cache = decoder.new_cache(pool)
+        decoder.prefill(cache, [[5, 6, 7]])
+        decoder.step(cache, torch.tensor([8]))
+        gone, decoder, cache = weakref.ref(decoder._fast_step), None, None
+        gc.collect()
+        assert gone() is None
+    assert 1 <= len(pool.captured) <= 4
 
 
 def test_two_threads_in_steps_of_their_own():

@@ -5,8 +5,8 @@ import torch
 
 import fastdecode
 from benchmarks.models import IMAGE_IDS, random_model, text_prompts
-from fastdecode import ops
 from fastdecode.decoder import Decoder
+from fastdecode.engine.batch import Batch
 from fastdecode.grammar import BLOCK
 
 
@@ -52,14 +52,14 @@ def test_only_rows_that_may_be_drawn(model, mode: str, expected: set, monkeypatc
 @pytest.mark.parametrize("mode", ["image-only", "interleaved-text-image"])
 def test_kernels_need_not_be_ready_for_text_inside_pictures(model, mode: str, monkeypatch: pytest.MonkeyPatch):
     found = set()
-    right = ops.sample_advance
+    right = Batch.sample
 
-    def spied(logits, tables, state, **options):
-        if state.mode.min() >= BLOCK:
-            found.add(tables.sets.largest)
-        return right(logits, tables, state, **options)
+    def spied(self, logits):
+        if self.state.mode.min() >= BLOCK:
+            found.add(self.draws.tables.sets.largest)
+        return right(self, logits)
 
-    monkeypatch.setattr(ops, "sample_advance", spied)
+    monkeypatch.setattr(Batch, "sample", spied)
     prompt = torch.cat([text_prompts(model, 1, 12), torch.tensor([[8197]])], 1)
     options = {"multimodal_generation_mode": mode, "max_new_tokens": 24, "do_sample": True, "seed": 1}
     if mode == "image-only":

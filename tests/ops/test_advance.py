@@ -21,6 +21,7 @@ from fastdecode.ops import (
     sample_advance,
     seen_bits,
 )
+from fastdecode.ops.advance.operation import RepeatedSample
 
 BACKENDS = ["reference", "cpu"]
 
@@ -413,3 +414,44 @@ def test_tables_and_their_sets_lie_on_one_device():
     tables.sets = tables.sets.to("meta")
     with pytest.raises(ValueError, match=r"tables\.sets\.device = meta: must be cpu"):
         sample_advance(torch.zeros(2, 9), tables, arguments["state"])
+
+
+def test_a_repeated_sample_is_the_same_as_one_by_one():
+    checks = 0
+    for case in range(200):
+        rng = np.random.default_rng(1000 + case)
+        vocab, groups = int(rng.integers(2, 200)), int(rng.integers(1, 6))
+        tables = random_tables(rng, vocab)
+        streams, rows = random_streams(rng, groups)
+        state = random_state(rng, tables, groups, rows)
+        expected = copy(state)
+        given = {"streams": streams, "temperature": 0.8, "top_k": 5, "seed": torch.arange(groups)}
+        repeated = RepeatedSample(tables, state, **given)
+        buffer = torch.empty(rows + 1, vocab)
+        for number in range(5):
+            fresh = random_logits(rng, rows, vocab, torch.float32)
+            logits = fresh.clone() if number == 3 else buffer[:rows].copy_(fresh)  # at 3 in other memory
+            try:
+                wanted = sample_advance(logits, tables, expected, **given, backend="cpu")
+            except ValueError as error:
+                with pytest.raises(ValueError, match=f"^{re.escape(str(error))}$"):
+                    repeated(logits)
+                continue
+            got = repeated(logits)
+            assert last_backend() == "cpu"
+            assert_same_bits(got, wanted)
+            assert_same_state(state, expected)
+            checks += 1
+    assert checks > 500
+
+
+def test_a_repeated_sample_of_rows_that_overlap_reads_the_new_values():
+    tables = GrammarTables(TokenSets([[(0, 8)]]), [0], [-1], [[0]], vocab=8)
+    zeros = {"dtype": torch.int64}
+    state = DecodeState(torch.zeros(2, dtype=torch.int32), torch.zeros(2, **zeros), torch.zeros(2, dtype=torch.uint8))
+    memory = torch.zeros(12)
+    logits, repeated = memory.as_strided((2, 8), (4, 1)), RepeatedSample(tables, state, temperature=0.0)
+    for token in (3, 2, 1):
+        memory.zero_()
+        memory[token] = memory[4 + token] = 9.0
+        assert repeated(logits).token.tolist() == [token, token]

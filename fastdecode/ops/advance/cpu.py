@@ -55,10 +55,24 @@ def advance_cpu(token: Tensor, tables: GrammarTables, state: DecodeState, stream
     core().advance(advance_fields(token, tables, state, streams, rows))
 
 
+class PreparedSample:
+    """The call of the library with these arguments, which it may repeat: each call overwrites the result."""
+
+    def __init__(self, args: SampleArguments, tables: GrammarTables, state: DecodeState) -> None:
+        args = with_separate_rows(args)
+        self.logits = args.logits
+        self._owners = args, tables, state  # of the memory at the addresses
+        self._out = new_sample(args.groups)
+        self._fields = (
+            sample_fields(args, self._out),
+            advance_fields(None, tables, state, args.streams, len(args.logits)),
+        )
+
+    def __call__(self) -> Sample:
+        core().sample_advance(*self._fields)
+        return self._out
+
+
 def sample_advance_cpu(args: SampleArguments, tables: GrammarTables, state: DecodeState) -> Sample:
     """Samples from the sets of the grammar, then advances. Raises ValueError for bad values, with nothing written."""
-    args = with_separate_rows(args)
-    out = new_sample(args.groups)
-    fields = advance_fields(None, tables, state, args.streams, len(args.logits))
-    core().sample_advance(sample_fields(args, out), fields)
-    return out
+    return PreparedSample(args, tables, state)()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from fastdecode.ops.advance.cpu import advance_cpu, sample_advance_cpu
+from fastdecode.ops.advance.cpu import PreparedSample, advance_cpu, sample_advance_cpu
 from fastdecode.ops.advance.reference import advance_reference, sample_advance_reference
 from fastdecode.ops.advance.traced import call_advance, call_sample_advance
 from fastdecode.ops.advance.triton import advance_triton, sample_advance_triton
@@ -125,35 +127,76 @@ def sample_advance(
             noise=noise,
             backend=backend,
         )
-    _check_state(state)
-    args = check_arguments(
-        logits,
-        streams,
-        weights,
-        None,
-        None,
-        temperature,
-        top_k,
-        top_p,
-        min_p,
-        penalty,
-        state.seen,
-        contrast,
-        seed,
-        0,
-        noise,
-    )
-    logits = args.logits
-    vocab, device = logits.shape[1], logits.device
-    _check_tables(tables, device)
-    if tables.vocab != vocab:
-        raise ValueError(f"tables.vocab = {tables.vocab}: must be {vocab}, as for logits")
-    state.check(args.groups, len(logits), vocab, device)
-    args = args._replace(allowed=tables.sets)
-    backend = choose_backend(backend, device.type)
+    given = (streams, weights, temperature, top_k, top_p, min_p, penalty, contrast, seed, noise)
+    args = _checked(logits, tables, state, *given)
+    backend = choose_backend(backend, args.logits.device.type)
     sampled = _SAMPLE_ADVANCE[backend](args, tables, state)
     record_backend(backend)
     return sampled
+
+
+def _checked(
+    logits: Array,
+    tables: GrammarTables,
+    state: DecodeState,
+    streams: Array | None,
+    weights: Array | None,
+    temperature: float | Array,
+    top_k: int | Array,
+    top_p: float | Array,
+    min_p: float | Array,
+    penalty: float | Array,
+    contrast: tuple[float, int] | None,
+    seed: int | Array,
+    noise: Array | None,
+) -> SampleArguments:
+    _check_state(state)
+    filters = (temperature, top_k, top_p, min_p, penalty)
+    args = check_arguments(logits, streams, weights, None, None, *filters, state.seen, contrast, seed, 0, noise)
+    rows, vocab = args.logits.shape
+    _check_tables(tables, args.logits.device)
+    if tables.vocab != vocab:
+        raise ValueError(f"tables.vocab = {tables.vocab}: must be {vocab}, as for logits")
+    state.check(args.groups, rows, vocab, args.logits.device)
+    return args._replace(allowed=tables.sets)
+
+
+class RepeatedSample:
+    """`sample_advance` for steps that differ in their logits only, which must be on the CPU. What the steps have in
+    common is checked once: no argument may get another shape or other memory. A call overwrites the result of the one
+    before.
+
+    The arguments are those of `sample_advance`.
+    """
+
+    def __init__(
+        self,
+        tables: GrammarTables,
+        state: DecodeState,
+        *,
+        streams: Tensor | None = None,
+        weights: Tensor | None = None,
+        temperature: float | Tensor = 1.0,
+        top_k: int | Tensor = 0,
+        top_p: float | Tensor = 1.0,
+        min_p: float | Tensor = 0.0,
+        penalty: float | Tensor = 1.0,
+        seed: int | Tensor = 0,
+    ) -> None:
+        self._tables, self._state = tables, state
+        self._given = (streams, weights, temperature, top_k, top_p, min_p, penalty, None, seed, None)
+        self._key: tuple[Any, ...] = ()
+        self._run: PreparedSample | None = None
+
+    def __call__(self, logits: Tensor) -> Sample:
+        key = (logits.data_ptr(), logits.shape, logits.stride(), logits.dtype, torch.get_num_threads())
+        if self._run is None or key != self._key:
+            args = _checked(logits, self._tables, self._state, *self._given)
+            self._run = PreparedSample(args, self._tables, self._state)
+            self._key = key if self._run.logits.data_ptr() == key[0] else ()  # else it reads a copy
+        sampled = self._run()
+        record_backend("cpu")
+        return sampled
 
 
 def _advance_reference(
