@@ -61,6 +61,7 @@ from fastdecode.bench.machine import describe
 from fastdecode.bench.plot import check_file
 from fastdecode.bench.turns import make_files, show
 from fastdecode.decoder import decoder_for
+from fastdecode.models.move_weights import move_weights
 
 RIVALS = {"bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
 LARGEST_ERROR = {"bf16": 0.05, "int8": 0.15, "int4": 0.8}
@@ -127,8 +128,11 @@ class OurSteps:
 
 
 def our_models(size: str, layers: int | None, weights: Sequence[str]) -> dict[str, Any]:
-    """Models of the same random weights, by the names of `RIVALS`."""
+    """Models of the same random weights, by the names of `RIVALS`; in pages of 2 MB, where `fastdecode.load` and
+    `fastdecode.quantise` put weights.
+    """
     model = random_llama(size, layers).to(torch.bfloat16)
+    move_weights(model.parameters())
     found = {"bf16": model}
     for kind in weights:
         if kind != "bf16":
