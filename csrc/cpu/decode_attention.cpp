@@ -124,7 +124,10 @@ void Attention::attend_one(int64_t item) {
   args.q = heads_->q + row * heads_->q_stride + head * group_ * d;
   args.keys = at(heads_->keys, 0, head, 0);
   args.values = at(heads_->values, 0, head, 0);
-  args.next = first_keys(item + 1);
+  const bool beside = parts_ == 1 && head + 1 < rows_.kv_heads;  // then it is the next item's head
+  args.beside = beside ? at(heads_->keys, 0, head + 1, 0) : nullptr;
+  args.next = beside ? nullptr : first_keys(item + 1);
+  args.fetched = parts_ == 1 && head > 0;
   args.table = table_of(row);
   args.page_slots = rows_.page_slots;
   args.page_stride = rows_.kv_heads * rows_.page_slots * d;

@@ -83,10 +83,12 @@ struct PlaceArgs {
 // Attention of the `group` query heads of one head of keys to tokens [begin, end) of a row.
 struct AttendArgs {
   int64_t head_dim, group, begin, end;
-  const float* q;                   // (group, head_dim)
-  const void *keys, *values;        // of this head in page 0: (page_slots, head_dim)
-  const void* next;                 // keys to fetch meanwhile, which are attended to after these
-  const int32_t* table;             // the row's page table
+  const float* q;             // (group, head_dim)
+  const void *keys, *values;  // of this head in page 0: (page_slots, head_dim)
+  const void* next;           // keys to fetch meanwhile, which are attended to after these; or null
+  const void* beside;    // the next head's keys in page 0, to be fetched at these tokens; or null
+  bool fetched;          // whether this head's keys were
+  const int32_t* table;  // the row's page table
   int64_t page_slots, page_stride;  // page_stride: elements from a page to the next
   float scale;
   float* scratch;        // end - begin floats, rounded up to 16
