@@ -124,9 +124,10 @@ class CpuStep:
         x = x.to(torch.float32).contiguous()
         if x.shape != (len(lengths), self._hidden):
             raise ValueError(f"embeddings are {tuple(x.shape)}; they must be ({len(lengths)}, {self._hidden})")
+        layers = self._layers_with(cache)  # a name for it, since the pool may drop it meanwhile
         self._step(
             (
-                self._layers_with(cache).data_ptr(),
+                layers.data_ptr(),
                 *self._constants,
                 torch.get_num_threads(),
                 len(cache.keys[0]),

@@ -80,7 +80,8 @@ class Decoder(BaseDecoder):
         self._plain_embed = plain(self.embed, nn.Embedding)
         self._plain_head = plain_linear(self.head) and self.head.bias is None
         self._small_matrix: ops.Matrix | None = None
-        self._parts_of_head: dict[tuple[int, int], tuple[int, ops.Matrix]] = {}
+        self._parts_of_head: dict[tuple[int, int], ops.Matrix] = {}
+        self._place_of_head = 0
         self._fast_step: CpuStep | TritonStep | None = None
         if unsupported_reason(model) is None:
             self._fast_step = CpuStep(inner, self.swin, self.dtype)
@@ -271,12 +272,13 @@ class Decoder(BaseDecoder):
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         """The tokens' embeddings, which the caller may overwrite if they are of a plain module."""
-        weight = self.embed.weight
-        if not self.uses_cpu_step or not self._plain_embed or self.embed.max_norm is not None:
-            return cast(Tensor, self.embed(tokens))
-        if isinstance(weight, ops.SmallTensor):
-            return embed_cpu(tokens.contiguous(), weight.small).to(self.dtype)
-        return embed_cpu(tokens.contiguous(), weight) if plain_tensor(weight) else cast(Tensor, self.embed(tokens))
+        weight, plain_embed = self.embed.weight, self._plain_embed and self.embed.max_norm is None
+        if self.uses_cpu_step and plain_embed and tokens.dtype == torch.int64 and tokens.dim() == 1 and tokens.is_cpu:
+            if isinstance(weight, ops.SmallTensor):
+                return embed_cpu(tokens.contiguous(), weight.small).to(self.dtype)
+            if plain_tensor(weight):
+                return embed_cpu(tokens.contiguous(), weight)
+        return cast(Tensor, self.embed(tokens))
 
     def layers_of_step(self, rows: StepRows, tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """The device part of a Triton `step`. It does not grow the cache."""
@@ -329,8 +331,10 @@ class Decoder(BaseDecoder):
         """The features [lo, hi) of the head, which are kept as long as its weights are where they are."""
         whole = self._small_matrix
         place = self.head.weight.data_ptr() if whole is None else 0  # small weights never change
-        known = self._parts_of_head.get((lo, hi))
-        if known is None or known[0] != place:
+        if place != self._place_of_head:
+            self._parts_of_head, self._place_of_head = {}, place
+        part = self._parts_of_head.get((lo, hi))
+        if part is None:
             part = ops.Matrix(self.head.weight[lo:hi]) if whole is None else whole.rows(lo, hi)
-            known = self._parts_of_head[lo, hi] = place, part
-        return known[1]
+            self._parts_of_head[lo, hi] = part
+        return part

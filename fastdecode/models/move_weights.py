@@ -21,13 +21,15 @@ def move_weights(parameters: Iterable[Any]) -> None:
     """
     found = {id(parameter): parameter for parameter in parameters}  # a parameter may have two names
     owned = [(parameter, field) for parameter in found.values() for field in _fields(parameter)]
-    new = copied(_value(parameter, field) for parameter, field in owned)
-    for (parameter, field), value in zip(owned, new, strict=True):
-        if isinstance(parameter, SmallTensor):
-            changed: dict[str, Any] = {field: value}
-            parameter.small = replace(parameter.small, **changed)
-        else:
-            parameter.data = value
+    for matrices in (True, False):  # apart: matrices may be made small later, and their memory must be free then
+        some = [of for of in owned if (_value(*of).dim() == 2) is matrices]
+        for number, value in copied(_value(*of) for of in some):
+            parameter, field = some[number]
+            if isinstance(parameter, SmallTensor):
+                changed: dict[str, Any] = {field: value}
+                parameter.small = replace(parameter.small, **changed)
+            else:
+                parameter.data = value
 
 
 def _fields(parameter: Any) -> Iterable[str]:

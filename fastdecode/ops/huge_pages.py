@@ -18,8 +18,8 @@ SYSTEM_PAGE = 4096
 ASKED_FROM = 1 << 22
 """Bytes from which on numpy asks for huge pages."""
 
-_TOGETHER = 1 << 26
-"""Bytes of tensors that `copied` copies to one piece of memory: while it does, they are there twice."""
+_TOGETHER = 1 << 24
+"""Bytes of small tensors that `copied` copies to one piece of memory, which lasts as long as any of them."""
 
 
 def empty(shapes: Sequence[tuple[int, ...]], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
@@ -39,19 +39,23 @@ def empty(shapes: Sequence[tuple[int, ...]], dtypes: Sequence[torch.dtype]) -> l
     return made
 
 
-def copied(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
-    """A contiguous copy of each tensor, in order. As few are copied ahead as fill huge pages well."""
-    some: list[Tensor] = []
-    for tensor in tensors:
-        some.append(tensor)
-        if sum(t.nbytes for t in some) >= _TOGETHER:
-            yield from _copied(some)
-            some = []
-    yield from _copied(some)
+def copied(tensors: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
+    """Number and contiguous copy of each tensor. Tensors that fill huge pages by themselves have memory of their own;
+    the others share some, and come later.
+    """
+    small: list[tuple[int, Tensor]] = []
+    for number, tensor in enumerate(tensors):
+        if tensor.nbytes >= ASKED_FROM:
+            yield from _copied([(number, tensor)])
+            continue
+        small.append((number, tensor))
+        if sum(t.nbytes for _, t in small) >= _TOGETHER:
+            yield from _copied(small)
+            small = []
+    yield from _copied(small)
 
 
-def _copied(tensors: list[Tensor]) -> list[Tensor]:
-    made = empty([tuple(t.shape) for t in tensors], [t.dtype for t in tensors])
-    for new, old in zip(made, tensors, strict=True):
-        new.copy_(old)
-    return made
+def _copied(tensors: list[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
+    made = empty([tuple(t.shape) for _, t in tensors], [t.dtype for _, t in tensors])
+    for new, (number, old) in zip(made, tensors, strict=True):
+        yield number, new.copy_(old)

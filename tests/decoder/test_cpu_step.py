@@ -397,6 +397,30 @@ def test_a_pool_that_grows_between_two_steps():
     assert len(pool.captured) == 1
 
 
+@torch.inference_mode()
+def test_tokens_of_other_kinds():
+    model = tiny_model(14)
+    decoder = Decoder(model)
+    cache = decoder.new_cache()
+    decoder.prefill(cache, [[5, 6, 7], [8, 9, 10]])
+    expected = decoder.embed(torch.tensor([11, 12]))
+    for tokens in (torch.tensor([11, 12]), torch.tensor([11, 12], dtype=torch.int32), torch.tensor([11, 0, 12])[::2]):
+        assert torch.equal(decoder._embedded(tokens), expected)
+    with pytest.raises(ValueError, match="embeddings are"):
+        decoder.step(cache, torch.tensor([[11, 12], [13, 14]]))
+
+
+def test_only_the_head_that_is_used_is_kept():
+    model = tiny_model(15)
+    decoder, hidden = Decoder(model), torch.randn(2, 32)
+    for last in range(3, 8):
+        model.lm_head.weight.data = torch.randn_like(model.lm_head.weight)
+        found = decoder.logits(hidden, [(1, last), (8, 9)])
+        expected = model.lm_head(hidden)
+        assert (found - expected)[:, 1:last].abs().max() < 1e-4
+        assert len(decoder._parts_of_head) == 2
+
+
 def test_a_pool_does_not_keep_a_decoder():
     model = tiny_model(13)
     pool = Decoder(model).new_pool()

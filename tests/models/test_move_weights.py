@@ -1,6 +1,10 @@
 import copy
+import gc
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -9,13 +13,12 @@ from torch import nn
 import fastdecode
 from benchmarks.models import random_model
 from fastdecode.models import loading, move_weights, quantise
-from fastdecode.ops import SmallTensor
+from fastdecode.ops import SmallTensor, huge_pages
 from tests.models_for_tests import tiny_model
 
 
-def addresses(model) -> dict[str, int]:
-    parameters = dict(model.named_parameters())
-    return {name: (p.small.data if isinstance(p, SmallTensor) else p).data_ptr() for name, p in parameters.items()}
+def memory_of(model) -> list[torch.Tensor]:
+    return [p.small.data if isinstance(p, SmallTensor) else p.detach() for p in model.parameters()]
 
 
 @pytest.mark.parametrize("weights", [None, "int8", "int4"])
@@ -24,11 +27,10 @@ def test_all_weights_are_the_same_elsewhere(weights: str | None):
     if weights is not None:
         fastdecode.quantise(model, weights)
     same = copy.deepcopy(model)
-    parameters, before = list(model.parameters()), addresses(model)
+    parameters, before = list(model.parameters()), memory_of(model)
     move_weights.move_weights(model.parameters())
     assert [id(p) for p in model.parameters()] == [id(p) for p in parameters]
-    after = addresses(model)
-    assert not {after[name] for name in after} & set(before.values())
+    assert not {t.data_ptr() for t in memory_of(model)} & {t.data_ptr() for t in before}
     for (name, new), old in zip(model.named_parameters(), same.parameters(), strict=True):
         assert type(new) is type(old)
         assert new.dtype == old.dtype
@@ -67,6 +69,25 @@ def test_load_and_quantise_move_the_weights(monkeypatch: pytest.MonkeyPatch):
     fastdecode.quantise(model, "int8")
     places = {id(module.weight) for _, module in quantise.modules_to_shrink(model)}
     assert moved == [places]
+
+
+def test_quantise_frees_the_memory_of_the_weights_before(monkeypatch: pytest.MonkeyPatch):
+    made = []
+
+    def recorded(size: int, dtype: type) -> np.ndarray:
+        array = np.empty(size, dtype)
+        made.append((weakref.ref(array), size))
+        return array
+
+    monkeypatch.setattr(huge_pages, "np", SimpleNamespace(empty=recorded, uint8=np.uint8))
+    model = random_model("37M")
+    moved = list(made)
+    assert sum(size for _, size in moved) > 100e6
+    fastdecode.quantise(model, "int8")
+    gc.collect()
+    left = sum(size for ref, size in moved if ref() is not None)
+    whole = sum(p.nbytes for p in model.parameters() if not isinstance(p, SmallTensor))
+    assert left < whole + 1.5 * huge_pages._TOGETHER
 
 
 def test_a_moved_model_can_be_saved_and_copied(tmp_path: Path):

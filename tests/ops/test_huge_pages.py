@@ -40,13 +40,23 @@ def test_copies_are_equal_and_elsewhere():
     generator = torch.Generator().manual_seed(0)
     sizes = [(7,), (3000, 1000), (0,), (4096, 4096, 2), (5, 2)]
     tensors = [torch.randn(size, generator=generator) for size in sizes] + [torch.arange(12).view(3, 4).t()]
-    made = list(copied(tensors))
-    assert len(made) == len(tensors)
-    for new, old in zip(made, tensors, strict=True):
+    numbered = list(copied(tensors))
+    assert sorted(number for number, _ in numbered) == list(range(len(tensors)))
+    for number, new in numbered:
+        old = tensors[number]
         assert torch.equal(new, old)
         assert new.is_contiguous()
         assert not old.numel() or new.data_ptr() != old.data_ptr()
     assert not list(copied([]))
+
+
+def test_a_large_tensor_has_memory_of_its_own():
+    """It is free when the tensor is gone, whatever was copied with it."""
+    tensors = [torch.ones(8), torch.ones(1 << 20, 2), torch.ones(8)]
+    made = dict(copied(tensors))
+    ends = {number: t.data_ptr() + t.nbytes for number, t in made.items()}
+    assert made[2].data_ptr() - made[0].data_ptr() == SYSTEM_PAGE
+    assert not made[0].data_ptr() <= made[1].data_ptr() < ends[2]
 
 
 def huge_bytes() -> int:

@@ -5,6 +5,7 @@ The fields are in the order in which csrc/python/module.cpp reads them.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -61,7 +62,7 @@ class PreparedSample:
     def __init__(self, args: SampleArguments, tables: GrammarTables, state: DecodeState) -> None:
         args = with_separate_rows(args)
         self.logits = args.logits
-        self._owners = args, tables, state  # of the memory at the addresses
+        self._owners = args, tables, replace(state)  # of the memory at the addresses
         self._out = new_sample(args.groups)
         self._fields = (
             sample_fields(args, self._out),
