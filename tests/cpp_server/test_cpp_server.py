@@ -106,13 +106,13 @@ def rotation_of_c(monkeypatch: pytest.MonkeyPatch) -> None:
         function = getattr(libm, name)
         function.restype, function.argtypes = ctypes.c_float, [ctypes.c_float] * arguments
 
-    def table(self: Decoder, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def table(self: Decoder, positions: torch.Tensor) -> torch.Tensor:
         theta, n = self.model.config.rope_parameters["rope_theta"], self.head_dim
         turns = [torch.tensor(1.0) / libm.powf(theta, torch.tensor(2 * i / n)) for i in range(n // 2)]
         angles = [[float(p * turn) for turn in turns] for p in positions.float()]
         cos = torch.tensor([[libm.cosf(a) for a in row] * 2 for row in angles])
         sin = torch.tensor([[sign * libm.sinf(a) for sign in (-1, 1) for a in row] for row in angles])
-        return cos, sin
+        return torch.stack((cos, sin))
 
     monkeypatch.setattr(Decoder, "_rope_table", table)
 
