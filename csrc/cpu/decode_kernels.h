@@ -16,6 +16,10 @@ namespace fastdecode {
 
 constexpr int kFeatures = 4;  // of a tile of a linear layer
 
+// From so many rows on, layers of bfloat16 are multiplied in blocks of so many features where the
+// processor has products of bfloat16.
+constexpr int kManyRows = 13, kBlockFeatures = 16;
+
 // How many ways there are of storing weights: fastdecode_weight_type.
 constexpr int kLinears = 8;
 

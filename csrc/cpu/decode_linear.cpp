@@ -38,14 +38,15 @@ Form form_of(int type, const DecodeKernels& kernels) {
 }
 
 // Features in an item of work.
-int64_t per_item(const Linear& linear, int64_t k) {
-  const int64_t tile = in_panels(linear.how.type) ? 2 * kPanelFeatures : kFeatures;
+int64_t per_item(const Linear& linear, int64_t k, int64_t rows) {
+  const int64_t many = rows < kManyRows ? kFeatures : kBlockFeatures;
+  const int64_t tile = in_panels(linear.how.type) ? 2 * kPanelFeatures : many;
   const int64_t bytes = std::max<int64_t>(tile * bytes_of_feature(linear.how.type, k), 1);
   return tile * std::max<int64_t>(kBytesPerItem / bytes, 1);
 }
 
-int64_t items_of(const Linear& linear, int64_t k) {
-  const int64_t features = per_item(linear, k);
+int64_t items_of(const Linear& linear, int64_t k, int64_t rows) {
+  const int64_t features = per_item(linear, k, rows);
   return (linear.how.first + linear.features + features - 1) / features;
 }
 
@@ -53,11 +54,11 @@ void run_item(void* context, int64_t item) {
   const Job& job = *static_cast<Job*>(context);
   const Linear* linear = job.linears;
   LinearArgs args = job.args;
-  for (; item >= items_of(*linear, args.k); ++linear) {
-    item -= items_of(*linear, args.k);
+  for (; item >= items_of(*linear, args.k, args.rows); ++linear) {
+    item -= items_of(*linear, args.k, args.rows);
     args.out += linear->features;
   }
-  const int64_t features = per_item(*linear, args.k);
+  const int64_t features = per_item(*linear, args.k, args.rows);
   args.weight = linear->weight;
   args.how = linear->how;
   args.bias = linear->bias;
@@ -144,7 +145,7 @@ bool run_linears(const Linear* linears, int count, const float* x, int64_t rows,
                                          : as_int8(kernels, x, rows, k, threads, &in_bytes);
       if (job.forms[form] == nullptr) return false;
     }
-    items += items_of(linears[i], k);
+    items += items_of(linears[i], k, rows);
     const double features = static_cast<double>(linears[i].features);
     bytes += features * static_cast<double>(bytes_of_feature(type, k));
     work += features * static_cast<double>(k) * static_cast<double>(rows);

@@ -269,6 +269,19 @@ def test_a_row_has_the_same_bits_alone_and_among_others():
             assert torch.equal(one(x[r : r + 1]), together[r : r + 1])
 
 
+def test_many_rows_have_the_same_bits_as_one():
+    """Also where features are longer than a chunk of a block, and do not fill the last block."""
+    for k, features in ((40, 35), (1024, 16), (1025, 33), (2100, 50), (5152, 19)):
+        x, bias = randn(130, k), randn(features, seed=2)
+        for dtype in DTYPES:
+            weight = randn(features, k, seed=1).to(dtype)
+            alone = torch.cat([linear(row, weight, bias) for row in x.split(1)])
+            for rows in (3, 6, 12, 13, 18, 64, 65, 130):
+                assert torch.equal(linear(x[:rows], weight, bias), alone[:rows]), (k, features, dtype, rows)
+            exact = F.linear(x.double(), weight.double(), bias.double())
+            close(alone, F.linear(x.to(dtype), weight, bias.to(dtype)), exact)
+
+
 def test_no_rows():
     nothing = torch.zeros(0, 8)
     assert linear(nothing, torch.zeros(3, 8)).shape == (0, 3)
@@ -305,6 +318,6 @@ def test_every_instruction_set(isa: str):
         "    t.test_attend_gives_the_same_bits_in_any_layout(dtype)\n"
         "for size in t.SIZES: t.test_rms_norm(*size, 'cpu'), t.test_swiglu(*size, 'cpu')\n"
         "t.test_swiglu_at_the_ends('cpu')\n"
-        "t.test_a_row_has_the_same_bits_alone_and_among_others()\n"
+        "t.test_a_row_has_the_same_bits_alone_and_among_others(), t.test_many_rows_have_the_same_bits_as_one()\n"
         "t.test_appended_ids_are_attended()\n",
     )
