@@ -62,6 +62,11 @@ void Attention::place(const Heads& heads) {
   share<&Attention::place_one>(rows_.rows * rows_.kv_heads, place_threads_);
 }
 
+void Attention::store(const Heads& heads) {
+  heads_ = &heads;
+  share<&Attention::store_one>(rows_.rows * rows_.kv_heads, place_threads_);
+}
+
 void Attention::attend(const Heads& heads) {
   heads_ = &heads;
   attend_and_join();
@@ -92,14 +97,23 @@ char* Attention::at(void* storage, int64_t page, int64_t head, int64_t slot) con
 }
 
 void Attention::place_one(int64_t item) {
+  place_item(item, group_);
+}
+
+void Attention::store_one(int64_t item) {
+  place_item(item, 0);
+}
+
+// One head's key and value of a row's new token, and `group` of its query heads.
+void Attention::place_item(int64_t item, int64_t group) {
   const int64_t row = item / rows_.kv_heads, head = item % rows_.kv_heads, d = rows_.head_dim;
   const int64_t first = head * group_;  // the first of its query heads
   const int64_t token = tokens_of(row) - 1;
   const int64_t page = table_of(row)[token / rows_.page_slots], slot = token % rows_.page_slots;
   PlaceArgs args;
   args.head_dim = d;
-  args.group = group_;
-  args.q = heads_->q + row * heads_->q_stride + first * d;
+  args.group = group;
+  args.q = group == 0 ? nullptr : heads_->q + row * heads_->q_stride + first * d;
   args.k = heads_->k + row * heads_->kv_stride + head * d;
   args.v = heads_->v + row * heads_->kv_stride + head * d;
   args.q_norm = of_head(heads_->q_norm, first, d);

@@ -52,6 +52,8 @@ class Attention {
   int threads() const { return attend_threads_; }
   // Norms and rotates the new tokens' queries in place, and stores their keys and values.
   void place(const Heads& heads);
+  // Stores the new tokens' keys and values, and leaves the queries alone.
+  void store(const Heads& heads);
   // Attention of each row's queries to the tokens in its pages.
   void attend(const Heads& heads);
   // Both. With `chained`, rows may attend to tokens that other rows place.
@@ -61,6 +63,8 @@ class Attention {
   template <void (Attention::*part)(int64_t)>
   void share(int64_t items, int threads);
   void place_one(int64_t item);
+  void store_one(int64_t item);
+  void place_item(int64_t item, int64_t group);
   void attend_one(int64_t item);
   void join_one(int64_t item);
   void all_of_one(int64_t item);

@@ -75,6 +75,7 @@ class Runner {
   bool run_layers() {
     for (int64_t i = 0; i < step_.layer_count; ++i) {
       layer_ = layer_at(step_, i);
+      if (step_.stores_only != 0 && i + 1 == step_.layer_count) return store();
       if (!attention() || !mlp()) return false;
     }
     norm(step_.x, step_.norm, step_.x);
@@ -104,30 +105,46 @@ class Runner {
     return true;
   }
 
+  // The keys and values of the layer, and nothing else.
+  bool store() {
+    const Linear kv[] = {{layer_.k, layer_.k_bias, kv_, how(1)},
+                         {layer_.v, layer_.v_bias, kv_, how(2)}};
+    const float* input = block_input(layer_.norm_attention);
+    if (!linear(kv, 2, input, step_.hidden, qkv_ + queries_, stride(), false)) return false;
+    attention_.store(heads());
+    return true;
+  }
+
   bool attention() {
     const fastdecode_layer& l = layer_;
     const float* input = block_input(l.norm_attention);
     const Linear qkv[] = {{l.q, l.q_bias, queries_, how(0)},
                           {l.k, l.k_bias, kv_, how(1)},
                           {l.v, l.v_bias, kv_, how(2)}};
-    const int64_t stride = queries_ + 2 * kv_;
-    if (!linear(qkv, 3, input, step_.hidden, qkv_, stride, false)) return false;
+    if (!linear(qkv, 3, input, step_.hidden, qkv_, stride(), false)) return false;
+    attention_.place_and_attend(heads(), step_.chained != 0);
+    return block_output({l.o, l.o_bias, step_.hidden, how(3)}, attended_, queries_,
+                        l.norm_attention);
+  }
+
+  int64_t stride() const { return queries_ + 2 * kv_; }  // of a row in qkv_
+
+  Heads heads() const {
+    const fastdecode_layer& l = layer_;
     Heads heads;
     heads.keys = l.keys;
     heads.values = l.values;
     heads.q = qkv_;
     heads.k = qkv_ + queries_;
     heads.v = qkv_ + queries_ + kv_;
-    heads.q_stride = heads.kv_stride = stride;
+    heads.q_stride = heads.kv_stride = stride();
     heads.q_norm = {l.q_norm, l.q_norm_bias, step_.qk_epsilon};
     heads.k_norm = {l.k_norm, l.k_norm_bias, step_.qk_epsilon};
     heads.cos = step_.cos;
     heads.sin = step_.sin;
     heads.scale = step_.scale;
     heads.out = attended_;
-    attention_.place_and_attend(heads, step_.chained != 0);
-    return block_output({l.o, l.o_bias, step_.hidden, how(3)}, attended_, queries_,
-                        l.norm_attention);
+    return heads;
   }
 
   bool mlp() {

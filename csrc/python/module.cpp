@@ -186,7 +186,8 @@ bool fill(fastdecode_decode_args& a, PyObject* fields) {
   read(a.kv_heads), read(a.head_dim), read(a.dtype), read(a.swin), read(a.epsilon);
   read(a.qk_epsilon), read(a.scale), read(a.norm), read(a.threads);
   read_pages(read, a);
-  read(a.chained), read(a.rows), read(a.lengths), read(a.cos), read(a.sin), read(a.x);
+  read(a.chained), read(a.stores_only), read(a.rows), read(a.lengths), read(a.cos), read(a.sin),
+      read(a.x);
   return read.end();
 }
 

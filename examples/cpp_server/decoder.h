@@ -62,7 +62,7 @@ class Decoder {
   void prefill(Stream& stream, const int32_t* tokens, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
       add_row(stream, tokens[i]);
-      if (rows() == kPrefillRows || i + 1 == count) run(/*chained=*/1);
+      if (rows() == kPrefillRows || i + 1 == count) run(/*prefill=*/true);
     }
   }
 
@@ -83,7 +83,7 @@ class Decoder {
   void step(float* logits) {
     const Config& c = model_.config;
     const int64_t count = rows();
-    run(/*chained=*/0);
+    run(/*prefill=*/false);
     check(fastdecode_linear(model_.head, c.dtype, nullptr, x_.data(), count, c.hidden, c.vocab,
                             logits, c.vocab, threads_));
   }
@@ -91,7 +91,7 @@ class Decoder {
  private:
   int64_t rows() const { return static_cast<int64_t>(tokens_.size()); }
 
-  void run(int32_t chained) {
+  void run(bool prefill) {
     const Config& c = model_.config;
     x_.resize(rows() * c.hidden);
     check(fastdecode_embed(tokens_.data(), rows(), model_.embedding, c.dtype, c.vocab, c.hidden,
@@ -116,7 +116,7 @@ class Decoder {
     args.table = table_.data();
     args.table_stride = table_width_;
     args.table_width = table_width_;
-    args.chained = chained;
+    args.chained = args.stores_only = prefill ? 1 : 0;
     args.rows = rows();
     args.lengths = lengths_.data();
     args.cos = cos_.data();

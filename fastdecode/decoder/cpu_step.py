@@ -101,14 +101,14 @@ class CpuStep:
         ``x`` (rows, hidden): the tokens' embeddings; they may be overwritten. ``cos`` and ``sin`` (rows, head_dim):
         from `Decoder.rope`. Returns the normed hidden states (rows, hidden) float32.
         """
-        return self._run(cache, cache.page_table, cache.lengths, x, cos, sin, chained=False)
+        return self._run(cache, cache.page_table, cache.lengths, x, cos, sin, prefill=False)
 
     def prefill(self, cache: StreamCache, rows: Tensor, positions: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
         """Store the keys and values of n tokens at ``positions`` of ``rows`` (both (n,) int64), which must have pages.
 
         A token attends to earlier tokens of its row, stored or in this call. The tokens of a row must be in order.
         """
-        self._run(cache, cache.page_table[rows], positions, x, cos, sin, chained=True)
+        self._run(cache, cache.page_table[rows], positions, x, cos, sin, prefill=True)
 
     def _run(
         self,
@@ -119,7 +119,7 @@ class CpuStep:
         cos: Tensor,
         sin: Tensor,
         *,
-        chained: bool,
+        prefill: bool,
     ) -> Tensor:
         x = x.to(torch.float32).contiguous()
         if x.shape != (len(lengths), self._hidden):
@@ -135,7 +135,7 @@ class CpuStep:
                 page_table.data_ptr(),
                 page_table.stride(0),
                 page_table.shape[1],
-                chained,
+                *(prefill, prefill),  # chained, and without hidden states
                 len(lengths),
                 lengths.data_ptr(),
                 cos.data_ptr(),

@@ -478,6 +478,7 @@ def test_the_library_checks_its_arguments():
         "table_stride": 2,
         "table_width": 2,
         "chained": False,
+        "stores_only": False,
         "rows": 0,
         "lengths": 0,
         "cos": 0,

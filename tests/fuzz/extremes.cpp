@@ -166,6 +166,7 @@ void decode_step(Change& change) {
   fields.push_back(field("hidden", Kind::kCount, args.hidden));
   fields.push_back(field("inner", Kind::kCount, args.inner));
   fields.push_back(field("chained", Kind::kNumber, args.chained));
+  fields.push_back(field("stores_only", Kind::kNumber, args.stores_only));
   fields.push_back(field("swin", Kind::kNumber, args.swin));
   change_and_call(change, fields, [&] { return fastdecode_decode_step(&args); });
 }

@@ -203,7 +203,8 @@ struct Call {
 };
 
 // Feeds a call's rows into a layout; returns x.
-Exact<float> feed(Model& m, Layout& l, const Call& call, int32_t threads, bool chained) {
+Exact<float> feed(Model& m, Layout& l, const Call& call, int32_t threads, bool chained,
+                  bool stores_only = false) {
   fastdecode_decode_args a = m.args;
   std::vector<fastdecode_layer> layers = m.layers;
   for (size_t i = 0; i < layers.size(); ++i) {
@@ -222,6 +223,7 @@ Exact<float> feed(Model& m, Layout& l, const Call& call, int32_t threads, bool c
   a.layers = layers.data();
   a.threads = threads;
   a.chained = chained;
+  a.stores_only = stores_only;
   a.pages = l.pages;
   a.page_slots = l.page_slots;
   a.table = table.get();
@@ -331,9 +333,10 @@ void check_chained(Bytes& bytes, Model& m) {
   all.cos = filled(rows * m.args.head_dim, random);
   all.sin = filled(rows * m.args.head_dim, random);
   const Layout before = make_layout(bytes, m, most);
-  Layout chained = before, stepped = before;
+  Layout chained = before, stepped = before, stored = before;
   Exact<float> out = feed(m, chained, all, static_cast<int32_t>(bytes.in(0, 4)), true);
   check_untouched(m, before, chained, all);
+  feed(m, stored, all, static_cast<int32_t>(bytes.in(0, 4)), true, true);
   for (int64_t i = 0; i < rows; ++i) {
     Call one;
     one.row = {all.row[static_cast<size_t>(i)]};
@@ -346,6 +349,7 @@ void check_chained(Bytes& bytes, Model& m) {
   }
   for (size_t part = 0; part < chained.storage.size(); ++part) {
     CHECK(chained.storage[part].same_bits(stepped.storage[part]));
+    CHECK(chained.storage[part].same_bits(stored.storage[part]));
   }
 }
 

@@ -370,6 +370,8 @@ typedef struct fastdecode_decode_args {
   int64_t table_stride; /* from one row to the next, at least table_width */
   int64_t table_width;  /* entries of a row that may be read */
   int32_t chained;      /* not 0: as above; default 0 */
+  int32_t stores_only;  /* not 0: only keys and values are wanted. The last layer computes nothing
+                         * else, and what x holds afterwards means nothing; default 0 */
 
   int64_t rows;           /* 0 is allowed: nothing is done */
   const int64_t* lengths; /* (rows,) tokens stored so far, less than table_width * page_slots; the

@@ -28,7 +28,7 @@ struct Rows {
   Span<const std::int32_t> table;
   std::int64_t table_width = 0;
   Span<const float> cos, sin;  // (rows, head_dim)
-  bool chained = false;
+  bool chained = false, stores_only = false;
 };
 
 // Runs a model's layers for one new token in every row. It owns the list of layers; the weights and
@@ -55,8 +55,8 @@ class DecodeStep {
 
   void add(const fastdecode_layer& layer) { layers_.push_back(layer); }
 
-  // x (rows, hidden): embeddings in, normed last hidden states out. `norm` (hidden,): weights of
-  // the last norm.
+  // x (rows, hidden): embeddings in, normed last hidden states out, unless the rows store only.
+  // `norm` (hidden,): weights of the last norm.
   void run(Span<float> x, Span<const float> norm, const Rows& rows) {
     const std::int64_t count = detail::length(rows.lengths.size());
     detail::check_length("x", x.size(), count, args_.hidden);
@@ -70,6 +70,7 @@ class DecodeStep {
     args_.table = rows.table.data();
     args_.table_width = args_.table_stride = rows.table_width;
     args_.chained = rows.chained ? 1 : 0;
+    args_.stores_only = rows.stores_only ? 1 : 0;
     args_.rows = count;
     args_.lengths = rows.lengths.data();
     args_.cos = rows.cos.data();
