@@ -1,7 +1,7 @@
 """What changes a model's computation in a way that only its own forward follows.
 
 The fast decoders read the weights, or call the linear modules, norms and MLPs of a layer. They do not call the modules
-around those: a layer, its ``self_attn``, ``model.model`` and the model.
+around those: a layer, its ``self_attn``, the language model that holds them and the model.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ from torch.utils._device import DeviceContext
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fastdecode.decoder.autocast import Autocast
-from fastdecode.decoder.family import FAMILIES, Family, family_of, window_of
+from fastdecode.decoder.family import FAMILIES, NESTS, Family, family_of, inner_of, window_of
 from fastdecode.decoder.plain import DTYPES
 
 Place = tuple[str, Any, tuple[type[nn.Module], ...]]
 
 _FORWARDS = {
     c: c.forward
-    for f in FAMILIES
-    for c in (f.model, f.inner, *f.layers, f.attention, f.rotary, f.norm, f.mlp, f.heads, nn.Linear, nn.Embedding)
-    if c is not None
+    for classes in (*(f.classes for f in FAMILIES), *((n.model, *n.between) for n in NESTS), (nn.Linear, nn.Embedding))
+    for c in classes
 }
 """The functions that the classes had when this file was imported: one may be replaced on the class."""
 
 _CALLED = ("apply_rotary_pos_emb", "rotate_half", "repeat_kv", "eager_attention_forward")
 _TORCH = ("linear", "embedding", "silu", "scaled_dot_product_attention")
-_MODULES = {f: sys.modules[f.model.__module__] for f in FAMILIES}
+_MODULES = {f.inner: sys.modules[f.inner.__module__] for f in FAMILIES}
 _FUNCTIONS = {
-    f: {(m, name): getattr(m, name) for m, names in ((module, _CALLED), (functional, _TORCH)) for name in names}
-    for f, module in _MODULES.items()
+    inner: {(m, name): getattr(m, name) for m, names in ((module, _CALLED), (functional, _TORCH)) for name in names}
+    for inner, module in _MODULES.items()
 }
-"""The functions that the forwards of a family call by name, as they were when this file was imported."""
+"""By a language model's class: the functions that the forwards of its family call by name, as they were when this file
+was imported.
+"""
 
 
 def global_hooks() -> bool:
@@ -69,22 +70,32 @@ def why_altered(module: Any, *classes: type[nn.Module]) -> str | None:
 
 def _around_layers(model: Any, family: Family) -> Iterator[Place]:
     """The modules that the fast decoders do not call, or whose result they keep."""
-    inner = model.model
-    yield "the model", model, (family.model,)
-    yield "model.model", inner, (family.inner,)
-    yield "model.rotary_emb", inner.rotary_emb, (family.rotary,)
+    inner, name = inner_of(model), ".".join(family.path)
+    yield from _above(model, family)
+    yield f"model.{name}", inner, (family.inner,)
+    yield f"{name}.rotary_emb", inner.rotary_emb, (family.rotary,)
     for number, layer in enumerate(inner.layers):
-        yield f"model.layers.{number}", layer, family.layers
+        yield f"{name}.layers.{number}", layer, family.layers
         attention = getattr(layer, "self_attn", None)
         if attention is not None:
-            yield f"model.layers.{number}.self_attn", attention, (family.attention,)
+            yield f"{name}.layers.{number}.self_attn", attention, (family.attention,)
+
+
+def _above(model: Any, family: Family) -> Iterator[Place]:
+    """The model itself, and the modules between it and its language model."""
+    yield "the model", model, (family.model,)
+    module = model
+    for name, kind in zip(family.path, family.between, strict=False):
+        module = getattr(module, name)
+        yield f"model.{name}", module, (kind,)
 
 
 def top_altered(model: Any) -> bool:
-    """Whether the top-level module itself has to be called, not ``model.model`` and the head."""
+    """Whether the top-level module itself has to be called, not the language model inside and the head."""
     family = family_of(model)
-    replaced = _replaced((family.model,)) is not None
-    return global_hooks() or replaced or why_altered(model, family.model) is not None
+    replaced = _replaced((family.model, *family.between)) is not None
+    altered = any(why_altered(module, *classes) is not None for _, module, classes in _above(model, family))
+    return global_hooks() or replaced or altered
 
 
 def _replaced(classes: Any) -> type[nn.Module] | None:
@@ -114,22 +125,21 @@ def mode_of_torch() -> str | None:
 
 def altered_reason(model: Any) -> str | None:
     """As `needs_forward`, whatever `torch.autocast` is in this thread."""
-    family, inner, config = family_of(model), model.model, model.config
+    family, inner = family_of(model), inner_of(model)
     if global_hooks():
         return "torch has global forward hooks"
     for name, module, classes in _around_layers(model, family):
         reason = why_altered(module, *classes)
         if reason is not None:
             return f"{name} {reason}"
-    parts = (family.model, family.inner, *family.layers, family.attention, family.rotary, family.norm, family.mlp)
-    replaced = _replaced(c for c in (*parts, family.heads, nn.Linear, nn.Embedding) if c is not None)
+    replaced = _replaced((*family.classes, nn.Linear, nn.Embedding))
     if replaced is not None:
         return f"{replaced.__name__}.forward was replaced"
-    for (module, name), function in _FUNCTIONS[family].items():
+    for (module, name), function in _FUNCTIONS[family.inner].items():
         now = getattr(module, name)
         if now is not function or (module is not functional and now.__module__ != module.__name__):
             return f"{module.__name__.rpartition('.')[2]}.{name} was replaced"
-    return _unusual_attention(config, inner) or _unusual_weights(model)
+    return _unusual_attention(inner.config, inner) or _unusual_weights(model)
 
 
 def _unusual_attention(config: Any, inner: Any) -> str | None:
@@ -155,7 +165,7 @@ def _unusual_attention(config: Any, inner: Any) -> str | None:
 
 def device_of(model: Any) -> torch.device:
     """Where a model's embeddings are computed: where they are, or where accelerate brings them for the time."""
-    embed = model.model.embed_tokens
+    embed = inner_of(model).embed_tokens
     weight = next(embed.parameters(), None)
     if weight is not None and weight.device.type != "meta":
         return weight.device
@@ -166,7 +176,8 @@ def device_of(model: Any) -> torch.device:
 def _unusual_weights(model: Any) -> str | None:
     """Several devices, or a dtype that the fast decoders do not read."""
     devices, dtypes = {}, {}
-    for module in (model.model.embed_tokens, model.model.layers, model.model.norm, model.lm_head):
+    inner = inner_of(model)
+    for module in (inner.embed_tokens, inner.layers, inner.norm, model.lm_head):
         for parameter in module.parameters():
             devices[parameter.device] = dtypes[parameter.dtype] = True
     if len(devices) > 1:
@@ -181,7 +192,7 @@ def check_inputs(model: Any) -> None:
     there whose sizes are read, or if tokens see later ones.
     """
     use = "use transformers' generate for it (fastdecode.disable(model) brings it back)"
-    inner = model.model
+    inner = inner_of(model)
     if not isinstance(getattr(inner.embed_tokens, "weight", None), torch.Tensor):
         raise ValueError(f"model.embed_tokens is a {type(inner.embed_tokens).__name__}, which has no weight: {use}")
     for number, layer in enumerate(inner.layers):
@@ -214,7 +225,7 @@ class Fingerprint:
         self.reason, self.parts = altered_reason(model), self._parts()
 
     def _parts(self) -> list[Any]:
-        inner = self.model.model
+        inner = inner_of(self.model)
         below = (inner.embed_tokens, inner.layers, inner.norm, inner.rotary_emb, self.model.lm_head)
         found: list[Any] = [*torch_module._global_forward_hooks, *torch_module._global_forward_pre_hooks]
         for module in chain((self.model, inner), *(part.modules() for part in below)):

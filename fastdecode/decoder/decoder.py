@@ -21,8 +21,9 @@ from fastdecode.decoder.autocast import Autocast
 from fastdecode.decoder.base import PREFILL_IDS, BaseDecoder, Filling, padded_ids, parts
 from fastdecode.decoder.cpu_step import CpuStep
 from fastdecode.decoder.cuda_graph import CapturedSteps, cuda_graph
-from fastdecode.decoder.family import Sizes, family_of
+from fastdecode.decoder.family import Sizes, inner_of
 from fastdecode.decoder.layers import Layer, RMSNorm
+from fastdecode.decoder.own_tokens import OwnParts
 from fastdecode.decoder.plain import plain, plain_linear, plain_tensor
 from fastdecode.decoder.quantised import matrix_of, of_small, small_of, unsupported_bytes, unsupported_small
 from fastdecode.decoder.support import unsupported_by_triton, unsupported_reason
@@ -30,7 +31,7 @@ from fastdecode.decoder.triton_step import StepRows, TritonStep
 from fastdecode.kv.kv_cache import StreamCache
 from fastdecode.ops.embed.cpu import embed_cpu
 
-PREFILL_STEP_IDS = 64
+PREFILL_STEP_IDS = 128
 """The maximum number of tokens in one pass of prefill by the C++ step: enough to make good use of each read of the
 weights.
 """
@@ -55,15 +56,14 @@ def _padded(x: Tensor, there: Tensor) -> Tensor:
 class Decoder(BaseDecoder):
     """Prefill and decode steps by kernels, or by the modules of the layers.
 
-    It does not call a layer, its ``self_attn``, ``model.model`` or the model: only for a model of which `needs_forward`
-    returns None does it compute what they do; `decoder_for` chooses. TypeError for a model that `family_of` does not
-    accept.
+    It does not call a layer, its ``self_attn``, the language model or the model: only for a model of which
+    `needs_forward` returns None does it compute what they do; `decoder_for` chooses. TypeError for a model that
+    `family_of` does not accept.
     """
 
     def __init__(self, model: Any, deterministic: bool = False) -> None:
-        family_of(model)
         self.model, self.deterministic = model, deterministic
-        inner = model.model
+        inner = self.inner = inner_of(model)
         sizes = Sizes.of(inner.layers[0])
         self.heads, self.kv_heads, self.head_dim = sizes.heads, sizes.kv_heads, sizes.head_dim
         self.grouped = self.heads != self.kv_heads
@@ -77,6 +77,7 @@ class Decoder(BaseDecoder):
         kind: str = inner.rotary_emb.rope_type
         self.rope_depends_on_length = "dynamic" in kind or kind == "longrope"
         self.logits_buffer: Tensor | None = None
+        self._own = OwnParts.of(model)
         self._plain_embed = plain(self.embed, nn.Embedding)
         self._plain_head = plain_linear(self.head) and self.head.bias is None
         self._small_matrix: ops.Matrix | None = None
@@ -120,6 +121,8 @@ class Decoder(BaseDecoder):
             return "embed_tokens is not a plain nn.Embedding, or has hooks"
         if not self._plain_head and self._small_matrix is None:
             return "lm_head is not a plain nn.Linear without a bias, or has hooks"
+        if self._own is not None and not self._own.plain:
+            return "the head of image tokens, or what makes their embeddings, has hooks or unusual modules"
         return None
 
     def _take_steps_by(self, step: TritonStep) -> None:
@@ -142,7 +145,7 @@ class Decoder(BaseDecoder):
     def _rope_table(self, positions: Tensor) -> Tensor:
         dtype = self.dtype if self._fast_step is None else torch.float32
         like = torch.empty(0, dtype=dtype, device=self.device)
-        cos, sin = self.model.model.rotary_emb(like, position_ids=positions.view(1, -1))
+        cos, sin = self.inner.rotary_emb(like, position_ids=positions.view(1, -1))
         half = self.head_dim // 2
         return torch.stack((cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), -1)))
 
@@ -188,7 +191,7 @@ class Decoder(BaseDecoder):
         longest = max(s + n for s, n in zip(starts, counts, strict=True))
         own = positions[there]  # matrix products use only real tokens; only attention is padded
         cos, sin = (t.to(self.dtype) for t in self.rope(own[None], longest))
-        x = self.embed(ids[chosen[:, None], positions][there][None])
+        x = self._embeddings(ids[chosen[:, None], positions][there][None])
         slots = cache.pool.page_slots
         pages = cache.page_table[first + chosen].long()[:, : -(-longest // slots)]
         at = (positions // slots).expand_as(positions)
@@ -238,7 +241,7 @@ class Decoder(BaseDecoder):
             ids = torch.tensor([prompts[row - rows.start][p] for p, row in part], device=self.device)
             positions, numbers = (torch.tensor(column, device=self.device) for column in zip(*part, strict=True))
             cos, sin = self.rope(positions, part[-1][0])
-            self._fast_step.prefill(cache, numbers, positions, self.embed(ids).clone(), cos, sin)
+            self._fast_step.prefill(cache, numbers, positions, self._embeddings(ids).clone(), cos, sin)
 
     @torch.inference_mode()
     def step(self, cache: StreamCache, tokens: Tensor, draws: Sequence[bool] | None = None) -> Tensor:
@@ -272,24 +275,33 @@ class Decoder(BaseDecoder):
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         """The tokens' embeddings, which the caller may overwrite if they are of a plain module."""
+        if self._own is not None:
+            return self._embeddings(tokens)
         weight, plain_embed = self.embed.weight, self._plain_embed and self.embed.max_norm is None
         if self.uses_cpu_step and plain_embed and tokens.dtype == torch.int64 and tokens.dim() == 1 and tokens.is_cpu:
             if isinstance(weight, ops.SmallTensor):
                 return embed_cpu(tokens.contiguous(), weight.small).to(self.dtype)
             if plain_tensor(weight):
                 return embed_cpu(tokens.contiguous(), weight)
-        return cast(Tensor, self.embed(tokens))
+        return self._embeddings(tokens)
+
+    def _embeddings(self, tokens: Tensor) -> Tensor:
+        """Embeddings (…, hidden) of ``tokens`` (…) int64 by the model's own modules, in the model's dtype."""
+        if self._own is None:
+            return cast(Tensor, self.embed(tokens))
+        return self._own.embeddings(tokens, self.embed, self._product).to(self.dtype)
 
     def layers_of_step(self, rows: StepRows, tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """The device part of a Triton `step`. It does not grow the cache."""
         assert isinstance(self._fast_step, TritonStep)
-        return self._fast_step(rows, self.embed(tokens), cos, sin)
+        return self._fast_step(rows, self._embeddings(tokens), cos, sin)
 
     def beside_layers(self) -> list[tuple[nn.Module, int, torch.dtype]]:
         """The other modules that `layers_of_step` and `logits` read, with address and dtype of their weights."""
-        rotary = self.model.model.rotary_emb
+        rotary = self.inner.rotary_emb
         head = self._small_matrix or ops.Matrix(self.head.weight)
-        read = ((self.embed, self.embed.weight), (self.head, head.weight.data), (rotary, rotary.inv_freq))
+        read = [(self.embed, self.embed.weight), (self.head, head.weight.data), (rotary, rotary.inv_freq)]
+        read += [] if self._own is None else [(m, p) for m in self._own.modules for p in m.parameters(recurse=False)]
         return [(module, tensor.data_ptr(), tensor.dtype) for module, tensor in read]
 
     def stand_in_for(self, other: Decoder) -> bool:
@@ -305,6 +317,12 @@ class Decoder(BaseDecoder):
         tokens in their [lo, hi) are computed; the rest of the result is undefined and must not be read. The next call
         may overwrite the result.
         """
+        if self._own is not None:
+            return self._own.logits(hidden, spans, self._text_logits, self._product)
+        return self._text_logits(hidden, spans)
+
+    def _text_logits(self, hidden: Tensor, spans: Sequence[tuple[int, int]] | None) -> Tensor:
+        """As `logits`, of the tokens of ``lm_head``."""
         matrix = self._small_matrix
         if matrix is None and not self._plain_head:
             whole: Tensor = self.head(hidden.to(self.dtype))
@@ -326,6 +344,18 @@ class Decoder(BaseDecoder):
             else:
                 out[:, lo:hi] = F.linear(hidden, weight[lo:hi])
         return out
+
+    def _product(self, module: nn.Module, x: Tensor) -> Tensor:
+        """What a linear module beside the layers makes of ``x`` (…, in): (…, out). The C++ step's product gives the
+        same bits whatever rows are beside.
+        """
+        part: Any = module
+        if self.uses_cpu_step and plain_linear(part) and plain_tensor(part.weight):
+            flat = x.to(torch.float32).reshape(-1, x.shape[-1])
+            bias = None if part.bias is None else part.bias.float()
+            return ops.linear(flat, part.weight, bias, backend="cpu").view(*x.shape[:-1], -1)
+        dtypes = [parameter.dtype for parameter in part.parameters()]
+        return cast(Tensor, part(x.to(dtypes[0]) if dtypes and x.is_floating_point() else x))
 
     def _part_of_head(self, lo: int, hi: int) -> ops.Matrix:
         """The features [lo, hi) of the head, which are kept as long as its weights are where they are."""

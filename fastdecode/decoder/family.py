@@ -2,28 +2,72 @@
 
 A layer is: norm, attention (q, k, v; optional norms of query and key heads; rotary embedding; grouped queries), sum,
 norm, gated MLP, sum. In Chameleon the norms may follow attention and MLP instead (``swin_norm``).
+
+The layers may be those of a language model inside another model (`Nest`), which may have image tokens of its own
+(`OwnTokens`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache, reduce
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 from transformers import ChameleonForConditionalGeneration
 from transformers.models.chameleon import modeling_chameleon as chameleon
 from transformers.models.chameleon.modeling_chameleon import ChameleonLayerNorm
+from transformers.models.emu3 import modeling_emu3 as emu3
+from transformers.models.janus import modeling_janus as janus
 from transformers.models.llama import modeling_llama as llama
+from transformers.models.llava import modeling_llava as llava
+from transformers.models.llava_next import modeling_llava_next as llava_next
 from transformers.models.mistral import modeling_mistral as mistral
 from transformers.models.qwen2 import modeling_qwen2 as qwen2
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
 
+class Chain(NamedTuple):
+    """A module of class ``kind``, whose forward calls the modules ``steps`` one after another and does nothing else."""
+
+    module: nn.Module
+    kind: type[nn.Module]
+    steps: tuple[nn.Module, ...]
+
+
+@dataclass(frozen=True)
+class OwnTokens:
+    """Image tokens behind those of the language model, which have embeddings and a head of their own.
+
+    count   the number of them
+    embed   modules that make embeddings (…, hidden) of them, counted from 0 (…,) int64, one after another
+    head    modules that make their logits (…, count) of normed hidden states (…, hidden)
+    """
+
+    count: Callable[[Any], int]
+    embed: Callable[[Any], tuple[Chain, ...]]
+    head: Callable[[Any], tuple[Chain, ...]]
+
+
+@dataclass(frozen=True)
+class Nest:
+    """A class of models with a language model of one of `FAMILIES` inside.
+
+    ``path``: the attributes that lead from the model to it. ``between``: the classes of the modules on that path.
+    """
+
+    model: type[nn.Module]
+    path: tuple[str, ...]
+    between: tuple[type[nn.Module], ...]
+    own_tokens: OwnTokens | None = None
+
+
 @dataclass(frozen=True)
 class Family:
-    """The module classes of one family. ``inner``: of ``model.model``. ``layers``: of its layers. ``heads``: of the
-    norms of queries and keys; None without such norms.
+    """The module classes of one family. ``inner``: of the language model. ``layers``: of its layers. ``heads``: of the
+    norms of queries and keys; None without such norms. ``path``, ``between``, ``own_tokens``: see `Nest`.
     """
 
     model: type[nn.Module]
@@ -34,6 +78,17 @@ class Family:
     norm: type[nn.Module]
     mlp: type[nn.Module]
     heads: type[nn.Module] | None = None
+    path: tuple[str, ...] = ("model",)
+    between: tuple[type[nn.Module], ...] = ()
+    own_tokens: OwnTokens | None = None
+
+    @property
+    def classes(self) -> Iterator[type[nn.Module]]:
+        """All of them."""
+        yield from (self.model, *self.between, self.inner, *self.layers)
+        yield from (self.attention, self.rotary, self.norm, self.mlp)
+        if self.heads is not None:
+            yield self.heads
 
     @classmethod
     def of_text(cls, module: ModuleType, name: str, heads: bool = False) -> Family:
@@ -53,13 +108,54 @@ CHAMELEON = Family(
     chameleon.ChameleonMLP,
     ChameleonLayerNorm,
 )
+EMU3 = Family(
+    emu3.Emu3ForCausalLM,
+    emu3.Emu3TextModel,
+    (emu3.Emu3DecoderLayer,),
+    emu3.Emu3Attention,
+    emu3.Emu3RotaryEmbedding,
+    emu3.Emu3RMSNorm,
+    emu3.Emu3MLP,
+)
 TEXT_FAMILIES = (
     Family.of_text(llama, "Llama"),
     Family.of_text(mistral, "Mistral"),
     Family.of_text(qwen2, "Qwen2"),
     Family.of_text(qwen3, "Qwen3", heads=True),
 )
-FAMILIES = (CHAMELEON, *TEXT_FAMILIES)
+FAMILIES = [CHAMELEON, *TEXT_FAMILIES, EMU3]
+
+
+def _janus_codes(model: Any) -> int:
+    return int(model.config.vq_config.num_embeddings)
+
+
+def _janus_embed(model: Any) -> tuple[Chain, ...]:
+    table, aligner = model.model.generation_embeddings, model.model.generation_aligner
+    between = [step for layer in aligner.hidden_layers for step in (aligner.activation_fn, layer)]
+    return (
+        Chain(table, nn.Embedding, (table,)),
+        Chain(aligner, janus.JanusVQVAEAlignerMLP, (aligner.fc1, *between)),
+    )
+
+
+def _janus_head(model: Any) -> tuple[Chain, ...]:
+    head = model.model.generation_head
+    return (Chain(head, janus.JanusVQVAEHead, (head.proj_out, head.activation_fn, head.vision_head)),)
+
+
+JANUS = Nest(
+    janus.JanusForConditionalGeneration,
+    ("model", "language_model"),
+    (janus.JanusModel,),
+    OwnTokens(_janus_codes, _janus_embed, _janus_head),
+)
+NESTS = [
+    JANUS,
+    Nest(emu3.Emu3ForConditionalGeneration, ("model", "text_model"), (emu3.Emu3Model,)),
+    Nest(llava.LlavaForConditionalGeneration, ("model", "language_model"), (llava.LlavaModel,)),
+    Nest(llava_next.LlavaNextForConditionalGeneration, ("model", "language_model"), (llava_next.LlavaNextModel,)),
+]
 
 QK_EPSILON = 1e-5
 """The epsilon of Chameleon's layer norms of queries and keys; their code has it as a constant."""
@@ -68,13 +164,33 @@ QK_EPSILON = 1e-5
 def family_of(model: Any) -> Family:
     """The family of ``model``. TypeError for an unsupported class."""
     family = next((f for f in FAMILIES if isinstance(model, f.model)), None)
-    if family is None:
+    if family is not None:
+        return family
+    nest = next((n for n in NESTS if isinstance(model, n.model)), None)
+    if nest is not None:
+        inner = reduce(getattr, nest.path, model)
+        family = next((f for f in FAMILIES if isinstance(inner, f.inner)), None)
+        if family is not None:
+            return _nested(nest, family)
         raise TypeError(
-            "fastdecode decodes ChameleonForConditionalGeneration and its fine-tunes (Anole, AA-Chameleon, Lumina-mGPT "
-            f"in that class), and the text of {', '.join(f.model.__name__ for f in TEXT_FAMILIES)}; got "
-            f"{type(model).__name__}"
+            f"the language model of this {type(model).__name__} is a {type(inner).__name__}, which fastdecode does not "
+            f"decode: it decodes {', '.join(f.inner.__name__ for f in FAMILIES)}"
         )
-    return family
+    raise TypeError(
+        "fastdecode decodes ChameleonForConditionalGeneration and its fine-tunes (Anole, AA-Chameleon, Lumina-mGPT "
+        f"in that class), {', '.join(n.model.__name__ for n in NESTS)}, and the text of "
+        f"{', '.join(f.model.__name__ for f in TEXT_FAMILIES)}; got {type(model).__name__}"
+    )
+
+
+@lru_cache(maxsize=64)
+def _nested(nest: Nest, family: Family) -> Family:
+    return replace(family, model=nest.model, path=nest.path, between=nest.between, own_tokens=nest.own_tokens)
+
+
+def inner_of(model: Any) -> Any:
+    """The language model inside: the module with ``embed_tokens``, ``layers``, ``norm`` and ``rotary_emb``."""
+    return reduce(getattr, family_of(model).path, model)
 
 
 def window_of(config: Any) -> int | None:

@@ -20,7 +20,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask,
 from fastdecode.decoder.alterations import device_of, top_altered
 from fastdecode.decoder.autocast import Autocast
 from fastdecode.decoder.base import PREFILL_IDS, BaseDecoder, Filling, padded_ids, parts
-from fastdecode.decoder.family import CHAMELEON, Sizes, family_of, window_of
+from fastdecode.decoder.family import CHAMELEON, Sizes, family_of, inner_of, window_of
+from fastdecode.decoder.own_tokens import OwnParts
 from fastdecode.kv.kv_cache import StreamCache
 from fastdecode.kv.ragged_cache import RaggedCache, RaggedCall
 
@@ -63,8 +64,8 @@ def check_callable(model: Any) -> Callable[[Tensor], Tensor]:
     """A function that makes, of what is seen (bool), the mask that the model's attention takes. ValueError for an
     attention implementation that takes none, and for gradient checkpointing in training mode.
     """
-    inner = model.model
-    mask_of = _mask_kind(model.config._attn_implementation, inner.embed_tokens.weight.dtype)
+    inner = inner_of(model)
+    mask_of = _mask_kind(inner.config._attn_implementation, inner.embed_tokens.weight.dtype)
     if any(m.training and getattr(m, "gradient_checkpointing", False) for m in (inner, *inner.layers)):
         raise ValueError("the model is in training mode with gradient checkpointing, which keeps no cache: call eval()")
     return mask_of
@@ -73,8 +74,9 @@ def check_callable(model: Any) -> Callable[[Tensor], Tensor]:
 class ForwardDecoder(BaseDecoder):
     """Prefill and decode steps by the model's own forward, whatever its hooks and forwards are at each call.
 
-    ``reason``: why, for `explain`. Where the top-level module is not altered, ``model.model`` and then ``lm_head`` are
-    called; else the whole model, with image logits in rows that draw.
+    ``reason``: why, for `explain`. Where the top-level module is not altered, the language model inside it and then
+    ``lm_head`` are called; else the whole model, with image logits in rows that draw. Image tokens with embeddings and
+    a head of their own go through the modules that the model has for them.
 
     Prompts are computed together with the token that follows, if it is known, as transformers does. Rows of a call are
     padded on the left. A hook therefore sees ``(rows, tokens, …)`` with the newest token of each row last. Which rows
@@ -87,7 +89,7 @@ class ForwardDecoder(BaseDecoder):
     def __init__(self, model: Any, deterministic: bool = False, reason: str = "that was asked for") -> None:
         self.family = family_of(model)
         self.model, self.deterministic, self.forward_reason = model, deterministic, reason
-        inner = model.model
+        inner = self.inner = inner_of(model)
         self.mask_of = check_callable(model)
         sizes = Sizes.of(inner.layers[0])
         self.layer_count, self.kv_heads, self.head_dim = len(inner.layers), sizes.kv_heads, sizes.head_dim
@@ -100,7 +102,8 @@ class ForwardDecoder(BaseDecoder):
         self.most_ids = PREFILL_IDS if self.keeps_last or not self.whole else PREFILL_IDS // 8
         self.autocast = Autocast.now(self.device)
         self.dtype = _widest(model, self.autocast)
-        self.window = window_of(model.config)
+        self.window = window_of(inner.config)
+        self.own = OwnParts.of(model)
         self.cache_name = (
             "cache" if "cache" in inspect.signature(self.family.inner.forward).parameters else "past_key_values"
         )
@@ -175,8 +178,17 @@ class ForwardDecoder(BaseDecoder):
         """Logits (rows, vocab) float32 of what `step` returned, whatever the ``spans``."""
         if not self.whole:
             with torch.inference_mode(False), torch.no_grad():
-                hidden = self.model.lm_head(hidden[:, None])[:, 0]
+                logits: Tensor = self.model.lm_head(hidden[:, None])[:, 0]
+                hidden = logits if self.own is None else self._with_own(logits, hidden)
         return hidden.to(self.device, torch.float32)
+
+    def _with_own(self, logits: Tensor, hidden: Tensor) -> Tensor:
+        """The logits of the language model's tokens, and behind them those of the model's own image tokens."""
+        assert self.own is not None
+        x = hidden
+        for part in self.own.head:
+            x = part.module(x)
+        return torch.cat((logits, x.to(logits.device, logits.dtype)), -1)
 
     # --- the forward --------------------------------------------------------------------------------------------
 
@@ -207,7 +219,10 @@ class ForwardDecoder(BaseDecoder):
                 self.cache_name: RaggedCache(cache, call, self.numbers),
                 "use_cache": True,
             }
-            output = self._call_whole(inputs, draws) if self.whole else self.model.model(**inputs)[0][:, -1]
+            if self.own is not None:
+                embed = self.inner.embed_tokens
+                inputs["inputs_embeds"] = self.own.embeddings(inputs.pop("input_ids"), embed, lambda part, x: part(x))
+            output = self._call_whole(inputs, draws) if self.whole else self.inner(**inputs)[0][:, -1]
         if not call.newest:
             raise RuntimeError(
                 f"the forward of this {type(self.model).__name__} puts no keys into the cache it is given"
@@ -217,9 +232,17 @@ class ForwardDecoder(BaseDecoder):
     def _call_whole(self, inputs: dict[str, Any], draws: Sequence[bool] | None) -> Tensor:
         if self.keeps_last:
             inputs["logits_to_keep"] = 1
-        with nullcontext() if self.family is not CHAMELEON else self._unmasked(len(inputs["input_ids"]), draws):
-            logits: Tensor = self.model(**inputs, return_dict=True).logits[:, -1]
-        return logits
+        kept: list[Tensor] = []
+        handle = None
+        if self.own is not None:  # the whole model returns no logits of these tokens
+            handle = self.inner.register_forward_hook(lambda module, args, output: kept.append(output[0][:, -1]))
+        try:
+            with nullcontext() if self.family is not CHAMELEON else self._unmasked(len(inputs["input_ids"]), draws):
+                logits: Tensor = self.model(**inputs, return_dict=True).logits[:, -1]
+        finally:
+            if handle is not None:
+                handle.remove()
+        return self._with_own(logits, kept[-1]) if kept else logits
 
     def _unmasked(self, rows: int, draws: Sequence[bool] | None) -> _UnmaskedImages:
         images = self.model.model.vocabulary_mapping.image_tokens
@@ -234,7 +257,7 @@ class ForwardDecoder(BaseDecoder):
         if self.window is None:
             return self.mask_of(seen)
         near = seen & (keys > positions[:, None, :, None] - self.window)
-        if getattr(self.model.config, "layer_types", None) is None:
+        if getattr(self.inner.config, "layer_types", None) is None:
             return self.mask_of(near)
         return {"full_attention": self.mask_of(seen), "sliding_attention": self.mask_of(near)}
 
@@ -259,7 +282,7 @@ def _mask_kind(kind: str, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
 def _widest(model: Any, autocast: Autocast) -> torch.dtype:
     """A dtype that holds every key and value of the model."""
     found = autocast.dtype
-    for parameter in chain(model.model.embed_tokens.parameters(), model.model.layers.parameters()):
+    for parameter in chain(inner_of(model).embed_tokens.parameters(), inner_of(model).layers.parameters()):
         if parameter.dtype.is_floating_point and parameter.dtype.itemsize > 1:
             found = parameter.dtype if found is None else torch.promote_types(found, parameter.dtype)
     return found or torch.float32

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
-from fastdecode.decoder.family import Family, Sizes, epsilon_of, family_of, head_norms
+from fastdecode.decoder.family import Family, Sizes, epsilon_of, family_of, head_norms, inner_of
 from fastdecode.decoder.plain import altered, plain, plain_tensor
 from fastdecode.decoder.quantised import of_small, of_torchao, unsupported_bytes, unsupported_small
 from fastdecode.ops.backends import ENVIRONMENT_VARIABLE, choose_backend, unavailable
@@ -121,7 +121,7 @@ def unsupported_reason(model: Any) -> str | None:
 
 def unsupported_by_triton(model: Any) -> str | None:
     """Why the Triton kernels cannot compute a step of this model, which is not on the CPU; None if they can."""
-    device = model.model.norm.weight.device
+    device = inner_of(model).norm.weight.device
     return (
         unavailable("triton")
         or (_unsupported_on(device) if device.type == "cuda" else None)
@@ -143,7 +143,7 @@ def _unsupported_on(device: torch.device) -> str | None:
 
 
 def _unsupported_plain(model: Any, device: str) -> str | None:
-    family, inner = family_of(model), model.model
+    family, inner = family_of(model), inner_of(model)
     if not plain(inner.norm, family.norm):
         return f"norm is not a plain {family.norm.__name__}, or has hooks"
     if not plain_tensor(inner.norm.weight, device):

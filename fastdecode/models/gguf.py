@@ -83,7 +83,9 @@ def load_matrices(model: Any, path: str | Path) -> Any:
     changed, name the tensor that is missing, too much, of another shape, or of a type that is not read.
     """
     path = Path(path)
-    family_of(model)
+    kind = family_of(model).model.__name__
+    if kind not in _ARCHITECTURES:
+        raise ValueError(f"GGUF files are read for {', '.join(_ARCHITECTURES)}; the model is a {type(model).__name__}")
     file = _File.opened(path)
     file.check_settings(model)
     places = list(_places(model, file))

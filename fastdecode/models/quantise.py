@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdecode import ops
-from fastdecode.decoder.family import family_of
+from fastdecode.decoder.family import family_of, inner_of
 from fastdecode.decoder.plain import plain
 from fastdecode.models.move_weights import move_weights
 
@@ -123,7 +123,7 @@ def quantise(model: Any, weights: str, *, group: int = 32, symmetric: bool = Tru
 
 def shrink(model: Any, places: Iterable[tuple[str, Any]], width: Width) -> None:
     """Make the weights of these modules small. A head that shares the embeddings' weight shares it afterwards."""
-    head, embed = model.lm_head, model.model.embed_tokens
+    head, embed = model.lm_head, inner_of(model).embed_tokens
     tied = head.weight is embed.weight
     for name, module in places:
         if not (module is head and tied):
@@ -134,16 +134,21 @@ def shrink(model: Any, places: Iterable[tuple[str, Any]], width: Width) -> None:
 
 def modules_to_shrink(model: Any) -> Iterator[tuple[str, Any]]:
     """Name and module of each linear layer of the language model's layers, of the head and of the embeddings."""
-    yield "model.embed_tokens", model.model.embed_tokens
+    yield f"{_path(model)}.embed_tokens", inner_of(model).embed_tokens
     yield from linears_of(model)
     yield "lm_head", model.lm_head
 
 
 def linears_of(model: Any) -> Iterator[tuple[str, Any]]:
     """Name and module of each linear layer of the language model's layers."""
-    for name, module in model.model.layers.named_modules():
+    for name, module in inner_of(model).layers.named_modules():
         if isinstance(module, nn.Linear):
-            yield f"model.layers.{name}", module
+            yield f"{_path(model)}.layers.{name}", module
+
+
+def _path(model: Any) -> str:
+    """The name of the language model within ``model``."""
+    return ".".join(family_of(model).path)
 
 
 def _check(name: str, module: Any, width: Width) -> None:

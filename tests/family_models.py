@@ -1,0 +1,115 @@
+"""Tiny random models of the families that are not Chameleons: Janus, Emu3, LLaVA, Gemma with Liquid's vocabulary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import (
+    CLIPVisionConfig,
+    Emu3Config,
+    Emu3ForConditionalGeneration,
+    JanusConfig,
+    JanusForConditionalGeneration,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    MistralConfig,
+    Qwen2Config,
+)
+from transformers.models.emu3.configuration_emu3 import Emu3TextConfig, Emu3VQVAEConfig
+from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
+
+TEXT: dict[str, Any] = {
+    "vocab_size": 331,
+    "hidden_size": 64,
+    "intermediate_size": 88,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 320,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+JANUS_CODES, JANUS_SIDE, JANUS_BEGIN, JANUS_END, JANUS_PLACEHOLDER = 48, 4, 6, 7, 5
+
+
+@torch.no_grad()
+def filled(model: Any, std: float = 0.15) -> Any:
+    """``model`` in eval mode; matrices are random, norms of the language model differ from 1."""
+    for name, weights in model.named_parameters():
+        if weights.ndim > 1:
+            torch.nn.init.normal_(weights, std=std)
+        elif "layernorm" in name:
+            torch.nn.init.normal_(weights, 1.0, std)
+    return model.eval()
+
+
+def tiny_janus(seed: int = 0, **text: Any) -> JanusForConditionalGeneration:
+    torch.manual_seed(seed)
+    vision = JanusVisionConfig(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=8 * JANUS_SIDE,
+        patch_size=8,
+        projection_dim=64,
+        num_image_tokens=JANUS_SIDE**2,
+    )
+    vq = JanusVQVAEConfig(
+        num_embeddings=JANUS_CODES,
+        latent_channels=32,
+        base_channels=32,
+        channel_multiplier=[1, 2],
+        num_res_blocks=1,
+        projection_dim=64,
+        image_token_embed_dim=64,
+    )
+    config = JanusConfig(
+        text_config=LlamaConfig(**(TEXT | text)), vision_config=vision, vq_config=vq, image_token_id=JANUS_PLACEHOLDER
+    )
+    model = filled(JanusForConditionalGeneration(config))
+    model.generation_config.generation_kwargs = {"boi_token_id": JANUS_BEGIN}
+    return model
+
+
+def emu3_vocabulary(codes: int = 40, first: int = 250) -> dict[str, int]:
+    """A map as the converted checkpoints have it: names of image tokens sort as their codes do."""
+    names = ["<|extra_203|>", "<|extra_204|>", "<|endoftext|>", "<image>"]
+    names += ["<|image start|>", "<|image end|>", "<|image token|>", "<|extra_200|>", "<|extra_201|>"]
+    ids = {name: i for i, name in enumerate(names)}
+    return ids | {f"<|visual token {code:06d}|>": first + code for code in range(codes)}
+
+
+def tiny_emu3(seed: int = 0, codes: int = 40, **text: Any) -> Emu3ForConditionalGeneration:
+    torch.manual_seed(seed)
+    vq = Emu3VQVAEConfig(
+        codebook_size=codes,
+        embed_dim=4,
+        latent_channels=4,
+        base_channels=32,
+        channel_multiplier=[1, 1, 1, 1],
+        num_res_blocks=1,
+        attn_resolutions=[3],
+        hidden_size=32,
+        num_attention_heads=1,
+    )
+    settings = TEXT | {"pad_token_id": 2, "bos_token_id": 0, "eos_token_id": 1} | text
+    config = Emu3Config(vq_config=vq, text_config=Emu3TextConfig(**settings), vocabulary_map=emu3_vocabulary(codes))
+    return filled(Emu3ForConditionalGeneration(config))
+
+
+def tiny_llava(kind: str, text: str = "llama", seed: int = 0) -> Any:
+    """``kind``: "llava" or "llava_next"; ``text``: "llama", "mistral" or "qwen2"."""
+    torch.manual_seed(seed)
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    language = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}[text](**TEXT)
+    configs = {"llava": LlavaConfig, "llava_next": LlavaNextConfig}
+    models = {"llava": LlavaForConditionalGeneration, "llava_next": LlavaNextForConditionalGeneration}
+    config = configs[kind](vision_config=vision, text_config=language, image_token_index=5, image_token_id=5)
+    return filled(models[kind](config))
