@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import fastdecode
 from benchmarks.rivals import draw_with_transformers, unmasked
 from fastdecode.bench.machine import describe
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 from tools.blocks.recogniser import recognise
 
 PROMPTS = (
@@ -73,7 +73,7 @@ def measure(batch: int, repeats: int) -> list[dict[str, Any]]:
         for who, run in mine.items():
             check(model, processor, run(), inputs["input_ids"].shape[1], f"{who} in {width}")
             runs[who, width] = run
-    tokens = batch * (Vocabulary.of(model).image_length + 2)
+    tokens = batch * (vocabulary_of(model).image_length + 2)
     times = [{key: seconds(run) for key, run in runs.items()} for _ in range(repeats)]
     medians = {key: statistics.median(turn[key] for turn in times) for key in runs}
     rival = min((key for key in runs if key[0] == "transformers"), key=medians.__getitem__)

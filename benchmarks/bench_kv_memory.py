@@ -37,7 +37,7 @@ from fastdecode import Guidance
 from fastdecode.bench.machine import describe
 from fastdecode.decoder import Decoder
 from fastdecode.engine.core import EngineCore
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 
 WORDS = 200
 GROWTH = 4 * 2**20
@@ -129,7 +129,7 @@ class Watch(StoppingCriteria):
 
 def guided_batch(model: Any, sequences: int, words: int = WORDS, points: int = 4) -> dict[str, Any]:
     """The memory of three-way guided pictures of one prompt with text and a picture, while they grow and at the end."""
-    vocabulary = Vocabulary.of(model)
+    vocabulary = vocabulary_of(model)
     prompt = edit_prompts(model, 1, words, vocabulary.image_length)
     last = vocabulary.image_length + 1  # then end of image is forced, and fed to no row
     when = [2, *(last * n // points for n in range(1, points + 1))]

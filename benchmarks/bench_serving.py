@@ -51,7 +51,8 @@ from benchmarks.serving_load import Batching, Demand, Served, poisson, summary
 from benchmarks.serving_rivals import DocumentWriter
 from fastdecode import Guidance
 from fastdecode.bench.machine import describe
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
+from fastdecode.models.vocabulary import Vocabulary
 from tools.blocks import world
 
 GUIDANCE = Guidance.instruct(text=1.5, image=1.2)
@@ -74,7 +75,7 @@ class Setting:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary.of(self.model)
+        return vocabulary_of(self.model)
 
 
 def blocks_setting(count: int = 16, new: int = 480) -> Setting:
@@ -303,7 +304,7 @@ def processors(model: Any, prompt: Sequence[int], options: dict[str, Any], token
     """Milliseconds per token with transformers' processors and without, medians of ``repeats`` turns. ``RuntimeError``
     if they were not obeyed, or ran between the steps in PyTorch.
     """
-    v = Vocabulary.of(model)
+    v = vocabulary_of(model)
     ids = torch.tensor([list(prompt)])
     base = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": tokens, **options}
     words = [i for i in range(v.size) if i not in v.image_ids and i > 8 and i not in prompt and i != v.begin_image]

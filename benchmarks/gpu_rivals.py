@@ -25,7 +25,7 @@ from benchmarks.gpu_step import Configuration, as_on_a_gpu, measure, release
 from benchmarks.gpu_timing import Mark, synchronize
 from benchmarks.models import IMAGE_IDS, random_model
 from benchmarks.rivals import StaticChameleon
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 
 EAGER_TOKENS = 28
 STATIC_STEPS = 64
@@ -96,7 +96,7 @@ def compare(part: Part, model: Any, name: str, configuration: Configuration, who
             found = eager(model, configuration, device, 8 if part.dry else EAGER_TOKENS)
         else:
             found = static(model, configuration, device, 6 if part.dry else STATIC_STEPS)
-        length = Vocabulary.of(model).image_length
+        length = vocabulary_of(model).image_length
         row |= found
         row["picture seconds, extrapolated"] = found["set-up seconds"] + length * found["ms per step"] / 1e3
         row["fastdecode ms per step"] = mine["ms per step"]

@@ -36,7 +36,7 @@ from fastdecode.decoder.cuda_graph import CapturedSteps
 from fastdecode.decoder.triton_step import TritonStep
 from fastdecode.engine.runner import Runner
 from fastdecode.kv.page_pool import PAGE_SLOTS, PagePool
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 
 PROMPT = 32
 """The number of tokens in a text prompt."""
@@ -184,7 +184,7 @@ def kv_bytes_per_id(model: Any) -> int:
 
 def pool_for(model: Any, configuration: Configuration, prompts: Tensor) -> PagePool:
     """The pages for whole pictures of all sequences, without which `fastdecode.generate` starts none together."""
-    most = prompts.shape[1] + 2 + Vocabulary.of(model).image_length
+    most = prompts.shape[1] + 2 + vocabulary_of(model).image_length
     return fastdecode.new_pool(model, pages=len(prompts) * configuration.streams * (-(-most // PAGE_SLOTS) + 1) + 4)
 
 
@@ -292,7 +292,7 @@ def picture(model: Any, configuration: Configuration, device: str, best: float) 
     release(device)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    length, found = Vocabulary.of(model).image_length, dict[str, Any]()
+    length, found = vocabulary_of(model).image_length, dict[str, Any]()
     with watched(device, steps=DRY_BLOCK if device == "cpu" else None) as watch:
         pool = pool_for(model, configuration, prompts)
         for what in ("picture", "next picture") if configuration.sequences <= FEW else ("picture",):
@@ -376,7 +376,7 @@ def attempt(part: Part, model: Any, name: str, configuration: Configuration, pic
     best = part.bandwidth["best"]
     try:
         row |= measure(model, configuration, part.device, best, blocks=4 if configuration.sequences <= FEW else 2)
-        expected = row.get("ms per step", torch.inf) / 1e3 * Vocabulary.of(model).image_length
+        expected = row.get("ms per step", torch.inf) / 1e3 * vocabulary_of(model).image_length
         if pictures and expected < LONGEST_PICTURE:
             row |= picture(model, configuration, part.device, best)
     except (RuntimeError, ValueError) as error:  # out of memory too

@@ -23,7 +23,7 @@ import fastdecode
 from benchmarks.bench_decode import Clock
 from benchmarks.models import text_prompts
 from benchmarks.rivals import UnmaskedChameleon, unmasked
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 
 SCALE, PROMPT = 3.0, 16
 
@@ -56,7 +56,7 @@ class Sampler(threading.Thread):
 @torch.no_grad()
 def draw(model: UnmaskedChameleon, prompt: Tensor, tokens: int) -> tuple[list[int], list[float]]:
     """Image tokens by transformers, and the time after each: both streams as a batch of 2 with a `DynamicCache`."""
-    vocabulary = Vocabulary.of(model)
+    vocabulary = vocabulary_of(model)
     length = len(prompt) + 1
     ids = torch.full((2, length), vocabulary.pad or 0)
     ids[0, :-1], ids[1, -2], ids[:, -1] = prompt, vocabulary.bos or 0, vocabulary.begin_image
@@ -112,7 +112,7 @@ def run(case: str, folder: str, tokens: int) -> dict[str, Any]:
         )
         drawn, times = ids[0, PROMPT + 1 :][:tokens].tolist(), clock.times[2 : tokens + 2]
     per_token = (times[-1] - times[0]) / (len(times) - 1)
-    vocabulary = Vocabulary.of(model)
+    vocabulary = vocabulary_of(model)
     whole = vocabulary.image_length
     end = memory()
     return {

@@ -14,7 +14,8 @@ from transformers import ChameleonForConditionalGeneration, LogitsProcessor, Log
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from fastdecode.bench.sample_rivals import Torch
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
+from fastdecode.models.vocabulary import Vocabulary
 
 
 class UnmaskedChameleon(ChameleonForConditionalGeneration):
@@ -78,7 +79,7 @@ class OnePicture(LogitsProcessor):
 
 def draw_with_transformers(model: UnmaskedChameleon, inputs: dict[str, Tensor], scale: float, **options: Any) -> Tensor:
     """One guided picture per prompt by transformers' own loop and guidance processor, (batch, length) int64."""
-    vocabulary = Vocabulary.of(model)
+    vocabulary = vocabulary_of(model)
     batch, length = inputs["input_ids"].shape
     only = LogitsProcessorList([OnePicture(vocabulary, length)])
     unconditional = torch.full((batch, 1), vocabulary.bos, device=inputs["input_ids"].device)
@@ -110,7 +111,7 @@ class StaticChameleon:
         options: dict[str, Any],
         compiler: Callable[[Callable[..., Any]], Callable[..., Any]],
     ) -> None:
-        vocabulary, device = Vocabulary.of(model), prompts.device
+        vocabulary, device = vocabulary_of(model), prompts.device
         self.model, self.first = model.model, min(vocabulary.image_ids)
         self.image_length = vocabulary.image_length
         count, length = prompts.shape[0], prompts.shape[1] + 1

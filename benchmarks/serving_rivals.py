@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache, StaticCache
 
 from fastdecode import Guidance
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 
 
 class DocumentWriter:
@@ -44,7 +44,7 @@ class DocumentWriter:
     ) -> None:
         self.model, self.guidance, self.ends = model, guidance, frozenset(ends)
         self.temperature, self.top_p, self.static = temperature, top_p, static
-        self.vocabulary = v = Vocabulary.of(model)
+        self.vocabulary = v = vocabulary_of(model)
         self.image_ids = torch.tensor(sorted(v.image_ids))
         self.image_head = model.lm_head.weight[self.image_ids].contiguous()
         never = {*v.image_ids, v.end_image, v.placeholder, *({v.pad, v.bos} - self.ends)}

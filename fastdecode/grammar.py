@@ -7,14 +7,13 @@ after a token.
     TEXT      text is sampled; ``begin_image`` begins a picture, where a whole one still fits; an end-of-sequence token
               leads to DONE
     OPEN      a picture was asked for: ``begin_image`` is forced
-    BLOCK+i   image token i of a picture is sampled
+    BLOCK+i   token i of a picture: an image token is sampled, or what separates its rows is forced
     CLOSE     the picture is complete: ``end_image`` is forced
     DONE      nothing more comes
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.vocabulary import Vocabulary
 from fastdecode.ops import GrammarTables, TokenSets
 from fastdecode.token_rules import Phase
 
@@ -42,11 +41,13 @@ class Grammar:
     """
 
     mode: str
-    image_length: int
-    begin_image: int
-    end_image: int
-    image_ids: frozenset[int]
+    vocabulary: Vocabulary
     tables: GrammarTables
+
+    @property
+    def image_length(self) -> int:
+        """Number of tokens of one picture, without begin and end of image."""
+        return self.vocabulary.image_length
 
     @property
     def sets(self) -> TokenSets:
@@ -79,9 +80,18 @@ class Grammar:
         return self.image_length + 2
 
     @property
-    def side(self) -> int:
-        """Tokens of one row of a picture."""
-        return math.isqrt(self.image_length)
+    def row_length(self) -> int:
+        """Number of tokens of one row of a picture."""
+        return self.vocabulary.picture.row_length
+
+    @property
+    def first_sampled(self) -> int:
+        """The first state within a picture that samples its token."""
+        return BLOCK + len(self.vocabulary.picture.before)
+
+    def in_block(self, state: int) -> bool:
+        """Whether the next token is one of a picture, between its begin and its end."""
+        return BLOCK <= state < self.close
 
     def in_picture(self, state: int) -> bool:
         """Whether a picture has begun and its ``end_image`` has not come yet."""
@@ -91,12 +101,9 @@ class Grammar:
         """The state after ``prompt``: inside a picture if the prompt ends in an unfinished one."""
         if not self.draws:
             return TEXT
-        for back in range(1, min(self.image_length + 1, len(prompt)) + 1):
-            token = prompt[-back]
-            if token == self.begin_image:
-                return BLOCK + back - 1
-            if token not in self.image_ids:
-                break
+        begun = unfinished_picture(prompt, self.vocabulary)
+        if begun is not None and self.vocabulary.fits(begun):
+            return BLOCK + len(begun)
         return OPEN if self.mode == "image-only" else TEXT
 
     def remaining(self, state: int) -> int:
@@ -122,6 +129,16 @@ class Grammar:
         return length - 1 - (state - BLOCK) if self.in_picture(state) else -1
 
 
+def unfinished_picture(prompt: Sequence[int], vocabulary: Vocabulary) -> Sequence[int] | None:
+    """The tokens behind the begin of a picture that ``prompt`` does not finish; None if it ends in text."""
+    for back in range(1, len(prompt) + 1):
+        if prompt[-back] == vocabulary.begin_image:
+            return prompt[len(prompt) - back + 1 :]
+        if prompt[-back] not in vocabulary.block_ids:
+            break
+    return None
+
+
 def compile_grammar(mode: str, vocabulary: Vocabulary, eos: Iterable[int], phase: Phase | None = None) -> Grammar:
     """The tables for ``mode``, one of `MODES`.
 
@@ -137,8 +154,8 @@ def compile_grammar(mode: str, vocabulary: Vocabulary, eos: Iterable[int], phase
     its phase changes.
 
     ``ValueError`` for an unknown mode; for a mode with pictures and a model that writes text only or draws otherwise
-    (``Vocabulary.cannot_draw``); and if the phase leaves nothing to sample where the mode must sample, or bans begin or
-    end of image where the mode needs them.
+    (``Vocabulary.cannot_draw`` and ``draws_alone``); and if the phase leaves nothing to sample where the mode must
+    sample, or bans begin or end of image where the mode needs them.
     """
     if mode not in MODES:
         raise ValueError(f"multimodal_generation_mode={mode!r} is unknown; choose one of {', '.join(MODES)}")
@@ -148,6 +165,8 @@ def compile_grammar(mode: str, vocabulary: Vocabulary, eos: Iterable[int], phase
         )
     if mode != "text-only" and vocabulary.cannot_draw:
         raise ValueError(f"multimodal_generation_mode={mode!r}: {vocabulary.cannot_draw}; choose 'text-only'")
+    if mode not in ("text-only", "image-only") and vocabulary.draws_alone:
+        raise ValueError(f"multimodal_generation_mode={mode!r}: {vocabulary.draws_alone}; choose 'image-only'")
     return _compiled(mode, vocabulary, frozenset(eos), phase or None)
 
 
@@ -159,14 +178,7 @@ def _compiled(mode: str, vocabulary: Vocabulary, ends: frozenset[int], phase: Ph
         masks = _ruled(unruled.masks, mode, vocabulary, phase)
         _check_phase(masks, mode, vocabulary, ends, phase)
         tables = tables.with_sets(_token_sets(masks))
-    return Grammar(
-        mode=mode,
-        image_length=vocabulary.image_length,
-        begin_image=vocabulary.begin_image,
-        end_image=vocabulary.end_image,
-        image_ids=vocabulary.image_ids,
-        tables=tables,
-    )
+    return Grammar(mode=mode, vocabulary=vocabulary, tables=tables)
 
 
 class _Unruled(NamedTuple):
@@ -184,10 +196,11 @@ def _unruled(mode: str, vocabulary: Vocabulary, ends: frozenset[int]) -> _Unrule
     image = _indices(v.image_ids, v.size)
     masks[IMAGE_SET] = False
     masks[IMAGE_SET, image] = True
-    if not free:
+    if not free and (v.bans_images or mode != "text-only"):
         masks[TEXT_SET, image] = False
         if mode != "text-only":
             unparsed = {v.end_image, v.placeholder} | ({i for i in (v.pad, v.bos) if i is not None} - ends)
+            unparsed |= v.block_ids - {v.begin_image}
             masks[TEXT_SET, _indices(unparsed, v.size)] = False
     masks[TEXT_WITHOUT_BEGIN_SET] = masks[TEXT_SET]
     if _needs_room(mode):
@@ -199,8 +212,11 @@ def _unruled(mode: str, vocabulary: Vocabulary, ends: frozenset[int]) -> _Unrule
     set_of[TEXT] = TEXT_SET
     room[TEXT] = n + 2
     forced[OPEN] = v.begin_image
-    for state in range(BLOCK, close):
-        set_of[state] = EVERYTHING_SET if free else IMAGE_SET
+    for state, token in zip(range(BLOCK, close), v.picture.forced, strict=True):
+        if free or token < 0:
+            set_of[state] = EVERYTHING_SET if free else IMAGE_SET
+        else:
+            forced[state] = token
     if free:
         set_of[close] = EVERYTHING_SET
     else:
@@ -220,9 +236,10 @@ def _unruled(mode: str, vocabulary: Vocabulary, ends: frozenset[int]) -> _Unrule
             return DONE if mode == "image-only" else TEXT
         return BLOCK if begins and mode != "text-only" else TEXT
 
-    # Class 1 are the image tokens that mean nothing else; classes of the few tokens with another meaning follow.
-    special = {i: (i == v.begin_image, i in ends, i in v.image_ids) for i in {v.begin_image, *ends} if 0 <= i < v.size}
+    # Class 1 are the tokens of pictures that mean nothing else; classes of the few tokens with another meaning follow.
+    special = {i: (i == v.begin_image, i in ends, i in v.block_ids) for i in {v.begin_image, *ends} if 0 <= i < v.size}
     plain_image = masks[IMAGE_SET].clone()
+    plain_image[_indices(v.block_ids, v.size)] = True
     plain_image[list(special)] = False
     classes = [(False, False, False), (False, False, True), *sorted(set(special.values()))]
     class_ranges = [(low, high, 1) for low, high in _ranges(plain_image)]

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, cast
 
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.vocabulary import Vocabulary
 from fastdecode.ops.scalars import LARGEST_FLOAT, shown
 from fastdecode.wording import kind_of
 
-KINDS = ("full", "images", "unconditional", "prompt")
+KINDS = ("full", "images", "unconditional", "blank", "prompt")
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Stream:
       - ``"full"``: the sequence itself.
       - ``"images"``: begin of sequence and all pictures with their begin and end tokens, without the text.
       - ``"unconditional"``: begin of sequence (unless ``bos=False``) and the picture being drawn.
+      - ``"blank"``: the sequence with a padding token (or the one in ``ids``) in place of every token of the prompt but
+        begin of sequence and begin of image; a picture that the prompt has begun stays.
       - ``"prompt"``: the tokens ``ids`` in place of the prompt. All generated tokens follow them, as they do with
         transformers' ``negative_prompt_ids``; with ``history=False`` only the picture being drawn follows. If the
         prompt ends inside a picture, so does this stream: that part of the picture is added, unless ``ids`` already
@@ -46,8 +48,10 @@ class Stream:
             _check_bool(f"{name} of a Stream", getattr(self, name))
         if self.kind == "prompt" and not self.ids:
             raise ValueError("a stream of kind 'prompt' needs at least one token in ids")
-        if self.kind != "prompt" and self.ids:
-            raise ValueError(f"ids belong to a stream of kind 'prompt'; this one is {shown(self.kind)}")
+        if self.kind not in ("prompt", "blank") and self.ids:
+            raise ValueError(f"ids belong to a stream of kind 'prompt' or 'blank'; this one is {shown(self.kind)}")
+        if self.kind == "blank" and len(self.ids) > 1:
+            raise ValueError(f"a stream of kind 'blank' takes one token in ids, not {len(self.ids)}")
         for name, kind in (("history", "prompt"), ("bos", "unconditional")):
             if not getattr(self, name) and self.kind != kind:
                 raise ValueError(f"{name}=False belongs to a stream of kind {kind!r}; this one is {shown(self.kind)}")
@@ -62,7 +66,9 @@ class Stream:
             return tuple(ids)
         if self.kind == "images":
             kept = {vocabulary.begin_image, vocabulary.end_image, vocabulary.bos}
-            return tuple(i for i in ids if i in kept or i in vocabulary.image_ids) or tuple(ids[-1:])
+            return tuple(i for i in ids if i in kept or i in vocabulary.block_ids) or tuple(ids[-1:])
+        if self.kind == "blank":
+            return self._blank(ids, min(prompt_length, tail), vocabulary)
         if self.kind == "prompt":
             begun = tuple(ids[tail:prompt_length])
             if begun and self.ids[-len(begun) :] == begun:
@@ -80,6 +86,17 @@ class Stream:
         else:
             start = (vocabulary.bos,)
         return (*start, *ids[tail:])
+
+    def _blank(self, ids: Sequence[int], end: int, vocabulary: Vocabulary) -> tuple[int, ...]:
+        """``ids``, the first ``end`` of which are replaced but for begin of sequence and of image."""
+        token = self.ids[0] if self.ids else vocabulary.pad
+        if token is None:
+            raise ValueError(
+                "guidance needs a padding token to stand for the prompt, and the checkpoint names none: set "
+                "model.generation_config.pad_token_id, or give Stream('blank', (token,))"
+            )
+        kept = {vocabulary.bos, vocabulary.begin_image}
+        return (*(i if i in kept else token for i in ids[:end]), *ids[end:])
 
 
 def _tokens(name: str, tokens: Any) -> tuple[int, ...]:

@@ -19,7 +19,9 @@ from transformers import (
 )
 from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAEConfig
 
-from fastdecode.models.chameleon import Vocabulary, attach_decoder
+from fastdecode.models.chameleon import attach_decoder
+from fastdecode.models.families import vocabulary_of
+from fastdecode.models.vocabulary import Vocabulary
 from fastdecode.models.vq_decoder import VQDecoder
 
 CODES = 24
@@ -110,7 +112,7 @@ def tiny_model(seed: int = 0, *, draws: bool = True, cls=ChameleonForConditional
 def drawing_model(seed: int, **settings):
     """A model that writes four words and begins pictures about as often."""
     model = tiny_model(seed, words=4, **settings)
-    v = Vocabulary.of(model)
+    v = vocabulary_of(model)
     head = model.lm_head.weight
     head[[i for i in range(v.size) if i not in v.image_ids]] *= 0.25
     head[EOS] = 0.0

@@ -11,13 +11,13 @@ import torch
 from linking import ROOT, run
 
 import fastdecode
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 
 EXAMPLE = ROOT / "examples" / "cpp_server"
 STRICT = ("-Wall", "-Wextra", "-Werror")
 BLOCKS = Path(fastdecode.__file__).parent / "assets" / "blocks"
 MODEL, PROCESSOR = fastdecode.load("blocks")
-VOCABULARY = Vocabulary.of(MODEL)
+VOCABULARY = vocabulary_of(MODEL)
 BOS, BEGIN, END, PLACEHOLDER = VOCABULARY.bos, VOCABULARY.begin_image, VOCABULARY.end_image, VOCABULARY.placeholder
 PICTURE, CONTEXT = VOCABULARY.image_length + 2, VOCABULARY.context
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from fastdecode.grammar import BLOCK, DONE, EVERYTHING_SET, MODES, OPEN, TEXT, compile_grammar
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.vocabulary import Vocabulary
 from fastdecode.ops import TokenSets
 from fastdecode.token_rules import Phase
 

@@ -7,7 +7,8 @@ import torch
 from models_for_tests import BOS, padded, text_ids, tiny_model, whole_logits
 
 from fastdecode.guidance import FULL, IMAGES, UNCONDITIONAL, Guidance, Stream, guidance_from
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
+from fastdecode.models.vocabulary import Vocabulary
 
 BEGIN, END, WORD, OTHER = 3, 4, 6, 5
 VOCABULARY = Vocabulary(
@@ -199,7 +200,7 @@ def test_guided_scores_are_those_of_transformers(scale: float, negative: bool):
     expected = model.generate(**options, **keep)
     got = fastdecode.generate(model, **options, **keep)
     assert torch.equal(got.sequences, expected.sequences)
-    text = [i for i in range(model.config.vocab_size) if i not in Vocabulary.of(model).image_ids]
+    text = [i for i in range(model.config.vocab_size) if i not in vocabulary_of(model).image_ids]
     for ours, theirs in zip(got.scores, expected.scores, strict=True):
         torch.testing.assert_close(ours[:, text], theirs[:, text], rtol=1e-4, atol=1e-3)
     first = whole_logits(model, prompts[1])[-1]

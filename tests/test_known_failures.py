@@ -11,7 +11,7 @@ from models_for_tests import BOS, PAD, drawing_model, padded, text_ids, tiny_mod
 import fastdecode
 from fastdecode import Guidance
 from fastdecode.decoder import Decoder
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 
 TESTS = Path(__file__).parent
 ROWS = 56
@@ -77,7 +77,7 @@ def test_row_28_the_streams_of_a_sequence_get_one_id_and_finished_rows_get_none(
     fed: list[list[int]] = []
     step = Decoder.step
     monkeypatch.setattr(Decoder, "step", lambda self, cache, ids: fed.append(ids.tolist()) or step(self, cache, ids))
-    v = Vocabulary.of(model)
+    v = vocabulary_of(model)
     prompts = [[BOS, *text_ids(model, 0, 3)], [BOS, *text_ids(model, 1, 2), v.begin_image, *v.code_ids[:2]]]
     guidance = Guidance.five_way((BOS, 40), (BOS, 41), full=2.0, image=1.2, against=0.5, toward=3.0)
     options = {"multimodal_generation_mode": "image-only", "guidance": guidance, "do_sample": True, "seed": [1, 2]}
@@ -128,7 +128,7 @@ def test_row_36_begin_of_sequence_is_the_tokenizers_not_the_configs(scattered: b
     """The real checkpoints' configs name <pad> as the begin of a sequence."""
     model = drawing_model(3, scattered=scattered)
     assert model.config.bos_token_id == PAD
-    v = Vocabulary.of(model)
+    v = vocabulary_of(model)
     assert (v.bos, v.pad) == (BOS, PAD)
     others, _ = Guidance.two_way(3.0).plan((BOS, 30, v.begin_image), 2, 2, v)
     assert others == [(BOS, v.begin_image)]

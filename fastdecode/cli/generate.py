@@ -256,8 +256,8 @@ def write_documents(args: argparse.Namespace) -> None:
 def load_engine(args: argparse.Namespace) -> Engine:
     """An engine of the model that ``args`` name. `Refused` before it is read if there is no such device."""
     from fastdecode.generation.engine import Engine
-    from fastdecode.models.chameleon import check_can_draw
     from fastdecode.models.loading import load
+    from fastdecode.models.pictures import check_can_draw
 
     check_device(args.device)
     dtype = None if args.dtype == "auto" else args.dtype
@@ -279,7 +279,7 @@ def submit(
     ValueError, which names the prompt where there are several, for one that cannot be decoded.
     """
     from fastdecode.generation.api import explain
-    from fastdecode.models.chameleon import with_placeholders
+    from fastdecode.models.pictures import with_placeholders
 
     scale = parse_guidance(args.guidance, draws=args.mode != "text-only")
     options: dict[str, Any] = {"multimodal_generation_mode": args.mode, "guidance": scale, **sampling}

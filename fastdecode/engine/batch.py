@@ -13,7 +13,7 @@ from fastdecode.decoder.cuda_graph import Draws
 from fastdecode.engine.parameters import Sampling
 from fastdecode.engine.sequence import Sequence
 from fastdecode.engine.tables import SharedTables
-from fastdecode.grammar import BLOCK, TEXT
+from fastdecode.grammar import TEXT
 from fastdecode.ops.advance.operation import RepeatedSample
 from fastdecode.ops.backends import choose_backend
 
@@ -125,10 +125,10 @@ class Batch:
 
 def reachable_sets(s: Sequence) -> set[int]:
     """The sets of the grammar that a sequence may sample from before it enters or leaves a picture."""
-    if s.forced >= 0:
+    if s.forced >= 0 and not s.in_block:
         return set()
     host = s.grammar.tables.host
-    state = BLOCK if s.in_picture else TEXT
+    state = s.grammar.first_sampled if s.in_picture else TEXT
     tight = s.limit - len(s.tokens) < host.room[state]
     found = {host.tight_set_of[state]} if tight else {host.set_of[state], host.tight_set_of[state]}
     return {number for number in found if number >= 0}

@@ -118,8 +118,14 @@ class EngineCore:
 
     @staticmethod
     def _ends_by_force(s: Sequence) -> bool:
-        """Whether a sequence ends with its forced token, so that its rows are not needed any more."""
-        return s.forced >= 0 and (s.grammar.advance(s.state, s.forced) == DONE or len(s.tokens) + 1 >= s.limit)
+        """Whether all its further tokens are forced, so that its rows are not needed any more."""
+        state, length = s.state, len(s.tokens)
+        while state != DONE and length < s.limit:
+            token = s.grammar.forced[state]
+            if token < 0:
+                return False
+            state, length = s.grammar.advance(state, token), length + 1
+        return True
 
     def _append(self, request: Request, tokens: dict[int, int]) -> bool:
         changed = False

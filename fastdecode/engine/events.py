@@ -8,7 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from fastdecode.models.chameleon import Vocabulary, decode_pictures, missing_decoder_keys
+from fastdecode.models.pictures import decode_pictures, missing_decoder_keys
+from fastdecode.models.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class PictureBegun:
 
 @dataclass(frozen=True, slots=True)
 class PicturePart:
-    """Part of a picture: all its image tokens so far, of ``total``."""
+    """Part of a picture: all its tokens so far, of ``total``; ends of rows are among them, if the model has such."""
 
     picture: int
     tokens: tuple[int, ...]
@@ -118,7 +119,7 @@ class DocumentEvents:
         v, part = self.vocabulary, False
         yield Tokens(tuple(tokens))
         for token in tokens:
-            if self.picture is not None and token in v.image_ids:
+            if self.picture is not None and token in v.block_ids:
                 self.picture.append(token)
                 part = True
                 continue
@@ -133,7 +134,7 @@ class DocumentEvents:
                 yield from self._flush()
                 self.picture = []
                 yield PictureBegun(self.pictures, v.image_length)
-            elif self.text is not None and token not in v.image_ids:
+            elif self.text is not None and token not in v.block_ids:
                 text = self.text.feed(token)
                 if text:
                     yield TextDelta(text)
@@ -151,7 +152,7 @@ class DocumentEvents:
     def _close(self, closed: bool) -> Iterator[Event]:
         """End a picture. An incomplete one is not decoded, as `fastdecode.to_documents` leaves it out."""
         tokens, self.picture = self.picture or [], None
-        if closed and len(tokens) == self.vocabulary.image_length:
+        if closed and self.vocabulary.grid(tokens) is not None:
             image = decode_pictures(self.model, [tokens], self.vocabulary)[0] if self.paints else None
             yield PictureDone(self.pictures, image)
         self.pictures += 1

@@ -142,7 +142,7 @@ class Runner:
         hidden = self._step(batch)
         sampled = batch.sampled
         if not self.processed:
-            if all(s.forced >= 0 for s in sampled):
+            if all(s.forced >= 0 and not s.in_block for s in sampled):
                 self.batch = None
                 return Step(sampled, [s.forced for s in sampled], [ops.STATUS_OK] * len(sampled), [])
             drawn = batch.sample(self.decoder.logits(hidden, batch.draws.spans if batch.draws else None))
@@ -199,7 +199,7 @@ class Runner:
         assert draws is not None
         assert state is not None
         assert captures is not None
-        if plan.steps < 2 or any(s.forced >= 0 for s in batch.sampled):
+        if plan.steps < 2 or any(s.forced >= 0 and not s.in_block for s in batch.sampled):
             return None
         captured = captures.get(self.cache, draws, state, plan.steps)
         if captured is None:

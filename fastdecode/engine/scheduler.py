@@ -193,8 +193,8 @@ class Scheduler:
             for s in request.live:
                 state = s.state
                 if request.listened and s.grammar.draws:
-                    most = min(most, max(1, s.grammar.side))
-                if s.forced >= 0:
+                    most = min(most, max(1, s.grammar.row_length))
+                if s.forced >= 0 and not s.in_block:
                     return 1, False
                 if not s.in_picture or s.mode == "unrestricted":
                     inside = False

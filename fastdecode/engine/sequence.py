@@ -9,7 +9,7 @@ from torch import Tensor
 from fastdecode.engine.parameters import Sampling
 from fastdecode.grammar import DONE, Grammar, compile_grammar
 from fastdecode.guidance import Guidance
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.vocabulary import Vocabulary
 from fastdecode.token_rules import TokenRules
 
 Tokens = tuple[int, ...]
@@ -80,6 +80,11 @@ class Sequence:
     @property
     def in_picture(self) -> bool:
         return self.grammar.in_picture(self.state)
+
+    @property
+    def in_block(self) -> bool:
+        """Whether its next token is one of a picture, between its begin and its end."""
+        return self.grammar.in_block(self.state)
 
     @property
     def forced(self) -> int:

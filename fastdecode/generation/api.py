@@ -23,6 +23,8 @@ from fastdecode.generation.calling import calling_generate
 from fastdecode.generation.decoding import decode_all, decoder_of, progress_bar
 from fastdecode.generation.explanation import Explanation
 from fastdecode.generation.generate_options import GenerateOptions
+from fastdecode.generation.generation_mode import NAME as GENERATION_MODE
+from fastdecode.generation.generation_mode import only_codes, read_generation_mode
 from fastdecode.generation.prepare import prepare
 from fastdecode.generation.prepared import Prepared
 from fastdecode.generation.returned_cache import FIELD, returned_cache, wanted
@@ -36,7 +38,8 @@ from fastdecode.generation.unsupported import (
 )
 from fastdecode.guidance import Guidance
 from fastdecode.kv.page_pool import PAGE_SLOTS, PagePool
-from fastdecode.models.chameleon import check_pixels, pixel_tensor, supported
+from fastdecode.models.families import supported
+from fastdecode.models.pictures import check_pixels, pixel_tensor
 
 Output = Tensor | GenerateDecoderOnlyOutput
 
@@ -50,6 +53,7 @@ def generate(
     guidance: Guidance | float | None = None,
     text: Mapping[str, Any] | None = None,
     image: Mapping[str, Any] | None = None,
+    image_size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
     seed: int | Sequence[int] | None = None,
     progress: bool | None = None,
     deterministic: bool | None = None,
@@ -77,6 +81,12 @@ def generate(
     text, image: sampling parameters of one modality (temperature, top_k, top_p, min_p, repetition_penalty,
     do_sample). They override those of the call, which set both. transformers' default top_k of 50 does not apply to
     pictures.
+
+    generation_mode: of Janus, as its own ``generate`` takes it. "image" returns (batch * num_return_sequences, codes)
+    int64: the codes of a picture alone. ``multimodal_generation_mode="image-only"`` returns tokens, as for all models.
+
+    image_size: (width, height) in pixels of the pictures, or one such pair per prompt, for models that draw several
+    sizes. Default: the model's usual one, or what image_sizes says that the processor of Emu3 returns.
 
     seed: one per request, or one for all (equal requests then give equal tokens). A request's tokens do not depend on
     the other requests of the batch, except by the rounding of logits: see deterministic. Default: sampled from torch's
@@ -129,7 +139,8 @@ def generate(
     def decode(call: Prepared, extras: GenerateOptions) -> Output:
         if streamer is not None:
             streamer.put(call.prompts)  # not by transformers, which would do so before a call is handed over to it
-        return _decode(call, streamer, bool(extras.progress))
+        output = _decode(call, streamer, bool(extras.progress))
+        return only_codes(output, call) if kwargs.get(GENERATION_MODE) == "image" else output
 
     return _through_transformers(model, inputs, options, given, decode, hand_over)
 
@@ -147,9 +158,10 @@ def _through_transformers(
 
         options   those of transformers       given   fastdecode's own
     """
-    config = options.get("generation_config")
+    config, options, given = options.get("generation_config"), dict(options), dict(given)
     validation.check_config(config)
     option_kinds.check_is_model(model)
+    read_generation_mode(model, options, given)
     extras = GenerateOptions.found(model, config, given)
     fallback = "transformers" if extras.fallback is None else extras.fallback
     check_fallback(fallback)
@@ -157,7 +169,7 @@ def _through_transformers(
         inside = check_model(model)
         if hand_over is not None:  # else the caller has a decoder of this model
             _check_layers(inside)
-        return _prepared(inside, inputs, dict(options), extras, run)
+        return _prepared(inside, inputs, options, extras, run)
     except Unsupported as error:
         if hand_over is None:
             raise error.refused(extras.text_only) from None
@@ -185,6 +197,7 @@ def _prepared(
         options["pixel_values"] = check_pixels(model, options["pixel_values"])
     else:
         options.pop("pixel_values", None)  # transformers would read None as pictures
+    sizes = None if "pixel_values" in options or extras.text_only else options.pop("image_sizes", None)
     allowed = options.get("prefix_allowed_tokens_fn")
     if allowed is not None:
         options["prefix_allowed_tokens_fn"] = option_kinds.checked_prefix(allowed, model)
@@ -216,7 +229,7 @@ def _prepared(
         **model_kwargs: Any,
     ) -> Any:
         call = (input_ids, logits_processor, stopping_criteria, generation_config)
-        return run(prepare(model, *call, extras, chosen, model_kwargs), extras)
+        return run(prepare(model, *call, extras, chosen, model_kwargs, sizes), extras)
 
     return GenerationMixin.generate(model, inputs, custom_generate=decode, **options)
 
@@ -260,6 +273,7 @@ def custom_generate(
     guidance: Guidance | float | None = None,
     text: Mapping[str, Any] | None = None,
     image: Mapping[str, Any] | None = None,
+    image_size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
     seed: int | Sequence[int] | None = None,
     progress: bool | None = None,
     deterministic: bool | None = None,
@@ -286,7 +300,8 @@ def custom_generate(
         validation.check_options(model, {"generation_config": generation_config, **call, "synced_gpus": synced})
         chosen = validation.chosen_options(model, call or generation_config.to_dict())
         prepared_call = (input_ids, logits_processor, stopping_criteria, generation_config)
-        prepared = prepare(model, *prepared_call, extras, chosen, model_kwargs)
+        sizes = None if call.get("pixel_values") is not None else call.get("image_sizes")
+        prepared = prepare(model, *prepared_call, extras, chosen, model_kwargs, sizes)
     except Unsupported as error:
         raise error.refused(text_only=extras.text_only) from None
     return _decode(prepared, call.get("streamer"), bool(extras.progress))

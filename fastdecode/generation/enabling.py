@@ -11,7 +11,7 @@ from transformers import GenerationMixin
 
 from fastdecode.generation.api import check_model, generate
 from fastdecode.generation.unsupported import Unsupported
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import text_vocabulary_of
 from fastdecode.wording import kind_of
 
 _POSITIONAL = tuple(
@@ -60,7 +60,7 @@ def enable(model: Any) -> Any:
     class than fastdecode decodes.
     """
     with contextlib.suppress(Unsupported):  # then every call is handed to transformers
-        Vocabulary.of_text(check_model(model))
+        text_vocabulary_of(check_model(model))
     before = model.__dict__.get("generate")
     if before is not None and not isinstance(before, EnabledGenerate):
         model.__dict__[_BEFORE] = before

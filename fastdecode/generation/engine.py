@@ -27,7 +27,7 @@ from fastdecode.generation.prompts import check_processor, prompt_inputs
 from fastdecode.generation.room_checks import check_deterministic, check_fits
 from fastdecode.generation.step_lock import StepLock
 from fastdecode.generation.validation import check_config
-from fastdecode.models.chameleon import supported
+from fastdecode.models.families import supported
 from fastdecode.ops.scalars import shown
 from fastdecode.wording import kind_of
 

@@ -12,7 +12,7 @@ from fastdecode.decoder.quantised import of_small
 from fastdecode.generation.prepared import Prepared
 from fastdecode.generation.stream_names import describe_streams
 from fastdecode.grammar import BLOCK, IMAGE_SET, TEXT, TEXT_SET
-from fastdecode.models.chameleon import missing_decoder_keys
+from fastdecode.models.pictures import missing_decoder_keys
 from fastdecode.ops.backends import BACKENDS, PLANNED, choose_backend, core, unavailable
 
 

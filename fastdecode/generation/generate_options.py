@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ class GenerateOptions:
     guidance: Guidance | float | None = None
     text: Mapping[str, Any] | None = None
     image: Mapping[str, Any] | None = None
+    image_size: tuple[int, int] | Sequence[tuple[int, int]] | None = None
     seed: int | Iterable[int] | None = None
     progress: bool | None = None
     deterministic: bool | None = None
@@ -47,7 +48,7 @@ class GenerateOptions:
     @property
     def lost_elsewhere(self) -> list[str]:
         """The names of the options that are set and would have no effect in transformers' own loop."""
-        ours = ("guidance", "text", "image", "seed", "progress", "deterministic", "kv_pool")
+        ours = ("guidance", "text", "image", "image_size", "seed", "progress", "deterministic", "kv_pool")
         return [name for name in ours if getattr(self, name) is not None and getattr(self, name) is not False]
 
     def __post_init__(self) -> None:

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from fastdecode.generation.picture_sizes import check_image_size
 from fastdecode.generation.token_options import check_token_options
 from fastdecode.grammar import MODES
 from fastdecode.guidance import Guidance, guidance_from
 from fastdecode.kv.page_pool import PagePool
-from fastdecode.models.chameleon import supported
+from fastdecode.models.families import supported, text_vocabulary_of
 from fastdecode.ops.scalars import LARGEST_FLOAT, shown
 from fastdecode.wording import kind_of
 
@@ -161,6 +162,7 @@ def check_own(options: Any) -> None:
             f"image={shown(options.image)} sets how pictures are sampled, and multimodal_generation_mode='text-only' "
             "draws none: leave it out, or choose a mode that draws"
         )
+    check_image_size(options.image_size)
     if isinstance(options.seed, (set, frozenset, Mapping)) or getattr(options.seed, "dtype", None) == torch.bool:
         raise ValueError(
             f"seed={shown(options.seed)}: it must be an integer, or one integer per prompt, in their order"
@@ -346,5 +348,4 @@ def _embedding(model: Any) -> Any:
 
 
 def _vocabulary_size(model: Any) -> int:
-    size: int = model.config.get_text_config().vocab_size
-    return size
+    return text_vocabulary_of(model).size

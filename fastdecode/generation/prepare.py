@@ -18,18 +18,16 @@ from fastdecode.engine.parameters import Sampling
 from fastdecode.engine.sequence import Sequence
 from fastdecode.generation.generate_options import GenerateOptions
 from fastdecode.generation.logits_processors import TRANSFORMERS_TOP_K, SplitProcessors, split_processors
+from fastdecode.generation.picture_sizes import sized_vocabularies
 from fastdecode.generation.prepared import Prepared
 from fastdecode.generation.prompt_checks import check_ids, check_positions, check_right_padding
-from fastdecode.generation.room_checks import check_room, check_stream_room, check_stream_tokens
+from fastdecode.generation.room_checks import check_begun, check_room, check_stream_room, check_stream_tokens
 from fastdecode.generation.validation import DRAWING_MODES, LENGTHS, check_forward, check_options
 from fastdecode.grammar import Grammar, compile_grammar
-from fastdecode.guidance import Guidance, guidance_from
-from fastdecode.models.chameleon import (
-    Vocabulary,
-    check_can_draw,
-    encode_pictures,
-    fill_placeholders,
-)
+from fastdecode.guidance import UNCONDITIONAL, Guidance, Stream, guidance_from
+from fastdecode.models.families import family_of, text_vocabulary_of, vocabulary_of
+from fastdecode.models.pictures import check_can_draw, fill_placeholders, read_pictures
+from fastdecode.models.vocabulary import Vocabulary
 
 logger = logging.get_logger(__name__)
 
@@ -43,30 +41,41 @@ def prepare(
     extras: GenerateOptions,
     chosen: frozenset[str],
     model_kwargs: dict[str, Any],
+    image_sizes: Any = None,
 ) -> Prepared:
     """Read what transformers prepared for a generation loop. `Unsupported` names what fastdecode does not decode and
-    transformers would; ``ValueError`` what is wrong.
+    transformers would; ``ValueError`` what is wrong. ``image_sizes``: what the call gave beside a prompt without pixels
+    (see `sized_vocabularies`).
     """
     check_options(model, {**model_kwargs, "generation_config": config}, made_by_transformers=True)
     check_forward(model_kwargs)
-    vocabulary = Vocabulary.of_text(model) if extras.text_only else Vocabulary.of(model)
+    vocabulary = text_vocabulary_of(model) if extras.text_only else vocabulary_of(model)
     mask = model_kwargs.get("attention_mask")
     check_ids(input_ids, mask, vocabulary)
     if extras.text_only:
         check_right_padding(mask)
     check_positions(model_kwargs.get("position_ids"), input_ids, mask)
     ends = [i for c in stopping_criteria if type(c) is EosTokenCriteria for i in c.eos_token_id.tolist()]
-    grammar = compile_grammar(extras.multimodal_generation_mode or "text-only", vocabulary, ends)
+    repeats = config.num_return_sequences or 1
+    mode = extras.multimodal_generation_mode or "text-only"
+    compile_grammar(mode, vocabulary, ends)  # what it refuses is said before anything about sizes
+    sized = sized_vocabularies(
+        vocabulary, extras.image_size, image_sizes, len(input_ids) // repeats, draws=mode != "text-only"
+    )
+    vocabularies = [v for v in sized for _ in range(repeats)]
+    grammars = [compile_grammar(mode, v, ends) for v in vocabularies]
+    grammar, vocabulary = grammars[0], vocabularies[0]
     padding = torch.zeros(len(input_ids), dtype=torch.long) if mask is None else (mask == 0).sum(1).cpu()
     if grammar.mode in DRAWING_MODES:
         check_can_draw(model)
     if config.do_sample and config.top_p is not None:
         Sampling(top_p=config.top_p).checked()  # transformers silently ignores a top_p above 1
     processors = split_processors(logits_processor, bool(config.do_sample), padding, vocab_size=vocabulary.size)
-    if grammar.mode == "image-only" and (config.min_new_tokens or 0) > vocabulary.image_length + 2:
+    shortest = min(g.block_length for g in grammars)
+    if grammar.mode == "image-only" and (config.min_new_tokens or 0) > shortest:
         raise ValueError(
             f"min_new_tokens={config.min_new_tokens}: multimodal_generation_mode='image-only' ends after a picture of "
-            f"{vocabulary.image_length + 2} tokens; leave it out, or choose 'interleaved-text-image'"
+            f"{shortest} tokens; leave it out, or choose 'interleaved-text-image'"
         )
     image_base = processors.sampling
     if "top_k" not in chosen and grammar.draws:
@@ -77,15 +86,16 @@ def prepare(
     image = image_base.override(extras.image or {}, "image", bool(config.do_sample))
     processors.check_modality("text", extras.text or {})
     processors.check_modality("image", extras.image or {})
-    repeats = config.num_return_sequences or 1
     prompts = _prompt_ids(model, input_ids, model_kwargs, vocabulary, repeats)
     guidances = _guidances(processors, extras, grammar, len(prompts), repeats)
     seeds = _seeds(extras.seed, len(prompts), repeats)
-    limits = _limits(prompts, input_ids.shape[1], config, stopping_criteria, grammar, vocabulary, chosen)
+    limits = _limits(prompts, input_ids.shape[1], config, stopping_criteria, grammars, chosen)
     replaced = (input_ids == vocabulary.placeholder).any(1).tolist()
     sequences: list[Sequence] = []
     for number, ids in enumerate(prompts):
         guidance, limit = guidances[number], limits[number]
+        grammar, vocabulary = grammars[number], vocabularies[number]
+        check_begun(ids, vocabulary, grammar)
         check_room(ids, limit, grammar.start(ids), grammar)
         check_stream_tokens(guidance, vocabulary)
         s = Sequence(
@@ -110,8 +120,8 @@ def prepare(
     pad = config._pad_token_tensor
     return Prepared(
         model=model,
-        vocabulary=vocabulary,
-        grammar=grammar,
+        vocabulary=vocabularies[0],
+        grammar=grammars[0],
         sequences=sequences,
         prompts=input_ids.cpu(),
         mask=mask,
@@ -144,15 +154,16 @@ def _prompt_ids(
 ) -> list[list[int]]:
     """The tokens of every prompt, without padding, with pictures in place of placeholders; one list per sequence."""
     single = input_ids[::repeats].cpu()
-    pictures = None
+    pictures: list[Tensor] = []
     encoded = (model_kwargs.get("mm_encoder_outputs") or {}).get("image")
     if encoded is not None:  # transformers 5.2x encodes pictures before it calls us, and repeats only features
-        codes = encoded.image_tokens.view(-1, vocabulary.image_length)
-        pictures = model.model.vocabulary_mapping.convert_img2bpe(codes).long()
+        features = family_of(model).features
+        assert features is not None  # else a prompt with pictures is refused before
+        pictures = features(model, encoded)
     elif model_kwargs.get("pixel_values") is not None:
-        pixels = model_kwargs["pixel_values"]
-        pictures = encode_pictures(model, pixels if repeats == 1 else pixels[::repeats])
-    filled = fill_placeholders(single, None if pictures is None else pictures.cpu(), vocabulary)
+        pixels, sizes = model_kwargs["pixel_values"], model_kwargs.get("image_sizes")
+        pictures = read_pictures(model, pixels[::repeats], None if sizes is None else sizes[::repeats])
+    filled = fill_placeholders(single, [picture.cpu() for picture in pictures], vocabulary)
     mask = model_kwargs.get("attention_mask")
     if mask is None:
         rows = filled.tolist()
@@ -176,7 +187,7 @@ def _guidances(
         context: dict[str, Any] = processors.guidance.unconditional_context
         negative = context["input_ids"]
         if negative is None:
-            return [Guidance.two_way(scale, everywhere=everywhere)] * count
+            return [_with_usual_stream(Guidance.two_way(scale, everywhere=everywhere), grammar)] * count
         mask = context["attention_mask"]
         mask = torch.ones_like(negative) if mask is None else mask
         if negative.ndim != 2 or len(negative) not in (1, count // repeats, count):
@@ -188,6 +199,8 @@ def _guidances(
         each = count // len(rows)
         return [Guidance.two_way(scale, row, everywhere=everywhere) for row in rows for _ in range(each)]
     guidance = guidance_from(extras.guidance)
+    if not isinstance(extras.guidance, Guidance):
+        guidance = _with_usual_stream(guidance, grammar)
     if len(guidance.streams) > 1 and not guidance.everywhere and grammar.mode in ("text-only", "unrestricted"):
         if isinstance(extras.guidance, Guidance) and grammar.mode == "text-only":
             raise ValueError(
@@ -197,6 +210,15 @@ def _guidances(
         if not isinstance(extras.guidance, Guidance):
             guidance = replace(guidance, everywhere=True)
     return [guidance] * count
+
+
+def _with_usual_stream(guidance: Guidance, grammar: Grammar) -> Guidance:
+    """Guidance that only has a scale, with the stream that the family takes for the unconditional one."""
+    kind = grammar.vocabulary.unconditional
+    if not grammar.draws or kind == "unconditional":
+        return guidance
+    streams = (Stream(kind) if stream == UNCONDITIONAL else stream for stream in guidance.streams)
+    return replace(guidance, streams=tuple(streams))
 
 
 def _seeds(seed: int | Iterable[int] | None, count: int, repeats: int) -> list[int]:
@@ -237,8 +259,7 @@ def _limits(
     padded: int,
     config: GenerationConfig,
     stopping: StoppingCriteriaList,
-    grammar: Grammar,
-    vocabulary: Vocabulary,
+    grammars: list[Grammar],
     chosen: frozenset[str],
 ) -> list[int]:
     """The maximum length of every sequence: the prompt and the new tokens that the call allows, at most the context.
@@ -247,8 +268,10 @@ def _limits(
     """
     longest = min([config.max_length, *(c.max_length for c in stopping if isinstance(c, MaxLengthCriteria))])
     new = max(1, longest - padded)  # as transformers: a criterion is asked after the first token
-    if grammar.mode == "image-only" and not chosen & LENGTHS:
-        return [min(len(p) + grammar.remaining(grammar.start(p)), vocabulary.context) for p in prompts]
+    vocabulary = grammars[0].vocabulary
+    if grammars[0].mode == "image-only" and not chosen & LENGTHS:
+        pairs = zip(prompts, grammars, strict=True)
+        return [min(len(p) + g.remaining(g.start(p)), vocabulary.context) for p, g in pairs]
     if any(len(p) + new > vocabulary.context for p in prompts):
         logger.warning_once(
             f"max_new_tokens={new} after a prompt of {max(map(len, prompts))} tokens goes beyond the context of "

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from fastdecode.generation.unsupported import Unsupported
-from fastdecode.models.chameleon import Vocabulary, check_picture_count, check_pixels, pixel_tensor
+from fastdecode.models.families import text_vocabulary_of, vocabulary_of
+from fastdecode.models.pictures import (
+    check_picture_count,
+    check_pixels,
+    check_placeholders,
+    lengths_of,
+    pixel_tensor,
+    reads_vectors,
+)
+from fastdecode.models.vocabulary import Vocabulary
 from fastdecode.wording import kind_of
 
 
@@ -22,10 +31,13 @@ def check_prompt(model: Any, input_ids: Tensor | None, options: Mapping[str, Any
         if text_only and pixels is None and mask is None:
             return
         raise ValueError("no prompt: give input_ids (batch, length), as the processor returns them")
-    vocabulary = Vocabulary.of_text(model) if text_only else Vocabulary.of(model)
+    vocabulary = text_vocabulary_of(model) if text_only else vocabulary_of(model)
     check_ids(input_ids, mask, vocabulary)
     if text_only:
         check_right_padding(mask)
+    if pixels is not None and reads_vectors(model):
+        kind = type(model).__name__
+        raise Unsupported(f"{kind} reads pictures as vectors, and fastdecode reads them as tokens", "give text alone")
     if pixels is not None:
         if text_only and vocabulary.problem is not None:
             raise Unsupported(vocabulary.problem, "mend the checkpoint")
@@ -41,7 +53,8 @@ def check_prompt(model: Any, input_ids: Tensor | None, options: Mapping[str, Any
     if pixels is None and text_only and not options.get("mm_encoder_outputs"):
         check_no_placeholders(input_ids, vocabulary)
     elif pixels is not None or not options.get("mm_encoder_outputs"):
-        check_picture_count(input_ids, 0 if pixels is None else len(pixels), vocabulary)
+        lengths = [] if pixels is None else lengths_of(model, pixels, options.get("image_sizes"))
+        check_placeholders(input_ids, lengths, vocabulary)
 
 
 def _is_pictures(pixels: Any, channels: int) -> bool:

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastdecode.models.chameleon import Vocabulary, with_placeholders
+from fastdecode.models.families import vocabulary_of
+from fastdecode.models.pictures import with_placeholders
 from fastdecode.wording import kind_of
 
 
@@ -39,7 +40,7 @@ def prompt_inputs(model: Any, processor: Any, inputs: Any, images: Any, options:
         if options.get("input_ids") is not None:
             raise ValueError("input_ids was given twice: the prompt as text, and as an option")
         pictures = [] if images is None else _pictures(images)
-        if not Vocabulary.of(model).has_pictures:
+        if not vocabulary_of(model).has_pictures:
             if pictures:
                 raise ValueError(f"images were given, but {type(model).__name__} reads and writes text only")
             return dict(processor(text=inputs, return_tensors="pt"))

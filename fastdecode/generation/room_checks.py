@@ -12,12 +12,22 @@ from fastdecode.decoder import BaseDecoder
 from fastdecode.decoder.support import unsupported_reason
 from fastdecode.engine.sequence import Sequence
 from fastdecode.generation.validation import DRAWING_MODES
-from fastdecode.grammar import Grammar
+from fastdecode.grammar import Grammar, unfinished_picture
 from fastdecode.guidance import Guidance
 from fastdecode.kv.page_pool import PagePool
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.vocabulary import Vocabulary
 from fastdecode.ops.scalars import shown
 from fastdecode.wording import kind_of
+
+
+def check_begun(ids: list[int], vocabulary: Vocabulary, grammar: Grammar) -> None:
+    """``ValueError`` if the prompt ends in a picture that cannot go on to one of the size that is asked for."""
+    begun = unfinished_picture(ids, vocabulary) if grammar.mode in DRAWING_MODES else None
+    if begun is not None and not vocabulary.fits(begun):
+        raise ValueError(
+            f"the prompt ends in a picture whose {len(begun)} tokens do not begin one of {vocabulary.pixels} pixels: "
+            "finish it, leave it out, or give its image_size"
+        )
 
 
 def check_room(ids: list[int], limit: int, state: int, grammar: Grammar) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers import TextStreamer
 
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.vocabulary import Vocabulary
 
 
 def text_only(streamer: Any, vocabulary: Vocabulary) -> Callable[[Tensor], None]:
@@ -21,7 +21,7 @@ def text_only(streamer: Any, vocabulary: Vocabulary) -> Callable[[Tensor], None]
     markers = {vocabulary.begin_image, vocabulary.end_image}
 
     def put_text(newest: Tensor) -> None:
-        kept = [token not in markers and token not in vocabulary.image_ids for token in newest.tolist()]
+        kept = [token not in markers and token not in vocabulary.block_ids for token in newest.tolist()]
         if all(kept):
             put(newest)
             return

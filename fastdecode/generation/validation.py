@@ -10,7 +10,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from fastdecode.generation.unsupported import Unsupported
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 from fastdecode.wording import kind_of
 
 CACHES = ("cache", "past_key_values", "cache_params")
@@ -44,7 +44,14 @@ UNSUPPORTED: dict[str, tuple[Any, str]] = {
 FORWARD = frozenset(
     (
         *("input_ids", "attention_mask", "position_ids", "pixel_values", "mm_encoder_outputs", "use_cache"),
-        *("logits_to_keep", "cache_position", "return_dict", "output_attentions", "output_hidden_states"),
+        *(
+            "logits_to_keep",
+            "cache_position",
+            "return_dict",
+            "image_sizes",
+            "output_attentions",
+            "output_hidden_states",
+        ),
         *CACHES,
     )
 )
@@ -83,11 +90,12 @@ def chosen_options(model: Any, options: Mapping[str, Any]) -> frozenset[str]:
 
 
 def set_default_length(model: Any, mode: str | None, options: dict[str, Any]) -> None:
-    """Give ``image-only`` without a length room for one picture, so that transformers does not warn about it. In the
-    generation_config where there is one: transformers warns about a call that has both.
+    """Give ``image-only`` without a length some length, so that transformers does not warn about it: a picture has its
+    own (see `fastdecode.generation.prepare`). In the generation_config where there is one: transformers warns about a
+    call that has both.
     """
     if mode == "image-only" and not chosen_options(model, options) & LENGTHS:
-        set_option(options, "max_new_tokens", Vocabulary.of(model).image_length + 2)
+        set_option(options, "max_new_tokens", vocabulary_of(model).image_length + 2)
 
 
 def set_option(options: dict[str, Any], name: str, value: Any) -> None:

@@ -1,23 +1,22 @@
-"""What the package reads from a Chameleon checkpoint: its vocabulary, its pictures, and which weights are missing."""
+"""Chameleon, and its fine-tunes that keep its tokens: Anole, AA-Chameleon."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 from weakref import WeakSet
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fastdecode.decoder.family import CHAMELEON, family_of
-from fastdecode.decoder.wrappers import unwrapped
+from fastdecode.decoder.family import CHAMELEON as LAYERS
+from fastdecode.decoder.family import family_of
+from fastdecode.models.family import Family
+from fastdecode.models.painting import to_pictures
+from fastdecode.models.vocabulary import Grid, Vocabulary
 from fastdecode.models.vq_decoder import VQDecoder, decode_codes, latent_side
-from fastdecode.wording import kind_of
 
 BEGIN_IMAGE, END_IMAGE, PLACEHOLDER = "<racm3:break>", "<eoss>", "<image>"
 
@@ -25,15 +24,6 @@ LUMINA = (
     "fastdecode does not draw with Lumina-mGPT yet: its pictures begin with two size tokens and every row of them ends "
     "with a token of its own"
 )
-
-
-def supported(model: Any) -> Any:
-    """The model inside `torch.compile`'s and PEFT's wrappers, or ``model`` itself. ``TypeError`` or ``ValueError`` if
-    it is not one that can be decoded.
-    """
-    model = unwrapped(model)
-    family_of(model)
-    return model
 
 
 def is_lumina(config: Mapping[str, Any], name: str = "") -> bool:
@@ -44,102 +34,39 @@ def is_lumina(config: Mapping[str, Any], name: str = "") -> bool:
     return trained or re.search(r"lumina[-_]?mgpt", name, re.IGNORECASE) is not None
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """The tokens of one checkpoint, read from its ``vocabulary_map`` and shapes.
-
-    ``code_ids[c]`` is the token of codebook entry ``c``; ``image_length`` is the number of tokens in a picture, without
-    its begin and end tokens; ``context`` is the maximum length of a sequence. ``bos`` is None if there is no ``<s>``.
-    A text model has no ``code_ids``, and its ``begin_image``, ``end_image`` and ``placeholder`` are -1. So has a
-    Chameleon whose vocabulary has a ``problem``; its image tokens are ``other_image_ids``. ``cannot_draw``: why the
-    modes that draw are refused; empty if they are not.
-    """
-
-    size: int
-    code_ids: tuple[int, ...]
-    begin_image: int
-    end_image: int
-    placeholder: int
-    image_length: int
-    context: int
-    bos: int | None = None
-    pad: int | None = None
-    cannot_draw: str = ""
-    other_image_ids: tuple[int, ...] = ()
-    problem: str | None = None
-
-    @classmethod
-    def of_text(cls, model: Any) -> Vocabulary:
-        """As `of`, for calls that write text only: what is missing for pictures is told by ``problem``."""
-        try:
-            return cls.of(model)
-        except ValueError as error:
-            images = tuple(model.model.vocabulary_mapping.image_tokens)
-            return replace(cls._without_pictures(model.config), other_image_ids=images, problem=str(error))
-
-    @classmethod
-    def of(cls, model: Any) -> Vocabulary:
-        """Read ``model.config``. ``ValueError`` names what is missing from it."""
-        family, config = family_of(model), model.config
-        if family is not CHAMELEON:
-            return cls._without_pictures(config)
-        ids: dict[str, int] = config.vocabulary_map or {}
-        absent = [name for name in (BEGIN_IMAGE, END_IMAGE, PLACEHOLDER) if name not in ids]
-        if absent:
-            raise ValueError(
-                f"config.vocabulary_map of this checkpoint has no {', '.join(absent)}: it must map every token of "
-                f"the tokenizer to its id (it has {len(ids)} entries)"
-            )
-        mapping = model.model.vocabulary_mapping
-        if mapping not in _checked:
-            _check_tokens(ids, config.vocab_size)
-            _checked.add(mapping)
-        codes = mapping.img2bpe
-        count = config.vq_config.num_embeddings
-        if sorted(codes) != list(range(count)):
-            raise ValueError(
-                f"config.vocabulary_map names {len(codes)} image tokens (IMGIMG…Z), but the codebook has {count} "
-                "entries: each entry needs its own"
-            )
-        return cls(
-            size=config.vocab_size,
-            code_ids=tuple(codes[c] for c in range(count)),
-            begin_image=ids[BEGIN_IMAGE],
-            end_image=ids[END_IMAGE],
-            placeholder=ids[PLACEHOLDER],
-            image_length=latent_side(config.vq_config) ** 2,
-            context=config.max_position_embeddings,
-            bos=ids.get("<s>"),
-            pad=ids.get("<pad>"),
-            cannot_draw=LUMINA if is_lumina(vars(config), config.name_or_path) else "",
+def vocabulary(model: Any) -> Vocabulary:
+    """Read ``model.config``. ``ValueError`` names what is missing from it."""
+    config = model.config
+    ids: dict[str, int] = config.vocabulary_map or {}
+    absent = [name for name in (BEGIN_IMAGE, END_IMAGE, PLACEHOLDER) if name not in ids]
+    if absent:
+        raise ValueError(
+            f"config.vocabulary_map of this checkpoint has no {', '.join(absent)}: it must map every token of "
+            f"the tokenizer to its id (it has {len(ids)} entries)"
         )
-
-    @classmethod
-    def _without_pictures(cls, config: Any) -> Vocabulary:
-        return cls(
-            size=config.vocab_size,
-            code_ids=(),
-            begin_image=-1,
-            end_image=-1,
-            placeholder=-1,
-            image_length=0,
-            context=config.max_position_embeddings,
-            bos=config.bos_token_id,
-            pad=config.pad_token_id,
+    mapping = model.model.vocabulary_mapping
+    if mapping not in _checked:
+        _check_tokens(ids, config.vocab_size)
+        _checked.add(mapping)
+    codes = mapping.img2bpe
+    count = config.vq_config.num_embeddings
+    if sorted(codes) != list(range(count)):
+        raise ValueError(
+            f"config.vocabulary_map names {len(codes)} image tokens (IMGIMG…Z), but the codebook has {count} "
+            "entries: each entry needs its own"
         )
-
-    @property
-    def has_pictures(self) -> bool:
-        return bool(self.code_ids)
-
-    @cached_property
-    def image_ids(self) -> frozenset[int]:
-        return frozenset(self.code_ids or self.other_image_ids)
-
-    @cached_property
-    def id_to_code(self) -> dict[int, int]:
-        """The inverse of ``code_ids``: the codebook entry of each image token. The order need not be the same."""
-        return {i: code for code, i in enumerate(self.code_ids)}
+    return Vocabulary(
+        size=config.vocab_size,
+        code_ids=tuple(codes[c] for c in range(count)),
+        begin_image=ids[BEGIN_IMAGE],
+        end_image=ids[END_IMAGE],
+        placeholder=ids[PLACEHOLDER],
+        image_length=latent_side(config.vq_config) ** 2,
+        context=config.max_position_embeddings,
+        bos=ids.get("<s>"),
+        pad=ids.get("<pad>"),
+        cannot_draw=LUMINA if is_lumina(vars(config), config.name_or_path) else "",
+    )
 
 
 _checked: WeakSet[Any] = WeakSet()
@@ -166,39 +93,9 @@ def _check_tokens(ids: Mapping[str, int], size: int) -> None:
             )
 
 
-def pixel_tensor(model: Any, pixel_values: Any) -> Tensor:
-    """Pixels as a tensor. ``ValueError`` unless they are a dense tensor, or a numpy array, of finite floats. Their
-    shape is left to `check_pixels`.
-    """
-    if family_of(model) is not CHAMELEON:
-        raise ValueError(f"pixel_values were given, but {type(model).__name__} reads and writes text only")
-    wanted = f"(pictures, {', '.join(map(str, _picture_shape(model)))}) float, as its processor makes them"
-    if isinstance(pixel_values, np.ndarray) and pixel_values.dtype.kind in "fiub":
-        pixel_values = torch.from_numpy(np.array(pixel_values))
-    if not isinstance(pixel_values, Tensor):
-        raise ValueError(f"pixel_values is {kind_of(pixel_values)}; this checkpoint takes {wanted} from PIL pictures")
-    if pixel_values.is_meta or pixel_values.layout is not torch.strided:
-        kind = "on the meta device, without values" if pixel_values.is_meta else "sparse"
-        raise ValueError(f"pixel_values is {kind}; this checkpoint takes dense {wanted}")
-    if not pixel_values.is_floating_point():
-        raise ValueError(
-            f"pixel_values is {tuple(pixel_values.shape)} {str(pixel_values.dtype).removeprefix('torch.')}; this "
-            f"checkpoint takes {wanted}"
-        )
-    if not pixel_values.numel():
-        raise ValueError("pixel_values holds no picture: leave it out")
-    if not pixel_values.isfinite().all():
-        picture = int(pixel_values.isfinite().logical_not().nonzero()[0, 0]) if pixel_values.ndim else 0
-        raise ValueError(f"pixel_values of picture {picture} are not all finite: they hold NaN or infinity")
-    return pixel_values
-
-
-def check_pixels(model: Any, pixel_values: Any) -> Tensor:
-    """Move pixels ``(n, 3, H, W)`` float to the VQ encoder's dtype and device. A numpy array will do.
-
-    ``ValueError`` for another kind, dtype or shape, and for pixels that are NaN or infinite.
-    """
-    pixels, shape = pixel_tensor(model, pixel_values), _picture_shape(model)
+def check_pixels(model: Any, pixels: Tensor) -> Tensor:
+    """Move pixels ``(n, 3, H, W)`` float to the VQ encoder's dtype and device. ``ValueError`` for another shape."""
+    shape = _picture_shape(model)
     if pixels.ndim != 4 or pixels.shape[1:] != shape:
         raise ValueError(
             f"pixel_values is {tuple(pixels.shape)}; this checkpoint takes (pictures, "
@@ -226,77 +123,32 @@ def _check_not_offloaded(vision: Any) -> None:
         )
 
 
-def encode_pictures(model: Any, pixel_values: Tensor) -> Tensor:
-    """Encode pixels ``(n, 3, H, W)`` float to image tokens ``(n, image_length)`` int64, on the model's device."""
-    return model.model.get_image_tokens(check_pixels(model, pixel_values)).long()
+def lengths(model: Any, pixels: Tensor, sizes: Any) -> list[int]:
+    """The numbers of placeholders of pictures."""
+    return [latent_side(model.config.vq_config) ** 2] * len(pixels)
 
 
-def fill_placeholders(input_ids: Tensor, image_ids: Tensor | None, vocabulary: Vocabulary) -> Tensor:
-    """Replace ``<image>`` placeholders in ``input_ids`` (batch, length) with ``image_ids`` (n, image_length), in order.
-
-    ``ValueError`` if the pictures do not fill the placeholders exactly. Returns a new tensor.
-    """
-    check_picture_count(input_ids, 0 if image_ids is None else len(image_ids), vocabulary)
-    if image_ids is None:
-        return input_ids
-    here = input_ids == vocabulary.placeholder
-    return input_ids.masked_scatter(here, image_ids.to(input_ids.device))
+def read(model: Any, pixels: Tensor, sizes: Any) -> list[Tensor]:
+    """Encode pixels ``(n, 3, H, W)`` float to image tokens ``(image_length,)`` int64 each, on the model's device."""
+    return list(model.model.get_image_tokens(pixels).long())
 
 
-def with_placeholders(text: str, pictures: int, given_as: str) -> str:
-    """``text`` with an ``<image>`` for each of so many ``pictures``; without any they go before the text.
-
-    ``ValueError`` if it has another number of them. ``given_as``: the option that had the pictures.
-    """
-    if pictures and PLACEHOLDER not in text:
-        return PLACEHOLDER * pictures + text
-    if text.count(PLACEHOLDER) != pictures:
-        raise ValueError(
-            f"the prompt has {text.count(PLACEHOLDER)} {PLACEHOLDER}, but {pictures} pictures were given with "
-            f"{given_as}: give one for each"
-        )
-    return text
-
-
-def check_picture_count(input_ids: Tensor, pictures: int, vocabulary: Vocabulary) -> None:
-    """``ValueError`` unless ``input_ids`` holds ``image_length`` placeholders for each of ``pictures``."""
-    if not vocabulary.has_pictures:
-        if pictures:
-            raise ValueError(f"{pictures} pictures were given, but this model reads and writes text only")
-        return
-    wanted = int((input_ids == vocabulary.placeholder).sum())
-    if wanted != pictures * vocabulary.image_length:
-        raise ValueError(
-            f"the prompt has {wanted} <image> placeholder tokens (room for {wanted / vocabulary.image_length:g} "
-            f"pictures of {vocabulary.image_length}), but pixel_values holds {pictures} pictures: give one picture "
-            "for each <image> in the text, all through the processor"
-        )
+def features(model: Any, encoded: Any) -> list[Tensor]:
+    """The image tokens of what transformers has encoded."""
+    codes = encoded.image_tokens.view(-1, latent_side(model.config.vq_config) ** 2)
+    return list(model.model.vocabulary_mapping.convert_img2bpe(codes).long())
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------
 
 
-def missing_decoder_keys(model: Any) -> list[str]:
+def missing_keys(model: Any) -> list[str]:
     """The names of the VQ decoder's weights that ``model`` lacks; empty if it can draw."""
-    if family_of(model) is not CHAMELEON:
-        raise ValueError(f"{type(model).__name__} writes text only")
     if isinstance(getattr(model.model.vqmodel, "decoder", None), nn.Module):
         return []
     with torch.device("meta"):
         decoder = VQDecoder(model.config.vq_config)
     return [f"model.vqmodel.decoder.{key}" for key in decoder.state_dict()]
-
-
-def check_can_draw(model: Any) -> None:
-    """``ValueError`` that names the missing weights if ``model`` has no VQ decoder."""
-    missing = missing_decoder_keys(model)
-    if missing:
-        raise ValueError(
-            f"this model has no VQ decoder, so its picture tokens cannot become pictures: {len(missing)} weights are "
-            f"missing ({missing[0]}, {missing[1]}, … {missing[-1]}). Text works without them. from_pretrained of "
-            "transformers drops them: load the checkpoint with fastdecode.load. If the checkpoint lacks them too (the "
-            "Anole and AA-Chameleon conversions have them), give fastdecode.load Meta's vqgan.ckpt with vqgan=PATH"
-        )
 
 
 def attach_decoder(model: Any, weights: Mapping[str, Tensor], originals: Mapping[str, Tensor] | None = None) -> None:
@@ -325,22 +177,31 @@ def attach_decoder(model: Any, weights: Mapping[str, Tensor], originals: Mapping
     vqmodel.decoder = decoder.to(vqmodel.post_quant_conv.weight.device).eval().requires_grad_(False)
 
 
-def to_pictures(pixels: Tensor) -> list[Image.Image]:
-    """Convert pixels ``(n, 3, H, W)`` float in [-1, 1] (clamped) to RGB pictures."""
-    grey = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte()
-    return [Image.fromarray(p) for p in grey.permute(0, 2, 3, 1).cpu().numpy()]
-
-
-def decode_pictures(model: Any, blocks: Sequence[Sequence[int]], vocabulary: Vocabulary) -> list[Image.Image]:
-    """Decode blocks of ``image_length`` image tokens each to RGB pictures.
-
-    One at a time: several in one pass are rounded otherwise, and a picture must not depend on its neighbours.
-    """
-    if not blocks:
-        return []
-    check_can_draw(model)
-    _check_not_offloaded(model.model.vqmodel)
+def paint(model: Any, grids: Sequence[Grid]) -> list[Image.Image]:
+    """Paint each grid of codes by the VQ decoder, which takes any number of rows and columns."""
     vqmodel = model.model.vqmodel
-    codes = torch.tensor([[vocabulary.id_to_code[i] for i in block] for block in blocks])
-    codes = codes.to(vqmodel.post_quant_conv.weight.device)
-    return [picture for one in codes.split(1) for picture in to_pictures(decode_codes(vqmodel, one))]
+    _check_not_offloaded(vqmodel)
+    device = vqmodel.post_quant_conv.weight.device
+    found: list[Image.Image] = []
+    for grid in grids:
+        codes = torch.tensor([grid.codes], device=device).view(1, grid.rows, grid.columns)
+        found += to_pictures(decode_codes(vqmodel, codes))
+    return found
+
+
+CHAMELEON = Family(
+    "Chameleon",
+    lambda model: family_of(model) is LAYERS,
+    vocabulary,
+    paint=paint,
+    missing=missing_keys,
+    advice=(
+        "from_pretrained of transformers drops them: load the checkpoint with fastdecode.load. If the checkpoint lacks "
+        "them too (the Anole and AA-Chameleon conversions have them), give fastdecode.load Meta's vqgan.ckpt with "
+        "vqgan=PATH"
+    ),
+    pixels=check_pixels,
+    lengths=lengths,
+    read=read,
+    features=features,
+)

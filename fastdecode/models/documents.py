@@ -11,7 +11,9 @@ from PIL import Image
 from torch import Tensor
 from transformers.utils import logging
 
-from fastdecode.models.chameleon import Vocabulary, decode_pictures, supported
+from fastdecode.models.families import supported, vocabulary_of
+from fastdecode.models.pictures import decode_pictures
+from fastdecode.models.vocabulary import Vocabulary
 from fastdecode.ops.scalars import shown
 from fastdecode.wording import kind_of
 
@@ -21,10 +23,10 @@ Document = list[str | Image.Image]
 
 
 def segments(ids: Sequence[int], vocabulary: Vocabulary) -> list[tuple[str, list[int]]]:
-    """Split tokens into ``("text", tokens)`` and ``("picture", image tokens)``, without begin and end of image.
+    """Split tokens into ``("text", tokens)`` and ``("picture", tokens)``, without begin and end of image.
 
-    A picture is begin of image, exactly ``image_length`` image tokens, end of image. Other runs of image tokens become
-    ``("broken", tokens)``.
+    A picture is begin of image, the tokens of a whole picture (`Vocabulary.grid`), end of image. Other runs of tokens
+    of pictures become ``("broken", tokens)``.
     """
     found: list[tuple[str, list[int]]] = []
     text: list[int] = []
@@ -32,7 +34,7 @@ def segments(ids: Sequence[int], vocabulary: Vocabulary) -> list[tuple[str, list
     while i < len(ids):
         begun = ids[i] == vocabulary.begin_image
         stop = i + begun
-        while stop < len(ids) and ids[stop] in vocabulary.image_ids:
+        while stop < len(ids) and ids[stop] in vocabulary.block_ids:
             stop += 1
         block = list(ids[i + begun : stop])
         if not block:
@@ -43,7 +45,7 @@ def segments(ids: Sequence[int], vocabulary: Vocabulary) -> list[tuple[str, list
             found.append(("text", text))
             text = []
         closed = stop < len(ids) and ids[stop] == vocabulary.end_image
-        whole = begun and closed and len(block) == vocabulary.image_length
+        whole = begun and closed and vocabulary.grid(block) is not None
         found.append(("picture" if whole else "broken", block))
         i = stop + closed
     if text:
@@ -54,7 +56,7 @@ def segments(ids: Sequence[int], vocabulary: Vocabulary) -> list[tuple[str, list
 def _from(ids: Sequence[int], start: int, vocabulary: Vocabulary) -> Sequence[int]:
     """``ids[start:]``; if ``start`` is inside a picture, from the beginning of that picture."""
     first = min(start, len(ids))
-    while first > 0 and ids[first - 1] in vocabulary.image_ids:
+    while first > 0 and ids[first - 1] in vocabulary.block_ids:
         first -= 1
     inside = 0 < first < len(ids) and ids[first - 1] == vocabulary.begin_image
     return ids[first - 1 :] if inside else ids[start:]
@@ -104,7 +106,7 @@ def to_documents(model: Any, processor: Any, sequences: Any, start: int = 0) -> 
     if not hasattr(tokenizer, "decode"):
         raise TypeError(f"processor is {kind_of(processor)}; give the model's processor, or its tokenizer")
     model = supported(model)
-    vocabulary = Vocabulary.of(model)
+    vocabulary = vocabulary_of(model)
     if isinstance(start, bool) or not isinstance(start, int) or start < 0:
         raise ValueError(f"start={shown(start)}: it must be a column, 0 or more")
     rows = _rows(getattr(sequences, "sequences", sequences), vocabulary)

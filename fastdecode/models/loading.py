@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import ChameleonForConditionalGeneration, ChameleonProcessor
 from transformers.utils import logging
 
-from fastdecode.models.chameleon import LUMINA, Vocabulary, attach_decoder, is_lumina
+from fastdecode.models.chameleon import LUMINA, attach_decoder, is_lumina
 from fastdecode.models.checkpoint import Checkpoint, DecoderWeights, in_short, plain_weights
+from fastdecode.models.families import vocabulary_of
 from fastdecode.models.gguf import package, read_gguf
 from fastdecode.models.memory import Sizes, check_file
 from fastdecode.models.move_weights import move_weights
@@ -126,7 +127,7 @@ def load(
         raise ValueError(
             f"{name} is incomplete: it lacks {len(missing)} weights of the model ({', '.join(sorted(missing)[:3])}, …)"
         )
-    Vocabulary.of(model)
+    vocabulary_of(model)
     if painting.decoder:
         attach_decoder(model, painting.decoder, painting.before)
     model.eval()

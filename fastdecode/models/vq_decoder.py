@@ -123,13 +123,13 @@ def latent_side(config: ChameleonVQVAEConfig) -> int:
 
 @torch.inference_mode()
 def decode_codes(vqmodel: Any, codes: Tensor) -> Tensor:
-    """Decode codebook indices ``(n, side * side)`` int64 to pixels ``(n, in_channels, H, W)`` float32 in about [-1, 1].
+    """Decode codes ``(n, rows, columns)`` int64 to pixels ``(n, in_channels, H, W)`` float32 in about [-1, 1].
 
     ``vqmodel`` is a ``ChameleonVQVAE`` with a `VQDecoder` as ``decoder``. Its device is used; autocast has no effect.
     """
-    side, decoder = latent_side(vqmodel.config), vqmodel.decoder
+    decoder = vqmodel.decoder
     table, weight, bias = (decoder.in_float32(vqmodel, name) for name in BEFORE_DECODER)
     with torch.autocast(codes.device.type, enabled=False):
-        quantised = F.embedding(codes, table).view(len(codes), side, side, -1).permute(0, 3, 1, 2)
+        quantised = F.embedding(codes, table).permute(0, 3, 1, 2)
         pixels: Tensor = decoder(F.conv2d(quantised, weight, bias))
     return pixels

@@ -14,7 +14,7 @@ from fastdecode.engine.events import Event, Finished, PictureBegun, PictureDone,
 from fastdecode.generation.engine import Engine
 from fastdecode.generation.handle import Handle, RequestFailed
 from fastdecode.kv.page_pool import PoolExhausted
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.vocabulary import Vocabulary
 from fastdecode.serve.limits import Limits
 from fastdecode.serve.metrics import Metrics
 from fastdecode.serve.pictures import to_data_url

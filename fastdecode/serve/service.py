@@ -10,7 +10,8 @@ from typing import Any
 
 from fastdecode.generation.engine import Engine
 from fastdecode.generation.handle import Handle
-from fastdecode.models.chameleon import Vocabulary, missing_decoder_keys, with_placeholders
+from fastdecode.models.families import vocabulary_of
+from fastdecode.models.pictures import missing_decoder_keys, with_placeholders
 from fastdecode.serve.job import Job
 from fastdecode.serve.limits import Limits, Refused
 from fastdecode.serve.metrics import Metrics
@@ -30,7 +31,7 @@ class Service:
         if engine.processor is None:
             raise ValueError("a server needs an engine with a processor: fastdecode.Engine(model, processor)")
         self.engine, self.limits, self.metrics = engine, limits, Metrics(engine)
-        self.vocabulary = Vocabulary.of(engine.model)
+        self.vocabulary = vocabulary_of(engine.model)
         self.paints = self.vocabulary.has_pictures and not missing_decoder_keys(engine.model)
         self.jobs: set[Job] = set()
         self.stopping = False

@@ -11,7 +11,7 @@ import torch
 from benchmarks import bench_decode, bench_kv_memory
 from benchmarks.models import BEGIN_IMAGE, IMAGE_IDS, SIZES, edit_prompts, random_model, text_prompts
 from fastdecode import Guidance
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 
 TWO_WAY = Guidance.two_way(bench_decode.SCALE)
 BANDWIDTH = 1e10
@@ -30,7 +30,7 @@ def model():
 
 
 def test_the_vocabulary_is_chameleons(model):
-    v = Vocabulary.of(model)
+    v = vocabulary_of(model)
     assert v.code_ids == tuple(IMAGE_IDS)
     assert (v.end_image, v.begin_image, v.placeholder, v.bos, v.pad) == (8196, 8197, 8711, 0, 1)
     assert model.config.vocabulary_map["<reserved08706>"] == 8710

@@ -12,7 +12,8 @@ from benchmarks import bench_serving, serving_load
 from benchmarks.bench_serving import Setting
 from benchmarks.models import random_model, text_prompts
 from benchmarks.serving_load import Batching, Demand, Served, percentile, poisson, summary
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
+from fastdecode.models.vocabulary import Vocabulary
 
 NEW = 60
 
@@ -181,4 +182,4 @@ def test_a_quick_run_writes_its_files(setting, tmp_path: Path, monkeypatch: pyte
     shown = capsys.readouterr().out
     assert "continuous batching" in shown
     assert "ms per token without processors" in shown
-    assert isinstance(Vocabulary.of(setting.model), Vocabulary)
+    assert isinstance(vocabulary_of(setting.model), Vocabulary)

@@ -16,7 +16,7 @@ from fastdecode.decoder import Decoder
 from fastdecode.decoder import cuda_graph as captured
 from fastdecode.decoder.cuda_graph import CannotCapture, CapturedSteps, Draws, bucket
 from fastdecode.engine.core import EngineCore
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_pictures(options: dict, slots: int, traces: Traces, monkeypatch: pytest
     pool = fastdecode.new_pool(model, page_slots=slots)
     options = {**prompts_of(model), **IMAGE_ONLY, **options, "kv_pool": pool}
     both(model, traces, monkeypatch, **options)
-    assert (traces.captures, traces.replays) == (1, Vocabulary.of(model).image_length)
+    assert (traces.captures, traces.replays) == (1, vocabulary_of(model).image_length)
     assert pool.used == 0
 
 
@@ -52,7 +52,7 @@ def test_pictures_of_swin_models_and_others(traces: Traces, monkeypatch: pytest.
 
 def test_later_pictures_are_drawn_with_what_was_captured(traces: Traces, monkeypatch: pytest.MonkeyPatch):
     model = drawing_model(5, resolution=16)
-    v = Vocabulary.of(model)
+    v = vocabulary_of(model)
     options = {**prompts_of(model, (9,)), **INTERLEAVED, "guidance": 2.0, "max_new_tokens": 110}
     ids = both(model, traces, monkeypatch, **options, kv_pool=fastdecode.new_pool(model, pages=20))
     pictures = int((ids == v.begin_image).sum())

@@ -22,7 +22,7 @@ import fastdecode
 from fastdecode.decoder import Decoder
 from fastdecode.decoder.support import unsupported_reason
 from fastdecode.generation.returned_cache import FIELD
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 
 LLAMA = (LlamaConfig, LlamaForCausalLM)
 FAMILIES = {
@@ -171,7 +171,7 @@ def test_transformers_own_loop_over_pages():
 
 
 def test_the_vocabulary_has_no_pictures():
-    vocabulary = Vocabulary.of(text_model("mistral"))
+    vocabulary = vocabulary_of(text_model("mistral"))
     assert not vocabulary.has_pictures
     assert (vocabulary.size, vocabulary.context, vocabulary.bos, vocabulary.pad) == (VOCAB, CONTEXT, 1, 0)
     explained = fastdecode.explain(text_model("mistral"), torch.tensor([[4, 5]]), max_new_tokens=3)

@@ -18,7 +18,8 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaModel
 import fastdecode
 from fastdecode.decoder import Decoder, ForwardDecoder, decoder_for
 from fastdecode.decoder.alterations import needs_forward
-from fastdecode.models.chameleon import Vocabulary, decode_pictures
+from fastdecode.models.families import vocabulary_of
+from fastdecode.models.pictures import decode_pictures
 
 MODELS = {
     "chameleon": lambda: tiny_model(0, layers=3),
@@ -304,7 +305,7 @@ def test_weights_that_accelerate_moves():
         assert torch.equal(theirs(model), expected)
     offloaded = tiny_model(0)
     accelerate.cpu_offload(offloaded, execution_device="cpu")
-    vocabulary = Vocabulary.of(offloaded)
+    vocabulary = vocabulary_of(offloaded)
     with pytest.raises(ValueError, match=r"^the weights of model\.model\.vqmodel are offloaded"):
         fastdecode.generate(
             offloaded, torch.tensor([placeholder_block(vocabulary)]), pixel_values=pixels(0, 1), **OPTIONS

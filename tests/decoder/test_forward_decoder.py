@@ -8,7 +8,7 @@ from models_for_tests import drawing_model, text_ids, tiny_model, whole_logits
 
 from fastdecode.decoder import ForwardDecoder, Upcoming
 from fastdecode.kv.page_pool import PoolExhausted
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 
 
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
@@ -85,7 +85,7 @@ def test_prefill_without_pages_changes_nothing():
 
 def test_image_logits_are_real_in_rows_that_draw_only():
     model = drawing_model(2)
-    v = Vocabulary.of(model)
+    v = vocabulary_of(model)
     images, masked = sorted(v.image_ids), torch.finfo(torch.float32).min
     model.register_forward_hook(lambda module, args, output: None)
     decoder = ForwardDecoder(model)

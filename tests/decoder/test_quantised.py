@@ -14,7 +14,7 @@ import fastdecode
 from fastdecode.decoder import Decoder
 from fastdecode.decoder.quantised import matrix_of, of_torchao, unsupported_bytes
 from fastdecode.decoder.triton_step import TritonStep
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 
 quantization = pytest.importorskip("torchao.quantization")
 
@@ -66,7 +66,7 @@ def test_generate_and_what_is_told(kind: str, monkeypatch: pytest.MonkeyPatch):
     model = quantised(drawing_model(3, resolution=16), CONFIGS[kind]())
     options = {"input_ids": torch.tensor([[1, *text_ids(model, 0, 5)]]), "multimodal_generation_mode": "image-only"}
     ids = fastdecode.generate(model, **options, seed=1, do_sample=True, guidance=2.0)
-    assert ids.shape == (1, 6 + Vocabulary.of(model).image_length + 2)
+    assert ids.shape == (1, 6 + vocabulary_of(model).image_length + 2)
     reasons = [r for r in fastdecode.explain(model, **options).why_not_faster if "layers" in r]
     assert len(reasons) == (kind == "float8")
     if reasons:

@@ -13,7 +13,7 @@ from torch import nn
 import fastdecode
 from fastdecode import ops
 from fastdecode.decoder import Decoder
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 from fastdecode.models.quantise import modules_to_shrink
 from fastdecode.ops.backends import core
 
@@ -164,7 +164,7 @@ def pictures(model) -> dict:
 def test_pictures_with_guidance(types: tuple[str, ...]):
     """Each draw's logits come of two streams; a batch draws what its requests draw alone."""
     model = shrunk(drawing_model(3, resolution=16, sizes={"hidden_size": 64, "intermediate_size": 96}), *types)
-    options, length = pictures(model), Vocabulary.of(model).image_length
+    options, length = pictures(model), vocabulary_of(model).image_length
     given = {"guidance": 2.0, "deterministic": True}
     ids = fastdecode.generate(model, **options, seed=[1, 2], **given)
     assert ids.shape[1] == options["input_ids"].shape[1] + length + 2

@@ -12,7 +12,7 @@ from fastdecode.decoder import Decoder
 from fastdecode.decoder.choice import decoder_for
 from fastdecode.decoder.quantised import of_small, small_of, unsupported_bytes, unsupported_small
 from fastdecode.decoder.support import unsupported_reason
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 
 quantization = pytest.importorskip("torchao.quantization")
 from torchao.quantization.quant_primitives import MappingType  # noqa: E402
@@ -111,7 +111,7 @@ def test_a_model_is_decoded_by_the_fast_step():
     ids = torch.tensor([[1, *text_ids(model, 0, 5)]])
     drawing = {"input_ids": ids, "multimodal_generation_mode": "image-only", "seed": 1, "do_sample": True}
     out = fastdecode.generate(model, **drawing, guidance=2.0)
-    assert out.shape == (1, 6 + Vocabulary.of(model).image_length + 2)
+    assert out.shape == (1, 6 + vocabulary_of(model).image_length + 2)
     hidden = torch.randn(3, 64)
     mine, its = decoder.logits(hidden, None), Decoder(exact).logits(hidden, None)
     assert (mine - its).norm() <= 0.02 * its.norm()

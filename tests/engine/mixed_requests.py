@@ -12,10 +12,10 @@ from fastdecode.engine.request import Request
 from fastdecode.engine.runner import Runner
 from fastdecode.generation.api import prepare_call
 from fastdecode.generation.prepare import GenerateOptions
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 
 MODEL = drawing_model(5, resolution=16)
-V = Vocabulary.of(MODEL)
+V = vocabulary_of(MODEL)
 WORDS = sorted({*text_ids(MODEL, 0, 50)})
 INTERLEAVED, IMAGE_ONLY = "interleaved-text-image", "image-only"
 FIVE = Guidance.five_way((BOS, WORDS[0]), (BOS, WORDS[1]))

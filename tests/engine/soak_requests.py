@@ -15,7 +15,8 @@ from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteria
 import fastdecode
 from fastdecode import Guidance, Stream
 from fastdecode.kv.page_pool import PAGE_SLOTS
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
+from fastdecode.models.vocabulary import Vocabulary
 
 MODES = ("text-only", "image-only", "interleaved-text-image", "unrestricted")
 REFUSED: dict[str, dict[str, Any]] = {
@@ -54,7 +55,7 @@ class World:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary.of(self.model)
+        return vocabulary_of(self.model)
 
 
 def drawing_world(pages: int = 20) -> World:

@@ -9,10 +9,10 @@ from models_for_tests import drawing_model
 from fastdecode.engine import tables as module
 from fastdecode.engine.tables import SharedTables, joined
 from fastdecode.grammar import MODES, Grammar, compile_grammar
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 from fastdecode.token_rules import Phase
 
-V = Vocabulary.of(drawing_model(1))
+V = vocabulary_of(drawing_model(1))
 GRAMMARS = [
     compile_grammar("text-only", V, [2]),
     compile_grammar("interleaved-text-image", V, [2, 40]),

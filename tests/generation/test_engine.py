@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import fastdecode
 from fastdecode import Engine, Finished, Guidance, PictureBegun, PictureDone, PicturePart
 from fastdecode.cli.demo import GOALS, INSTRUCTIONS
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 
 # --- the same as generate ---------------------------------------------------------------------------------------------
 
@@ -197,7 +197,7 @@ def test_stream_yields_text_and_pictures_and_stops_when_left():
 
 def test_a_picture_that_the_prompt_began_is_told():
     model = drawing_model(3, resolution=16)
-    v = Vocabulary.of(model)
+    v = vocabulary_of(model)
     prompt = [BOS, *text_ids(model, 0, 4), v.begin_image, *v.code_ids[:5]]
     made = Engine(model, tiny_processor(16))
     handle = made.submit(prompt, multimodal_generation_mode="image-only", do_sample=True, seed=1)
@@ -221,7 +221,7 @@ def test_text_deltas_do_not_break_characters():
 def test_a_begin_of_image_in_text_begins_no_picture():
     made = engine()
     options = {"multimodal_generation_mode": "text-only", "max_new_tokens": 40, "do_sample": True, "seed": 5}
-    begin = Vocabulary.of(BLOCKS).begin_image
+    begin = vocabulary_of(BLOCKS).begin_image
     handle = made.submit(GOALS[1], sequence_bias=[[[begin], 50.0]], **options)
     events = list(handle)
     assert handle.tokens.count(begin) > 3

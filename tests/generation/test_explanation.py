@@ -11,11 +11,11 @@ import fastdecode
 from fastdecode import Guidance
 from fastdecode.decoder import Decoder
 from fastdecode.generation import prepared
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 from fastdecode.ops.backends import core
 
 MODEL = tiny_model(0)
-V = Vocabulary.of(MODEL)
+V = vocabulary_of(MODEL)
 WORDS = [BOS, *text_ids(MODEL, 0, 3)]
 INTERLEAVED = {"multimodal_generation_mode": "interleaved-text-image", "max_new_tokens": 20}
 

@@ -31,10 +31,10 @@ from transformers.utils.logging import get_logger
 import fastdecode
 from fastdecode.generation import api, unsupported
 from fastdecode.generation.returned_cache import FIELD
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 
 MODEL = tiny_model(0)
-V = Vocabulary.of(MODEL)
+V = vocabulary_of(MODEL)
 WORDS = [BOS, *text_ids(MODEL, 0, 3)]
 PROMPT = torch.tensor([WORDS])
 GREEDY = {"max_new_tokens": 6, "do_sample": False}

@@ -16,7 +16,7 @@ from transformers.generation import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import fastdecode
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 
 DRAWS = 5000
 FAMILY_WISE = 1e-4
@@ -62,7 +62,7 @@ def probabilities(model, prompt, scale: float, other, banned, settings) -> torch
 def test_counts(name: str):
     scale, negative, settings = CASES[name]
     model = tiny_model(1, cls=Unmasked)
-    v = Vocabulary.of(model)
+    v = vocabulary_of(model)
     prompt = [BOS, *text_ids(model, 1, 4)]
     options = {"guidance_scale": scale, "do_sample": True, "max_new_tokens": 1, **settings}
     other, banned = (prompt[-1],), list(v.image_ids)
@@ -97,4 +97,4 @@ def test_unrestricted_is_what_an_unmasked_model_generates(seed: int, scale: floa
     expected = model.generate(**options)
     found = fastdecode.generate(model, **options, multimodal_generation_mode="unrestricted")
     assert torch.equal(found, expected)
-    assert set(found[:, 7:].flatten().tolist()) & Vocabulary.of(model).image_ids
+    assert set(found[:, 7:].flatten().tolist()) & vocabulary_of(model).image_ids

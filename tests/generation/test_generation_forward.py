@@ -9,7 +9,7 @@ from test_generation_random import Case
 
 import fastdecode
 from fastdecode import Engine, Guidance
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 
 SEEDS = [*range(8), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(8, 40))]
 DRAW = {"multimodal_generation_mode": "interleaved-text-image", "do_sample": True, "max_new_tokens": 40}
@@ -69,7 +69,7 @@ def test_an_engine_mixes_requests_shares_prompts_and_preempts(seed: int, whole: 
 
 def expected_picture(model, prompt: list[int], scale: float, changed) -> list[int]:
     """Greedy guided image tokens, each from whole passes of the model's own layers."""
-    v = Vocabulary.of(model)
+    v = vocabulary_of(model)
     images = sorted(v.image_ids)
     full, free = [*prompt, v.begin_image], [v.bos, v.begin_image]
     for _ in range(v.image_length):
@@ -86,7 +86,7 @@ def expected_picture(model, prompt: list[int], scale: float, changed) -> list[in
 def test_pictures_of_a_model_with_hooks(seed: int, where: str):
     """A hook on the model sees and changes the logits of image tokens, which transformers' forward would forbid."""
     model = drawing_model(seed, swin_norm=seed == 1)
-    v = Vocabulary.of(model)
+    v = vocabulary_of(model)
     tilt = torch.randn(v.size, generator=torch.Generator().manual_seed(seed)) * 6
     options = {"multimodal_generation_mode": "image-only", "do_sample": False, "guidance": 2.0}
     prompt = [BOS, *text_ids(model, seed, 6)]
@@ -110,7 +110,7 @@ def test_pictures_of_a_model_with_hooks(seed: int, where: str):
 
 def test_a_text_request_beside_a_drawing_one_sees_forbidden_image_tokens():
     model = drawing_model(4)
-    v = Vocabulary.of(model)
+    v = vocabulary_of(model)
     seen = []
 
     def look(module, args, output) -> None:
@@ -150,6 +150,6 @@ def test_processors_and_scores():
     wanted = model.generate(**inputs, **options)
     found = fastdecode.generate(model, **inputs, **options)
     assert torch.equal(found.sequences, wanted.sequences)
-    text = [i for i in range(Vocabulary.of(model).size) if i not in Vocabulary.of(model).image_ids]
+    text = [i for i in range(vocabulary_of(model).size) if i not in vocabulary_of(model).image_ids]
     for ours, theirs in zip(found.scores, wanted.scores, strict=True):
         assert torch.allclose(ours[1, text], theirs[1, text], atol=1e-3)

@@ -8,7 +8,7 @@ from models_for_tests import BOS, padded, pixels, placeholder_block, text_ids, t
 
 import fastdecode
 from fastdecode.decoder import Decoder
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 
 TOKENS = 200
 
@@ -25,7 +25,7 @@ def test_greedy_tokens_of_long_runs(seed: int):
         context=300,
     )
     assert Decoder(model).uses_cpu_step
-    v, pictures, prompts = Vocabulary.of(model), 0, []
+    v, pictures, prompts = vocabulary_of(model), 0, []
     for row in range(rng.randint(1, 8)):
         prompts.append([BOS, *text_ids(model, 10 * seed + row, rng.randint(1, 40))])
         if rng.random() < 0.4:

@@ -12,7 +12,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 import fastdecode
 from fastdecode import Guidance
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 
 SAMPLED = {"do_sample": True, "seed": 3}
 
@@ -55,7 +55,7 @@ def test_a_picture_gets_its_memory_as_it_begins(monkeypatch: pytest.MonkeyPatch)
         grown.append(self.capacity)
 
     monkeypatch.setattr(type(pool), "_grow", note)
-    length = Vocabulary.of(model).image_length + 2
+    length = vocabulary_of(model).image_length + 2
     options = {"multimodal_generation_mode": "image-only", "guidance": 2.0, "max_new_tokens": length, "kv_pool": pool}
     fastdecode.generate(model, **padded(prompts_of(model)), **options, **SAMPLED)
     assert len(grown) <= 2  # the full streams, then the others
@@ -136,7 +136,7 @@ def test_requests_that_can_never_fit_and_pools_that_cannot_serve():
     drawing = drawing_model(2)
     small = fastdecode.new_pool(drawing, pages=1, page_slots=8)
     ids = torch.tensor([text_ids(drawing, 0, 7)])
-    n = Vocabulary.of(drawing).image_length
+    n = vocabulary_of(drawing).image_length
     with pytest.raises(
         ValueError,
         match=rf"^sequence 0 .* its {7 + n} tokens \(7 of the prompt and {n} of the picture .*\) alone take",

@@ -24,7 +24,9 @@ from transformers import GenerationConfig, LogitsProcessorList
 import fastdecode
 from fastdecode import Guidance, ops
 from fastdecode.decoder import Decoder
-from fastdecode.models.chameleon import Vocabulary, encode_pictures
+from fastdecode.models.families import vocabulary_of
+from fastdecode.models.pictures import encode_pictures
+from fastdecode.models.vocabulary import Vocabulary
 
 INTERLEAVED = "interleaved-text-image"
 TEXT, IMAGE = {"temperature": 1.3, "top_p": 0.95}, {"temperature": 0.8, "top_k": 9, "repetition_penalty": 1.3}
@@ -32,7 +34,7 @@ TEXT, IMAGE = {"temperature": 1.3, "top_p": 0.95}, {"temperature": 0.8, "top_k":
 
 def mixed_logits(model, recipe: str, ids, prompt_length: int, tail: int, negative, original) -> torch.Tensor:
     """The guided logits of the next id, each stream by a whole forward pass. ``tail`` < 0: not in a picture."""
-    v = Vocabulary.of(model)
+    v = vocabulary_of(model)
     full = whole_logits(model, ids)[-1]
     if tail < 0 or recipe == "none":
         return full
@@ -65,7 +67,7 @@ GUIDANCE = {
 
 def reference(model, prompt, recipe: str, limit: int, seed: int, negative, original) -> list[int]:
     """New ids of one interleaved sequence: no cache, no batch, no tables."""
-    v = Vocabulary.of(model)
+    v = vocabulary_of(model)
     ids, tail = list(prompt), -1
     while len(ids) < limit:
         if tail >= 0 and len(ids) - tail == v.image_length + 1:
@@ -101,7 +103,7 @@ def blocks(row, vocabulary: Vocabulary, text: str = "t") -> str:
 @pytest.mark.parametrize("recipe", GUIDANCE)
 def test_against_a_loop_without_a_cache(recipe: str, seed: int):
     model = drawing_model(seed, swin_norm=seed % 2 == 1, kv_heads=2, scattered=seed % 3 == 2)
-    v = Vocabulary.of(model)
+    v = vocabulary_of(model)
     negative, original = ([BOS, *text_ids(model, 70 + k, 2 + k)] for k in range(2))
     shown = encode_pictures(model, pixels(seed, 1))[0].tolist()
     words = [text_ids(model, 90 + i + seed, n) for i, n in enumerate((2, 5, 3))]
@@ -139,7 +141,7 @@ def test_against_a_loop_without_a_cache(recipe: str, seed: int):
 def test_a_prompt_that_ends_inside_a_picture(recipe: str, offset: int):
     """The guidance streams of an unfinished picture begin with it."""
     model = tiny_model(4)
-    v = Vocabulary.of(model)
+    v = vocabulary_of(model)
     prompt = [BOS, *text_ids(model, 1, 4), v.begin_image, *v.code_ids[:offset]]
     negative, original = [BOS, *text_ids(model, 2, 2)], [BOS, *text_ids(model, 3, 3)]
     found = fastdecode.generate(
@@ -164,7 +166,7 @@ def test_a_prompt_that_ends_inside_a_picture(recipe: str, offset: int):
 
 def test_image_only_draws_one_picture_and_ends():
     model = tiny_model(5)
-    v = Vocabulary.of(model)
+    v = vocabulary_of(model)
     prompts = [[BOS, *text_ids(model, i, n)] for i, n in enumerate((3, 1, 6))]
     prompts[1] += [v.begin_image, v.code_ids[3]]
     options = {**padded(prompts), "multimodal_generation_mode": "image-only", "do_sample": True, "seed": 3}
@@ -196,7 +198,7 @@ def test_batches_are_single_runs(name: str, mode: str):
     if mode == "text-only":
         options |= {"guidance": None, "image": None}  # what acts inside pictures is refused
     model = drawing_model(6, kv_heads=2, swin_norm=True)
-    v = Vocabulary.of(model)
+    v = vocabulary_of(model)
     prompts = [[BOS, *text_ids(model, i, n)] for i, n in enumerate((2, 9, 5, 1))]
     prompts[2] += placeholder_block(v)
     shown = pixels(1, 1)
@@ -243,7 +245,7 @@ def test_seeds():
 
 def test_num_return_sequences():
     model = drawing_model(8)
-    v = Vocabulary.of(model)
+    v = vocabulary_of(model)
     prompts = [[BOS, *text_ids(model, 0, 3), *placeholder_block(v)], [BOS, *text_ids(model, 1, 4)]]
     prompts.append([BOS, *placeholder_block(v), *placeholder_block(v)])
     options = {
@@ -286,7 +288,7 @@ def test_negative_prompts_with_num_return_sequences():
 @pytest.mark.parametrize("more", [{}, {"guidance_scale": 3.0}, {"guidance": Guidance.instruct()}], ids=str)
 def test_all_ways_of_calling_give_the_same(way: str, more: dict):
     model = drawing_model(10)
-    v = Vocabulary.of(model)
+    v = vocabulary_of(model)
     prompts = [[BOS, *text_ids(model, 0, 3), *placeholder_block(v)], [BOS, *text_ids(model, 1, 4)]]
     options = {
         **padded(prompts),
@@ -323,7 +325,7 @@ def test_guidance_streams_are_given_up_after_a_picture(monkeypatch):
         guidance=2.0,
         seed=[1, 2, 3],
     )
-    v = Vocabulary.of(model)
+    v = vocabulary_of(model)
     words = [blocks(row, v) for row in found[:, 6:].tolist()]
     expected = []
     for i in range(len(rows)):
@@ -351,7 +353,7 @@ class Hiding(torch.nn.Module):
 )
 def test_an_impossible_id_stays_impossible_in_every_mixture(guidance):
     model = tiny_model(16)
-    v = Vocabulary.of(model)
+    v = vocabulary_of(model)
     options = {
         "input_ids": torch.tensor([[BOS, *text_ids(model, 0, 4)]]),
         "multimodal_generation_mode": "image-only",
@@ -368,7 +370,7 @@ def test_an_impossible_id_stays_impossible_in_every_mixture(guidance):
 
 def test_a_processor_cannot_lift_what_the_grammar_bans():
     model = drawing_model(6)
-    v = Vocabulary.of(model)
+    v = vocabulary_of(model)
     lifted = [v.code_ids[0], v.end_image, EOS, v.begin_image]
 
     def lift(ids, scores):
@@ -389,7 +391,7 @@ def test_a_processor_cannot_lift_what_the_grammar_bans():
 
 def test_guidance_changes_pictures_and_leaves_text_alone():
     model = tiny_model(12)
-    v = Vocabulary.of(model)
+    v = vocabulary_of(model)
     prompt = torch.tensor([[BOS, *text_ids(model, 0, 4)]])
     keep = {"return_dict_in_generate": True, "output_scores": True, "do_sample": False}
     drawn = [
@@ -408,7 +410,7 @@ def test_guidance_changes_pictures_and_leaves_text_alone():
 
 def kept_ids(model, **options) -> tuple[int, int]:
     """Ids with a chance, in text and in a picture."""
-    v = Vocabulary.of(model)
+    v = vocabulary_of(model)
     prompts = [[BOS, 40], [BOS, v.begin_image]]
     options |= {"max_new_tokens": 8, "return_dict_in_generate": True, "output_scores": True}
     decode = model.generate if "custom_generate" in options else partial(fastdecode.generate, model)
@@ -442,6 +444,6 @@ def test_the_length_of_one_picture_is_not_taken_for_an_argument_of_the_call(capl
         out = fastdecode.generate(model, torch.tensor([[BOS, 40]]), generation_config=config)
     finally:
         transformers_logger.removeHandler(caplog.handler)
-    assert out.shape[1] == 2 + Vocabulary.of(model).image_length + 2
+    assert out.shape[1] == 2 + vocabulary_of(model).image_length + 2
     assert config.max_new_tokens is None
     assert caplog.messages == []

@@ -19,7 +19,8 @@ from models_for_tests import (
 import fastdecode
 from fastdecode import Guidance, Stream, ops
 from fastdecode.grammar import MODES
-from fastdecode.models.chameleon import Vocabulary, encode_pictures
+from fastdecode.models.families import vocabulary_of
+from fastdecode.models.pictures import encode_pictures
 
 
 class Case:
@@ -31,7 +32,7 @@ class Case:
         self.model = drawing_model(
             seed, swin_norm=rng.random() < 0.5, kv_heads=rng.choice([1, 2, 4]), scattered=rng.random() < 0.5
         )
-        self.v = Vocabulary.of(self.model)
+        self.v = vocabulary_of(self.model)
         self.guidance = None if self.mode == "text-only" else self.recipe()
         self.text, self.image = self.sampling(), self.sampling()
         self.eos = rng.choice([[EOS], [EOS, self.v.end_image], [EOS, *text_ids(self.model, seed, 1)]])

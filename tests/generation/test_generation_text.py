@@ -21,7 +21,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from transformers.generation import EosTokenCriteria, RepetitionPenaltyLogitsProcessor
 
 import fastdecode
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 from fastdecode.ops.backends import last_backend
 
 NEW = 12
@@ -40,7 +40,7 @@ class Call:
             scattered=rng.random() < 0.5,
             tie_word_embeddings=rng.random() < 0.3,
         )
-        vocabulary = Vocabulary.of(self.model)
+        vocabulary = vocabulary_of(self.model)
         prompts, count = [], 0
         for row in range(batch or rng.randint(1, 4)):
             prompts.append([BOS, *text_ids(self.model, seed * 9 + row, rng.randint(1, 8))])
@@ -268,7 +268,7 @@ def test_returned_dictionary(seed: int):
     assert type(got) is type(expected)
     assert torch.equal(got.sequences, expected.sequences)
     assert len(got.scores) == len(expected.scores)
-    vocabulary = Vocabulary.of(call.model)
+    vocabulary = vocabulary_of(call.model)
     text = [i for i in range(vocabulary.size) if i not in vocabulary.image_ids]
     live = torch.ones(len(got.sequences), dtype=torch.bool)
     for step, (ours, theirs) in enumerate(zip(got.scores, expected.scores, strict=True)):
@@ -342,7 +342,7 @@ def test_half_precision(dtype: torch.dtype):
     call.model.to(dtype)
     found = fastdecode.generate(call.model, **call.inputs, max_new_tokens=NEW, do_sample=False)  # pixels in float32
     assert found.shape[1] > call.width
-    assert not set(found[:, call.width :].flatten().tolist()) & Vocabulary.of(call.model).image_ids
+    assert not set(found[:, call.width :].flatten().tolist()) & vocabulary_of(call.model).image_ids
 
 
 @pytest.mark.parametrize("do_sample", [False, True])

@@ -13,7 +13,7 @@ from fastdecode.decoder import Decoder
 from fastdecode.decoder.cuda_graph import MOST_STEPS
 from fastdecode.engine.runner import Runner
 from fastdecode.engine.scheduler import Scheduler
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 
 SAMPLED = {"do_sample": True, "seed": 3}
 IMAGE_ONLY = {"multimodal_generation_mode": "image-only", **SAMPLED}
@@ -89,7 +89,7 @@ def test_the_same_ids(options: dict, fused: bool, calls, monkeypatch: pytest.Mon
         model.model.layers[1].mlp.register_forward_hook(lambda module, inputs, output: output)
     assert Decoder(model).uses_cpu_step == fused
     prompts = prompts_of(model)
-    prompts[1] += [Vocabulary.of(model).begin_image, *Vocabulary.of(model).code_ids[:5]]  # in the middle of a picture
+    prompts[1] += [vocabulary_of(model).begin_image, *vocabulary_of(model).code_ids[:5]]  # in the middle of a picture
     options = {**padded(prompts), **IMAGE_ONLY, **options}
     unseen = fastdecode.generate(model, **options)
     free = options["multimodal_generation_mode"] == "unrestricted"
@@ -102,7 +102,7 @@ def test_the_same_ids(options: dict, fused: bool, calls, monkeypatch: pytest.Mon
 
 def test_a_picture_is_drawn_in_as_few_looks_as_may_be(calls):
     model = drawing_model(2, resolution=36)
-    length = Vocabulary.of(model).image_length
+    length = vocabulary_of(model).image_length
     assert length > MOST_STEPS
     fastdecode.generate(model, **padded(prompts_of(model)), **IMAGE_ONLY, guidance=2.0)
     assert calls == {"seen": [], "unseen": [MOST_STEPS, length - MOST_STEPS]}
@@ -121,7 +121,7 @@ def test_who_asks_is_told_at_every_step(asks: dict, calls):
     model = drawing_model(2, resolution=SIDE)
     fastdecode.generate(model, **padded(prompts_of(model)), **IMAGE_ONLY, **asks)
     assert calls["unseen"] == []
-    assert len(calls["seen"]) >= Vocabulary.of(model).image_length
+    assert len(calls["seen"]) >= vocabulary_of(model).image_length
 
 
 def test_limits_of_length_ask_for_nothing(calls):

@@ -33,7 +33,7 @@ from fastdecode.engine.parameters import Sampling
 from fastdecode.engine.processed import warp
 from fastdecode.generation.logits_processors import split_processors
 from fastdecode.grammar import TEXT, compile_grammar
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.vocabulary import Vocabulary
 from fastdecode.token_rules import TokenRules
 
 SIZE = 40

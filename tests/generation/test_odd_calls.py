@@ -28,12 +28,12 @@ from transformers.models.llama import modeling_llama
 import fastdecode
 from fastdecode import Guidance, Stream
 from fastdecode.generation.validation import OTHER_NAMES
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 
 MODEL = tiny_model(0)
 PROCESSOR = tiny_processor()
 PROMPT = torch.tensor([[BOS, *text_ids(MODEL, 0, 5)]])
-BLOCK = torch.tensor([[BOS, *placeholder_block(Vocabulary.of(MODEL))]])
+BLOCK = torch.tensor([[BOS, *placeholder_block(vocabulary_of(MODEL))]])
 SHORT = {"max_new_tokens": 8}
 LINEAR = functional.linear
 

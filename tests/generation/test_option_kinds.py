@@ -11,11 +11,11 @@ from transformers import GenerationConfig, TextStreamer
 
 import fastdecode
 from fastdecode import Guidance, Stream
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 from fastdecode.ops import backends
 
 MODEL = tiny_model(0)
-V = Vocabulary.of(MODEL)
+V = vocabulary_of(MODEL)
 PROMPT = torch.tensor([[BOS, *text_ids(MODEL, 0, 3)]])
 WORD = int(PROMPT[0, 1])
 NAN, INF, HUGE = math.nan, math.inf, 10**400

@@ -29,12 +29,12 @@ import fastdecode
 from fastdecode import Guidance, Stream
 from fastdecode.decoder import Decoder
 from fastdecode.generation.prepare import _derived, _seeds
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 
 INTERLEAVED = "interleaved-text-image"
 CONTEXT = 160
 MODEL = tiny_model(0)
-V = Vocabulary.of(MODEL)
+V = vocabulary_of(MODEL)
 DRAWS = {"multimodal_generation_mode": "image-only"}
 PROMPT = torch.tensor([[BOS, *text_ids(MODEL, 0, 3)]])
 

@@ -9,10 +9,10 @@ from transformers import TextIteratorStreamer, TextStreamer
 import fastdecode
 from fastdecode.cli.demo import GOALS, INSTRUCTIONS
 from fastdecode.decoder import Decoder
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.families import vocabulary_of
 
 BLOCKS, PROCESSOR = fastdecode.load("blocks")
-V = Vocabulary.of(BLOCKS)
+V = vocabulary_of(BLOCKS)
 OPTIONS = {**INSTRUCTIONS, "seed": 7, "max_new_tokens": 250}
 
 

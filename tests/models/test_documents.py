@@ -9,15 +9,16 @@ from models_for_tests import BOS, EOS, PAD, WORDS, padded, text_ids, tiny_model,
 from PIL import Image
 
 import fastdecode
-from fastdecode.models.chameleon import Vocabulary, decode_pictures
 from fastdecode.models.documents import segments
+from fastdecode.models.families import vocabulary_of
+from fastdecode.models.pictures import decode_pictures
 
 NAMES = vocabulary_map()
 B, E = NAMES["<racm3:break>"], NAMES["<eoss>"]
 T, U = NAMES["w3"], NAMES["w5"]
 BLOCK = [4, 9, 4, 27]
 MODEL = tiny_model(0)
-V = Vocabulary.of(MODEL)
+V = vocabulary_of(MODEL)
 
 
 @pytest.mark.parametrize(

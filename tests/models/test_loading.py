@@ -13,9 +13,10 @@ from transformers import ChameleonForConditionalGeneration
 from transformers.utils import logging
 
 import fastdecode
-from fastdecode.models.chameleon import Vocabulary, missing_decoder_keys
 from fastdecode.models.checkpoint import PICKLED
 from fastdecode.models.checkpoint import SAFETENSORS as WEIGHTS
+from fastdecode.models.families import vocabulary_of
+from fastdecode.models.pictures import missing_decoder_keys
 from fastdecode.models.vq_decoder import VQDecoder
 
 INDEX = f"{WEIGHTS}.index.json"
@@ -397,7 +398,7 @@ def test_without_decoder_weights_text_works_and_pictures_name_them(folder: Path)
     names = r"model\.vqmodel\.decoder\.conv_in\.weight, .*vqgan=PATH"
     with pytest.raises(ValueError, match=names):
         fastdecode.generate(model, **padded([[BOS, 40]]), **options)
-    v = Vocabulary.of(model)
+    v = vocabulary_of(model)
     ids = [[v.begin_image, *[v.code_ids[0]] * v.image_length, v.end_image]]
     with pytest.raises(ValueError, match=names):
         fastdecode.to_documents(model, processor, ids)
@@ -420,7 +421,7 @@ def test_vocabularies_that_contradict_themselves(changed: dict, message: str):
     config.vocabulary_map = config.vocabulary_map | changed
     model.model.vocabulary_mapping = type(model.model.vocabulary_mapping)(config.vocabulary_map)
     with pytest.raises(ValueError, match=message):
-        Vocabulary.of(model)
+        vocabulary_of(model)
 
 
 def test_half_a_decoder(folder: Path):

@@ -8,15 +8,10 @@ from models_for_tests import tiny_model, vq_config
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAEDecoder
 
-from fastdecode.models.chameleon import (
-    Vocabulary,
-    attach_decoder,
-    check_can_draw,
-    decode_pictures,
-    encode_pictures,
-    missing_decoder_keys,
-    to_pictures,
-)
+from fastdecode.models.chameleon import attach_decoder
+from fastdecode.models.families import vocabulary_of
+from fastdecode.models.painting import to_pictures
+from fastdecode.models.pictures import check_can_draw, decode_pictures, encode_pictures, missing_decoder_keys
 from fastdecode.models.vq_decoder import VQDecoder, decode_codes, latent_side
 
 
@@ -101,8 +96,8 @@ def test_latent_side(resolution: int, multipliers: list[int], side: int):
 @pytest.mark.parametrize("scattered", [False, True])
 def test_ids_of_a_block_are_decoded_in_rows(scattered: bool):
     model = tiny_model(0, scattered=scattered, resolution=16)
-    v = Vocabulary.of(model)
-    codes = torch.arange(16).view(1, 16)
+    v = vocabulary_of(model)
+    codes = torch.arange(16).view(1, 4, 4)
     block = [v.code_ids[c] for c in range(16)]
     vq = model.model.vqmodel
     grid = vq.quantize.embedding.weight[:16].view(4, 4, 8).permute(2, 0, 1)[None]
@@ -118,7 +113,7 @@ def test_ids_of_a_block_are_decoded_in_rows(scattered: bool):
 def test_encoding_names_the_ids_of_the_codes():
     for scattered in (False, True):
         model = tiny_model(0, scattered=scattered)
-        v = Vocabulary.of(model)
+        v = vocabulary_of(model)
         shown = torch.rand((3, 3, 8, 8), generator=torch.Generator().manual_seed(0))
         ids = encode_pictures(model, shown)
         with torch.no_grad():

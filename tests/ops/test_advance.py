@@ -9,7 +9,7 @@ import torch
 from cases import assert_same_bits, random_logits, random_sets
 
 from fastdecode.grammar import BLOCK, DONE, MODES, TEXT, compile_grammar
-from fastdecode.models.chameleon import Vocabulary
+from fastdecode.models.vocabulary import Vocabulary
 from fastdecode.ops import (
     STATUS_FINISHED,
     DecodeState,

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import ChameleonVQVAE
 
-from fastdecode.models.chameleon import to_pictures
+from fastdecode.models.painting import to_pictures
 from fastdecode.models.vq_decoder import VQDecoder, decode_codes, latent_side
 from tools.blocks.configuration import VQ, any_scene, pixels
 from tools.blocks.recogniser import recognise
@@ -169,7 +169,7 @@ def check(vq: ChameleonVQVAE, seed: int, count: int = 512) -> dict[str, float]:
     for _ in range(count // 32):
         scenes = [any_scene(rng) for _ in range(32)]
         x = pixels(scenes)
-        codes = vq.encode(x, return_dict=True).image_tokens.view(len(x), latent_side(VQ) ** 2)
+        codes = vq.encode(x, return_dict=True).image_tokens.view(len(x), latent_side(VQ), latent_side(VQ))
         used |= set(codes.flatten().tolist())
         y = decode_codes(vq, codes)
         error += (y - x).abs().mean().item() * 127.5 * 32 / count

@@ -1,0 +1,88 @@
+"""The size of the pictures that a call draws: image_size, or what Emu3's processor returns as image_sizes."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any
+
+from torch import Tensor
+
+from fastdecode.models.vocabulary import Vocabulary
+from fastdecode.ops.scalars import shown
+
+Size = tuple[int, int]
+RIGHT = "give (width, height) in pixels, or one such pair for each prompt"
+
+
+def check_image_size(value: Any) -> None:
+    """``ValueError`` unless ``value`` is None, (width, height) or a list of such pairs."""
+    if value is not None:
+        _pairs(value)
+
+
+def _pairs(value: Any) -> list[Size] | Size:
+    given = value.tolist() if hasattr(value, "tolist") and not isinstance(value, str) else value
+    if _is_pair(given):
+        return int(given[0]), int(given[1])
+    if isinstance(given, (list, tuple)) and given and all(map(_is_pair, given)):
+        return [(int(width), int(height)) for width, height in given]
+    raise ValueError(f"image_size={shown(value)}: {RIGHT}")
+
+
+def _is_pair(value: Any) -> bool:
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        return False
+    return all(not isinstance(side, bool) and isinstance(side, Integral) and int(side) > 0 for side in value)
+
+
+def sized_vocabularies(
+    vocabulary: Vocabulary, image_size: Any, image_sizes: Any, prompts: int, *, draws: bool
+) -> list[Vocabulary]:
+    """The vocabulary of each of ``prompts``, for pictures of the size that is asked for. ``ValueError`` names a size
+    that the model cannot draw.
+
+        image_size      of the call: (width, height) in pixels, one or for each prompt; None: the model's own
+        image_sizes     rows and columns of the picture of each prompt, as Emu3's processor returns them; or None
+    """
+    if image_size is not None and not draws:
+        raise ValueError(
+            f"image_size={shown(image_size)} is the size of pictures, and multimodal_generation_mode='text-only' draws "
+            "none: leave it out, or choose a mode that draws"
+        )
+    sizes = _in_tokens(vocabulary, image_size, prompts)
+    if sizes is None and draws:
+        sizes = _of_processor(image_sizes, prompts)
+    if sizes is None:
+        return [vocabulary] * prompts
+    made = {size: vocabulary.resized(*size) for size in sizes}
+    return [made[size] for size in sizes]
+
+
+def _in_tokens(vocabulary: Vocabulary, image_size: Any, prompts: int) -> list[Size] | None:
+    """(rows, columns) of each prompt's pictures."""
+    if image_size is None:
+        return None
+    pairs, cell = _pairs(image_size), vocabulary.cell
+    pairs = [pairs] * prompts if isinstance(pairs, tuple) else pairs
+    if len(pairs) != prompts:
+        raise ValueError(f"image_size has {len(pairs)} sizes for {prompts} prompts: {RIGHT}")
+    for width, height in pairs:
+        if width % cell or height % cell:
+            near = f"{max(1, round(width / cell)) * cell}x{max(1, round(height / cell)) * cell}"
+            raise ValueError(
+                f"image_size={width}x{height}: width and height must be multiples of {cell} pixels, such as {near}"
+            )
+    return [(height // cell, width // cell) for width, height in pairs]
+
+
+def _of_processor(image_sizes: Any, prompts: int) -> list[Size] | None:
+    if image_sizes is None:
+        return None
+    found = image_sizes.tolist() if isinstance(image_sizes, Tensor) else image_sizes
+    if not isinstance(found, (list, tuple)) or not all(map(_is_pair, found)) or len(found) not in (1, prompts):
+        raise ValueError(
+            f"image_sizes={shown(image_sizes)}: without pixel_values it must hold rows and columns of the picture of "
+            f"each of {prompts} prompts, as the processor returns them with return_for_image_generation=True"
+        )
+    pairs = [(int(rows), int(columns)) for rows, columns in found]
+    return pairs * prompts if len(pairs) == 1 else pairs

@@ -1,0 +1,119 @@
+"""Emu3: pictures of any size in rows that a token ends, after "height*width" in the prompt; its own MoVQGAN paints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import Emu3ForConditionalGeneration
+
+from fastdecode.models.family import Family
+from fastdecode.models.painting import decoded, to_pictures
+from fastdecode.models.vocabulary import Grid, Layout, Vocabulary
+
+PLACEHOLDER, BEGIN_IMAGE, END_IMAGE = "<image>", "<|image token|>", "<|image end|>"
+ROW_END, FRAME_END = "<|extra_200|>", "<|extra_201|>"
+SIDE = 90
+"""Rows and columns of a picture of 720x720 pixels, the size that Emu3's processor asks for by itself."""
+
+
+def vocabulary(model: Any) -> Vocabulary:
+    """Read ``model.config.vocabulary_map``. ``ValueError`` names what is missing from it."""
+    config, text = model.config, model.config.text_config
+    ids: Mapping[str, int] = config.vocabulary_map or {}
+    absent = [name for name in (PLACEHOLDER, BEGIN_IMAGE, END_IMAGE, ROW_END, FRAME_END) if name not in ids]
+    if absent:
+        raise ValueError(
+            f"config.vocabulary_map of this checkpoint has no {', '.join(absent)}: it must map every token of the "
+            f"tokenizer to its id (it has {len(ids)} entries)"
+        )
+    codes, count = model.model.vocabulary_mapping.img2bpe, config.vq_config.codebook_size
+    if sorted(codes) != list(range(count)):
+        raise ValueError(
+            f"config.vocabulary_map names {len(codes)} image tokens (<|visual token 000000|>, …), but the codebook has "
+            f"{count} entries: each entry needs its own"
+        )
+    layout = Layout(SIDE, SIDE, ids[ROW_END], after=(ids[FRAME_END],))
+    return Vocabulary(
+        size=text.vocab_size,
+        code_ids=tuple(codes[c] for c in range(count)),
+        begin_image=ids[BEGIN_IMAGE],
+        end_image=ids[END_IMAGE],
+        placeholder=ids[PLACEHOLDER],
+        image_length=len(layout),
+        context=text.max_position_embeddings,
+        bos=text.bos_token_id,
+        pad=text.pad_token_id,
+        layout=layout,
+        any_size=True,
+        cell=2 ** (len(config.vq_config.channel_multiplier) - 1),
+        bans_images=False,
+        draws_alone="Emu3 draws one picture to a prompt that ends with its size",
+    )
+
+
+def check_pixels(model: Any, pixels: Tensor) -> Tensor:
+    """Move pixels ``(n, 3, H, W)`` float to the encoder's dtype and device. ``ValueError`` for another shape."""
+    weight, config = model.model.vqmodel.quantize.embedding.weight, model.config.vq_config
+    if pixels.ndim != 4 or pixels.shape[1] != config.in_channels:
+        raise ValueError(
+            f"pixel_values is {tuple(pixels.shape)}; this checkpoint takes (pictures, {config.in_channels}, height, "
+            "width), as its processor makes them"
+        )
+    return pixels.to(weight.device, weight.dtype)
+
+
+def lengths(model: Any, pixels: Tensor, sizes: Any) -> list[int]:
+    """The numbers of placeholders of pictures of ``sizes`` (pictures, 2): height and width in pixels."""
+    factor = model.model.vqmodel.vision_spatial_factor
+    return [(height // factor) * (width // factor + 1) for height, width in _sizes(pixels, sizes)]
+
+
+def _sizes(pixels: Tensor, sizes: Any) -> list[tuple[int, int]]:
+    found = torch.as_tensor([] if sizes is None else sizes)
+    if found.shape != (len(pixels), 2) or found.is_floating_point():
+        raise ValueError(
+            f"image_sizes is {tuple(found.shape)}; it must be ({len(pixels)}, 2) integers, height and width of each "
+            "picture in pixel_values, as the processor returns them"
+        )
+    return [(int(height), int(width)) for height, width in found.tolist()]
+
+
+def read(model: Any, pixels: Tensor, sizes: Any) -> list[Tensor]:
+    """The tokens of pictures, rows with their ends, as transformers puts them into a prompt."""
+    given = torch.tensor(_sizes(pixels, sizes))
+    with torch.no_grad():
+        encoded = model.model.vqmodel.encode(pixels, given, return_dict=True)
+    return features(model, encoded)
+
+
+def features(model: Any, encoded: Any) -> list[Tensor]:
+    """The same of what transformers has encoded."""
+    mapping = model.model.vocabulary_mapping
+    return [mapping.convert_img2bpe(codes).flatten().long() for codes in encoded.image_tokens]
+
+
+def paint(model: Any, grids: Sequence[Grid]) -> list[Image.Image]:
+    """Paint each grid of codes by the model's own decoder, in float32."""
+    vqmodel = model.model.vqmodel
+    decode, device = decoded(vqmodel), vqmodel.quantize.embedding.weight.device
+    found: list[Image.Image] = []
+    for grid in grids:
+        codes = torch.tensor(grid.codes, device=device).view(1, grid.rows, grid.columns)
+        found += to_pictures(decode(codes), rounded=False)
+    return found
+
+
+EMU3 = Family(
+    "Emu3",
+    lambda model: isinstance(model, Emu3ForConditionalGeneration),
+    vocabulary,
+    paint=paint,
+    pixels=check_pixels,
+    lengths=lengths,
+    read=read,
+    features=features,
+)

@@ -1,0 +1,51 @@
+"""The families that there are, and which of them a model belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from fastdecode.decoder.family import family_of as layers_of
+from fastdecode.decoder.wrappers import unwrapped
+from fastdecode.models.chameleon import CHAMELEON
+from fastdecode.models.emu3 import EMU3
+from fastdecode.models.family import Family
+from fastdecode.models.janus import JANUS
+from fastdecode.models.text import TEXT, without_pictures
+from fastdecode.models.vocabulary import Vocabulary
+
+FAMILIES = [CHAMELEON, JANUS, EMU3, TEXT]
+"""The first whose ``matches`` is true is a model's family."""
+
+
+def supported(model: Any) -> Any:
+    """The model inside `torch.compile`'s and PEFT's wrappers, or ``model`` itself. ``TypeError`` or ``ValueError`` if
+    it is not one that can be decoded.
+    """
+    model = unwrapped(model)
+    layers_of(model)
+    return model
+
+
+def family_of(model: Any) -> Family:
+    """The family of ``model``. TypeError for a model whose layers no decoder knows."""
+    layers_of(model)
+    return next(family for family in FAMILIES if family.matches(model))
+
+
+def vocabulary_of(model: Any) -> Vocabulary:
+    """The tokens of ``model``. ``ValueError`` names what is missing for pictures."""
+    return family_of(model).vocabulary(model)
+
+
+def text_vocabulary_of(model: Any) -> Vocabulary:
+    """As `vocabulary_of`, for calls that write text only: what is missing for pictures is told by ``problem``."""
+    try:
+        return vocabulary_of(model)
+    except ValueError as error:
+        known, own = without_pictures(model), layers_of(model).own_tokens
+        if own is not None:
+            images = range(known.size, known.size + own.count(model))
+            return replace(known, size=images.stop, other_image_ids=tuple(images), problem=str(error))
+        images = model.model.vocabulary_mapping.image_tokens
+        return replace(known, other_image_ids=tuple(images), problem=str(error))

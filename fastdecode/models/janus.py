@@ -1,0 +1,70 @@
+"""Janus and Janus-Pro: image tokens with embeddings and a head of their own, behind the language model's tokens.
+
+Image token ``c`` is token ``vocab_size + c``, where ``vocab_size`` is that of the language model. A picture begins
+where the processor's prompt ends. The end of the sequence closes it: the model is not trained to end a picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import JanusForConditionalGeneration
+
+from fastdecode.models.family import Family
+from fastdecode.models.painting import decoded, to_pictures
+from fastdecode.models.vocabulary import Grid, Layout, Vocabulary
+
+
+def vocabulary(model: Any) -> Vocabulary:
+    """Read the config and the generation_config, which has the begin of image. ``ValueError`` if that is missing."""
+    config, text = model.config, model.config.text_config
+    kwargs = getattr(model.generation_config, "generation_kwargs", None) or {}
+    begin, end = kwargs.get("boi_token_id"), text.eos_token_id
+    if begin is None:
+        raise ValueError(
+            "model.generation_config.generation_kwargs of this checkpoint has no 'boi_token_id', the token that "
+            "begins a picture"
+        )
+    end = end[0] if isinstance(end, (list, tuple)) else end
+    if end is None:
+        raise ValueError("config.text_config.eos_token_id of this checkpoint is None: it must be the end of sequence")
+    rows, columns = model.model.vqmodel.quantize.quant_state_dims
+    codes, layout = config.vq_config.num_embeddings, Layout(rows, columns)
+    pad = model.generation_config.pad_token_id
+    return Vocabulary(
+        size=text.vocab_size + codes,
+        code_ids=tuple(range(text.vocab_size, text.vocab_size + codes)),
+        begin_image=begin,
+        end_image=end,
+        placeholder=config.image_token_id,
+        image_length=len(layout),
+        context=text.max_position_embeddings,
+        bos=text.bos_token_id,
+        pad=text.pad_token_id if pad is None else pad,
+        layout=layout,
+        cell=2 ** (len(config.vq_config.channel_multiplier) - 1),
+        draws_alone="Janus draws one picture to a prompt",
+        unconditional="blank",
+    )
+
+
+def paint(model: Any, grids: Sequence[Grid]) -> list[Image.Image]:
+    """Paint each grid of codes by the model's own decoder, in float32."""
+    vqmodel = model.model.vqmodel
+    decode, device = decoded(vqmodel), vqmodel.quantize.embedding.weight.device
+    found: list[Image.Image] = []
+    for grid in grids:
+        found += to_pictures(decode(torch.tensor([grid.codes], device=device)), rounded=False)
+    return found
+
+
+JANUS = Family(
+    "Janus",
+    lambda model: isinstance(model, JanusForConditionalGeneration),
+    vocabulary,
+    paint=paint,
+    own_generate=True,
+)
