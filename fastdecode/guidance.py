@@ -126,6 +126,17 @@ def _number(name: str, value: Any) -> float:
 
 FULL, IMAGES, UNCONDITIONAL = Stream("full"), Stream("images"), Stream("unconditional")
 
+_USUAL = {"unconditional": UNCONDITIONAL, "bare": Stream("unconditional", bos=False), "blank": Stream("blank")}
+
+
+def usual_stream(vocabulary: Vocabulary) -> Stream:
+    """The stream that two-way guidance subtracts for a family of models, where there is no negative prompt: the picture
+    alone behind the begin of sequence ("unconditional"), without it ("bare"), or behind other tokens; or the whole
+    prompt in padding tokens ("blank").
+    """
+    usual = vocabulary.unconditional
+    return _USUAL[usual] if isinstance(usual, str) else Stream("prompt", usual, history=False)
+
 
 @dataclass(frozen=True)
 class Guidance:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from models_for_tests import drawing_model
 from transformers import (
     CLIPVisionConfig,
     Emu3Config,
@@ -34,7 +35,10 @@ TEXT: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+LUMINA_TARGET = 24  # pixels: 6 x 6 image tokens of 4 pixels
 JANUS_CODES, JANUS_SIDE, JANUS_BEGIN, JANUS_END, JANUS_PLACEHOLDER = 48, 4, 6, 7, 5
+
+LUMINA_NAMES = tuple(f"<reserved{number:05d}>" for number in range(8799, 8799 + 18))
 
 
 @torch.no_grad()
@@ -100,6 +104,13 @@ def tiny_emu3(seed: int = 0, codes: int = 40, **text: Any) -> Emu3ForConditional
     settings = TEXT | {"pad_token_id": 2, "bos_token_id": 0, "eos_token_id": 1} | text
     config = Emu3Config(vq_config=vq, text_config=Emu3TextConfig(**settings), vocabulary_map=emu3_vocabulary(codes))
     return filled(Emu3ForConditionalGeneration(config))
+
+
+def tiny_lumina(seed: int = 0, **settings: Any) -> Any:
+    """A drawing model whose checkpoint calls itself a Lumina-mGPT; see `LUMINA_TARGET`."""
+    model = drawing_model(seed, **({"context": 320, "extra": LUMINA_NAMES} | settings))
+    model.config.name_or_path = f"Lumina-mGPT-7B-{LUMINA_TARGET}"
+    return model
 
 
 def tiny_llava(kind: str, text: str = "llama", seed: int = 0) -> Any:

@@ -68,9 +68,11 @@ def tiny_config(
     codes: int = CODES,
     words: int = len(WORDS),
     sizes: dict[str, int] | None = None,
+    extra: Sequence[str] = (),
     **more,
 ) -> ChameleonConfig:
     names = vocabulary_map(codes, words, scattered)
+    names |= {name: len(names) + i for i, name in enumerate(extra)}
     return ChameleonConfig(
         vocab_size=len(names),
         **{"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, **(sizes or {})},

@@ -160,9 +160,12 @@ def test_without_bos_only_a_stream_that_needs_it_fails():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Stream("text"), "stream kind 'text' is unknown; choose one of full, images, unconditional, prompt"),
+        (
+            lambda: Stream("text"),
+            "stream kind 'text' is unknown; choose one of full, images, unconditional, blank",
+        ),
         (lambda: Stream("prompt"), "needs at least one token"),
-        (lambda: Stream("full", (1,)), "ids belong to a stream of kind 'prompt'; this one is 'full'"),
+        (lambda: Stream("full", (1,)), "ids belong to a stream of kind 'prompt' or 'blank'; this one is 'full'"),
         (lambda: Guidance((), ()), "the first stream of a Guidance must be"),
         (lambda: Guidance((UNCONDITIONAL,), (1.0,)), "the first stream of a Guidance must be"),
         (lambda: Guidance((FULL, IMAGES), (1.0,)), "2 streams but 1 weights"),

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from fastdecode.decoder.wrappers import unwrapped
+from fastdecode.generation.logits_processors import TRANSFORMERS_TOP_K
 from fastdecode.generation.prepared import Prepared
 from fastdecode.generation.validation import option, set_option
 from fastdecode.models.families import family_of
@@ -39,6 +40,8 @@ def read_generation_mode(model: Any, options: dict[str, Any], given: dict[str, A
         raise ValueError(f"generation_mode={wanted!r} and multimodal_generation_mode={mode!r} were given: give one")
     given["multimodal_generation_mode"] = meant
     if wanted == "image":
+        if option(model, options, "top_k") is None:
+            set_option(options, "top_k", TRANSFORMERS_TOP_K)  # transformers' default holds for its pictures too
         set_option(options, "max_new_tokens", family.vocabulary(unwrapped(model)).image_length + 1)
     of_call = options.get("guidance_scale")
     if of_call is None:

@@ -24,7 +24,7 @@ from fastdecode.generation.prompt_checks import check_ids, check_positions, chec
 from fastdecode.generation.room_checks import check_begun, check_room, check_stream_room, check_stream_tokens
 from fastdecode.generation.validation import DRAWING_MODES, LENGTHS, check_forward, check_options
 from fastdecode.grammar import Grammar, compile_grammar
-from fastdecode.guidance import UNCONDITIONAL, Guidance, Stream, guidance_from
+from fastdecode.guidance import UNCONDITIONAL, Guidance, guidance_from, usual_stream
 from fastdecode.models.families import family_of, text_vocabulary_of, vocabulary_of
 from fastdecode.models.pictures import check_can_draw, fill_placeholders, read_pictures
 from fastdecode.models.vocabulary import Vocabulary
@@ -214,11 +214,10 @@ def _guidances(
 
 def _with_usual_stream(guidance: Guidance, grammar: Grammar) -> Guidance:
     """Guidance that only has a scale, with the stream that the family takes for the unconditional one."""
-    kind = grammar.vocabulary.unconditional
-    if not grammar.draws or kind == "unconditional":
+    if not grammar.draws:
         return guidance
-    streams = (Stream(kind) if stream == UNCONDITIONAL else stream for stream in guidance.streams)
-    return replace(guidance, streams=tuple(streams))
+    usual = usual_stream(grammar.vocabulary)
+    return replace(guidance, streams=tuple(usual if s == UNCONDITIONAL else s for s in guidance.streams))
 
 
 def _seeds(seed: int | Iterable[int] | None, count: int, repeats: int) -> list[int]:

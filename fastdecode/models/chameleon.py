@@ -1,8 +1,7 @@
-"""Chameleon, and its fine-tunes that keep its tokens: Anole, AA-Chameleon."""
+"""Chameleon, and its fine-tunes that keep its pictures: Anole, AA-Chameleon, Thinking with generated images."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakSet
@@ -19,19 +18,6 @@ from fastdecode.models.vocabulary import Grid, Vocabulary
 from fastdecode.models.vq_decoder import VQDecoder, decode_codes, latent_side
 
 BEGIN_IMAGE, END_IMAGE, PLACEHOLDER = "<racm3:break>", "<eoss>", "<image>"
-
-LUMINA = (
-    "fastdecode does not draw with Lumina-mGPT yet: its pictures begin with two size tokens and every row of them ends "
-    "with a token of its own"
-)
-
-
-def is_lumina(config: Mapping[str, Any], name: str = "") -> bool:
-    """Whether a Chameleon's ``config`` is that of a Lumina-mGPT. Its vocabulary and layers are those of Chameleon, so
-    that only names tell: of its class, of a setting of its training, and of the checkpoint.
-    """
-    trained = any("XLLMX" in kind for kind in config.get("architectures") or []) or "z_loss_weight" in config
-    return trained or re.search(r"lumina[-_]?mgpt", name, re.IGNORECASE) is not None
 
 
 def vocabulary(model: Any) -> Vocabulary:
@@ -65,7 +51,6 @@ def vocabulary(model: Any) -> Vocabulary:
         context=config.max_position_embeddings,
         bos=ids.get("<s>"),
         pad=ids.get("<pad>"),
-        cannot_draw=LUMINA if is_lumina(vars(config), config.name_or_path) else "",
     )
 
 
@@ -149,6 +134,23 @@ def missing_keys(model: Any) -> list[str]:
     with torch.device("meta"):
         decoder = VQDecoder(model.config.vq_config)
     return [f"model.vqmodel.decoder.{key}" for key in decoder.state_dict()]
+
+
+def fill_encoder(model: Any, missing: set[str], weights: Mapping[str, Tensor]) -> set[str]:
+    """Give the VQ model's ``missing`` weights (names in ``model``) the values of Meta's file. Returns those it has.
+
+    ``ValueError`` for a wrong shape; the model is not changed then.
+    """
+    prefix = "model.vqmodel."
+    found = {name: weights[name.removeprefix(prefix)] for name in missing if name.removeprefix(prefix) in weights}
+    for name, value in found.items():
+        wanted = tuple(model.get_parameter(name).shape)
+        if tuple(value.shape) != wanted:
+            raise ValueError(f"vqgan= has {name} of {tuple(value.shape)}; config.vq_config asks for {wanted}")
+    with torch.no_grad():
+        for name, value in found.items():
+            model.get_parameter(name).copy_(value)
+    return set(found)
 
 
 def attach_decoder(model: Any, weights: Mapping[str, Tensor], originals: Mapping[str, Tensor] | None = None) -> None:

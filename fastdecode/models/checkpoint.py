@@ -33,11 +33,13 @@ def in_short(error: BaseException) -> str:
 @dataclass
 class DecoderWeights:
     """``decoder``: weights of the VQ decoder, with keys relative to it; empty if the checkpoint has none. ``before``:
-    the `BEFORE_DECODER` weights, as they are stored.
+    the `BEFORE_DECODER` weights, as they are stored. ``encoder``: all others, with keys relative to the VQ model; only
+    Meta's own file gives them.
     """
 
     decoder: dict[str, Tensor] = field(default_factory=dict)
     before: dict[str, Tensor] = field(default_factory=dict)
+    encoder: dict[str, Tensor] = field(default_factory=dict)
 
     def take(self, key: str, read: Callable[[], Tensor]) -> None:
         prefix = next((p for p in DECODER_PREFIXES if key.startswith(p)), None)

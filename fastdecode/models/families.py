@@ -11,10 +11,12 @@ from fastdecode.models.chameleon import CHAMELEON
 from fastdecode.models.emu3 import EMU3
 from fastdecode.models.family import Family
 from fastdecode.models.janus import JANUS
+from fastdecode.models.liquid import LIQUID
+from fastdecode.models.lumina import LUMINA
 from fastdecode.models.text import TEXT, without_pictures
 from fastdecode.models.vocabulary import Vocabulary
 
-FAMILIES = [CHAMELEON, JANUS, EMU3, TEXT]
+FAMILIES = [LUMINA, CHAMELEON, JANUS, EMU3, LIQUID, TEXT]
 """The first whose ``matches`` is true is a model's family."""
 
 
@@ -45,7 +47,8 @@ def text_vocabulary_of(model: Any) -> Vocabulary:
     except ValueError as error:
         known, own = without_pictures(model), layers_of(model).own_tokens
         if own is not None:
-            images = range(known.size, known.size + own.count(model))
-            return replace(known, size=images.stop, other_image_ids=tuple(images), problem=str(error))
-        images = model.model.vocabulary_mapping.image_tokens
-        return replace(known, other_image_ids=tuple(images), problem=str(error))
+            size = known.size + own.count(model)
+            return replace(known, size=size, other_image_ids=tuple(range(known.size, size)), problem=str(error))
+        mapping = getattr(model.model, "vocabulary_mapping", None)
+        images = () if mapping is None else tuple(mapping.image_tokens)
+        return replace(known, other_image_ids=images, problem=str(error))

@@ -22,7 +22,7 @@ def vocabulary(model: Any) -> Vocabulary:
     """Read the config and the generation_config, which has the begin of image. ``ValueError`` if that is missing."""
     config, text = model.config, model.config.text_config
     kwargs = getattr(model.generation_config, "generation_kwargs", None) or {}
-    begin, end = kwargs.get("boi_token_id"), text.eos_token_id
+    begin, end = kwargs.get("boi_token_id", getattr(model.generation_config, "boi_token_id", None)), text.eos_token_id
     if begin is None:
         raise ValueError(
             "model.generation_config.generation_kwargs of this checkpoint has no 'boi_token_id', the token that "

@@ -1,4 +1,4 @@
-"""`load` reads a Chameleon and its processor, with the VQ decoder if the checkpoint has one."""
+"""`load` reads a model and its processor; a Chameleon with the VQ decoder if the checkpoint has one."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from torch import Tensor
 from transformers import ChameleonForConditionalGeneration, ChameleonProcessor
 from transformers.utils import logging
 
-from fastdecode.models.chameleon import LUMINA, attach_decoder, is_lumina
+from fastdecode.models.chameleon import attach_decoder, fill_encoder
 from fastdecode.models.checkpoint import Checkpoint, DecoderWeights, in_short, plain_weights
 from fastdecode.models.families import vocabulary_of
 from fastdecode.models.gguf import package, read_gguf
+from fastdecode.models.liquid import attach_vqgan, is_liquid, name_tokens
 from fastdecode.models.memory import Sizes, check_file
 from fastdecode.models.move_weights import move_weights
-from fastdecode.models.quantise import Width
+from fastdecode.models.other_loading import OTHERS, read_other
+from fastdecode.models.quantise import Width, quantise
 from fastdecode.models.small_loading import check_options, read_small
 from fastdecode.models.vq_decoder import BEFORE_DECODER
 from fastdecode.wording import kind_of
@@ -42,7 +44,7 @@ def load(
         name     "blocks" (embedded), a folder in Hugging Face format, or a hub id
         dtype    dtype of the weights, such as torch.bfloat16 or "bfloat16"; default: as in the checkpoint's config
         device   device of the model; default: the CPU
-        vqgan    Meta's vqgan.ckpt, for checkpoints without weights of the VQ decoder
+        vqgan    Meta's vqgan.ckpt, for checkpoints without weights of the VQ decoder, or of the whole VQ-GAN
         weights  "int8" or "int4": weights are made small while they are read, each matrix by itself, as
                  `fastdecode.quantise` does; so memory need not hold the whole checkpoint. A dict gives more, such as
                  ``dict(type="int4", group=64, symmetric=False)``. For safetensors, and on the CPU only
@@ -52,10 +54,11 @@ def load(
                  ``cache_dir``, ``local_files_only`` and ``trust_remote_code`` hold for the processor and the VQ decoder
                  too
 
-    The model is an ordinary ``ChameleonForConditionalGeneration`` in eval mode. Its ``model.vqmodel`` has a ``decoder``
-    if the weights were found (in safetensors or in pytorch_model.bin). The VQ decoder is float32 whatever ``dtype``
-    says, and stays so: pictures of given tokens do not depend on the dtype. Code that a checkpoint brings is not run
-    unless ``trust_remote_code=True``.
+    The model is an ordinary one of transformers, in eval mode: a ``ChameleonForConditionalGeneration`` or what its
+    config asks for (Janus, Emu3, LLaVA, Llama, Mistral, Qwen2, Qwen3, Gemma). ``model.vqmodel`` of a Chameleon has a
+    ``decoder`` if the weights were found (in safetensors or in pytorch_model.bin). The VQ decoder is float32 whatever
+    ``dtype`` says, and stays so: pictures of given tokens do not depend on the dtype. Code that a checkpoint brings is
+    not run unless ``trust_remote_code=True``.
 
     ``ValueError``, ``TypeError`` or ``FileNotFoundError`` say what is wrong with an argument or the checkpoint;
     ``MemoryError``, before weights are read, that the model does not fit, what it needs, and which weights would fit.
@@ -88,18 +91,17 @@ def load(
     checkpoint = Checkpoint(source, options)
     config = checkpoint.config()
     kind = config.get("model_type")
+    if kind != "chameleon" and kind not in OTHERS:
+        raise ValueError(
+            f"{name} is a model of type {kind!r}; fastdecode.load reads checkpoints whose config.json has model_type "
+            f"'chameleon', {', '.join(map(repr, OTHERS))}; others are loaded with transformers itself"
+        )
     if kind != "chameleon":
-        raise ValueError(
-            f"{name} is a model of type {kind!r}; fastdecode.load reads Chameleon checkpoints "
-            "(config.json with model_type 'chameleon'); models of text are loaded with transformers itself"
-        )
-    if is_lumina(config, str(name)):
-        raise ValueError(
-            f"{name} cannot be loaded: {LUMINA}, and its checkpoints hold no picture encoder. For its text, give "
-            "fastdecode.generate what transformers' ChameleonForConditionalGeneration.from_pretrained returns"
-        )
+        for option, value in (("gguf=", gguf), ("vqgan=", None if is_liquid(config) else vqgan)):
+            if value is not None:
+                raise ValueError(f"{option} is for Chameleons, and {name} is of type {kind!r}: leave it out")
     checkpoint.check_indexes()
-    if small is not None:
+    if small is not None and kind == "chameleon":
         check_options(options, config, small)
     file = None if gguf is None else _gguf_file(gguf, source)
     if file is not None:
@@ -109,31 +111,44 @@ def load(
     trust = options.pop("trust_remote_code", False)
     try:
         with _quiet():
-            processor = ChameleonProcessor.from_pretrained(source, trust_remote_code=trust, **checkpoint.hub)
-            if width is not None:
-                model, missing = read_small(source, checkpoint, chosen, width, options)
-            elif file is not None:
-                model, missing = read_gguf(source, file, chosen, options)
+            if kind in OTHERS:
+                model, processor, missing = read_other(kind, source, checkpoint, chosen, options, trust)
             else:
-                read: Any = ChameleonForConditionalGeneration.from_pretrained
-                model, info = read(source, dtype=chosen, output_loading_info=True, **options)
-                missing = info["missing_keys"]
-        painting = painting or checkpoint.decoder_weights()
+                processor = ChameleonProcessor.from_pretrained(source, trust_remote_code=trust, **checkpoint.hub)
+                if width is not None:
+                    model, missing = read_small(source, checkpoint, chosen, width, options)
+                elif file is not None:
+                    model, missing = read_gguf(source, file, chosen, options)
+                else:
+                    read: Any = ChameleonForConditionalGeneration.from_pretrained
+                    model, info = read(source, dtype=chosen, output_loading_info=True, **options)
+                    missing = info["missing_keys"]
+        if kind == "chameleon":
+            painting = painting or checkpoint.decoder_weights()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{name} cannot be loaded: {in_short(error)}") from error
     except Exception as error:  # whatever transformers, a tokenizer or a hostile file raises
         raise ValueError(f"{name} cannot be loaded: {_advice(error)}") from error
+    missing = set(missing)
+    if kind == "chameleon" and painting is not None:
+        missing -= fill_encoder(model, missing, painting.encoder)
     if missing:
+        encoder = all(key.startswith("model.vqmodel.") for key in missing)
         raise ValueError(
             f"{name} is incomplete: it lacks {len(missing)} weights of the model ({', '.join(sorted(missing)[:3])}, …)"
+            + (": the encoder of pictures; give Meta's vqgan.ckpt with vqgan=PATH" if encoder else "")
         )
+    if is_liquid(config):
+        name_tokens(model, processor)
     vocabulary_of(model)
-    if painting.decoder:
-        attach_decoder(model, painting.decoder, painting.before)
+    if painting is not None and painting.decoder:
+        (attach_vqgan if is_liquid(config) else _attach_decoder)(model, painting)
     model.eval()
     if target is not None:
         model.to(target)
-    if file is None:  # those of a GGUF file lie well already
+    if kind in OTHERS and width is not None:
+        quantise(model, width.type, group=width.group, symmetric=width.symmetric)
+    elif file is None:  # those of a GGUF file lie well already
         move_weights(model.parameters())
     return model, processor
 
@@ -253,7 +268,12 @@ def _vqgan_weights(path: Path) -> DecoderWeights:
     found = {key.removeprefix("decoder."): value for key, value in state.items() if key.startswith("decoder.")}
     if not found:
         raise ValueError(f"vqgan={path} has no decoder.* weights; Meta's vqgan.ckpt has")
-    return DecoderWeights(found, {key: state[key] for key in BEFORE_DECODER if key in state})
+    others = {key: value for key, value in state.items() if not key.startswith(("decoder.", "loss."))}
+    return DecoderWeights(found, {key: state[key] for key in BEFORE_DECODER if key in state}, others)
+
+
+def _attach_decoder(model: Any, painting: DecoderWeights) -> None:
+    attach_decoder(model, painting.decoder, painting.before)
 
 
 @contextmanager

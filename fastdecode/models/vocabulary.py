@@ -91,7 +91,7 @@ class Vocabulary:
     bans_images      whether the text-only mode bans image tokens, as transformers does for this model
     cannot_draw      why the modes that draw are refused; empty if they are not
     draws_alone      why only image-only draws, and no mode with text between pictures; empty if they all do
-    unconditional    the kind of `fastdecode.Stream` that guidance without a negative prompt subtracts
+    unconditional    what guidance without a negative prompt subtracts: see `fastdecode.guidance.usual_stream`
     problem          what is missing for pictures; its image tokens are then other_image_ids
     """
 
@@ -112,7 +112,7 @@ class Vocabulary:
     sizes: frozenset[tuple[int, int]] | None = None
     any_size: bool = False
     draws_alone: str = ""
-    unconditional: str = "unconditional"
+    unconditional: str | tuple[int, ...] = "unconditional"
     cell: int = 16
     bans_images: bool = True
 

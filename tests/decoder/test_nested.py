@@ -6,13 +6,13 @@ import re
 
 import pytest
 import torch
+from family_models import JANUS_CODES, TEXT, tiny_emu3, tiny_janus, tiny_llava
 from transformers import LlavaConfig, LlavaForConditionalGeneration, PhiConfig
 
 from fastdecode.decoder import Decoder, decoder_for
 from fastdecode.decoder.family import family_of, inner_of
 from fastdecode.decoder.forward import ForwardDecoder
 from fastdecode.models.quantise import quantise
-from tests.family_models import JANUS_CODES, TEXT, tiny_emu3, tiny_janus, tiny_llava
 
 TOKENS = TEXT["vocab_size"]
 MODELS = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from family_models import emu3_vocabulary, tiny_emu3
 
 import fastdecode
-from tests.family_models import emu3_vocabulary, tiny_emu3
 
 IDS = emu3_vocabulary()
 BEGIN, PLACEHOLDER, END = (IDS[name] for name in ("<|image token|>", "<image>", "<|image end|>"))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from family_models import JANUS_BEGIN, JANUS_SIDE, TEXT, tiny_janus
 
 import fastdecode
-from tests.family_models import JANUS_BEGIN, JANUS_SIDE, TEXT, tiny_janus
 
 TOKENS, COUNT = TEXT["vocab_size"], JANUS_SIDE**2
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from models_for_tests import tiny_model
 from safetensors.torch import load_file
 from torch import nn
 
@@ -14,7 +15,6 @@ import fastdecode
 from benchmarks.models import random_model
 from fastdecode.models import loading, move_weights, quantise
 from fastdecode.ops import SmallTensor, huge_pages
-from tests.models_for_tests import tiny_model
 
 
 def memory_of(model) -> list[torch.Tensor]:

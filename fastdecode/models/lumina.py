@@ -1,0 +1,87 @@
+"""Lumina-mGPT: Chameleon's tokens; a picture tells its size in two tokens, and a token ends each of its rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from fastdecode.models.chameleon import CHAMELEON
+from fastdecode.models.vocabulary import Layout, SizeTokens, Vocabulary
+
+ROW_END, FIRST_SIZE = "<reserved08799>", "<reserved08800>"
+UNIT = 2
+"""Image tokens of a step of size."""
+
+TARGETS = (512, 768, 1024)
+"""Sides of the square pictures that the checkpoints are trained for; others have about the same area."""
+
+USUAL = 768
+
+RATIO = 4
+"""The longer side of a picture is at most so many times the shorter one."""
+
+
+def is_lumina(config: Mapping[str, Any], name: str = "") -> bool:
+    """Whether a Chameleon's ``config`` is that of a Lumina-mGPT. Its vocabulary and layers are those of Chameleon, so
+    that only names tell: of its class, of a setting of its training, and of the checkpoint.
+    """
+    trained = any("XLLMX" in kind for kind in config.get("architectures") or []) or "z_loss_weight" in config
+    return trained or re.search(r"lumina[-_]?mgpt", name, re.IGNORECASE) is not None
+
+
+def target_of(name: str) -> int | None:
+    """The side of a square picture, told by the name of the checkpoint; None if it does not tell."""
+    return next((target for target in TARGETS if re.search(rf"(?<!\d){target}(?!\d)", name)), None)
+
+
+def sizes_of(side: int) -> frozenset[tuple[int, int]]:
+    """(rows, columns) of the pictures that a checkpoint draws: along the edge of what has no more than ``side`` x
+    ``side`` image tokens, in steps of 2 and up to a ratio of 4.
+    """
+    most = (side // UNIT) ** 2
+    wide, high, found = most, 1, set()
+    while wide > 0:
+        if max(wide, high) <= RATIO * min(wide, high):
+            found.add((high * UNIT, wide * UNIT))
+        if (high + 1) * wide <= most:
+            high += 1
+        else:
+            wide -= 1
+    return frozenset(found)
+
+
+def vocabulary(model: Any) -> Vocabulary:
+    """That of Chameleon, with pictures of several sizes. ``ValueError`` names what is missing."""
+    known, ids = CHAMELEON.vocabulary(model), model.config.vocabulary_map
+    absent = [name for name in (ROW_END, FIRST_SIZE) if name not in ids]
+    if absent:
+        raise ValueError(
+            f"config.vocabulary_map of this checkpoint has no {', '.join(absent)}, with which Lumina-mGPT writes rows "
+            "and sizes of pictures"
+        )
+    cell = 2 ** (len(model.config.vq_config.channel_multiplier) - 1)
+    target = target_of(model.config.name_or_path)
+    sizes = frozenset(size for each in ((target,) if target else TARGETS) for size in sizes_of(each // cell))
+    side = (target or USUAL) // cell
+    tokens = SizeTokens(ids[FIRST_SIZE], UNIT, 1 + max(max(size) for size in sizes) // UNIT)
+    layout = Layout(side, side, ids[ROW_END], tokens.of(side, side))
+    longest = max(rows * (columns + 1) for rows, columns in sizes)
+    return replace(
+        known,
+        image_length=len(layout),
+        layout=layout,
+        size_tokens=tokens,
+        sizes=sizes,
+        cell=cell,
+        context=known.context if longest + 4 < known.context else 2 * known.context,  # as its own code goes on
+        unconditional="bare",
+    )
+
+
+def _matches(model: Any) -> bool:
+    return CHAMELEON.matches(model) and is_lumina(vars(model.config), model.config.name_or_path)
+
+
+LUMINA = replace(CHAMELEON, name="Lumina-mGPT", matches=_matches, vocabulary=vocabulary)
