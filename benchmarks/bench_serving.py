@@ -52,7 +52,7 @@ from benchmarks.serving_rivals import DocumentWriter
 from fastdecode import Guidance
 from fastdecode.bench.machine import describe
 from fastdecode.models.families import vocabulary_of
-from fastdecode.models.vocabulary import Vocabulary
+from fastdecode.vocabulary import Vocabulary
 from tools.blocks import world
 
 GUIDANCE = Guidance.instruct(text=1.5, image=1.2)

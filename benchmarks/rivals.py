@@ -15,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from fastdecode.bench.sample_rivals import Torch
 from fastdecode.models.families import vocabulary_of
-from fastdecode.models.vocabulary import Vocabulary
+from fastdecode.vocabulary import Vocabulary
 
 
 class UnmaskedChameleon(ChameleonForConditionalGeneration):

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 import fastdecode
-from fastdecode.models.vocabulary import Vocabulary
+from fastdecode.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from fastdecode.models.documents import to_documents
     from fastdecode.models.loading import load
     from fastdecode.models.quantise import quantise
+    from fastdecode.models.recipe import Recipe
+    from fastdecode.models.recipes import recipe
 
 _HOMES = {
     "custom_generate": "fastdecode.generation.api",
@@ -48,6 +50,8 @@ _HOMES = {
     "PicturePart": "fastdecode.engine.events",
     "PoolExhausted": "fastdecode.kv.page_pool",
     "quantise": "fastdecode.models.quantise",
+    "Recipe": "fastdecode.models.recipe",
+    "recipe": "fastdecode.models.recipes",
     "RequestFailed": "fastdecode.generation.handle",
     "Stream": "fastdecode.guidance",
     "stream": "fastdecode.generation.engine",
@@ -68,6 +72,7 @@ __all__ = [
     "PictureDone",
     "PicturePart",
     "PoolExhausted",
+    "Recipe",
     "RequestFailed",
     "Stream",
     "TextDelta",
@@ -84,6 +89,7 @@ __all__ = [
     "new_pool",
     "ops",
     "quantise",
+    "recipe",
     "stream",
     "to_documents",
 ]

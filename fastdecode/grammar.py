@@ -22,9 +22,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastdecode.models.vocabulary import Vocabulary
 from fastdecode.ops import GrammarTables, TokenSets
 from fastdecode.token_rules import Phase
+from fastdecode.vocabulary import Vocabulary
 
 MODES = ("text-only", "image-only", "interleaved-text-image", "unrestricted")
 

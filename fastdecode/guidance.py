@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, cast
 
-from fastdecode.models.vocabulary import Vocabulary
 from fastdecode.ops.scalars import LARGEST_FLOAT, shown
+from fastdecode.vocabulary import Vocabulary
 from fastdecode.wording import kind_of
 
 KINDS = ("full", "images", "unconditional", "blank", "prompt")

@@ -21,8 +21,8 @@ from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAE
 
 from fastdecode.models.chameleon import attach_decoder
 from fastdecode.models.families import vocabulary_of
-from fastdecode.models.vocabulary import Vocabulary
 from fastdecode.models.vq_decoder import VQDecoder
+from fastdecode.vocabulary import Vocabulary
 
 CODES = 24
 BOS, PAD, EOS, UNK = 0, 1, 2, 3

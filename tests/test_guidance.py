@@ -8,7 +8,7 @@ from models_for_tests import BOS, padded, text_ids, tiny_model, whole_logits
 
 from fastdecode.guidance import FULL, IMAGES, UNCONDITIONAL, Guidance, Stream, guidance_from
 from fastdecode.models.families import vocabulary_of
-from fastdecode.models.vocabulary import Vocabulary
+from fastdecode.vocabulary import Vocabulary
 
 BEGIN, END, WORD, OTHER = 3, 4, 6, 5
 VOCABULARY = Vocabulary(

@@ -13,8 +13,8 @@ FASTDECODE = Package(
     layers=(
         ("__main__", "generation", "cli", "jobs", "serve", "bench", "environment"),
         ("engine",),
-        ("guidance", "grammar", "token_rules"),
         ("models",),
+        ("guidance", "grammar", "token_rules", "vocabulary"),
         ("decoder",),
         ("kv",),
         ("ops",),

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from fastdecode.models.pictures import decode_pictures, missing_decoder_keys
-from fastdecode.models.vocabulary import Vocabulary
+from fastdecode.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)

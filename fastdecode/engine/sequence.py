@@ -9,8 +9,8 @@ from torch import Tensor
 from fastdecode.engine.parameters import Sampling
 from fastdecode.grammar import DONE, Grammar, compile_grammar
 from fastdecode.guidance import Guidance
-from fastdecode.models.vocabulary import Vocabulary
 from fastdecode.token_rules import TokenRules
+from fastdecode.vocabulary import Vocabulary
 
 Tokens = tuple[int, ...]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fastdecode.models.vocabulary import Vocabulary
 from fastdecode.ops.scalars import shown
+from fastdecode.vocabulary import Vocabulary
 
 Size = tuple[int, int]
 RIGHT = "give (width, height) in pixels, or one such pair for each prompt"
@@ -49,30 +49,18 @@ def sized_vocabularies(
             f"image_size={shown(image_size)} is the size of pictures, and multimodal_generation_mode='text-only' draws "
             "none: leave it out, or choose a mode that draws"
         )
-    sizes = _in_tokens(vocabulary, image_size, prompts)
-    if sizes is None and draws:
-        sizes = _of_processor(image_sizes, prompts)
+    if image_size is not None:
+        pairs = _pairs(image_size)
+        pairs = [pairs] * prompts if isinstance(pairs, tuple) else pairs
+        if len(pairs) != prompts:
+            raise ValueError(f"image_size has {len(pairs)} sizes for {prompts} prompts: {RIGHT}")
+        of_pixels = {pair: vocabulary.sized(*pair) for pair in pairs}
+        return [of_pixels[pair] for pair in pairs]
+    sizes = _of_processor(image_sizes, prompts) if draws else None
     if sizes is None:
         return [vocabulary] * prompts
-    made = {size: vocabulary.resized(*size) for size in sizes}
-    return [made[size] for size in sizes]
-
-
-def _in_tokens(vocabulary: Vocabulary, image_size: Any, prompts: int) -> list[Size] | None:
-    """(rows, columns) of each prompt's pictures."""
-    if image_size is None:
-        return None
-    pairs, cell = _pairs(image_size), vocabulary.cell
-    pairs = [pairs] * prompts if isinstance(pairs, tuple) else pairs
-    if len(pairs) != prompts:
-        raise ValueError(f"image_size has {len(pairs)} sizes for {prompts} prompts: {RIGHT}")
-    for width, height in pairs:
-        if width % cell or height % cell:
-            near = f"{max(1, round(width / cell)) * cell}x{max(1, round(height / cell)) * cell}"
-            raise ValueError(
-                f"image_size={width}x{height}: width and height must be multiples of {cell} pixels, such as {near}"
-            )
-    return [(height // cell, width // cell) for width, height in pairs]
+    of_tokens = {size: vocabulary.resized(*size) for size in sizes}
+    return [of_tokens[size] for size in sizes]
 
 
 def _of_processor(image_sizes: Any, prompts: int) -> list[Size] | None:

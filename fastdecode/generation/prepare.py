@@ -27,7 +27,7 @@ from fastdecode.grammar import Grammar, compile_grammar
 from fastdecode.guidance import UNCONDITIONAL, Guidance, guidance_from, usual_stream
 from fastdecode.models.families import family_of, text_vocabulary_of, vocabulary_of
 from fastdecode.models.pictures import check_can_draw, fill_placeholders, read_pictures
-from fastdecode.models.vocabulary import Vocabulary
+from fastdecode.vocabulary import Vocabulary
 
 logger = logging.get_logger(__name__)
 

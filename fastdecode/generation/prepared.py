@@ -19,7 +19,7 @@ from fastdecode.engine.sequence import Sequence
 from fastdecode.generation.logits_processors import SplitProcessors
 from fastdecode.grammar import Grammar
 from fastdecode.kv.page_pool import PagePool
-from fastdecode.models.vocabulary import Vocabulary
+from fastdecode.vocabulary import Vocabulary
 
 logger = logging.get_logger(__name__)
 

@@ -18,7 +18,7 @@ from fastdecode.models.pictures import (
     pixel_tensor,
     reads_vectors,
 )
-from fastdecode.models.vocabulary import Vocabulary
+from fastdecode.vocabulary import Vocabulary
 from fastdecode.wording import kind_of
 
 

@@ -15,8 +15,8 @@ from fastdecode.generation.validation import DRAWING_MODES
 from fastdecode.grammar import Grammar, unfinished_picture
 from fastdecode.guidance import Guidance
 from fastdecode.kv.page_pool import PagePool
-from fastdecode.models.vocabulary import Vocabulary
 from fastdecode.ops.scalars import shown
+from fastdecode.vocabulary import Vocabulary
 from fastdecode.wording import kind_of
 
 

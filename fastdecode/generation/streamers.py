@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers import TextStreamer
 
-from fastdecode.models.vocabulary import Vocabulary
+from fastdecode.vocabulary import Vocabulary
 
 
 def text_only(streamer: Any, vocabulary: Vocabulary) -> Callable[[Tensor], None]:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from fastdecode.decoder.family import CHAMELEON as LAYERS
 from fastdecode.decoder.family import family_of
+from fastdecode.models.chameleon_recipes import recipes
 from fastdecode.models.family import Family
 from fastdecode.models.painting import to_pictures
-from fastdecode.models.vocabulary import Grid, Vocabulary
 from fastdecode.models.vq_decoder import VQDecoder, decode_codes, latent_side
+from fastdecode.vocabulary import Grid, Vocabulary
 
 BEGIN_IMAGE, END_IMAGE, PLACEHOLDER = "<racm3:break>", "<eoss>", "<image>"
 
@@ -206,4 +207,5 @@ CHAMELEON = Family(
     lengths=lengths,
     read=read,
     features=features,
+    recipes=recipes,
 )

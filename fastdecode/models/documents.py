@@ -13,8 +13,8 @@ from transformers.utils import logging
 
 from fastdecode.models.families import supported, vocabulary_of
 from fastdecode.models.pictures import decode_pictures
-from fastdecode.models.vocabulary import Vocabulary
 from fastdecode.ops.scalars import shown
+from fastdecode.vocabulary import Vocabulary
 from fastdecode.wording import kind_of
 
 logger = logging.get_logger(__name__)

@@ -12,7 +12,8 @@ from transformers import Emu3ForConditionalGeneration
 
 from fastdecode.models.family import Family
 from fastdecode.models.painting import decoded, to_pictures
-from fastdecode.models.vocabulary import Grid, Layout, Vocabulary
+from fastdecode.models.recipe import Recipe, by_task
+from fastdecode.vocabulary import Grid, Layout, Vocabulary
 
 PLACEHOLDER, BEGIN_IMAGE, END_IMAGE = "<image>", "<|image token|>", "<|image end|>"
 ROW_END, FRAME_END = "<|extra_200|>", "<|extra_201|>"
@@ -107,6 +108,37 @@ def paint(model: Any, grids: Sequence[Grid]) -> list[Image.Image]:
     return found
 
 
+SCRIPT = "baaivision/Emu3, image_generation.py"
+CHAT = "baaivision/Emu3, multimodal_understanding.py"
+PRAISE = " masterpiece, film grained, best quality."
+AGAINST = (
+    "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, worst quality, "
+    "low quality, normal quality, jpeg artifacts, signature, watermark, username, blurry."
+)
+
+
+def recipes(model: Any) -> dict[str, Recipe]:
+    """By task. A checkpoint whose name has Gen draws, and one whose name has Chat answers."""
+    drawn = {
+        "multimodal_generation_mode": "image-only",
+        "do_sample": True,
+        "guidance_scale": 3.0,
+        "image": {"top_k": 2048, "temperature": 1.0},
+    }
+    said = {"multimodal_generation_mode": "text-only", "do_sample": False, "max_new_tokens": 1024}
+    size = {"return_for_image_generation": True}
+    asked = "You are a helpful assistant. USER: <image>{text}. ASSISTANT:"
+    found = [
+        Recipe.of("Emu3", "text-to-image", "{text}" + PRAISE, drawn, SCRIPT, processor=size, negative=AGAINST),
+        Recipe.of("Emu3", "caption", asked, said, CHAT),
+        Recipe.of("Emu3", "chat", asked.replace("<image>", ""), said, CHAT),
+    ]
+    name = model.config.name_or_path
+    wanted = {"Emu3-Gen": ("text-to-image",), "Emu3-Chat": ("caption", "chat")}
+    tasks = next((tasks for part, tasks in wanted.items() if part in name), None)
+    return by_task(recipe for recipe in found if tasks is None or recipe.task in tasks)
+
+
 EMU3 = Family(
     "Emu3",
     lambda model: isinstance(model, Emu3ForConditionalGeneration),
@@ -116,4 +148,5 @@ EMU3 = Family(
     lengths=lengths,
     read=read,
     features=features,
+    recipes=recipes,
 )

@@ -14,7 +14,7 @@ from fastdecode.models.janus import JANUS
 from fastdecode.models.liquid import LIQUID
 from fastdecode.models.lumina import LUMINA
 from fastdecode.models.text import TEXT, without_pictures
-from fastdecode.models.vocabulary import Vocabulary
+from fastdecode.vocabulary import Vocabulary
 
 FAMILIES = [LUMINA, CHAMELEON, JANUS, EMU3, LIQUID, TEXT]
 """The first whose ``matches`` is true is a model's family."""

@@ -13,7 +13,8 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from fastdecode.models.vocabulary import Grid, Vocabulary
+from fastdecode.models.recipe import Recipe
+from fastdecode.vocabulary import Grid, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Family:
     lengths     the numbers of placeholders of pictures that are given as pixels and sizes, as for ``read``
     read        pixels and the sizes that the processor gave with them (or None) to the tokens that take the places
                 of placeholders, one (n,) int64 for each picture. None: its pictures are no tokens
+    recipes        what is usual for the tasks that it was trained for, by task
+    picture_tokens a PIL picture to tokens, begin and end included, where no processor of transformers does that
     own_generate   whether the class has a ``generate`` of its own that takes a generation_mode ("text" or "image")
     features    the same from what transformers' ``get_image_features`` returned
     """
@@ -46,3 +49,5 @@ class Family:
     read: Callable[[Any, Tensor, Any], list[Tensor]] | None = None
     features: Callable[[Any, Any], list[Tensor]] | None = None
     own_generate: bool = False
+    recipes: Callable[[Any], dict[str, Recipe]] = lambda model: {}
+    picture_tokens: Callable[[Any, Image.Image], list[int]] | None = None

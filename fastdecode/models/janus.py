@@ -15,7 +15,8 @@ from transformers import JanusForConditionalGeneration
 
 from fastdecode.models.family import Family
 from fastdecode.models.painting import decoded, to_pictures
-from fastdecode.models.vocabulary import Grid, Layout, Vocabulary
+from fastdecode.models.recipe import Recipe, by_task
+from fastdecode.vocabulary import Grid, Layout, Vocabulary
 
 
 def vocabulary(model: Any) -> Vocabulary:
@@ -61,10 +62,35 @@ def paint(model: Any, grids: Sequence[Grid]) -> list[Image.Image]:
     return found
 
 
+DEEPSEEK = "deepseek-ai/Janus, generation_inference.py"
+DEMO = "deepseek-ai/Janus, demo/app_januspro.py"
+DRAWN = {
+    "multimodal_generation_mode": "image-only",
+    "do_sample": True,
+    "guidance": 5.0,
+    "image": {"temperature": 1.0},
+}
+SAID = {"multimodal_generation_mode": "text-only", "do_sample": True, "temperature": 0.1, "top_p": 0.95}
+
+
+def recipes(model: Any) -> dict[str, Recipe]:
+    """By task."""
+    said = {**SAID, "max_new_tokens": 512}
+    question = "<|User|>: <image>\n{text}\n\n<|Assistant|>:"
+    asked = "<|User|>: {text}\n\n<|Assistant|>:"
+    found = [
+        Recipe.of("Janus", "text-to-image", asked, DRAWN, DEEPSEEK, processor={"generation_mode": "image"}),
+        Recipe.of("Janus", "caption", question, said, DEMO),
+        Recipe.of("Janus", "chat", asked, said, DEMO),
+    ]
+    return by_task(found)
+
+
 JANUS = Family(
     "Janus",
     lambda model: isinstance(model, JanusForConditionalGeneration),
     vocabulary,
     paint=paint,
+    recipes=recipes,
     own_generate=True,
 )

@@ -19,9 +19,11 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 from fastdecode.models.checkpoint import DecoderWeights
 from fastdecode.models.family import Family
 from fastdecode.models.painting import to_pictures
+from fastdecode.models.pixels import as_pixels, squared
+from fastdecode.models.recipe import Recipe, by_task
 from fastdecode.models.text import without_pictures
-from fastdecode.models.vocabulary import Grid, Layout, Vocabulary
 from fastdecode.models.vq_decoder import VQDecoder, decode_codes, latent_side
+from fastdecode.vocabulary import Grid, Layout, Vocabulary
 
 BEGIN, END, UNCONDITIONAL = "<boi>", "<eoi>", "<unconditional>"
 CODES, GEMMA = 8192, 256_000
@@ -138,8 +140,51 @@ def encode(model: Any, pixels: Tensor) -> Tensor:
     return codes.view(len(pixels), -1).long() + model.config.picture_tokens["first"]
 
 
+DRAWING = "FoundationVision/Liquid, evaluation/inference_t2i.py"
+READING = "FoundationVision/Liquid, evaluation/inference_i2t.py"
+EDGE = (122, 116, 104)
+"""The colour with which Liquid makes a picture a square."""
+
+
+def recipes(model: Any) -> dict[str, Recipe]:
+    """By task."""
+    drawn = {
+        "multimodal_generation_mode": "image-only",
+        "do_sample": True,
+        "guidance": 7.0,
+        "image": {"temperature": 0.99, "top_k": 4096, "top_p": 0.96},
+    }
+    said = {"multimodal_generation_mode": "text-only", "do_sample": False, "max_new_tokens": 1024}
+    asked = "<start_of_turn>user\n<image>\n{text}<end_of_turn>\n<start_of_turn>model\n"
+    found = [
+        Recipe.of("Liquid", "text-to-image", "{text} Generate an image based on this description.", drawn, DRAWING),
+        Recipe.of("Liquid", "caption", asked, said, READING),
+        Recipe.of("Liquid", "chat", asked.replace("<image>\n", ""), said, READING),
+    ]
+    return by_task(found)
+
+
+def picture_tokens(model: Any, picture: Image.Image) -> list[int]:
+    """The tokens of a picture, begin and end included."""
+    missing = missing_keys(model)
+    if missing:
+        raise ValueError(f"this model has no VQ-GAN to read pictures with: {ADVICE}")
+    known = vocabulary(model)
+    pixels = as_pixels(squared(picture, vq_config(model.config).resolution, EDGE))
+    return [known.begin_image, *encode(model, pixels)[0].tolist(), known.end_image]
+
+
 def _matches(model: Any) -> bool:
     return isinstance(model, GemmaForCausalLM) and is_liquid(model.config.to_dict())
 
 
-LIQUID = Family("Liquid", _matches, vocabulary, paint=paint, missing=missing_keys, advice=f"Drawing: {ADVICE}")
+LIQUID = Family(
+    "Liquid",
+    _matches,
+    vocabulary,
+    paint=paint,
+    missing=missing_keys,
+    advice=f"For pictures, {ADVICE}",
+    recipes=recipes,
+    picture_tokens=picture_tokens,
+)

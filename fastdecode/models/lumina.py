@@ -7,8 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from fastdecode.models.chameleon import CHAMELEON
-from fastdecode.models.vocabulary import Layout, SizeTokens, Vocabulary
+from PIL import Image
+from torch import Tensor
+
+from fastdecode.models.chameleon import CHAMELEON, read
+from fastdecode.models.pixels import as_pixels, cropped
+from fastdecode.models.recipe import Recipe, by_task
+from fastdecode.vocabulary import Layout, SizeTokens, Vocabulary
 
 ROW_END, FIRST_SIZE = "<reserved08799>", "<reserved08800>"
 UNIT = 2
@@ -80,8 +85,70 @@ def vocabulary(model: Any) -> Vocabulary:
     )
 
 
+SOLVER = "Alpha-VLLM/Lumina-mGPT, inference_solver.py"
+README = "Alpha-VLLM/Lumina-mGPT, README"
+
+
+def recipes(model: Any) -> dict[str, Recipe]:
+    """By task. Editing is for the checkpoints called Omni."""
+    both = {"do_sample": True, "text": {"temperature": 1.0, "top_k": 10}}
+    drawn = {
+        "multimodal_generation_mode": "image-only",
+        "guidance": 4.0,
+        **both,
+        "image": {"temperature": 1.0, "top_k": 2000},
+    }
+    edited = {**drawn, "guidance": 1.0, "image": {"temperature": 1.0, "top_k": 200}}
+    said = {"multimodal_generation_mode": "text-only", **both, "max_new_tokens": 1024}
+    asked = "Generate an image of {width}x{height} according to the following prompt:\n{text}"
+    name = "Lumina-mGPT"
+    found = [
+        Recipe.of(name, "text-to-image", asked, drawn, README),
+        Recipe.of(name, "caption", "Describe the image in detail. <image>", said, SOLVER),
+        Recipe.of(name, "chat", "{text}", said, SOLVER),
+    ]
+    if "omni" in model.config.name_or_path.lower():
+        found.append(Recipe.of(name, "edit", "{text} <image>", edited, README))
+    return by_task(found)
+
+
+def picture_tokens(model: Any, picture: Image.Image) -> list[int]:
+    """The tokens of a picture, begin and end included: cropped to the nearest of the sizes, rows with their ends."""
+    known = vocabulary(model)
+    assert known.sizes is not None
+
+    def closeness(size: tuple[int, int]) -> float:
+        wide, high = size[1] * known.cell / picture.width, size[0] * known.cell / picture.height
+        return min(wide, high) / max(wide, high)
+
+    rows, columns = max(sorted(known.sizes), key=closeness)
+    of_size = known.resized(rows, columns)
+    pixels = as_pixels(cropped(picture, columns * known.cell, rows * known.cell))
+    weight = model.model.vqmodel.quant_conv.weight
+    [tokens] = read(model, pixels.to(weight.device, weight.dtype), None)
+    layout, image = of_size.picture, iter(tokens.tolist())
+    inside = [next(image) if token < 0 else token for token in layout.forced]
+    return [known.begin_image, *inside, known.end_image]
+
+
 def _matches(model: Any) -> bool:
     return CHAMELEON.matches(model) and is_lumina(vars(model.config), model.config.name_or_path)
 
 
-LUMINA = replace(CHAMELEON, name="Lumina-mGPT", matches=_matches, vocabulary=vocabulary)
+def check_pixels(model: Any, pixels: Tensor) -> Tensor:
+    """``ValueError``: transformers' processor of Chameleon makes neither sizes nor rows."""
+    raise ValueError(
+        "pixel_values were given, and Lumina-mGPT reads pictures with sizes and rows, which Chameleon's processor does "
+        "not make: give what fastdecode.recipe(model, 'caption').inputs(processor, text, images) returns"
+    )
+
+
+LUMINA = replace(
+    CHAMELEON,
+    name="Lumina-mGPT",
+    matches=_matches,
+    vocabulary=vocabulary,
+    pixels=check_pixels,
+    recipes=recipes,
+    picture_tokens=picture_tokens,
+)

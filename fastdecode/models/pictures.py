@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastdecode.models.families import family_of
-from fastdecode.models.vocabulary import Vocabulary
+from fastdecode.vocabulary import Vocabulary
 from fastdecode.wording import kind_of
 
 PLACEHOLDER = "<image>"

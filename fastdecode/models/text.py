@@ -6,7 +6,8 @@ from typing import Any
 
 from fastdecode.decoder.family import inner_of
 from fastdecode.models.family import Family
-from fastdecode.models.vocabulary import Vocabulary
+from fastdecode.models.recipe import Recipe, by_task
+from fastdecode.vocabulary import Vocabulary
 
 
 def without_pictures(model: Any) -> Vocabulary:
@@ -25,4 +26,11 @@ def without_pictures(model: Any) -> Vocabulary:
     )
 
 
-TEXT = Family("text", lambda model: True, without_pictures)
+def recipes(model: Any) -> dict[str, Recipe]:
+    """By task."""
+    options = {"multimodal_generation_mode": "text-only", "max_new_tokens": 512}
+    source = "the tokenizer's chat template"
+    return by_task([Recipe.of(type(model).__name__, "chat", "{text}", options, source, chat=True)])
+
+
+TEXT = Family("text", lambda model: True, without_pictures, recipes=recipes)

@@ -14,12 +14,12 @@ from fastdecode.engine.events import Event, Finished, PictureBegun, PictureDone,
 from fastdecode.generation.engine import Engine
 from fastdecode.generation.handle import Handle, RequestFailed
 from fastdecode.kv.page_pool import PoolExhausted
-from fastdecode.models.vocabulary import Vocabulary
 from fastdecode.serve.limits import Limits
 from fastdecode.serve.metrics import Metrics
 from fastdecode.serve.pictures import to_data_url
 from fastdecode.serve.preview import paint_part
 from fastdecode.serve.schema import GenerateRequest
+from fastdecode.vocabulary import Vocabulary
 
 Receive = Callable[[], Awaitable[Any]]
 Message = tuple[str, dict[str, Any]]

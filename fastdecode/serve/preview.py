@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from fastdecode.models.pictures import decode_pictures
-from fastdecode.models.vocabulary import Vocabulary
+from fastdecode.vocabulary import Vocabulary
 
 
 def paint_part(

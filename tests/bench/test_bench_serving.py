@@ -13,7 +13,7 @@ from benchmarks.bench_serving import Setting
 from benchmarks.models import random_model, text_prompts
 from benchmarks.serving_load import Batching, Demand, Served, percentile, poisson, summary
 from fastdecode.models.families import vocabulary_of
-from fastdecode.models.vocabulary import Vocabulary
+from fastdecode.vocabulary import Vocabulary
 
 NEW = 60
 

@@ -16,7 +16,7 @@ import fastdecode
 from fastdecode import Guidance, Stream
 from fastdecode.kv.page_pool import PAGE_SLOTS
 from fastdecode.models.families import vocabulary_of
-from fastdecode.models.vocabulary import Vocabulary
+from fastdecode.vocabulary import Vocabulary
 
 MODES = ("text-only", "image-only", "interleaved-text-image", "unrestricted")
 REFUSED: dict[str, dict[str, Any]] = {

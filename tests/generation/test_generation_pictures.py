@@ -26,7 +26,7 @@ from fastdecode import Guidance, ops
 from fastdecode.decoder import Decoder
 from fastdecode.models.families import vocabulary_of
 from fastdecode.models.pictures import encode_pictures
-from fastdecode.models.vocabulary import Vocabulary
+from fastdecode.vocabulary import Vocabulary
 
 INTERLEAVED = "interleaved-text-image"
 TEXT, IMAGE = {"temperature": 1.3, "top_p": 0.95}, {"temperature": 0.8, "top_k": 9, "repetition_penalty": 1.3}

@@ -33,8 +33,8 @@ from fastdecode.engine.parameters import Sampling
 from fastdecode.engine.processed import warp
 from fastdecode.generation.logits_processors import split_processors
 from fastdecode.grammar import TEXT, compile_grammar
-from fastdecode.models.vocabulary import Vocabulary
 from fastdecode.token_rules import TokenRules
+from fastdecode.vocabulary import Vocabulary
 
 SIZE = 40
 EOS = [2, 7]

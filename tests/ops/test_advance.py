@@ -9,7 +9,6 @@ import torch
 from cases import assert_same_bits, random_logits, random_sets
 
 from fastdecode.grammar import BLOCK, DONE, MODES, TEXT, compile_grammar
-from fastdecode.models.vocabulary import Vocabulary
 from fastdecode.ops import (
     STATUS_FINISHED,
     DecodeState,
@@ -22,6 +21,7 @@ from fastdecode.ops import (
     seen_bits,
 )
 from fastdecode.ops.advance.operation import RepeatedSample
+from fastdecode.vocabulary import Vocabulary
 
 BACKENDS = ["reference", "cpu"]
 

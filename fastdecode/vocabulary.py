@@ -160,6 +160,16 @@ class Vocabulary:
         """The inverse of ``code_ids``: the codebook entry of each image token. The order need not be the same."""
         return {i: code for code, i in enumerate(self.code_ids)}
 
+    def sized(self, width: int, height: int) -> Vocabulary:
+        """As `resized`, for a size in pixels. ``ValueError`` unless both are multiples of ``cell``."""
+        cell = self.cell
+        if width % cell or height % cell:
+            near = f"{max(1, round(width / cell)) * cell}x{max(1, round(height / cell)) * cell}"
+            raise ValueError(
+                f"image_size={width}x{height}: width and height must be multiples of {cell} pixels, such as {near}"
+            )
+        return self.resized(height // cell, width // cell)
+
     def resized(self, rows: int, columns: int) -> Vocabulary:
         """The same vocabulary for pictures of ``rows`` of ``columns`` image tokens. ``ValueError`` for a size that the
         model cannot draw.
