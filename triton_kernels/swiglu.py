@@ -1,5 +1,7 @@
 """`swiglu`: one program for each 1,024 elements of a row.
 
+The activations are computed as csrc/cpu/decode_kernels.inc does, which says why.
+
 gate_up  (rows, 2 · INNER) float32
 out      (rows, INNER) float32: written
 parts    the parts of out, see parts.py: written where GROUP is not 0
@@ -18,44 +20,96 @@ from fastdecode.triton_kernels.parts import FEW, NO_PARTS, Parts, padded_length,
 
 _BLOCK = tl.constexpr(1024)
 _OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
+_SILU, _GELU_TANH = tl.constexpr(0), tl.constexpr(1)
+
+_TANH0 = tl.constexpr(float.fromhex("0x1.988454p+0"))
+_TANH1 = tl.constexpr(float.fromhex("0x1.2444f2p-4"))
+
+_T = tl.constexpr(float.fromhex("0x1.333334p-2"))
+_P0 = tl.constexpr(float.fromhex("0x1.27a43cp-5"))
+_P1 = tl.constexpr(float.fromhex("-0x1.457f7cp-3"))
+_P2 = tl.constexpr(float.fromhex("0x1.acbe7ep-3"))
+_P3 = tl.constexpr(float.fromhex("-0x1.ce72c8p-5"))
+_P4 = tl.constexpr(float.fromhex("0x1.0a4ed4p-3"))
+_P5 = tl.constexpr(float.fromhex("0x1.976886p-4"))
+_P6 = tl.constexpr(float.fromhex("0x1.eee798p-4"))
+_P7 = tl.constexpr(float.fromhex("0x1.e9fb6cp-4"))
+
+
+@triton.jit
+def _logistic(g, v):
+    """g / (1 + e⁻ᵛ), where v has the sign of g."""
+    e = exp_f32(-tl.abs(v))
+    return tl.div_rn(tl.where(v < 0, g * e, g), 1.0 + e)
+
+
+@triton.jit
+def _gelu(g):
+    a = tl.abs(g)
+    t = tl.div_rn(tl.full(a.shape, 1.0, tl.float32), 1.0 + a * _T)
+    p = t * _P0 + _P1
+    p = p * t + _P2
+    p = p * t + _P3
+    p = p * t + _P4
+    p = p * t + _P5
+    p = p * t + _P6
+    p = p * t + _P7
+    above = p * t * exp_f32(a * -0.5 * a)
+    return g * tl.where(g < 0, above, 1.0 - above)
+
+
+@triton.jit
+def _activated(g, ACTIVATION: tl.constexpr):
+    if ACTIVATION == _SILU:
+        result = _logistic(g, g)
+    elif ACTIVATION == _GELU_TANH:
+        result = _logistic(g, g * ((g * g) * _TANH1 + _TANH0))
+    else:
+        result = _gelu(g)
+    return result
 
 
 @triton.jit
 def swiglu(
-    gate_up, out, parts, INNER: tl.constexpr, PADDED: tl.constexpr, GROUP: tl.constexpr, PAIRS: tl.constexpr
+    gate_up, out, parts,
+    ACTIVATION: tl.constexpr, INNER: tl.constexpr, PADDED: tl.constexpr, GROUP: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(INNER, _BLOCK)
     row = (tl.program_id(0) // blocks).to(tl.int64)
     i = tl.program_id(0) % blocks * _BLOCK + tl.arange(0, _BLOCK)
     gate = tl.load(gate_up + row * 2 * INNER + i, mask=i < INNER, other=0.0)
     up = tl.load(gate_up + row * 2 * INNER + INNER + i, mask=i < INNER, other=0.0)
-    e = exp_f32(-tl.abs(gate))
-    silu = tl.div_rn(tl.where(gate < 0, gate * e, gate), 1.0 + e)
-    tl.store(out + row * INNER + i, silu * up, mask=i < INNER)
+    activated = _activated(gate, ACTIVATION)
+    tl.store(out + row * INNER + i, activated * up, mask=i < INNER)
     if GROUP:
-        value = tl.where(i < INNER, silu * up, 0.0)
+        value = tl.where(i < INNER, activated * up, 0.0)
         store_parts(parts, tl.program_id(0) // blocks, i, value, i < PADDED, PADDED, GROUP, PAIRS)
 
 
-def launch_swiglu(gate_up: Tensor, parts: Parts | None = None) -> Tensor:
-    """(rows, inner) float32. Shape and dtype must have been checked. ``parts``: of the result; they are written too."""
+def launch_swiglu(gate_up: Tensor, activation: int, parts: Parts | None = None) -> Tensor:
+    """(rows, inner) float32. Shape and dtype must have been checked. ``activation``: fastdecode_activation. ``parts``:
+    of the result; they are written too.
+    """
     rows, inner = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty(rows, inner, dtype=torch.float32, device=gate_up.device)
     if rows:
         with torch.cuda.device_of(gate_up):
             written = (out, *NO_PARTS) if parts is None else (parts.data, *parts.constants)
             grid = rows * triton.cdiv(inner, _BLOCK.value)
-            swiglu[(grid,)](gate_up, out, written[0], inner, *written[1:], **_OPTIONS)
+            swiglu[(grid,)](gate_up, out, written[0], activation, inner, *written[1:], **_OPTIONS)
     return out
 
 
-def _case(type: str, padded: int, group: int, pairs: bool) -> Case:
+def _case(type: str, padded: int, group: int, pairs: bool, activation: int = 0) -> Case:
     types = {"gate_up": "*fp32", "out": "*fp32", "parts": type}
-    return Case(swiglu, types, {"INNER": 11008, "PADDED": padded, "GROUP": group, "PAIRS": pairs}, _OPTIONS)
+    constants = {"ACTIVATION": activation, "INNER": 11008, "PADDED": padded, "GROUP": group, "PAIRS": pairs}
+    return Case(swiglu, types, constants, _OPTIONS)
 
 
 COMPILE_CASES = [
     _case("*fp32", *NO_PARTS),
     _case("*bf16", padded_length(11008), FEW, False),
     _case("*bf16", padded_length(11008), FEW, True),
+    _case("*bf16", padded_length(11008), FEW, False, 1),
+    _case("*bf16", padded_length(11008), FEW, False, 2),
 ]

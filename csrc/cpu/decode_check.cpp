@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstdio>
 
+#include "cpu/decode_kernels.h"
+
 namespace fastdecode {
 namespace {
 
@@ -171,6 +173,13 @@ fastdecode_result check_matrices(const fastdecode_decode_args& a, const fastdeco
 
 }  // namespace
 
+fastdecode_result check_activation(int64_t activation) {
+  INVALID_IF(activation < 0 || activation >= kActivations,
+             "activation = %" PRId64 ": must be a fastdecode_activation, 0 to %d", activation,
+             kActivations - 1);
+  return FASTDECODE_OK;
+}
+
 fastdecode_result check_weights(const char* name, const fastdecode_weights* how, const char* inputs,
                                 int64_t k, bool any) {
   INVALID_IF(how == nullptr, "%s = NULL: must say how the weights are stored", name);
@@ -214,6 +223,7 @@ fastdecode_result check_decode_args(const fastdecode_decode_args& a) {
   INVALID_IF(!std::isfinite(a.scale) || a.scale == 0.0f,
              "scale = %g: must be finite and not 0; 1 / sqrt(head_dim) is usual",
              static_cast<double>(a.scale));
+  CHECKED(check_activation(a.activation));
   CHECKED(check_halves(a.head_dim));
   CHECKED(check_pointers({{"layers", a.layers, a.layer_count > 0},
                           {"norm", a.norm, true},

@@ -13,6 +13,8 @@ fastdecode_result check_decode_args(const fastdecode_decode_args& args);
 fastdecode_result check_rope_append_args(const fastdecode_rope_append_args& args);
 fastdecode_result check_attend_args(const fastdecode_attend_args& args);
 
+fastdecode_result check_activation(int64_t activation);
+
 // How a matrix (features, k) is stored. `name`: what messages call it; `inputs`: what they call k;
 // `any`: whether there are features.
 fastdecode_result check_weights(const char* name, const fastdecode_weights* how, const char* inputs,

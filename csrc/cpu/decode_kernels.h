@@ -23,6 +23,9 @@ constexpr int kManyRows = 13, kBlockFeatures = 16;
 // How many ways there are of storing weights: fastdecode_weight_type.
 constexpr int kLinears = 8;
 
+// How many activations there are: fastdecode_activation.
+constexpr int kActivations = 3;
+
 // Rows of x rounded to int8 for weights of 8 bits and less. Each block of kBlock values (the last
 // one filled up with zeros) has a factor, its largest magnitude / 127, and its values are x /
 // factor rounded to the nearest, ties to even. A block whose largest magnitude is below 2^-100
@@ -111,8 +114,8 @@ struct DecodeKernels {
   // Rounds one row (k,) of x.
   void (*round_to_int8)(const float* x, int64_t k, const RoundedRows& out, int64_t row);
 
-  // out = gate / (1 + exp(-gate)) * up, n values; out may be gate or up.
-  void (*silu_multiply)(const float* gate, const float* up, int64_t n, float* out);
+  // out = activation(gate) * up, n values; out may be gate or up. By fastdecode_activation.
+  void (*gate[kActivations])(const float* gate, const float* up, int64_t n, float* out);
 
   // out = from in float32, n values.
   void (*widen[3])(const void* from, int64_t n, float* out);

@@ -108,14 +108,20 @@ fastdecode_result fastdecode_rms_norm(const float* x, const float* residual, con
 
 fastdecode_result fastdecode_swiglu(const float* gate_up, int64_t rows, int64_t inner, float* out,
                                     int32_t threads) {
+  return fastdecode_glu(gate_up, FASTDECODE_SILU, rows, inner, out, threads);
+}
+
+fastdecode_result fastdecode_glu(const float* gate_up, int32_t activation, int64_t rows,
+                                 int64_t inner, float* out, int32_t threads) {
   using namespace fastdecode;
+  CHECKED(check_activation(activation));
   CHECKED(check_numbers({{"rows", rows, 0}, {"inner", inner, 1}, {"threads", threads, 0}}));
   CHECKED(check_array("gate_up", {{"rows", rows}, {"inner", inner}}));
   CHECKED(check_pointers({{"gate_up", gate_up, rows > 0}, {"out", out, rows > 0}}));
   CHECKED(
       check_apart({{"out", out, rows * inner, 4}}, {{"gate_up", gate_up, rows * 2 * inner, 4}}));
   CHECKED(check_isa());
-  gate_rows({decode_kernels(), gate_up, inner, out}, rows, thread_limit(threads));
+  gate_rows({decode_kernels(), activation, gate_up, inner, out}, rows, thread_limit(threads));
   return FASTDECODE_OK;
 }
 

@@ -20,7 +20,7 @@ void norm_one(const NormRows& a, int64_t row) {
 
 void gate_one(const GateRows& a, int64_t row) {
   const float* gate = a.gate_up + row * 2 * a.inner;
-  a.kernels.silu_multiply(gate, gate + a.inner, a.inner, a.out + row * a.inner);
+  a.kernels.gate[a.activation](gate, gate + a.inner, a.inner, a.out + row * a.inner);
 }
 
 void embed_one(const EmbedRows& a, int64_t row) {

@@ -18,9 +18,10 @@ struct NormRows {
 };
 void norm_rows(const NormRows& args, int64_t rows, int threads);
 
-// gate_up (rows, 2 * inner): out (rows, inner) = silu(first half) * second half.
+// gate_up (rows, 2 * inner): out (rows, inner) = activation(first half) * second half.
 struct GateRows {
   const DecodeKernels& kernels;
+  int64_t activation;  // fastdecode_activation
   const float* gate_up;
   int64_t inner;
   float* out;

@@ -153,7 +153,7 @@ class Runner {
     const Linear gate_up[] = {{l.gate, l.gate_bias, step_.inner, how(4)},
                               {l.up, l.up_bias, step_.inner, how(5)}};
     if (!linear(gate_up, 2, input, step_.hidden, gate_up_, 2 * step_.inner, false)) return false;
-    gate_rows({kernels_, gate_up_, step_.inner, gated_}, step_.rows, threads_);
+    gate_rows({kernels_, step_.activation, gate_up_, step_.inner, gated_}, step_.rows, threads_);
     return block_output({l.down, l.down_bias, step_.hidden, how(6)}, gated_, step_.inner,
                         l.norm_mlp);
   }

@@ -183,8 +183,8 @@ bool fill(fastdecode_decode_args& a, PyObject* fields) {
   fastdecode_decode_args_init(&a);
   Fields read(fields);
   read(a.layers), read(a.layer_count), read(a.hidden), read(a.inner), read(a.heads);
-  read(a.kv_heads), read(a.head_dim), read(a.dtype), read(a.swin), read(a.epsilon);
-  read(a.qk_epsilon), read(a.scale), read(a.norm), read(a.threads);
+  read(a.kv_heads), read(a.head_dim), read(a.dtype), read(a.swin), read(a.activation);
+  read(a.epsilon), read(a.qk_epsilon), read(a.scale), read(a.norm), read(a.threads);
   read_pages(read, a);
   read(a.chained), read(a.stores_only), read(a.rows), read(a.lengths), read(a.cos), read(a.sin),
       read(a.x);
@@ -249,15 +249,15 @@ PyObject* rms_norm(PyObject*, Arguments arguments, Py_ssize_t count) {
   return outcome(fastdecode_rms_norm(x, residual, weight, epsilon, rows, n, sum, out, threads));
 }
 
-PyObject* swiglu(PyObject*, Arguments arguments, Py_ssize_t count) {
+PyObject* glu(PyObject*, Arguments arguments, Py_ssize_t count) {
   const float* gate_up;
   float* out;
   int64_t rows, inner;
-  int threads;
+  int activation, threads;
   Fields read(arguments, count);
-  read(gate_up), read(rows), read(inner), read(out), read(threads);
+  read(gate_up), read(activation), read(rows), read(inner), read(out), read(threads);
   if (!read.end()) return nullptr;
-  return outcome(fastdecode_swiglu(gate_up, rows, inner, out, threads));
+  return outcome(fastdecode_glu(gate_up, activation, rows, inner, out, threads));
 }
 
 PyObject* embed(PyObject*, Arguments arguments, Py_ssize_t count) {
@@ -336,7 +336,7 @@ PyMethodDef methods[] = {
     array("decode_step", with_fields<fastdecode_decode_args, fastdecode_decode_step>),
     array("linear", linear),
     array("rms_norm", rms_norm),
-    array("swiglu", swiglu),
+    array("glu", glu),
     array("embed", embed),
     array("rope_append", with_fields_at_once<fastdecode_rope_append_args, fastdecode_rope_append>),
     array("attend", with_fields<fastdecode_attend_args, fastdecode_attend>),

@@ -90,6 +90,15 @@ void check_has_weight(const char* name, const MaybeTensor& weight, const MaybeTe
   if (!weight && bias) refuse(name, " = None: must not be where there is a ", name, "_bias");
 }
 
+// The fastdecode_activation of a name.
+int32_t activation_of(const std::string& name) {
+  const char* names[] = {"silu", "gelu_tanh", "gelu"};
+  for (int32_t i = 0; i < 3; ++i) {
+    if (name == names[i]) return i;
+  }
+  refuse("activation = '", name, "': must be 'silu', 'gelu_tanh' or 'gelu'");
+}
+
 }  // namespace
 
 Tensor linear(Tensor given, Tensor weight, MaybeTensor bias, MaybeTensor scale,
@@ -156,15 +165,17 @@ std::tuple<Tensor, Tensor> add_rms_norm(Tensor given, Tensor residual, Tensor we
   return {out, sum};
 }
 
-Tensor swiglu(Tensor given, MaybeString backend) {
+Tensor swiglu(Tensor given, std::string activation, MaybeString backend) {
   check_backend(backend);
+  const int32_t number = activation_of(activation);
   const Tensor gate_up = check_floats("gate_up", given, "rows, 2 * inner");
   const int64_t rows = gate_up.size(0), width = gate_up.size(1);
   if (width % 2 != 0) {
     refuse("gate_up.shape = ", text_of(shape_of(gate_up)), ": must be (rows, 2 * inner)");
   }
   const Tensor out = new_tensor({rows, width / 2}, ScalarType::Float);
-  require(fastdecode_swiglu(read<float>(gate_up), rows, width / 2, written<float>(out), threads()));
+  require(fastdecode_glu(read<float>(gate_up), number, rows, width / 2, written<float>(out),
+                         threads()));
   return out;
 }
 

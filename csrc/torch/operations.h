@@ -46,7 +46,7 @@ Tensor rms_norm(Tensor x, Tensor weight, double epsilon, MaybeString backend);
 std::tuple<Tensor, Tensor> add_rms_norm(Tensor x, Tensor residual, Tensor weight, double epsilon,
                                         MaybeString backend);
 
-Tensor swiglu(Tensor gate_up, MaybeString backend);
+Tensor swiglu(Tensor gate_up, std::string activation, MaybeString backend);
 
 Tensor rope_append(Tensor qkv, Tensor cos, Tensor sin, Tensor keys, Tensor values, Tensor table,
                    Tensor lengths, MaybeTensor q_norm, MaybeTensor q_norm_bias, MaybeTensor k_norm,

@@ -48,7 +48,8 @@ inline constexpr const char kAddRmsNorm[] =
     "add_rms_norm(Tensor x, Tensor residual, Tensor weight, float epsilon=1e-05, *, "
     "str? backend=None) -> (Tensor, Tensor)";
 
-inline constexpr const char kSwiglu[] = "swiglu(Tensor gate_up, *, str? backend=None) -> Tensor";
+inline constexpr const char kSwiglu[] =
+    "swiglu(Tensor gate_up, *, str activation=\"silu\", str? backend=None) -> Tensor";
 
 inline constexpr const char kRopeAppend[] =
     "rope_append(Tensor qkv, Tensor cos, Tensor sin, Tensor(a!) keys, Tensor(b!) values, "

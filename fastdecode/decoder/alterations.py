@@ -33,7 +33,7 @@ _FORWARDS = {
 """The functions that the classes had when this file was imported: one may be replaced on the class."""
 
 _CALLED = ("apply_rotary_pos_emb", "rotate_half", "repeat_kv", "eager_attention_forward")
-_TORCH = ("linear", "embedding", "silu", "scaled_dot_product_attention")
+_TORCH = ("linear", "embedding", "silu", "gelu", "scaled_dot_product_attention")
 _MODULES = {f.inner: sys.modules[f.inner.__module__] for f in FAMILIES}
 _FUNCTIONS = {
     inner: {(m, name): getattr(m, name) for m, names in ((module, _CALLED), (functional, _TORCH)) for name in names}

@@ -1,7 +1,7 @@
 """A whole decode step on the CPU in one call of the C++ library, for models that `unsupported_reason` accepts.
 
 Matrices are read from the model's own memory, in float32, bfloat16 or float16. Norms and biases that are not float32
-are copied to float32.
+are copied to float32, and so are norms with an offset (`factors_of`).
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from fastdecode import ops
-from fastdecode.decoder.family import Sizes, epsilon_of, head_norms
+from fastdecode.decoder.activations import activation_of
+from fastdecode.decoder.family import Sizes, epsilon_of, factors_of, head_norms
 from fastdecode.decoder.plain import DTYPES
 from fastdecode.decoder.quantised import of_small, small_of
 from fastdecode.decoder.support import linears, norms_of
 from fastdecode.kv.kv_cache import StreamCache
 from fastdecode.ops.backends import core
 from fastdecode.ops.pointers import stored
+from fastdecode.ops.swiglu.activations import ACTIVATIONS
 
 MOST_KEPT = 4
 """Steps whose layers a pool remembers."""
@@ -45,8 +47,8 @@ class CpuStep:
 
     ``dtype``: of keys and values, and of matrices that are not small. It reads matrices in place, so a change of their
     values takes effect. Make a new `CpuStep` after replacing a matrix (``model.to``), or after changing a norm or bias
-    that is not float32. ``ValueError`` if the environment variable FASTDECODE_CPU_ISA names an instruction set that
-    this machine lacks.
+    that is not float32 or has an offset. ``ValueError`` if the environment variable FASTDECODE_CPU_ISA names an
+    instruction set that this machine lacks.
     """
 
     def __init__(self, inner: Any, swin: bool, dtype: torch.dtype) -> None:
@@ -60,9 +62,9 @@ class CpuStep:
         self._hidden, self.dtype = sizes.hidden, dtype
         self._constants = (
             *(len(rows), sizes.hidden, sizes.inner, sizes.heads, sizes.kv_heads, sizes.head_dim),
-            *(DTYPES[self.dtype], swin, inner.norm.variance_epsilon),
+            *(DTYPES[self.dtype], swin, ACTIVATIONS[activation_of(first.mlp.act_fn)], epsilon_of(inner.norm)),
             *(1.0 if norms is None else epsilon_of(norms[0]), sizes.scaling),
-            self._float_address(inner.norm.weight),
+            self._float_address(factors_of(inner.norm)),
         )
 
     def _row(self, layer: Any, sizes: Sizes) -> list[int]:
@@ -71,7 +73,7 @@ class CpuStep:
         how = [self._stored(m.weight) for m in modules]
         row = [address for address, *_ in how]
         row += [self._float_address(m.bias) for m in modules]
-        row += [self._float_address(norm.weight) for norm in norms_of(layer)]
+        row += [self._float_address(factors_of(norm)) for norm in norms_of(layer)]
         for norm, count in zip(head_norms(layer.self_attn) or (None, None), (sizes.heads, sizes.kv_heads), strict=True):
             for part in (getattr(norm, "weight", None), getattr(norm, "bias", None)):
                 row.append(0 if part is None else self._float_address(part.expand(count, sizes.head_dim)))

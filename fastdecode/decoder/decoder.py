@@ -21,7 +21,7 @@ from fastdecode.decoder.autocast import Autocast
 from fastdecode.decoder.base import PREFILL_IDS, BaseDecoder, Filling, padded_ids, parts
 from fastdecode.decoder.cpu_step import CpuStep
 from fastdecode.decoder.cuda_graph import CapturedSteps, cuda_graph
-from fastdecode.decoder.family import Sizes, inner_of
+from fastdecode.decoder.family import EMBEDDINGS, Sizes, inner_of, scale_of
 from fastdecode.decoder.layers import Layer, RMSNorm
 from fastdecode.decoder.own_tokens import OwnParts
 from fastdecode.decoder.plain import plain, plain_linear, plain_tensor
@@ -78,7 +78,7 @@ class Decoder(BaseDecoder):
         self.rope_depends_on_length = "dynamic" in kind or kind == "longrope"
         self.logits_buffer: Tensor | None = None
         self._own = OwnParts.of(model)
-        self._plain_embed = plain(self.embed, nn.Embedding)
+        self._plain_embed = plain(self.embed, *EMBEDDINGS)
         self._plain_head = plain_linear(self.head) and self.head.bias is None
         self._small_matrix: ops.Matrix | None = None
         self._parts_of_head: dict[tuple[int, int], ops.Matrix] = {}
@@ -118,7 +118,7 @@ class Decoder(BaseDecoder):
         if self.rope_depends_on_length:
             return "the rotation of a token depends on how many tokens there are"
         if not self._plain_embed:
-            return "embed_tokens is not a plain nn.Embedding, or has hooks"
+            return "embed_tokens is not a plain embedding, or has hooks"
         if not self._plain_head and self._small_matrix is None:
             return "lm_head is not a plain nn.Linear without a bias, or has hooks"
         if self._own is not None and not self._own.plain:
@@ -279,10 +279,12 @@ class Decoder(BaseDecoder):
             return self._embeddings(tokens)
         weight, plain_embed = self.embed.weight, self._plain_embed and self.embed.max_norm is None
         if self.uses_cpu_step and plain_embed and tokens.dtype == torch.int64 and tokens.dim() == 1 and tokens.is_cpu:
-            if isinstance(weight, ops.SmallTensor):
-                return embed_cpu(tokens.contiguous(), weight.small).to(self.dtype)
-            if plain_tensor(weight):
-                return embed_cpu(tokens.contiguous(), weight)
+            small, scale = isinstance(weight, ops.SmallTensor), scale_of(self.embed)
+            if small or plain_tensor(weight):
+                found = embed_cpu(tokens.contiguous(), weight.small if small else weight)
+                if small or scale is not None:  # as the module rounds
+                    found = found.to(self.dtype)
+                return found if scale is None else found * scale
         return self._embeddings(tokens)
 
     def _embeddings(self, tokens: Tensor) -> Tensor:
@@ -301,6 +303,7 @@ class Decoder(BaseDecoder):
         rotary = self.inner.rotary_emb
         head = self._small_matrix or ops.Matrix(self.head.weight)
         read = [(self.embed, self.embed.weight), (self.head, head.weight.data), (rotary, rotary.inv_freq)]
+        read += [(self.embed, buffer) for buffer in self.embed.buffers()]
         read += [] if self._own is None else [(m, p) for m in self._own.modules for p in m.parameters(recurse=False)]
         return [(module, tensor.data_ptr(), tensor.dtype) for module, tensor in read]
 

@@ -1,7 +1,8 @@
 """The parts of a model that a decoder reads: the modules of transformers' families with layers like Llama's.
 
 A layer is: norm, attention (q, k, v; optional norms of query and key heads; rotary embedding; grouped queries), sum,
-norm, gated MLP, sum. In Chameleon the norms may follow attention and MLP instead (``swin_norm``).
+norm, gated MLP, sum. In Chameleon the norms may follow attention and MLP instead (``swin_norm``). Gemma's embeddings
+are multiplied by a number, and its norms by 1 + weight.
 
 The layers may be those of a language model inside another model (`Nest`), which may have image tokens of its own
 (`OwnTokens`).
@@ -15,11 +16,12 @@ from functools import lru_cache, reduce
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import ChameleonForConditionalGeneration
 from transformers.models.chameleon import modeling_chameleon as chameleon
 from transformers.models.chameleon.modeling_chameleon import ChameleonLayerNorm
 from transformers.models.emu3 import modeling_emu3 as emu3
+from transformers.models.gemma import modeling_gemma as gemma
 from transformers.models.janus import modeling_janus as janus
 from transformers.models.llama import modeling_llama as llama
 from transformers.models.llava import modeling_llava as llava
@@ -67,7 +69,8 @@ class Nest:
 @dataclass(frozen=True)
 class Family:
     """The module classes of one family. ``inner``: of the language model. ``layers``: of its layers. ``heads``: of the
-    norms of queries and keys; None without such norms. ``path``, ``between``, ``own_tokens``: see `Nest`.
+    norms of queries and keys; None without such norms. ``embed``: of the embeddings. ``norm_offset``: what its norms
+    add to their weights before they multiply by them. ``path``, ``between``, ``own_tokens``: see `Nest`.
     """
 
     model: type[nn.Module]
@@ -78,6 +81,8 @@ class Family:
     norm: type[nn.Module]
     mlp: type[nn.Module]
     heads: type[nn.Module] | None = None
+    embed: type[nn.Module] = nn.Embedding
+    norm_offset: float = 0.0
     path: tuple[str, ...] = ("model",)
     between: tuple[type[nn.Module], ...] = ()
     own_tokens: OwnTokens | None = None
@@ -86,16 +91,16 @@ class Family:
     def classes(self) -> Iterator[type[nn.Module]]:
         """All of them."""
         yield from (self.model, *self.between, self.inner, *self.layers)
-        yield from (self.attention, self.rotary, self.norm, self.mlp)
+        yield from (self.attention, self.rotary, self.norm, self.mlp, self.embed)
         if self.heads is not None:
             yield self.heads
 
     @classmethod
-    def of_text(cls, module: ModuleType, name: str, heads: bool = False) -> Family:
-        """The family ``name`` of a modeling file of transformers."""
+    def of_text(cls, module: ModuleType, name: str, heads: bool = False, **more: Any) -> Family:
+        """The family ``name`` of a modeling file of transformers. ``more``: further fields."""
         parts = ("ForCausalLM", "Model", "DecoderLayer", "Attention", "RotaryEmbedding", "RMSNorm", "MLP")
         model, inner, layer, attention, rotary, norm, mlp = (getattr(module, name + part) for part in parts)
-        return cls(model, inner, (layer,), attention, rotary, norm, mlp, norm if heads else None)
+        return cls(model, inner, (layer,), attention, rotary, norm, mlp, norm if heads else None, **more)
 
 
 CHAMELEON = Family(
@@ -122,8 +127,13 @@ TEXT_FAMILIES = (
     Family.of_text(mistral, "Mistral"),
     Family.of_text(qwen2, "Qwen2"),
     Family.of_text(qwen3, "Qwen3", heads=True),
+    Family.of_text(gemma, "Gemma", embed=gemma.GemmaTextScaledWordEmbedding, norm_offset=1.0),
 )
 FAMILIES = [CHAMELEON, *TEXT_FAMILIES, EMU3]
+EMBEDDINGS = tuple({f.embed: None for f in FAMILIES})
+"""The classes of embeddings. Those beside nn.Embedding multiply by their ``embed_scale``: see `scale_of`."""
+
+_OFFSETS = {f.norm: f.norm_offset for f in FAMILIES}
 
 
 def _janus_codes(model: Any) -> int:
@@ -227,5 +237,19 @@ def head_norms(attention: Any) -> tuple[Any, Any] | None:
 
 
 def epsilon_of(norm: Any) -> float:
-    """The epsilon of an RMS norm, or of one of Chameleon's layer norms of heads."""
-    return QK_EPSILON if isinstance(norm, ChameleonLayerNorm) else float(norm.variance_epsilon)
+    """The epsilon of an RMS norm of a family, or of one of Chameleon's layer norms of heads."""
+    if isinstance(norm, ChameleonLayerNorm):
+        return QK_EPSILON
+    return float(norm.eps if isinstance(norm, gemma.GemmaRMSNorm) else norm.variance_epsilon)
+
+
+def factors_of(norm: Any) -> Tensor:
+    """What a norm of a family multiplies by: its own weight, or a float32 sum of it and the family's offset."""
+    weight: Tensor = norm.weight
+    offset = _OFFSETS.get(type(norm), 0.0)
+    return weight if offset == 0.0 else weight.float() + offset
+
+
+def scale_of(embed: Any) -> Tensor | None:
+    """What embeddings of one of `EMBEDDINGS` are multiplied by, () in their dtype; None for nothing."""
+    return None if type(embed) is nn.Embedding else embed.embed_scale.to(embed.weight.dtype)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.chameleon.modeling_chameleon import ChameleonLayerNorm
 
-from fastdecode.decoder.family import FAMILIES, QK_EPSILON, Sizes, head_norms
+from fastdecode.decoder.family import FAMILIES, QK_EPSILON, Sizes, epsilon_of, factors_of, head_norms
 from fastdecode.decoder.plain import plain, plain_linear
 
 RMS_NORMS, MLPS = tuple(f.norm for f in FAMILIES), tuple(f.mlp for f in FAMILIES)
@@ -27,15 +27,14 @@ class RMSNorm:
     def __init__(self, module: Any) -> None:
         self.module = module
         self.plain = plain(module, *RMS_NORMS) and module.weight.dtype == torch.float32
-        self.epsilon = torch.tensor(
-            getattr(module, "variance_epsilon", 0.0), dtype=torch.float32, device=module.weight.device
-        )
+        if self.plain:
+            self.epsilon = torch.tensor(epsilon_of(module), dtype=torch.float32, device=module.weight.device)
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.plain:
             length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
             scale = torch.addcmul(self.epsilon, length, length, value=1 / x.shape[-1]).rsqrt_()
-            return (x * scale).mul_(self.module.weight)
+            return (x * scale).mul_(factors_of(self.module))
         normed: Tensor = self.module(x)
         return normed
 

@@ -44,13 +44,14 @@ class Factor(NamedTuple):
 
 
 class StepOperations:
-    """``backend``: of `fastdecode.ops`; None: the default of the device. ``epsilon``: of the norms.
+    """``backend``: of `fastdecode.ops`; None: the default of the device. ``epsilon``: of the norms. ``activation``: of
+    `fastdecode.ops.swiglu`.
 
     ``after``: the matrices that the result is multiplied with.
     """
 
-    def __init__(self, backend: str | None, epsilon: float) -> None:
-        self.backend, self.epsilon = backend, epsilon
+    def __init__(self, backend: str | None, epsilon: float, activation: str) -> None:
+        self.backend, self.epsilon, self.activation = backend, epsilon, activation
 
     def multiply(self, factor: Factor, *matrices: ops.Matrix) -> Tensor:
         """The products of ``factor.x`` (rows, k) with the matrices, side by side."""
@@ -83,8 +84,8 @@ class StepOperations:
     def swiglu(self, gate_up: Tensor, after: ops.Matrix) -> Factor:
         parts = self._parts(gate_up, gate_up.shape[1] // 2, [after])
         if parts is None:
-            return Factor(ops.swiglu(gate_up, backend=self.backend))
-        return Factor(swiglu_triton(gate_up, parts), parts)
+            return Factor(ops.swiglu(gate_up, activation=self.activation, backend=self.backend))
+        return Factor(swiglu_triton(gate_up, self.activation, parts), parts)
 
     def attend(self, queries: Tensor, pages: Pages, scale: float, after: ops.Matrix) -> Factor:
         """(rows, heads · head_dim). With parts, ``pages`` must have passed the checks of `fastdecode.ops`."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import SiLUActivation
 
+from fastdecode.decoder.activations import activation_of
 from fastdecode.decoder.family import Family, Sizes, epsilon_of, family_of, head_norms, inner_of
 from fastdecode.decoder.plain import altered, plain, plain_tensor
 from fastdecode.decoder.quantised import of_small, of_torchao, unsupported_bytes, unsupported_small
@@ -46,8 +46,11 @@ def _unsupported_layer(layer: Any, inner: Any, family: Family, device: str) -> s
         return f"self_attn is {type(attention).__name__}, not {family.attention.__name__}"
     if not plain(mlp, family.mlp):
         return f"mlp is not a plain {family.mlp.__name__}, or has hooks"
-    if not plain(mlp.act_fn, nn.SiLU, SiLUActivation):
-        return f"mlp.act_fn is {type(mlp.act_fn).__name__}, not SiLU, or has hooks"
+    activation = activation_of(mlp.act_fn)
+    if not activation:
+        return f"mlp.act_fn is {type(mlp.act_fn).__name__}, not SiLU or GELU, or has hooks"
+    if activation != activation_of(first.mlp.act_fn):
+        return f"mlp.act_fn is {type(mlp.act_fn).__name__}, and the first layer's {type(first.mlp.act_fn).__name__}"
     tensors: list[tuple[str, Any, Size]] = []
     dtype = inner.embed_tokens.weight.dtype  # of keys and values
     for name, module, size in linears(layer, sizes):
@@ -71,7 +74,7 @@ def _unsupported_layer(layer: Any, inner: Any, family: Family, device: str) -> s
     if reason is not None:
         return reason
     for norm in norms_of(layer):
-        if not plain(norm, family.norm) or norm.variance_epsilon != inner.norm.variance_epsilon:
+        if not plain(norm, family.norm) or epsilon_of(norm) != epsilon_of(inner.norm):
             return f"its norms are not plain {family.norm.__name__}s with the epsilon of the last one, or have hooks"
         tensors.append(("a norm's weight", norm.weight, (sizes.hidden,)))
     for name, tensor, size in tensors:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fastdecode import ops
-from fastdecode.decoder.family import Sizes, epsilon_of, head_norms
+from fastdecode.decoder.activations import activation_of
+from fastdecode.decoder.family import Sizes, epsilon_of, factors_of, head_norms
 from fastdecode.decoder.quantised import matrix_of
 from fastdecode.decoder.step_operations import Factor, StepOperations
 from fastdecode.ops.pages import Pages
@@ -52,8 +53,8 @@ class TritonStep:
     def __init__(self, inner: Any, swin: bool, backend: str | None = None) -> None:
         first = inner.layers[0]
         self.swin, self.backend, self.sizes = swin, backend, Sizes.of(first)
-        self.epsilon, self.norm = inner.norm.variance_epsilon, _float(inner.norm.weight)
-        self.run = StepOperations(backend, self.epsilon)
+        self.epsilon, self.norm = epsilon_of(inner.norm), _float(factors_of(inner.norm))
+        self.run = StepOperations(backend, self.epsilon, activation_of(first.mlp.act_fn))
         norms = head_norms(first.self_attn)
         self.head_epsilon = 1.0 if norms is None else epsilon_of(norms[0])
         self.layers = [self._layer(layer) for layer in inner.layers]
@@ -72,8 +73,8 @@ class TritonStep:
             out=matrix_of(attention.o_proj),
             gate_up=[matrix_of(m) for m in (mlp.gate_proj, mlp.up_proj)],
             down=matrix_of(mlp.down_proj),
-            norm_attention=_float(layer.input_layernorm.weight),
-            norm_mlp=_float(layer.post_attention_layernorm.weight),
+            norm_attention=_float(factors_of(layer.input_layernorm)),
+            norm_mlp=_float(factors_of(layer.post_attention_layernorm)),
             head_norms=norms,
         )
 
@@ -87,13 +88,16 @@ class TritonStep:
             copied += [layer.norm_attention, layer.norm_mlp, *layer.head_norms.values()]
         return read, copied
 
+    def _numbers(self) -> tuple[Any, ...]:
+        return self.swin, self.epsilon, self.head_epsilon, self.sizes, self.run.activation, self.backend
+
     @torch.inference_mode()
     def stand_in_for(self, other: TritonStep) -> bool:
         """If both read the same matrices, copy the norms and biases of ``other`` and return True; else return False."""
         (read, mine), (its_read, its) = self._tensors(), other._tensors()
-        if (self.swin, self.epsilon, self.head_epsilon, self.sizes, self.backend) != (
-            *(other.swin, other.epsilon, other.head_epsilon, other.sizes, other.backend),
-        ) or [(t.data_ptr(), t.dtype, t.shape) for t in read] != [(t.data_ptr(), t.dtype, t.shape) for t in its_read]:
+        if self._numbers() != other._numbers():
+            return False
+        if [(t.data_ptr(), t.dtype, t.shape) for t in read] != [(t.data_ptr(), t.dtype, t.shape) for t in its_read]:
             return False
         if [t.shape for t in mine] != [t.shape for t in its]:
             return False

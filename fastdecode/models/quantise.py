@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdecode import ops
-from fastdecode.decoder.family import family_of, inner_of
+from fastdecode.decoder.family import EMBEDDINGS, family_of, inner_of
 from fastdecode.decoder.plain import plain
 from fastdecode.models.move_weights import move_weights
 
@@ -152,7 +152,7 @@ def _path(model: Any) -> str:
 
 
 def _check(name: str, module: Any, width: Width) -> None:
-    if not plain(module, nn.Linear, nn.Embedding):
+    if not plain(module, nn.Linear, *EMBEDDINGS):
         kind = type(module).__name__
         raise ValueError(f"{name} is of a {kind} with hooks or a forward of its own: quantise before that")
     weight = module.weight

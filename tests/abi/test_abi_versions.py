@@ -75,6 +75,18 @@ def test_a_program_whose_layers_have_no_weights_runs_and_gets_the_same(tmp_path)
     assert expected[-1] == "guards whole"
 
 
+def test_a_program_without_activation_runs_and_gets_the_same(tmp_path):
+    """As version 2 was before steps had a field for it: such a program's MLPs are those of SiLU."""
+    header, library = ROOT / "csrc/include/fastdecode/fastdecode.h", Path(build_info.get_library())
+    expected = run(compiled(tmp_path / "new", header, library)).splitlines()
+    text, count = re.subn(r"\n  int64_t activation;[^}]*(?=\n} fastdecode_decode_args;)", "", header.read_text())
+    assert count == 1
+    (tmp_path / "older.h").write_text(text)
+    assert run(compiled(tmp_path / "older", tmp_path / "older.h", library)).splitlines() == expected
+    assert expected[2].startswith("0 x ")
+    assert expected[-1] == "guards whole"
+
+
 @pytest.fixture(scope="module")
 def next_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A library whose structs have one more field each; that of sample_args has a default and refuses another value."""

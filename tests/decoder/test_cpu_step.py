@@ -262,12 +262,16 @@ NORMS = "its norms are not plain ChameleonRMSNorms with the epsilon of the last 
         ),
         (lambda m: mlp(m).register_forward_hook(add_one), "layers.1: mlp is not a plain ChameleonMLP, or has hooks"),
         (
-            lambda m: setattr(mlp(m, 0), "act_fn", nn.GELU()),
-            "layers.0: mlp.act_fn is GELU, not SiLU, or has hooks",
+            lambda m: setattr(mlp(m, 0), "act_fn", nn.ReLU()),
+            "layers.0: mlp.act_fn is ReLU, not SiLU or GELU, or has hooks",
+        ),
+        (
+            lambda m: setattr(mlp(m), "act_fn", nn.GELU()),
+            "layers.1: mlp.act_fn is GELU, and the first layer's SiLUActivation",
         ),
         (
             lambda m: mlp(m).act_fn.register_forward_hook(add_one),
-            "layers.1: mlp.act_fn is SiLUActivation, not SiLU, or has hooks",
+            "layers.1: mlp.act_fn is SiLUActivation, not SiLU or GELU, or has hooks",
         ),
         (another_norm, "norm is not a plain ChameleonRMSNorm, or has hooks"),
         (
@@ -467,6 +471,7 @@ def test_the_library_checks_its_arguments():
         "head_dim": 2,
         "dtype": 0,
         "swin": False,
+        "activation": 0,
         "epsilon": 1e-5,
         "qk_epsilon": 1e-5,
         "scale": 1.0,
@@ -498,6 +503,8 @@ def test_the_library_checks_its_arguments():
         ({"layer_count": 1}, "layers = NULL: must not be"),
         ({"norm": 0}, "norm = NULL: must not be"),
         ({"dtype": 3}, "dtype = 3: must be 0 (float32), 1 (bfloat16) or 2 (float16)"),
+        ({"activation": 3}, "activation = 3: must be a fastdecode_activation, 0 to 2"),
+        ({"activation": -1}, "activation = -1: must be a fastdecode_activation, 0 to 2"),
         ({"page_slots": 0}, "page_slots = 0: must be at least 1"),
         ({"table_stride": 1}, "table_stride = 1: must be at least 2"),
         ({**row, "lengths": 0}, "lengths = NULL: must not be"),

@@ -278,7 +278,7 @@ def test_what_cannot_be_captured(traces: Traces):
     assert Decoder(model).uncaptured_reason == "lm_head is not a plain nn.Linear without a bias, or has hooks"
     removable.remove()
     model.model.embed_tokens.register_forward_hook(lambda *given: None)
-    assert Decoder(model).uncaptured_reason == "embed_tokens is not a plain nn.Embedding, or has hooks"
+    assert Decoder(model).uncaptured_reason == "embed_tokens is not a plain embedding, or has hooks"
     model = drawing_model(5, resolution=16)
     model.model.rotary_emb.rope_type = "dynamic"
     decoder = Decoder(model)

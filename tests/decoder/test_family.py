@@ -6,6 +6,8 @@ import re
 import pytest
 import torch
 from transformers import (
+    GemmaConfig,
+    GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -20,6 +22,7 @@ from transformers import (
 
 import fastdecode
 from fastdecode.decoder import Decoder
+from fastdecode.decoder.family import family_of
 from fastdecode.decoder.support import unsupported_reason
 from fastdecode.generation.returned_cache import FIELD
 from fastdecode.models.families import vocabulary_of
@@ -30,11 +33,15 @@ FAMILIES = {
     "mistral": (MistralConfig, MistralForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "gemma": (GemmaConfig, GemmaForCausalLM),
 }
 VARIANTS = {
     "one head of keys": {"num_key_value_heads": 1},
     "as many heads of keys": {"num_key_value_heads": 4},
     "wide heads": {"head_dim": 24},
+    "heads of 256": {"head_dim": 256, "num_key_value_heads": 4},
+    "gelu": {"hidden_act": "gelu"},
+    "gelu by tanh": {"hidden_act": "gelu_pytorch_tanh"},
     "tied embeddings": {"tie_word_embeddings": True},
     "biases": {"attention_bias": True, "mlp_bias": True},
     "linear rope": {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
@@ -59,11 +66,13 @@ def text_model(family: str, seed: int = 0, **more):
         "bos_token_id": 1,
         "eos_token_id": 2,
         "sliding_window": None,
+        "tie_word_embeddings": False,
     }
     torch.manual_seed(seed)
     made = model(config(**(settings | more))).eval()
+    around = family_of(made).norm_offset
     for name, weights in made.named_parameters():
-        torch.nn.init.normal_(weights, mean=float("norm" in name), std=0.15)
+        torch.nn.init.normal_(weights, mean=1.0 - around if "norm" in name else 0.0, std=0.15)
     return made
 
 

@@ -39,6 +39,7 @@ EXPORTS = [
     "fastdecode_sample_args_init",
     "fastdecode_sample_args_init_sized",
     "fastdecode_swiglu",
+    "fastdecode_glu",
 ]
 
 
@@ -111,16 +112,17 @@ def test_exports_only_the_interface():
 
 
 @pytest.mark.parametrize(
-    ("function", "struct", "first"),
+    ("function", "struct", "added", "first"),
     [
-        ("fastdecode_sample", "fastdecode_sample_args", "vocab = 0: must be in [1, 4194304]"),
-        ("fastdecode_advance", "fastdecode_advance_args", "vocab = 0: must be in [1, 4194304]"),
-        ("fastdecode_decode_step", "fastdecode_decode_args", "hidden = 0: must be at least 1"),
-        ("fastdecode_rope_append", "fastdecode_rope_append_args", "heads = 0: must be at least 1"),
-        ("fastdecode_attend", "fastdecode_attend_args", "heads = 0: must be at least 1"),
+        ("fastdecode_sample", "fastdecode_sample_args", 0, "vocab = 0: must be in [1, 4194304]"),
+        ("fastdecode_advance", "fastdecode_advance_args", 0, "vocab = 0: must be in [1, 4194304]"),
+        ("fastdecode_decode_step", "fastdecode_decode_args", 8, "hidden = 0: must be at least 1"),
+        ("fastdecode_rope_append", "fastdecode_rope_append_args", 0, "heads = 0: must be at least 1"),
+        ("fastdecode_attend", "fastdecode_attend_args", 0, "heads = 0: must be at least 1"),
     ],
 )
-def test_an_operation_needs_its_own_arguments(function: str, struct: str, first: str):
+def test_an_operation_needs_its_own_arguments(function: str, struct: str, added: int, first: str):
+    """``added``: bytes of fields that the struct did not have in version 2.0."""
     library = ctypes.CDLL(build_info.get_library())
     library.fastdecode_last_error.restype = ctypes.c_char_p
     call, init = getattr(library, function), getattr(library, f"{struct}_init_sized")
@@ -138,18 +140,19 @@ def test_an_operation_needs_its_own_arguments(function: str, struct: str, first:
     assert call(other) == 1
     [least] = re.findall(rf"^args->size = 8: {struct} has at least (\d+) bytes; call {struct}_init", said())
     # A size that is refused is kept, so that the call refuses it too, and nothing behind it is written.
-    for wrong in (0, 7, 8, int(least) - 8, int(least) + 8, 2000):
+    for wrong in (0, 7, 8, int(least) - 8, int(least) + added + 8, 2000):
         ctypes.memset(other, 0xA5, 4096)
         assert init(other, ctypes.c_size_t(wrong), ctypes.c_size_t(176)) == 1
         assert said().startswith(f"size = {wrong}: ")
         assert other.raw[max(wrong, 0) :] == b"\xa5" * (4096 - wrong)
         assert call(other) == 1
         assert said().startswith(f"args->size = {size.value}: ")
-    ctypes.memset(other, 0xA5, 4096)
-    assert init(other, ctypes.c_size_t(int(least)), ctypes.c_size_t(176)) == 0
-    assert other.raw[int(least) :] == b"\xa5" * (4096 - int(least))
-    assert call(other) == 1
-    assert said() == first
+    for right in range(int(least), int(least) + added + 8, 8):
+        ctypes.memset(other, 0xA5, 4096)
+        assert init(other, ctypes.c_size_t(right), ctypes.c_size_t(176)) == 0
+        assert other.raw[right:] == b"\xa5" * (4096 - right)
+        assert call(other) == 1
+        assert said() == first
 
 
 @pytest.mark.parametrize("struct", ["sample", "advance", "decode", "rope_append", "attend"])

@@ -1,5 +1,7 @@
 """The operations of a decode step against float64 and against torch's own in the same dtype, whatever the layout."""
 
+from functools import partial
+
 import pytest
 import torch
 from isas import DECODE_ISAS, assert_runs_with, each
@@ -22,6 +24,7 @@ from fastdecode.ops import (
 SIZES = [(1, 1), (3, 7), (5, 64), (2, 301), (9, 1000)]
 BACKENDS = ["reference", "cpu"]
 NORMS = ["none", "rms", "layer"]
+ACTIVATIONS = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "gelu": F.gelu}
 
 
 def generator(seed: int) -> torch.Generator:
@@ -84,20 +87,43 @@ def test_rms_norm(rows: int, n: int, backend: str):
     assert torch.equal(x, randn(rows, n))
 
 
+@pytest.mark.parametrize("scale", [2.0, 20.0])
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(("rows", "inner"), SIZES)
-def test_swiglu(rows: int, inner: int, backend: str):
-    gate_up = randn(rows, 2 * inner) * 20
+def test_swiglu(rows: int, inner: int, activation: str, backend: str, scale: float):
+    gate_up, function = randn(rows, 2 * inner) * scale, ACTIVATIONS[activation]
     gate, up = gate_up.double().chunk(2, -1)
-    theirs = F.silu(gate_up[:, :inner]) * gate_up[:, inner:]
-    close(swiglu(gate_up, backend=backend), theirs, F.silu(gate) * up)
+    theirs = function(gate_up[:, :inner]) * gate_up[:, inner:]
+    close(swiglu(gate_up, activation=activation, backend=backend), theirs, function(gate) * up)
+    assert torch.equal(swiglu(gate_up, backend=backend), swiglu(gate_up, activation="silu", backend=backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_swiglu_at_the_ends(backend: str):
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_swiglu_at_the_ends(activation: str, backend: str):
     gate = torch.tensor([-1e30, -200.0, -0.0, 0.0, 200.0, 1e30])
-    got = swiglu(torch.cat((gate, torch.full((6,), 0.5)))[None], backend=backend)
+    got = swiglu(torch.cat((gate, torch.full((6,), 0.5)))[None], activation=activation, backend=backend)
     assert torch.equal(got, torch.tensor([[0.0, 0.0, 0.0, 0.0, 100.0, 5e29]]))
+    strange = torch.tensor([torch.inf, torch.nan, -torch.inf])
+    got = swiglu(torch.cat((strange, torch.ones(3)))[None], activation=activation, backend=backend)[0]
+    assert got[0] == torch.inf
+    assert got[1:].isnan().all()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_an_activation_is_exact_relative_to_its_size(activation: str):
+    """Torch's own GELU loses the digits of 1 + tanh and 1 + erf below 0; the kernel does not."""
+    positive = torch.cat((torch.logspace(-30, 0, 997), torch.linspace(1, 4, 997)))
+    gate = torch.cat((positive, -positive))
+    got = swiglu(torch.cat((gate, torch.ones_like(gate)))[None], activation=activation, backend="cpu")[0]
+    exact = ACTIVATIONS[activation](gate.double())
+    if activation == "gelu":
+        exact = gate.double() * torch.special.erfc(-gate.double() / 2**0.5) / 2
+    elif activation == "gelu_tanh":
+        v = 2 * (2 / torch.pi) ** 0.5 * (gate.double() + 0.044715 * gate.double() ** 3)
+        exact = gate.double() * torch.sigmoid(v)
+    assert ((got - exact) / exact).abs().max() <= 2e-6
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -316,8 +342,10 @@ def test_every_instruction_set(isa: str):
         "        t.test_attend(*shape, dtype, 'cpu')\n"
         "        for kind in t.NORMS: t.test_rope_append(*shape, dtype, kind, 'cpu')\n"
         "    t.test_attend_gives_the_same_bits_in_any_layout(dtype)\n"
-        "for size in t.SIZES: t.test_rms_norm(*size, 'cpu'), t.test_swiglu(*size, 'cpu')\n"
-        "t.test_swiglu_at_the_ends('cpu')\n"
+        "for size in t.SIZES: t.test_rms_norm(*size, 'cpu')\n"
+        "for name in t.ACTIVATIONS:\n"
+        "    for size in t.SIZES: t.test_swiglu(*size, name, 'cpu', 20.0)\n"
+        "    t.test_swiglu_at_the_ends(name, 'cpu'), t.test_an_activation_is_exact_relative_to_its_size(name)\n"
         "t.test_a_row_has_the_same_bits_alone_and_among_others(), t.test_many_rows_have_the_same_bits_as_one()\n"
         "t.test_appended_ids_are_attended()\n",
     )

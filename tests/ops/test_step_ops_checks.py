@@ -40,6 +40,11 @@ META = torch.zeros(2, 8, device="meta")
         (lambda b: rms_norm(X, X[0].bfloat16(), backend=b), "weight.dtype = torch.bfloat16: must be torch.float32"),
         (lambda b: rms_norm(X, X[0], residual=W, backend=b), "residual.shape = (3, 8): must be (2, 8)"),
         (lambda b: swiglu(X[:, :7], backend=b), "gate_up.shape = (2, 7): must be (rows, 2 * inner)"),
+        (
+            lambda b: swiglu(X, activation="relu", backend=b),
+            "activation = 'relu': must be 'silu', 'gelu_tanh' or 'gelu'",
+        ),
+        (lambda b: swiglu(X, activation=1, backend=b), "activation = 1: must be 'silu', 'gelu_tanh' or 'gelu'"),
         (lambda b: swiglu(X.half(), backend=b), "gate_up.dtype = torch.float16: must be torch.float32"),
         (lambda b: embed(X, W, backend=b), "tokens: must be (rows,) int64, got (2, 8) torch.float32"),
         (lambda b: embed(torch.tensor([0, 3]), W, backend=b), "tokens[1] = 3: must be a token in [0, 3)"),
@@ -194,7 +199,7 @@ def test_arrays_that_are_written_must_not_overlap_others():
     c, memory = core(), torch.ones(64)
     at = memory.data_ptr()
     for call, message in [
-        (lambda: c.swiglu(at, 1, 4, at + 16, 1), "out: must not overlap gate_up"),
+        (lambda: c.glu(at, 0, 1, 4, at + 16, 1), "out: must not overlap gate_up"),
         (lambda: c.rms_norm(at, 0, at + 64, 1e-5, 1, 4, 0, at + 68, 1), "out: must not overlap weight"),
         (lambda: c.rms_norm(at, 0, at + 64, 1e-5, 1, 4, 0, at + 4, 1), "out: must not overlap x"),
         (lambda: c.rms_norm(at, at + 16, at + 64, 1e-5, 1, 4, at + 20, at, 1), "sum: must not overlap residual"),
@@ -205,7 +210,7 @@ def test_arrays_that_are_written_must_not_overlap_others():
     assert torch.equal(memory, torch.ones(64))
     c.rms_norm(at, at + 16, at + 64, 1e-5, 1, 4, at + 16, at + 16, 1)  # out is sum is residual
     c.rms_norm(at, at + 16, at + 64, 1e-5, 1, 4, at, at, 1)
-    c.swiglu(at, 1, 4, at + 32, 1)
+    c.glu(at, 0, 1, 4, at + 32, 1)
 
 
 def test_the_library_checks_its_arguments():
@@ -216,8 +221,9 @@ def test_the_library_checks_its_arguments():
         (lambda: c.rms_norm(8, 8, 8, 1e-5, 1, 4, 0, 8, 1), "sum = NULL: must not be where there is a residual"),
         (lambda: c.rms_norm(8, 0, 8, 1e-5, 1, 4, 8, 8, 1), "residual = NULL: must not be where there is a sum"),
         (lambda: c.rms_norm(8, 0, 8, 1e-5, 1, 0, 0, 8, 1), "n = 0: must be at least 1"),
-        (lambda: c.swiglu(8, -1, 4, 8, 1), "rows = -1: must be at least 0"),
-        (lambda: c.swiglu(8, 1, 4, 8, -1), "threads = -1: must be at least 0"),
+        (lambda: c.glu(8, 0, -1, 4, 8, 1), "rows = -1: must be at least 0"),
+        (lambda: c.glu(8, 0, 1, 4, 8, -1), "threads = -1: must be at least 0"),
+        (lambda: c.glu(8, 3, 1, 4, 8, 1), "activation = 3: must be a fastdecode_activation, 0 to 2"),
         (lambda: c.embed(8, 1, 8, 8, 0, 0, 0, 0, 4, 4, 8, 1), "how.type = 8: must be a fastdecode_weight_type, 0 to 7"),
         (lambda: c.embed(8, 1, 0, 0, 0, 0, 0, 0, 4, 4, 8, 1), "weight = NULL: must not be"),
     ]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from devices import DEVICE, INTERPRETED
 from step_cases import DTYPES, Paged, attention, close, paged, rotation
-from test_step_ops import NORMS, SHAPES, SIZES, far_above, new_ids, norm_weights, placed, randn
+from test_step_ops import ACTIVATIONS, NORMS, SHAPES, SIZES, far_above, new_ids, norm_weights, placed, randn
 from test_step_ops_checks import PAGED, good
 from torch.nn import functional as F
 
@@ -187,16 +187,26 @@ def test_rms_norm(rows: int, n: int):
     assert torch.equal(normed, run(rms_norm, total, weight))
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(("rows", "inner"), [*SIZES, (2, 1025)])
-def test_swiglu(rows: int, inner: int):
-    gate_up = randn(rows, 2 * inner) * 20
+def test_swiglu(rows: int, inner: int, activation: str):
+    gate_up, options = randn(rows, 2 * inner) * 4, {"activation": activation}
     gate, up = gate_up.double().chunk(2, -1)
-    close(run(swiglu, gate_up), swiglu(gate_up, backend="reference"), F.silu(gate) * up)
+    theirs = swiglu(gate_up, **options, backend="reference")
+    close(run(swiglu, gate_up, **options), theirs, ACTIVATIONS[activation](gate) * up)
 
 
-def test_swiglu_at_the_ends():
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_swiglu_has_the_bits_of_the_cpus_kernel(activation: str):
+    gate_up = randn(3, 2 * 1025, seed=5) * torch.tensor([0.1, 3.0, 30.0])[:, None]
+    found = run(swiglu, gate_up, activation=activation)
+    assert torch.equal(found, swiglu(gate_up, activation=activation, backend="cpu"))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_swiglu_at_the_ends(activation: str):
     gate = torch.tensor([-1e30, -200.0, -0.0, 0.0, 200.0, 1e30, torch.inf, torch.nan])
-    got = run(swiglu, torch.cat((gate, torch.full((8,), 0.5)))[None])[0]
+    got = run(swiglu, torch.cat((gate, torch.full((8,), 0.5)))[None], activation=activation)[0]
     assert torch.equal(got[:7], torch.tensor([0.0, 0.0, 0.0, 0.0, 100.0, 5e29, torch.inf]))
     assert got[7].isnan()
 
@@ -213,11 +223,12 @@ def test_embed(rows: int, hidden: int, dtype: torch.dtype):
 
 def test_a_row_has_the_same_bits_alone_and_among_others():
     x, weight = randn(19, 301), randn(301, seed=1)
-    together = [run(rms_norm, x, weight), run(swiglu, randn(19, 602))]
+    together = [run(rms_norm, x, weight), *(run(swiglu, randn(19, 602), activation=name) for name in ACTIVATIONS)]
     for r in (0, 3, 15, 16, 18):
         one = slice(r, r + 1)
         assert torch.equal(run(rms_norm, x[one], weight), together[0][one])
-        assert torch.equal(run(swiglu, randn(19, 602)[one]), together[1][one])
+        for name, all_rows in zip(ACTIVATIONS, together[1:], strict=True):
+            assert torch.equal(run(swiglu, randn(19, 602)[one], activation=name), all_rows[one])
 
 
 @pytest.mark.parametrize("k", [301, 512])
@@ -241,8 +252,9 @@ def test_parts_that_are_written_with_the_rows(rows: int, k: int, dtype: torch.dt
         parts, matrix = parts_and_matrix(rows, k, dtype)
         normed = rms_norm_triton(randn(rows, k).to(DEVICE), weight, 1e-3, r, parts)
         same_product(normed if r is None else normed[0], matrix, parts)
-    parts, matrix = parts_and_matrix(rows, k, dtype)
-    same_product(swiglu_triton(randn(rows, 2 * k).to(DEVICE), parts), matrix, parts)
+    for activation in ACTIVATIONS:
+        parts, matrix = parts_and_matrix(rows, k, dtype)
+        same_product(swiglu_triton(randn(rows, 2 * k).to(DEVICE), activation, parts), matrix, parts)
     for heads, head_dim in ((4, 32), (8, 32), (2, 20)):
         cache = on_device(paged([3, 300, 128, 129, 90][:rows], 2, head_dim, 32, torch.bfloat16))
         parts, matrix = parts_and_matrix(rows, heads * head_dim, dtype)

@@ -316,6 +316,13 @@ typedef struct fastdecode_weights {
   int64_t first;      /* in panels: features of the first one that are skipped, 0 to 15; else 0 */
 } fastdecode_weights;
 
+/* What a gated MLP applies to its gate g. */
+typedef enum fastdecode_activation {
+  FASTDECODE_SILU = 0,      /* g / (1 + exp(-g)) */
+  FASTDECODE_GELU_TANH = 1, /* g / 2 * (1 + tanh(sqrt(2 / pi) * (g + 0.044715 * g^3))) */
+  FASTDECODE_GELU = 2       /* g / 2 * (1 + erf(g / sqrt(2))) */
+} fastdecode_activation;
+
 /* One layer of fastdecode_decode_step. Matrices are (out, in), dense and of the step's dtype unless
  * `weights` says otherwise; biases are (out,) and may be NULL, the other arrays must not unless
  * their comment says so. */
@@ -379,6 +386,8 @@ typedef struct fastdecode_decode_args {
   const float* cos;       /* (rows, head_dim) rotation at the new token's position */
   const float* sin;       /* (rows, head_dim) the same; the first half negated */
   float* x; /* (rows, hidden) in: embeddings of the new tokens; out: normed last hidden states */
+  int64_t activation; /* fastdecode_activation of the MLPs; default FASTDECODE_SILU. (64 bits, since
+                       * no struct of arguments ends with padding) */
 } fastdecode_decode_args;
 
 /* Sets every field of a struct of `size` bytes to its default, and layer_size.
@@ -435,6 +444,11 @@ FASTDECODE_API fastdecode_result fastdecode_rms_norm(const float* x, const float
  * holds gate and then up. inner is at least 1. */
 FASTDECODE_API fastdecode_result fastdecode_swiglu(const float* gate_up, int64_t rows,
                                                    int64_t inner, float* out, int32_t threads);
+
+/* The same with a fastdecode_activation: out = activation(gate) * up. */
+FASTDECODE_API fastdecode_result fastdecode_glu(const float* gate_up, int32_t activation,
+                                                int64_t rows, int64_t inner, float* out,
+                                                int32_t threads);
 
 /* out (rows, hidden) = weight[tokens[row]], of weight (vocab, hidden) of dtype. Tokens are in
  * [0, vocab), and hidden is at least 1. */

@@ -47,8 +47,8 @@ def _add_rms_norm(
     return rms_norm(plain(x), weight, epsilon, residual=residual, backend=backend)
 
 
-def _swiglu(gate_up: Tensor, *, backend: str | None = None) -> Tensor:
-    return swiglu(plain(gate_up), backend=backend)
+def _swiglu(gate_up: Tensor, *, activation: str = "silu", backend: str | None = None) -> Tensor:
+    return swiglu(plain(gate_up), activation=activation, backend=backend)
 
 
 def _rope_append(qkv: Tensor, *positional: Any, **options: Any) -> Tensor:
@@ -109,7 +109,12 @@ _OPERATIONS: tuple[tuple[str, str, Callable[..., Any], Callable[..., Any]], ...]
         _add_rms_norm,
         _fake_add_rms_norm,
     ),
-    ("swiglu", "(Tensor gate_up, *, str? backend=None) -> Tensor", _swiglu, _fake_swiglu),
+    (
+        "swiglu",
+        '(Tensor gate_up, *, str activation="silu", str? backend=None) -> Tensor',
+        _swiglu,
+        _fake_swiglu,
+    ),
     (
         "rope_append",
         f"(Tensor qkv, Tensor cos, Tensor sin, Tensor(a!) keys, Tensor(b!) values, {_PAGES}, *, {_NORMS}, "

@@ -6,10 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
+from fastdecode.ops.swiglu.activations import ACTIVATIONS
 
-def swiglu_triton(gate_up: Tensor, parts: Any = None) -> Tensor:
+
+def swiglu_triton(gate_up: Tensor, activation: str, parts: Any = None) -> Tensor:
     """``parts``: of the result, from `parts_for`; they are written too."""
     from fastdecode.triton_kernels.swiglu import launch_swiglu
 
-    out: Tensor = launch_swiglu(gate_up, parts)
+    out: Tensor = launch_swiglu(gate_up, ACTIVATIONS[activation], parts)
     return out

@@ -17,6 +17,7 @@ struct ModelShape {
   std::int64_t hidden = 0, inner = 0, heads = 0, kv_heads = 0, head_dim = 0;
   fastdecode_dtype dtype = FASTDECODE_FLOAT32;
   bool swin = false;
+  fastdecode_activation activation = FASTDECODE_SILU;
   float epsilon = 1e-5f, qk_epsilon = 1e-5f;
   float scale = 0.0f;  // 0: 1 / sqrt(head_dim)
   std::int64_t pages = 0, page_slots = 0;
@@ -44,6 +45,7 @@ class DecodeStep {
     args_.head_dim = shape.head_dim;
     args_.dtype = shape.dtype;
     args_.swin = shape.swin ? 1 : 0;
+    args_.activation = shape.activation;
     args_.threads = threads;
     args_.epsilon = shape.epsilon;
     args_.qk_epsilon = shape.qk_epsilon;
