@@ -240,7 +240,7 @@ void same_sequences(const std::vector<float>& logits) {
   REQUIRE(own.step[0] == 8);
 }
 
-void same_steps() {
+void same_steps(fastdecode_activation activation) {
   constexpr std::int64_t hidden = 8, inner = 12, heads = 2, kv = 1, dim = 4, slots = 4, rows = 2;
   const std::vector<float> weight = numbers(hidden * inner, 3), norm(hidden, 1.0f);
   const std::vector<float> cos = numbers(rows * dim, 4), sin = numbers(rows * dim, 5);
@@ -263,6 +263,7 @@ void same_steps() {
   shape.head_dim = dim;
   shape.pages = 2;
   shape.page_slots = slots;
+  shape.activation = activation;
   fastdecode::DecodeStep step(shape);
   step.add(layer);
   fastdecode::Rows place;
@@ -285,6 +286,7 @@ void same_steps() {
   args.kv_heads = kv;
   args.head_dim = dim;
   args.scale = 0.5f;
+  args.activation = activation;
   args.norm = norm.data();
   args.pages = 2;
   args.page_slots = slots;
@@ -298,6 +300,11 @@ void same_steps() {
   REQUIRE(fastdecode_decode_step(&args) == FASTDECODE_OK);
   REQUIRE(x == x_c && keys == keys_c && values == values_c);
   REQUIRE(x != numbers(rows * hidden, 6));
+  if (activation == FASTDECODE_SILU) return;
+  args.activation = FASTDECODE_SILU;
+  x_c = numbers(rows * hidden, 6);
+  REQUIRE(fastdecode_decode_step(&args) == FASTDECODE_OK);
+  REQUIRE(x != x_c);
 }
 
 void same_operations() {
@@ -424,7 +431,9 @@ int main() {
   same_samples(logits);
   same_options(logits);
   same_sequences(logits);
-  same_steps();
+  for (const fastdecode_activation one : {FASTDECODE_SILU, FASTDECODE_GELU_TANH, FASTDECODE_GELU}) {
+    same_steps(one);
+  }
   same_operations();
   same_small_weights();
   step_of_small_weights();

@@ -168,6 +168,7 @@ void decode_step(Change& change) {
   fields.push_back(field("chained", Kind::kNumber, args.chained));
   fields.push_back(field("stores_only", Kind::kNumber, args.stores_only));
   fields.push_back(field("swin", Kind::kNumber, args.swin));
+  fields.push_back(field("activation", Kind::kNumber, args.activation));
   change_and_call(change, fields, [&] { return fastdecode_decode_step(&args); });
 }
 
@@ -271,6 +272,17 @@ void swiglu(Change& change) {
   });
 }
 
+void glu(Change& change) {
+  Plain own;
+  own.n = 4;
+  int32_t activation = FASTDECODE_GELU_TANH;
+  const std::vector<Field> fields = own.fields(
+      {field("inner", Kind::kCount, own.n), field("activation", Kind::kNumber, activation)});
+  change_and_call(change, fields, [&] {
+    return fastdecode_glu(own.x.data(), activation, own.rows, own.n, own.out.data(), own.threads);
+  });
+}
+
 void embed(Change& change) {
   Plain own;
   const std::vector<int64_t> tokens = {0, 1};
@@ -297,9 +309,9 @@ void embed_of(Change& change) {
   });
 }
 
-constexpr void (*kCalls[])(Change&) = {sample,      advance, sample_advance, decode_step,
-                                       rope_append, attend,  linear,         rms_norm,
-                                       swiglu,      embed,   linear_of,      embed_of};
+constexpr void (*kCalls[])(Change&) = {
+    sample,   advance, sample_advance, decode_step, rope_append, attend, linear,
+    rms_norm, swiglu,  embed,          linear_of,   embed_of,    glu};
 
 // Two sizes of an array, and one that must not be smaller than one of them.
 struct Product {
@@ -332,6 +344,7 @@ constexpr Product kProducts[] = {{sample, "rows", "row_stride"},
                                  {embed_of, "rows", "hidden"},
                                  {rms_norm, "rows", "n"},
                                  {swiglu, "rows", "inner"},
+                                 {glu, "rows", "inner"},
                                  {embed, "vocab", "hidden"},
                                  {embed, "rows", "hidden"}};
 

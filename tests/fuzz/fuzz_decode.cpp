@@ -94,8 +94,10 @@ void make_model(Bytes& bytes, Model& m) {
   a.kv_heads = bytes.in(1, far ? 2 : 3);
   a.heads = a.kv_heads * bytes.in(1, 3);
   a.head_dim = 2 * (bytes.one_in(4) && !far ? bytes.in(1, 40) : bytes.in(1, 9));
+  if (!far && bytes.one_in(16)) a.head_dim = 256;
   a.dtype = static_cast<int32_t>(bytes.in(0, 2));
   a.swin = static_cast<int32_t>(bytes.in(0, 1));
+  a.activation = bytes.in(0, 2);
   a.scale = 0.3f;
   a.rows = bytes.in(0, far ? 3 : 5);
   m.seed = bytes.bits(2);
@@ -407,7 +409,11 @@ void check_broken_step(Bytes& bytes, Model& m) {
       m.layers[0].down = nullptr;
       break;
     case 6:
-      a.dtype = bytes.of<int32_t>({-1, 3, INT32_MAX});
+      if (bytes.one_in(2)) {
+        a.dtype = bytes.of<int32_t>({-1, 3, INT32_MAX});
+      } else {
+        a.activation = bytes.of<int64_t>({-1, 3, INT64_C(1) << 32, INT64_MAX, INT64_MIN});
+      }
       break;
     case 7:
       a.size = static_cast<size_t>(bytes.of<int64_t>({0, 8, -1}));

@@ -264,20 +264,31 @@ fastdecode_result add_norm(Exact<float>& weight, const float* x, int64_t rows, i
   return result;
 }
 
-fastdecode_result swiglu(Exact<float>&, const float* x, int64_t rows, int64_t n, float* out,
-                         int32_t threads) {
-  return fastdecode_swiglu(x, rows, n / 2, out, threads);
+template <int32_t activation>
+fastdecode_result glu(Exact<float>&, const float* x, int64_t rows, int64_t n, float* out,
+                      int32_t threads) {
+  return fastdecode_glu(x, activation, rows, n / 2, out, threads);
 }
 
 void fuzz_rows(Bytes& bytes) {
   const int64_t rows = bytes.in(0, 6), n = 2 * bytes.in(1, bytes.one_in(8) ? 300 : 40);
   Random random(bytes.bits(2));
   Exact<float> weight = filled(n, random), x = filled(rows * n, random);
-  const RowsOperation run = bytes.of<RowsOperation>({norm, add_norm, swiglu});
-  const int64_t width = run == swiglu ? n / 2 : n;
+  const RowsOperation run = bytes.of<RowsOperation>({norm, add_norm, glu<0>, glu<1>, glu<2>});
+  const bool gates = run != norm && run != add_norm;
+  const int64_t width = gates ? n / 2 : n;
+  Exact<float> first(rows * width);
+  bool any = false;
   for_each_isa([&] {
     Exact<float> out(rows * width), other(rows * width);
     CHECK(run(weight, x.get(), rows, n, out.get(), 1) == FASTDECODE_OK);
+    if (gates && any) CHECK(out.same_bits(first));  // no sums: the same for all
+    first = out;
+    any = true;
+    if (run == glu<0>) {
+      CHECK(fastdecode_swiglu(x.get(), rows, width, other.get(), 1) == FASTDECODE_OK);
+      CHECK(other.same_bits(out));
+    }
     const int32_t threads = static_cast<int32_t>(bytes.in(0, 4));
     CHECK(run(weight, x.get(), rows, n, other.get(), threads) == FASTDECODE_OK);
     CHECK(other.same_bits(out));
