@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fastdecode import ops
     from fastdecode.build_info import get_include, get_library
+    from fastdecode.decoder.family import Nest
     from fastdecode.engine.events import Finished, PictureBegun, PictureDone, PicturePart, TextDelta, Tokens
     from fastdecode.generation.api import custom_generate, explain, generate, new_pool
     from fastdecode.generation.enabling import disable, enable
@@ -23,10 +24,13 @@ if TYPE_CHECKING:
     from fastdecode.kv.page_pool import PagePool, PoolExhausted
     from fastdecode.kv.transformers_cache import PagedCache
     from fastdecode.models.documents import to_documents
+    from fastdecode.models.families import register
+    from fastdecode.models.family import Family
     from fastdecode.models.loading import load
     from fastdecode.models.quantise import quantise
     from fastdecode.models.recipe import Recipe
     from fastdecode.models.recipes import recipe
+    from fastdecode.vocabulary import Grid, Layout, SizeTokens, Vocabulary
 
 _HOMES = {
     "custom_generate": "fastdecode.generation.api",
@@ -35,13 +39,17 @@ _HOMES = {
     "Engine": "fastdecode.generation.engine",
     "EngineStatistics": "fastdecode.generation.engine",
     "explain": "fastdecode.generation.api",
+    "Family": "fastdecode.models.family",
     "Finished": "fastdecode.engine.events",
     "generate": "fastdecode.generation.api",
+    "Grid": "fastdecode.vocabulary",
     "get_include": "fastdecode.build_info",
     "get_library": "fastdecode.build_info",
     "Guidance": "fastdecode.guidance",
     "Handle": "fastdecode.generation.handle",
+    "Layout": "fastdecode.vocabulary",
     "load": "fastdecode.models.loading",
+    "Nest": "fastdecode.decoder.family",
     "new_pool": "fastdecode.generation.api",
     "PagedCache": "fastdecode.kv.transformers_cache",
     "PagePool": "fastdecode.kv.page_pool",
@@ -52,20 +60,27 @@ _HOMES = {
     "quantise": "fastdecode.models.quantise",
     "Recipe": "fastdecode.models.recipe",
     "recipe": "fastdecode.models.recipes",
+    "register": "fastdecode.models.families",
     "RequestFailed": "fastdecode.generation.handle",
+    "SizeTokens": "fastdecode.vocabulary",
     "Stream": "fastdecode.guidance",
     "stream": "fastdecode.generation.engine",
     "TextDelta": "fastdecode.engine.events",
     "to_documents": "fastdecode.models.documents",
     "Tokens": "fastdecode.engine.events",
+    "Vocabulary": "fastdecode.vocabulary",
 }
 
 __all__ = [
     "Engine",
     "EngineStatistics",
+    "Family",
     "Finished",
+    "Grid",
     "Guidance",
     "Handle",
+    "Layout",
+    "Nest",
     "PagePool",
     "PagedCache",
     "PictureBegun",
@@ -74,9 +89,11 @@ __all__ = [
     "PoolExhausted",
     "Recipe",
     "RequestFailed",
+    "SizeTokens",
     "Stream",
     "TextDelta",
     "Tokens",
+    "Vocabulary",
     "__version__",
     "custom_generate",
     "disable",
@@ -90,6 +107,7 @@ __all__ = [
     "ops",
     "quantise",
     "recipe",
+    "register",
     "stream",
     "to_documents",
 ]

@@ -5,23 +5,38 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from models_for_tests import drawing_model
+from models_for_tests import drawing_model, vq_config
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
     CLIPVisionConfig,
     Emu3Config,
     Emu3ForConditionalGeneration,
+    Emu3Processor,
+    GemmaConfig,
+    GemmaForCausalLM,
     JanusConfig,
     JanusForConditionalGeneration,
+    JanusProcessor,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
     MistralConfig,
+    PreTrainedTokenizerFast,
     Qwen2Config,
 )
+from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 from transformers.models.emu3.configuration_emu3 import Emu3TextConfig, Emu3VQVAEConfig
+from transformers.models.emu3.image_processing_emu3 import Emu3ImageProcessor
 from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
+from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
+
+from fastdecode.models.checkpoint import DecoderWeights
+from fastdecode.models.liquid import attach_vqgan
+from fastdecode.models.vq_decoder import VQDecoder
 
 TEXT: dict[str, Any] = {
     "vocab_size": 331,
@@ -113,6 +128,21 @@ def tiny_lumina(seed: int = 0, **settings: Any) -> Any:
     return model
 
 
+LIQUID = {"begin": 7, "end": 8, "unconditional": 9, "first": 300}
+
+
+def tiny_liquid(seed: int = 0, **text: Any) -> GemmaForCausalLM:
+    """A Gemma with 24 image tokens, from token 300 on, and a VQ-GAN for pictures of 16 x 16 pixels."""
+    torch.manual_seed(seed)
+    vq = vq_config(16, 24)
+    settings = TEXT | {"head_dim": 16, "vq_config": vq.to_dict(), "picture_tokens": LIQUID} | text
+    model = filled(GemmaForCausalLM(GemmaConfig(**settings)))
+    encoder, decoder = ChameleonVQVAE(vq), VQDecoder(vq)
+    torch.nn.init.normal_(encoder.quantize.embedding.weight)
+    attach_vqgan(model, DecoderWeights(decoder.state_dict(), {}, encoder.state_dict()))
+    return model
+
+
 def tiny_llava(kind: str, text: str = "llama", seed: int = 0) -> Any:
     """``kind``: "llava" or "llava_next"; ``text``: "llama", "mistral" or "qwen2"."""
     torch.manual_seed(seed)
@@ -124,3 +154,50 @@ def tiny_llava(kind: str, text: str = "llama", seed: int = 0) -> Any:
     models = {"llava": LlavaForConditionalGeneration, "llava_next": LlavaNextForConditionalGeneration}
     config = configs[kind](vision_config=vision, text_config=language, image_token_index=5, image_token_id=5)
     return filled(models[kind](config))
+
+
+# --- processors -------------------------------------------------------------------------------------------------
+
+
+def word_tokenizer(size: int, special: dict[str, int], named: dict[str, str], **more: Any) -> PreTrainedTokenizerFast:
+    """A tokenizer of ``size`` tokens: ``special`` names, and words w0, w1, … on all other tokens. ``named``: attributes
+    such as image_token.
+    """
+    taken = {token: name for name, token in special.items()}
+    names = {taken.get(token, f"w{token}"): token for token in range(size)}
+    tokens = Tokenizer(WordLevel(names, unk_token="w10"))
+    tokens.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, extra_special_tokens=named, unk_token="w10", **more)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def janus_processor() -> JanusProcessor:
+    special = {
+        "<pad>": 0,
+        "<bos>": 1,
+        "<eos>": 2,
+        "<image_placeholder>": JANUS_PLACEHOLDER,
+        "<begin_of_image>": JANUS_BEGIN,
+        "<end_of_image>": JANUS_END,
+    }
+    named = {"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
+    tokenizer = word_tokenizer(TEXT["vocab_size"], special, named, pad_token="<pad>", eos_token="<eos>")
+    pictures = JanusImageProcessorPil(size={"height": 32, "width": 32}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    return JanusProcessor(pictures, tokenizer, num_image_tokens=JANUS_SIDE**2)
+
+
+def emu3_processor() -> Emu3Processor:
+    special = {name: token for name, token in emu3_vocabulary().items() if "visual" not in name}
+    named = {
+        "image_token": "<image>",
+        "boi_token": "<|image start|>",
+        "eoi_token": "<|image end|>",
+        "image_wrapper_token": "<|image token|>",
+        "eof_token": "<|extra_201|>",
+    }
+    marks = {"bos_token": "<|extra_203|>", "eos_token": "<|extra_204|>", "pad_token": "<|endoftext|>"}
+    tokenizer = word_tokenizer(TEXT["vocab_size"], special, named, **marks)
+    pictures = Emu3ImageProcessor(min_pixels=16 * 16, max_pixels=64 * 64, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    return Emu3Processor(pictures, tokenizer)

@@ -34,10 +34,13 @@ _FORWARDS = {
 
 _CALLED = ("apply_rotary_pos_emb", "rotate_half", "repeat_kv", "eager_attention_forward")
 _TORCH = ("linear", "embedding", "silu", "gelu", "scaled_dot_product_attention")
-_MODULES = {f.inner: sys.modules[f.inner.__module__] for f in FAMILIES}
 _FUNCTIONS = {
-    inner: {(m, name): getattr(m, name) for m, names in ((module, _CALLED), (functional, _TORCH)) for name in names}
-    for inner, module in _MODULES.items()
+    f.inner: {
+        (m, name): getattr(m, name)
+        for m, names in ((sys.modules[f.inner.__module__], _CALLED), (functional, _TORCH))
+        for name in names
+    }
+    for f in FAMILIES
 }
 """By a language model's class: the functions that the forwards of its family call by name, as they were when this file
 was imported.
@@ -99,9 +102,9 @@ def top_altered(model: Any) -> bool:
 
 
 def _replaced(classes: Any) -> type[nn.Module] | None:
-    """The first class whose forward another function has replaced."""
+    """The first class whose forward another function has replaced; of a registered one, since it was first met."""
     for c in classes:
-        if c.forward is not _FORWARDS[c] or c.forward.__module__ != c.__module__:
+        if c.forward is not _FORWARDS.setdefault(c, c.forward) or c.forward.__module__ != c.__module__:
             return c
     return None
 

@@ -173,11 +173,12 @@ QK_EPSILON = 1e-5
 
 def family_of(model: Any) -> Family:
     """The family of ``model``. TypeError for an unsupported class."""
-    family = next((f for f in FAMILIES if isinstance(model, f.model)), None)
-    if family is not None:
-        return family
     nest = next((n for n in NESTS if isinstance(model, n.model)), None)
-    if nest is not None:
+    if nest is None:
+        known = next((f for f in FAMILIES if isinstance(model, f.model)), None)
+        if known is not None:
+            return known
+    else:
         inner = reduce(getattr, nest.path, model)
         family = next((f for f in FAMILIES if isinstance(inner, f.inner)), None)
         if family is not None:

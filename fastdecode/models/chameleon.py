@@ -49,6 +49,7 @@ def vocabulary(model: Any) -> Vocabulary:
         end_image=ids[END_IMAGE],
         placeholder=ids[PLACEHOLDER],
         image_length=latent_side(config.vq_config) ** 2,
+        cell=config.vq_config.resolution // latent_side(config.vq_config),
         context=config.max_position_embeddings,
         bos=ids.get("<s>"),
         pad=ids.get("<pad>"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from fastdecode.decoder.family import NESTS, Nest
 from fastdecode.decoder.family import family_of as layers_of
 from fastdecode.decoder.wrappers import unwrapped
 from fastdecode.models.chameleon import CHAMELEON
@@ -15,6 +16,7 @@ from fastdecode.models.liquid import LIQUID
 from fastdecode.models.lumina import LUMINA
 from fastdecode.models.text import TEXT, without_pictures
 from fastdecode.vocabulary import Vocabulary
+from fastdecode.wording import kind_of
 
 FAMILIES = [LUMINA, CHAMELEON, JANUS, EMU3, LIQUID, TEXT]
 """The first whose ``matches`` is true is a model's family."""
@@ -33,6 +35,21 @@ def family_of(model: Any) -> Family:
     """The family of ``model``. TypeError for a model whose layers no decoder knows."""
     layers_of(model)
     return next(family for family in FAMILIES if family.matches(model))
+
+
+def register(family: Family, nest: Nest | None = None) -> None:
+    """Add a family of models, before those that there are. A family of the same name is replaced.
+
+        family   how its models read and draw pictures; see `fastdecode.models.family.Family`
+        nest     for models with a language model inside, of a class that fastdecode decodes: where it is
+
+    ``TypeError`` for what is not a `Family`.
+    """
+    if not isinstance(family, Family):
+        raise TypeError(f"register takes a fastdecode.Family, not {kind_of(family)}")
+    FAMILIES[:] = [family, *(known for known in FAMILIES if known.name != family.name)]
+    if nest is not None:
+        NESTS[:] = [nest, *(known for known in NESTS if known.model is not nest.model)]
 
 
 def vocabulary_of(model: Any) -> Vocabulary:
