@@ -8,7 +8,7 @@ import pytest
 from fastdecode.grammar import BLOCK, DONE, EVERYTHING_SET, MODES, OPEN, TEXT, compile_grammar
 from fastdecode.ops import TokenSets
 from fastdecode.token_rules import Phase
-from fastdecode.vocabulary import Vocabulary
+from fastdecode.vocabulary import Layout, SizeTokens, Vocabulary
 
 BOS, PAD, EOS, BEGIN, END, PLACEHOLDER, WORD = 0, 1, 2, 3, 4, 5, 6
 IMAGE = (9, 7)  # neither monotone nor contiguous: 8 is a word
@@ -343,3 +343,107 @@ def test_other_sets_for_the_same_modes():
         tables.with_sets(TokenSets([[], [], [], [(0, 11)]]))
     with pytest.raises(ValueError, match="sets: must be on cpu, got meta"):
         tables.with_sets(TokenSets([[], [], [], []], device="meta"))
+
+
+# --- pictures with rows, sizes and ends -------------------------------------------------------------------------
+
+ROW_END, SIZE, FRAME_END = 8, 20, 30
+
+
+def laid_out(rows: int, columns: int, **more) -> Vocabulary:
+    """Words, and pictures of two image tokens: two size tokens, rows with their ends, the end of the frame."""
+    sizes = SizeTokens(SIZE, 1, 8)
+    layout = Layout(rows, columns, ROW_END, sizes.of(rows, columns), (FRAME_END,))
+    ids = {"bos": BOS, "pad": PAD, "begin_image": BEGIN, "end_image": END, "placeholder": PLACEHOLDER}
+    every = frozenset((r, c) for r in range(1, 8) for c in range(1, 8))
+    return Vocabulary(
+        size=32,
+        code_ids=IMAGE,
+        image_length=len(layout),
+        context=200,
+        layout=layout,
+        size_tokens=sizes,
+        sizes=every,
+        **(ids | more),
+    )
+
+
+def described(rows: int, columns: int) -> str:
+    """A picture as a regular expression over tokens, each followed by a comma; written from the description."""
+    image = f"({'|'.join(map(str, IMAGE))}),"
+    row = f"({image}){{{columns}}}{ROW_END},"
+    return f"{BEGIN},{SIZE + rows},{SIZE + columns},({row}){{{rows}}}{FRAME_END},{END},"
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("mode", ["image-only", "interleaved-text-image"])
+def test_random_walks_through_pictures_of_random_sizes(mode: str, seed: int):
+    rng = random.Random(seed)
+    rows, columns = rng.randint(1, 6), rng.randint(1, 6)
+    vocabulary = laid_out(rows, columns)
+    grammar = compile_grammar(mode, vocabulary, [EOS])
+    picture = described(rows, columns)
+    never = {*IMAGE, BEGIN, END, PLACEHOLDER, BOS, PAD, EOS, ROW_END, FRAME_END, *range(SIZE, SIZE + 8)}
+    word = f"({'|'.join(str(i) for i in range(32) if i not in never)}),"
+    whole = f"{picture}" if mode == "image-only" else f"({word}|{picture})*({EOS},)?"
+    prompt = [BOS, 6]
+    limit = len(prompt) + rng.randint(grammar.block_length, 3 * grammar.block_length)
+    state, new = grammar.start(prompt), []
+    while state != DONE and len(prompt) + len(new) < limit:
+        choice = choices(grammar, state, len(prompt) + len(new), limit)
+        token = BEGIN if BEGIN in choice and rng.random() < 0.3 else rng.choice(choice)
+        new.append(token)
+        state = grammar.advance(state, token)
+    spelt = "".join(f"{token}," for token in new)
+    assert re.fullmatch(whole, spelt), (rows, columns, spelt)
+    for found in re.finditer(picture, spelt):
+        block = [int(i) for i in found[0].split(",")[1:-2]]
+        grid = vocabulary.grid(block)
+        assert grid is not None
+        assert (grid.rows, grid.columns) == (rows, columns)
+        assert [IMAGE[code] for code in grid.codes] == [i for i in block if i in IMAGE]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_grids_of_broken_pictures(seed: int):
+    """A token more, less or other anywhere makes no whole picture, unless it is another image token."""
+    rng = random.Random(seed)
+    rows, columns = rng.randint(1, 5), rng.randint(1, 5)
+    vocabulary = laid_out(rows, columns)
+    block = [rng.choice(IMAGE) if token < 0 else token for token in vocabulary.picture.forced]
+    assert vocabulary.grid(block) is not None
+    other = laid_out(6, 6).grid(block)  # the tokens tell the size
+    assert other is not None
+    assert (other.rows, other.columns) == (rows, columns)
+    for place in range(len(block)):
+        assert vocabulary.grid(block[:place] + block[place + 1 :]) is None
+        assert vocabulary.grid([*block[:place], 6, *block[place + 1 :]]) is None
+        assert vocabulary.grid([*block[:place], 6, *block[place:]]) is None
+    assert vocabulary.grid([]) is None
+
+
+def test_prompts_that_end_inside_pictures():
+    vocabulary = laid_out(2, 3)
+    grammar = compile_grammar("interleaved-text-image", vocabulary, [EOS])
+    block = [IMAGE[0] if token < 0 else token for token in vocabulary.picture.forced]
+    for kept in range(len(block) + 1):
+        assert grammar.start([BOS, 6, BEGIN, *block[:kept]]) == BLOCK + kept
+    assert grammar.start([BOS, 6, BEGIN, *block, END]) == TEXT
+    assert grammar.start([BOS, 6, BEGIN, SIZE + 3]) == TEXT  # a picture of another size
+    for state in range(BLOCK, grammar.close):
+        assert (grammar.forced[state] >= 0) == (vocabulary.picture.forced[state - BLOCK] >= 0)
+        assert grammar.in_block(state)
+    assert not grammar.in_block(grammar.close)
+    assert grammar.first_sampled == BLOCK + 2
+
+
+def test_sizes_that_there_are_not():
+    vocabulary = laid_out(2, 3)
+    with pytest.raises(ValueError, match=r"no pictures of 144x16 pixels .*near to it are 112x16"):
+        vocabulary.resized(1, 9)
+    assert vocabulary.resized(2, 3) is vocabulary
+    assert vocabulary.resized(4, 5).picture.before == (SIZE + 4, SIZE + 5)
+    with pytest.raises(ValueError, match="9 rows: give a multiple of 1 from 1 to 7"):
+        SizeTokens(SIZE, 1, 8).of(9, 1)
+    with pytest.raises(ValueError, match="image_length=7, but the layout has 11 tokens"):
+        Vocabulary(10, IMAGE, BEGIN, END, PLACEHOLDER, 7, 100, layout=Layout(2, 3, ROW_END, (SIZE, SIZE), (FRAME_END,)))

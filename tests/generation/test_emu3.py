@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from family_models import emu3_vocabulary, tiny_emu3
+from family_models import emu3_processor, emu3_vocabulary, tiny_emu3
 
 import fastdecode
+from fastdecode.models.families import vocabulary_of
 
 IDS = emu3_vocabulary()
 BEGIN, PLACEHOLDER, END = (IDS[name] for name in ("<|image token|>", "<image>", "<|image end|>"))
@@ -62,3 +63,67 @@ def test_greedy_pictures_are_those_of_transformers(size: tuple[int, int], guided
         model, **inputs, image_sizes=sizes, do_sample=False, multimodal_generation_mode="image-only"
     )
     assert torch.equal(found, wanted)
+
+
+def drawn(model, inputs, size: tuple[int, int], **options) -> torch.Tensor:
+    sizes = torch.tensor([list(size)] * len(inputs["input_ids"]))
+    return fastdecode.generate(model, **inputs, image_sizes=sizes, multimodal_generation_mode="image-only", **options)
+
+
+@pytest.mark.parametrize("size", [(3, 5), (2, 2)])
+def test_pictures_are_those_of_the_models_own_decoder(size: tuple[int, int]):
+    model, inputs, processor = tiny_emu3(), prompts(9, 6), emu3_processor()
+    tokens = drawn(model, inputs, size, do_sample=True, seed=4)
+    width = inputs["input_ids"].shape[1]
+    found = [part for [part] in fastdecode.to_documents(model, processor, tokens, start=width)]
+    whole = torch.nn.functional.pad(tokens[:, width:], (0, 1), value=1)  # theirs drops three tokens, the last is </s>
+    pixels = model.decode_image_tokens(image_tokens=whole, height=size[0], width=size[1])
+    wanted = processor.postprocess(list(pixels.float()), return_tensors="PIL.Image.Image")["pixel_values"]
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.size == theirs.size == (8 * size[1], 8 * size[0])
+        assert max(abs(a - b) for a, b in zip(ours.tobytes(), theirs.tobytes(), strict=True)) <= 1
+
+
+def test_text_is_that_of_transformers():
+    """Image tokens are not banned in text, as they are not there."""
+    model, inputs = tiny_emu3(), prompts(9, 14)
+    options = {"max_new_tokens": 40, "do_sample": False}
+    wanted = model.generate(**inputs, **options)
+    assert torch.equal(fastdecode.generate(model, **inputs, **options), wanted)
+    explained = fastdecode.explain(model, **inputs, **options)
+    assert explained.allowed["text"] == model.config.text_config.vocab_size
+
+
+def test_sizes_by_pixels_and_by_prompt():
+    model, inputs = tiny_emu3(), prompts(9, 9)
+    options = {"do_sample": False, "multimodal_generation_mode": "image-only"}
+    wanted = drawn(model, inputs, (3, 5), do_sample=False)
+    assert torch.equal(fastdecode.generate(model, **inputs, image_size=(40, 24), **options), wanted)
+    both = fastdecode.generate(model, **inputs, image_size=[(40, 24), (16, 16)], **options)
+    assert both[0].tolist() == wanted[0].tolist()
+    small = drawn(model, inputs, (2, 2), do_sample=False)[1].tolist()
+    assert both[1, : len(small)].tolist() == small
+
+
+def test_what_is_refused():
+    model, inputs = tiny_emu3(), prompts(9)
+    with pytest.raises(ValueError, match=r"a picture of 400x400 pixels takes 2553 tokens, and the context .* is 320"):
+        fastdecode.generate(model, **inputs, multimodal_generation_mode="image-only", image_size=(400, 400))
+    with pytest.raises(ValueError, match="Emu3 draws one picture to a prompt that ends with its size; choose"):
+        fastdecode.generate(model, **inputs, multimodal_generation_mode="interleaved-text-image", max_new_tokens=40)
+    for wrong in ([[3]], torch.tensor([3, 5]), "3x5", [[3, 5]] * 3, [[0, 5]]):
+        with pytest.raises(ValueError, match=r"image_sizes=.*must hold rows and columns of the picture of each"):
+            fastdecode.generate(model, **inputs, multimodal_generation_mode="image-only", image_sizes=wrong)
+    pixels = torch.zeros(1, 3, 24, 40)
+    ids = torch.tensor([[0, *[PLACEHOLDER] * 18, 30]])
+    with pytest.raises(ValueError, match=r"image_sizes is \(0,\); it must be \(1, 2\) integers"):
+        fastdecode.generate(model, ids, pixel_values=pixels, max_new_tokens=3, fallback="error")
+    with pytest.raises(ValueError, match=r"the prompt has 18 <image> placeholder tokens .* but pixel_values holds 1"):
+        fastdecode.generate(
+            model, ids, pixel_values=pixels, image_sizes=torch.tensor([[16, 16]]), max_new_tokens=3, fallback="error"
+        )
+    del model.config.vocabulary_map["<|extra_201|>"]
+    with pytest.raises(ValueError, match=r"has no <\|extra_201\|>: it must map every token"):
+        drawn(model, inputs, (3, 5))
+    assert vocabulary_of(tiny_emu3()).end_image == END
+    assert CODES == 40
