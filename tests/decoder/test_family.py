@@ -137,8 +137,9 @@ def test_logits_against_transformers(family: str):
     assert errors[0] <= errors[1]
 
 
-def test_a_draw_is_the_same_alone_and_in_a_batch():
-    model = text_model("qwen3", 5)
+@pytest.mark.parametrize("family", ["qwen3", "gemma"])
+def test_a_draw_is_the_same_alone_and_in_a_batch(family: str):
+    model = text_model(family, 5)
     inputs = batch(5, [30, 3, 12])
     options = {"max_new_tokens": 20, "do_sample": True, "top_p": 0.9, "deterministic": True}
     together = fastdecode.generate(model, **inputs, seed=[1, 2, 3], **options)

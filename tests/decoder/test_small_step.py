@@ -56,6 +56,7 @@ def llama(seed: int = 0, **settings):
     return shrunk(text_model("llama", seed, **{"hidden_size": 64, "intermediate_size": 96, **settings}))
 
 
+GEMMA = {"hidden_size": 96, "intermediate_size": 160, "head_dim": 64}
 MODELS = {
     "chameleon": lambda: chameleon(1),
     "swin norms and biases": lambda: chameleon(2, swin_norm=True, bias=True, kv_heads=3),
@@ -67,6 +68,7 @@ MODELS = {
     "llama, grouped queries": lambda: llama(4),
     "llama, tied": lambda: llama(5, tie_word_embeddings=True),
     "qwen2, biases": lambda: shrunk(text_model("qwen2", 6)),
+    "gemma, tied": lambda: shrunk(text_model("gemma", 9, **GEMMA, tie_word_embeddings=True)),
     "int8 only": lambda: shrunk(text_model("llama", 7), "int8"),
     "q4_0 only": lambda: shrunk(text_model("llama", 8, intermediate_size=96), "q4_0"),
 }

@@ -54,7 +54,9 @@ def test_chameleons(shape: dict, dtype: torch.dtype):
     assert_same_bits(shaped_model(1, shape).to(dtype))
 
 
-@pytest.mark.parametrize("more", [{}, {"attention_bias": True, "head_dim": 24}], ids=str)
+@pytest.mark.parametrize(
+    "more", [{}, {"attention_bias": True, "head_dim": 24}, {"head_dim": 256}, {"hidden_act": "gelu"}], ids=str
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_models_of_text(family: str, more: dict):
     assert_same_bits(text_model(family, 2, **more).bfloat16())
@@ -68,6 +70,15 @@ def test_with_the_reference_operations(shape: dict):
     expected, found = run(one, rows, 4), run(other, rows, 4)
     assert last_backend() == "reference"
     assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_gemma_with_the_reference_operations(dtype: torch.dtype):
+    one, other = both(text_model("gemma", 3, head_dim=256).to(dtype), "reference")
+    rows = [numbers(i, n) for i, n in enumerate(LENGTHS)]
+    expected, found = run(one, rows, 4), run(other, rows, 4)
+    assert last_backend() == "reference"
+    assert (found - expected).abs().max() <= (2e-5 if dtype == torch.float32 else 2e-2) * expected.abs().max()
 
 
 def test_pictures_are_the_same(monkeypatch: pytest.MonkeyPatch):

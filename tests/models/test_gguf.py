@@ -226,6 +226,13 @@ def test_settings_of_another_model(tmp_path: Path, setting: str, value):
         load_matrices(model_of("llama", 3, **{setting: value}), path)
 
 
+def test_a_family_whose_files_are_not_read(tmp_path: Path):
+    path = write(tmp_path / "a.gguf", model_of("llama", 3))
+    said = r"GGUF files are read for .*, Qwen3ForCausalLM; the model is a GemmaForCausalLM$"
+    with pytest.raises(ValueError, match=said):
+        load_matrices(model_of("gemma", 3), path)
+
+
 def test_another_order_of_norms(tmp_path: Path):
     path = write(tmp_path / "a.gguf", model_of("chameleon", 3, swin_norm=True))
     with pytest.raises(ValueError, match=r"chameleon\.swin_norm = True, and the config has False"):

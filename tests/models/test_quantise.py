@@ -30,7 +30,7 @@ def small_names(model) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-@pytest.mark.parametrize("make", [model_of, lambda: text_model("qwen3", 1)])
+@pytest.mark.parametrize("make", [model_of, lambda: text_model("qwen3", 1), lambda: text_model("gemma", 1)])
 def test_the_language_models_matrices_become_small(make, kind: str):
     model, plain = make(), make()
     assert fastdecode.quantise(model, kind) is model
@@ -62,8 +62,9 @@ def test_group_and_offset_reach_the_weights(group: int, symmetric: bool):
     assert (small.offset is None) == symmetric
 
 
-def test_a_tied_head_stays_tied():
-    model = fastdecode.quantise(model_of(tie_word_embeddings=True), "int4")
+@pytest.mark.parametrize("make", [model_of, lambda **settings: text_model("gemma", 2, **settings)])
+def test_a_tied_head_stays_tied(make):
+    model = fastdecode.quantise(make(tie_word_embeddings=True), "int4")
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert copy.deepcopy(model).lm_head.weight is not model.lm_head.weight
 

@@ -2,6 +2,8 @@
 
 import torch
 from transformers import (
+    GemmaConfig,
+    GemmaForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -17,6 +19,7 @@ FAMILIES = {
     "mistral": (MistralConfig, MistralForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "gemma": (GemmaConfig, GemmaForCausalLM),
 }
 
 
@@ -36,9 +39,10 @@ def text_model(family: str, seed: int = 0, **more):
         "bos_token_id": 1,
         "eos_token_id": 2,
         "sliding_window": None,
+        "tie_word_embeddings": False,
     }
     torch.manual_seed(seed)
     made = model(config(**(settings | more))).eval()
     for name, weights in made.named_parameters():
-        torch.nn.init.normal_(weights, float("norm" in name), 0.15)
+        torch.nn.init.normal_(weights, float("norm" in name and family != "gemma"), 0.15)
     return made

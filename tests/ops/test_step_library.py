@@ -28,7 +28,8 @@ def test_all_are_clean(backend: str):
     assert all_clean(opcheck(OPS.linear, (x, weight, torch.randn(30)), options))
     assert all_clean(opcheck(OPS.rms_norm, (x, torch.randn(HIDDEN), 1e-3), options))
     assert all_clean(opcheck(OPS.add_rms_norm, (x, x + 1, torch.randn(HIDDEN)), options))
-    assert all_clean(opcheck(OPS.swiglu, (x,), options))
+    for more in ({}, {"activation": "gelu"}, {"activation": "gelu_tanh"}):
+        assert all_clean(opcheck(OPS.swiglu, (x,), {**options, **more}))
     assert all_clean(opcheck(OPS.embed, (torch.tensor([2, 0, 29]), weight), options))
     arguments = cache_arguments()
     assert all_clean(opcheck(OPS.attend, (torch.randn(ROWS, HEADS, DIM), *arguments), options))
@@ -81,6 +82,8 @@ def test_tracers_record_the_operation():
     graph = make_fx(lambda x: swiglu(x))(x)
     assert "fastdecode.swiglu" in graph.code
     assert torch.equal(graph(x), swiglu(x))
+    graph = make_fx(lambda x: swiglu(x, activation="gelu"))(x)
+    assert torch.equal(graph(x), swiglu(x, activation="gelu"))
     with FakeTensorMode() as mode:
         fake = mode.from_tensor(x)
         assert rms_norm(fake, fake[0]).shape == (2, 8)

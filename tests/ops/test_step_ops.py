@@ -140,7 +140,7 @@ def test_embed(rows: int, hidden: int, dtype: torch.dtype, backend: str):
 # --- attention
 
 
-SHAPES = [(1, 1, 1, 8), (2, 4, 2, 16), (5, 6, 3, 10), (3, 8, 1, 128), (4, 3, 3, 70)]
+SHAPES = [(1, 1, 1, 8), (2, 4, 2, 16), (5, 6, 3, 10), (3, 8, 1, 128), (4, 3, 3, 70), (2, 4, 4, 256)]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -289,7 +289,8 @@ def test_appended_ids_are_attended():
 def test_a_row_has_the_same_bits_alone_and_among_others():
     x, weight = randn(7, 300), randn(300, seed=1)
     matrix = randn(70, 300).bfloat16()
-    for one in (lambda x: rms_norm(x, weight), swiglu, lambda x: linear(x, matrix)):
+    gates = [lambda x, name=name: swiglu(x, activation=name) for name in ACTIVATIONS]
+    for one in (lambda x: rms_norm(x, weight), *gates, lambda x: linear(x, matrix)):
         together = one(x)
         for r in range(7):
             assert torch.equal(one(x[r : r + 1]), together[r : r + 1])

@@ -77,6 +77,8 @@ def compare_step(dtype: torch.dtype) -> None:
     equal(OPS.rms_norm(x, factors, 1e-3), ops.rms_norm(x, factors, 1e-3))
     equal(OPS.add_rms_norm(x, residual, factors), ops.rms_norm(x, factors, residual=residual))
     equal(OPS.swiglu(x), ops.swiglu(x))
+    for name in ("silu", "gelu_tanh", "gelu"):
+        equal(OPS.swiglu(x, activation=name), ops.swiglu(x, activation=name))
     qkv = torch.randn(rows, (heads + 2 * kv_heads) * head_dim)
     cos, sin = rotation(torch.tensor([5, 0, 9]), head_dim, torch.float32)
     norms = {"q_norm": torch.randn(head_dim), "k_norm": torch.randn(kv_heads, head_dim)}
@@ -129,6 +131,9 @@ def compare_refusals() -> None:
     assert sentence(lambda: OPS.sample(x, contrast_alpha=2.0, contrast_k=1)) == sentence(
         lambda: ops.sample(x, contrast=(2.0, 1))
     )
+    for name in ("", "relu", "gelu_new"):
+        expected = sentence(lambda name=name: ops.swiglu(x, activation=name))
+        assert sentence(lambda name=name: OPS.swiglu(x, activation=name)) == expected
     assert "must be given together" in sentence(lambda: OPS.sample(x, ranges=torch.zeros(1, 2, dtype=torch.int32)))
     assert "must be 'cpu' or None" in sentence(lambda: OPS.sample(x, backend="reference"))
     of_bytes = sentence(lambda: OPS.linear(x, x.to(torch.int8)))
