@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from test_cpu_step import run
 from test_family import batch, text_model
 from torch import nn
 from torch.nn import functional as F
@@ -82,6 +83,20 @@ def test_norms(dtype: torch.dtype):
     assert torch.equal(factors_of(module), 1.0 + module.weight.float())
     module.weight += 1.0  # in place
     torch.testing.assert_close(mine(x), module(x))
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+@torch.no_grad()
+def test_weights_of_norms_that_bfloat16_would_lose_are_kept(backend: str | None):
+    """1 + 0.003 is 1 in bfloat16: the C++ step and that of operations multiply by the float32 sum."""
+    model, found = text_model("gemma", 5).bfloat16(), []
+    for value in (0.0, 0.003):
+        model.model.norm.weight.fill_(value)
+        decoder = Decoder(model)
+        if backend is not None:
+            decoder._take_steps_by(TritonStep(model.model, False, backend))
+        found.append(run(decoder, [[5, 9, 4, 7], [8, 3, 6]], 2))
+    torch.testing.assert_close(found[1], found[0] * (1.0 + model.model.norm.weight[0].float()), rtol=1e-6, atol=0.0)
 
 
 def test_a_norm_of_another_epsilon_takes_pytorchs_step():

@@ -404,8 +404,8 @@ static inline fastdecode_result fastdecode_decode_args_init(fastdecode_decode_ar
 }
 
 /* One decode step on the CPU: runs a model's layers (Chameleon's, or others of Llama's shape) for
- * one new token in every row. A row's result is the same bits whatever the other rows, the pages
- * and the number of threads. */
+ * one new token in every row. (Gemma's norms are `weight` + 1 here, and its embeddings scaled.) A
+ * row's result is the same bits whatever the other rows, the pages and the number of threads. */
 FASTDECODE_API fastdecode_result fastdecode_decode_step(const fastdecode_decode_args* args);
 
 /* out[r * out_stride + f] = x[r] . weight[f] + bias[f] for few rows on the CPU: x (rows, k)
