@@ -1,0 +1,156 @@
+"""`fastdecode.generate` against the loops that people run for Janus, Emu3 and Liquid: guided pictures, random weights.
+
+    python benchmarks/bench_families.py [--models janus emu3 liquid] [--turns 3] [--json FILE]
+
+The layers have the real sizes, all of Janus-Pro-1B's and two of Emu3's and Liquid's, in bfloat16; the pictures are
+smaller than the real ones, 8 x 8 image tokens. Rivals: for Janus transformers' ``generate(generation_mode="image")``; for
+Emu3 transformers' ``generate`` with the guidance and the grammar of Emu3's model card; for Liquid a loop over the model's
+forward as Liquid's own code has it, both streams in one batch. All take turns in one run. Before anything is timed,
+greedy tokens must be the same in float32 with two small layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import fastdecode
+from benchmarks.family_models import emu3_model, janus_model, liquid_model
+from benchmarks.family_rivals import draw_emu3, draw_janus, draw_liquid
+from fastdecode.bench.machine import describe
+from fastdecode.models.families import vocabulary_of
+
+SIDE = 8
+"""Rows and columns of a picture."""
+
+PROMPT = 24
+"""Tokens of a prompt."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """``make(small)``: the model. ``ours`` and ``theirs``: image tokens (batch, n) of a prompt (batch, length)."""
+
+    name: str
+    rival: str
+    make: Callable[[bool], Any]
+    ours: Callable[[Any, Tensor, bool], Tensor]
+    theirs: Callable[[Any, Tensor, bool], Tensor]
+
+
+def _janus(model: Any, ids: Tensor, sample: bool) -> Tensor:
+    found: Tensor = fastdecode.generate(
+        model, ids, attention_mask=torch.ones_like(ids), generation_mode="image", guidance_scale=5.0, do_sample=sample
+    )
+    return found
+
+
+def _emu3(model: Any, ids: Tensor, sample: bool) -> Tensor:
+    negative = ids.flip(1)[:, -8:].clone()
+    negative[:, -1] = ids[:, -1]
+    options = {"guidance_scale": 3.0, "negative_prompt_ids": negative, "do_sample": sample, "image": {"top_k": 2048}}
+    options = options if sample else {**options, "image": {}}
+    sizes = torch.tensor([[SIDE, SIDE]] * len(ids))
+    found: Tensor = fastdecode.generate(
+        model, ids, image_sizes=sizes, multimodal_generation_mode="image-only", **options
+    )
+    return found[:, ids.shape[1] :]
+
+
+def _liquid(model: Any, ids: Tensor, sample: bool) -> Tensor:
+    image = {"temperature": 0.99, "top_k": 4096, "top_p": 0.96} if sample else {}
+    found: Tensor = fastdecode.generate(
+        model, ids, multimodal_generation_mode="image-only", guidance=7.0, do_sample=sample, image=image
+    )
+    return found[:, ids.shape[1] : ids.shape[1] + SIDE * SIDE]
+
+
+CASES = {
+    "janus": Case("Janus-Pro-1B", "transformers' generate for Janus", janus_model, _janus, draw_janus),
+    "emu3": Case("Emu3, 2 layers", "transformers' generate, model card's grammar", emu3_model, _emu3, draw_emu3),
+    "liquid": Case("Liquid, 2 layers", "a loop over the model's forward", liquid_model, _liquid, draw_liquid),
+}
+
+
+def prompts(model: Any, count: int) -> Tensor:
+    """(count, PROMPT) random words that end in the begin of a picture."""
+    vocabulary = vocabulary_of(model)
+    generator = torch.Generator().manual_seed(count)
+    ids = torch.randint(400, 900, (count, PROMPT), generator=generator)
+    ids[:, 0], ids[:, -1] = vocabulary.bos, vocabulary.begin_image
+    return ids
+
+
+def check(case: Case) -> None:
+    """SystemExit unless both draw the same greedy tokens with small layers in float32."""
+    model = case.make(True)
+    ids = prompts(model, 2)
+    ours, theirs = case.ours(model, ids, False), case.theirs(model, ids, False)
+    if not torch.equal(ours[:, : theirs.shape[1]], theirs[:, : ours.shape[1]]):
+        raise SystemExit(f"{case.name}: other greedy tokens than {case.rival}; not timing it")
+
+
+def measure(case: Case, turns: int) -> list[dict[str, Any]]:
+    check(case)
+    model = case.make(False)
+    rows = []
+    for count in (1, 8):
+        ids = prompts(model, count)
+        runs = {"ours": case.ours, "theirs": case.theirs}
+        times: list[dict[str, float]] = []
+        for _ in range(turns + 1):
+            turn = {}
+            for who, run in runs.items():
+                start = time.perf_counter()
+                run(model, ids, True)
+                turn[who] = time.perf_counter() - start
+            times.append(turn)
+        times = times[1:]  # the first warms up
+        ours, theirs = (statistics.median(turn[who] for turn in times) for who in runs)
+        tokens = count * SIDE * SIDE
+        rows.append(
+            {
+                "model": case.name,
+                "rival": case.rival,
+                "pictures at once": count,
+                "fastdecode ms per token": 1000 * ours / tokens,
+                "rival ms per token": 1000 * theirs / tokens,
+                "ratio": theirs / ours,
+                "ratios of the turns": sorted(round(turn["theirs"] / turn["ours"], 2) for turn in times),
+            }
+        )
+        print(
+            f"{case.name:>18} {count:>3} pictures: {rows[-1]['fastdecode ms per token']:8.2f} ms per token, rival "
+            f"{rows[-1]['rival ms per token']:8.2f}: {rows[-1]['ratio']:.2f} times as fast",
+            flush=True,
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="also write the figures there")
+    args = parser.parse_args()
+    rows = [row for name in args.models for row in measure(CASES[name], args.turns)]
+    machine = describe()
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    if args.json:
+        args.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
