@@ -71,7 +71,8 @@ def test_ops_need_torch_and_numpy_alone():
         "torch.ops.fastdecode.sample(torch.zeros(2, 9))\n"
         "assert fastdecode.get_library()\n"
         "assert fastdecode.PagePool\n"
-        "for name in ('generate', 'Engine', 'load', 'Guidance'):\n"
+        "assert fastdecode.Guidance.two_way(3.0).weights == (3.0, -2.0)\n"
+        "for name in ('generate', 'Engine', 'load', 'recipe'):\n"
         "    try:\n"
         "        getattr(fastdecode, name)\n"
         "    except ImportError as error:\n"
@@ -79,7 +80,7 @@ def test_ops_need_torch_and_numpy_alone():
     )
     done = python(code)
     assert done.returncode == 0, done.stderr
-    for line, name in zip(done.stdout.splitlines(), ("generate", "Engine", "load", "Guidance"), strict=True):
+    for line, name in zip(done.stdout.splitlines(), ("generate", "Engine", "load", "recipe"), strict=True):
         assert re.fullmatch(
             rf"fastdecode\.{name} needs the package \w+, which is not installed: pip install 'fastdecode\[hf\]'", line
         )
