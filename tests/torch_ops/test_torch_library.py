@@ -22,7 +22,7 @@ def test_the_schemas_are_those_of_python():
     text = run("gcc", "-E", "-P", "-x", "c++", ROOT / "csrc" / "torch" / "schemas.h")
     found = {}
     for definition in re.findall(r"\w+\[\] =\s*(.*?);", text, re.DOTALL):
-        schema = "".join(re.findall(r'"(.*?)"', definition))
+        schema = "".join(re.findall(r'"((?:[^"\\]|\\.)*)"', definition)).replace('\\"', '"')
         found[schema.partition("(")[0]] = str(torch._C.parse_schema(f"fastdecode::{schema}"))
     names = {name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names() if "fastdecode::" in name}
     assert found == {name: str(getattr(torch.ops.fastdecode, name).default._schema) for name in names}

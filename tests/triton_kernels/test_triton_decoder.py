@@ -39,7 +39,7 @@ def test_steps_and_logits(shape: dict, dtype: torch.dtype):
             assert (mine[:, lo:hi] - its[:, lo:hi]).abs().max() <= tolerance * its[:, lo:hi].abs().max()
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma"])
 def test_models_of_text(family: str):
     model = text_model(family, 2).to(DEVICE)
     ours, torchs = Decoder(model), Decoder(model)
