@@ -27,13 +27,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import fastdecode
-from benchmarks.family_models import emu3_model, janus_model, liquid_model
+from benchmarks.family_models import Shape, emu3_model, janus_model, liquid_model
 from benchmarks.family_rivals import draw_emu3, draw_janus, draw_liquid
 from fastdecode.bench.machine import describe
 from fastdecode.models.families import vocabulary_of
-
-SIDE = 8
-"""Rows and columns of a picture."""
 
 PROMPT = 24
 """Tokens of a prompt."""
@@ -41,46 +38,49 @@ PROMPT = 24
 
 @dataclass(frozen=True)
 class Case:
-    """``make(small)``: the model. ``ours`` and ``theirs``: image tokens (batch, n) of a prompt (batch, length)."""
+    """``ours`` and ``theirs``: image tokens (batch, n) of prompts (batch, length). Their last arguments: whether tokens
+    are sampled, and the side of a picture. ``layers``: on a CPU; None: all.
+    """
 
     name: str
     rival: str
-    make: Callable[[bool], Any]
-    ours: Callable[[Any, Tensor, bool], Tensor]
-    theirs: Callable[[Any, Tensor, bool], Tensor]
+    layers: int | None
+    make: Callable[[Shape], Any]
+    ours: Callable[[Any, Tensor, bool, int], Tensor]
+    theirs: Callable[[Any, Tensor, bool, int], Tensor]
 
 
-def _janus(model: Any, ids: Tensor, sample: bool) -> Tensor:
+def _janus(model: Any, ids: Tensor, sample: bool, side: int) -> Tensor:
     found: Tensor = fastdecode.generate(
         model, ids, attention_mask=torch.ones_like(ids), generation_mode="image", guidance_scale=5.0, do_sample=sample
     )
     return found
 
 
-def _emu3(model: Any, ids: Tensor, sample: bool) -> Tensor:
+def _emu3(model: Any, ids: Tensor, sample: bool, side: int) -> Tensor:
     negative = ids.flip(1)[:, -8:].clone()
     negative[:, -1] = ids[:, -1]
     options = {"guidance_scale": 3.0, "negative_prompt_ids": negative, "do_sample": sample, "image": {"top_k": 2048}}
     options = options if sample else {**options, "image": {}}
-    sizes = torch.tensor([[SIDE, SIDE]] * len(ids))
+    sizes = torch.tensor([[side, side]] * len(ids))
     found: Tensor = fastdecode.generate(
         model, ids, image_sizes=sizes, multimodal_generation_mode="image-only", **options
     )
     return found[:, ids.shape[1] :]
 
 
-def _liquid(model: Any, ids: Tensor, sample: bool) -> Tensor:
+def _liquid(model: Any, ids: Tensor, sample: bool, side: int) -> Tensor:
     image = {"temperature": 0.99, "top_k": 4096, "top_p": 0.96} if sample else {}
     found: Tensor = fastdecode.generate(
         model, ids, multimodal_generation_mode="image-only", guidance=7.0, do_sample=sample, image=image
     )
-    return found[:, ids.shape[1] : ids.shape[1] + SIDE * SIDE]
+    return found[:, ids.shape[1] : ids.shape[1] + side * side]
 
 
 CASES = {
-    "janus": Case("Janus-Pro-1B", "transformers' generate for Janus", janus_model, _janus, draw_janus),
-    "emu3": Case("Emu3, 2 layers", "transformers' generate, model card's grammar", emu3_model, _emu3, draw_emu3),
-    "liquid": Case("Liquid, 2 layers", "a loop over the model's forward", liquid_model, _liquid, draw_liquid),
+    "janus": Case("Janus-Pro-1B", "transformers' generate for Janus", None, janus_model, _janus, draw_janus),
+    "emu3": Case("Emu3", "transformers' generate, model card's grammar", 2, emu3_model, _emu3, draw_emu3),
+    "liquid": Case("Liquid", "a loop over the model's forward", 2, liquid_model, _liquid, draw_liquid),
 }
 
 
@@ -90,21 +90,21 @@ def prompts(model: Any, count: int) -> Tensor:
     generator = torch.Generator().manual_seed(count)
     ids = torch.randint(400, 900, (count, PROMPT), generator=generator)
     ids[:, 0], ids[:, -1] = vocabulary.bos, vocabulary.begin_image
-    return ids
+    return ids.to(model.device)
 
 
-def check(case: Case) -> None:
+def check(case: Case, device: str) -> None:
     """SystemExit unless both draw the same greedy tokens with small layers in float32."""
-    model = case.make(True)
+    model = case.make(Shape(small=True, device=device))
     ids = prompts(model, 2)
-    ours, theirs = case.ours(model, ids, False), case.theirs(model, ids, False)
+    ours, theirs = case.ours(model, ids, False, 8), case.theirs(model, ids, False, 8)
     if not torch.equal(ours[:, : theirs.shape[1]], theirs[:, : ours.shape[1]]):
         raise SystemExit(f"{case.name}: other greedy tokens than {case.rival}; not timing it")
 
 
-def measure(case: Case, turns: int) -> list[dict[str, Any]]:
-    check(case)
-    model = case.make(False)
+def measure(case: Case, shape: Shape, turns: int) -> list[dict[str, Any]]:
+    check(case, shape.device)
+    model = case.make(shape)
     rows = []
     for count in (1, 8):
         ids = prompts(model, count)
@@ -114,15 +114,17 @@ def measure(case: Case, turns: int) -> list[dict[str, Any]]:
             turn = {}
             for who, run in runs.items():
                 start = time.perf_counter()
-                run(model, ids, True)
+                run(model, ids, True, shape.side).tolist()  # the host waits for the tokens
                 turn[who] = time.perf_counter() - start
             times.append(turn)
         times = times[1:]  # the first warms up
         ours, theirs = (statistics.median(turn[who] for turn in times) for who in runs)
-        tokens = count * SIDE * SIDE
+        tokens = count * shape.side**2
         rows.append(
             {
                 "model": case.name,
+                "layers": "all" if shape.layers is None else shape.layers,
+                "image tokens": shape.side**2,
                 "rival": case.rival,
                 "pictures at once": count,
                 "fastdecode ms per token": 1000 * ours / tokens,
@@ -132,8 +134,8 @@ def measure(case: Case, turns: int) -> list[dict[str, Any]]:
             }
         )
         print(
-            f"{case.name:>18} {count:>3} pictures: {rows[-1]['fastdecode ms per token']:8.2f} ms per token, rival "
-            f"{rows[-1]['rival ms per token']:8.2f}: {rows[-1]['ratio']:.2f} times as fast",
+            f"{case.name:>14} {count:>3} pictures: {rows[-1]['fastdecode ms per token']:8.3f} ms per token, rival "
+            f"{rows[-1]['rival ms per token']:8.3f}: {rows[-1]['ratio']:.2f} times as fast",
             flush=True,
         )
     return rows
@@ -143,11 +145,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--side", type=int, default=8, help="rows and columns of a picture (default: %(default)s)")
+    parser.add_argument("--layers", type=int, help="of Emu3 and Liquid (default: 2 on a CPU, else all)")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     args = parser.parse_args()
-    rows = [row for name in args.models for row in measure(CASES[name], args.turns)]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows = []
+    for name in args.models:
+        case = CASES[name]
+        layers = case.layers if device == "cpu" and args.layers is None else args.layers
+        rows += measure(case, Shape(args.side, None if case.layers is None else layers, device=device), args.turns)
     machine = describe()
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    if device == "cuda":
+        machine["device"] = torch.cuda.get_device_name()
     if args.json:
         args.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
 

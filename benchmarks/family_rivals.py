@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from benchmarks.family_models import SIDE
 
-
-def draw_janus(model: Any, ids: Tensor, sample: bool) -> Tensor:
+def draw_janus(model: Any, ids: Tensor, sample: bool, side: int) -> Tensor:
     mask = torch.ones_like(ids)
     found: Tensor = model.generate(
         input_ids=ids, attention_mask=mask, generation_mode="image", guidance_scale=5.0, do_sample=sample
@@ -38,7 +36,7 @@ def emu3_grammar(model: Any, height: int, width: int) -> Callable[[int, Tensor],
     return allowed
 
 
-def draw_emu3(model: Any, ids: Tensor, sample: bool) -> Tensor:
+def draw_emu3(model: Any, ids: Tensor, sample: bool, side: int) -> Tensor:
     negative = ids.flip(1)[:, -8:].clone()
     negative[:, -1] = ids[:, -1]
     options: dict[str, Any] = {"do_sample": True, "top_k": 2048} if sample else {"do_sample": False}
@@ -48,19 +46,20 @@ def draw_emu3(model: Any, ids: Tensor, sample: bool) -> Tensor:
         guidance_scale=3.0,
         negative_prompt_ids=negative,
         negative_prompt_attention_mask=torch.ones_like(negative),
-        prefix_allowed_tokens_fn=emu3_grammar(model, SIDE, SIDE),
-        max_new_tokens=SIDE * (SIDE + 1) + 2,
+        prefix_allowed_tokens_fn=emu3_grammar(model, side, side),
+        max_new_tokens=side * (side + 1) + 2,
         **options,
     )
     return found[:, ids.shape[1] :]
 
 
 @torch.no_grad()
-def draw_liquid(model: Any, ids: Tensor, sample: bool) -> Tensor:
+def draw_liquid(model: Any, ids: Tensor, sample: bool, side: int) -> Tensor:
     """Both streams in one batch, padded on the left; temperature, image tokens, top-k, top-p as in Liquid's code."""
     tokens = model.config.picture_tokens
     first, count = tokens["first"], model.config.vocab_size - tokens["first"]
-    other = torch.tensor([model.config.bos_token_id, tokens["unconditional"], tokens["begin"]]).expand(len(ids), -1)
+    other = torch.tensor([model.config.bos_token_id, tokens["unconditional"], tokens["begin"]], device=ids.device)
+    other = other.expand(len(ids), -1)
     padding = ids.shape[1] - other.shape[1]
     other = torch.nn.functional.pad(other, (padding, 0))
     fed = torch.cat([ids, other])
@@ -68,7 +67,7 @@ def draw_liquid(model: Any, ids: Tensor, sample: bool) -> Tensor:
     mask[len(ids) :, :padding] = 0
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache, drawn = DynamicCache(config=model.config), []
-    for _ in range(SIDE * SIDE):
+    for _ in range(side * side):
         logits = model(
             fed, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
         ).logits[:, -1]
