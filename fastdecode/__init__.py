@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fastdecode.models.quantise import quantise
     from fastdecode.models.recipe import Recipe
     from fastdecode.models.recipes import recipe
+    from fastdecode.schedule import Schedule
     from fastdecode.vocabulary import Grid, Layout, SizeTokens, Vocabulary
 
 _HOMES = {
@@ -62,6 +63,7 @@ _HOMES = {
     "recipe": "fastdecode.models.recipes",
     "register": "fastdecode.models.families",
     "RequestFailed": "fastdecode.generation.handle",
+    "Schedule": "fastdecode.schedule",
     "SizeTokens": "fastdecode.vocabulary",
     "Stream": "fastdecode.guidance",
     "stream": "fastdecode.generation.engine",
@@ -89,6 +91,7 @@ __all__ = [
     "PoolExhausted",
     "Recipe",
     "RequestFailed",
+    "Schedule",
     "SizeTokens",
     "Stream",
     "TextDelta",

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, cast
+from typing import Any
 
-from fastdecode.ops.scalars import LARGEST_FLOAT, shown
+from fastdecode.ops.scalars import shown
+from fastdecode.schedule import Schedule, finite_number, scale_of
 from fastdecode.vocabulary import Vocabulary
 from fastdecode.wording import kind_of
 
@@ -117,13 +118,6 @@ def _check_bool(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {shown(value)}: give True or False")
 
 
-def _number(name: str, value: Any) -> float:
-    """``value`` as a float. ``ValueError`` unless it is a finite number in float32, which a bool is not."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not abs(cast(float, value)) <= LARGEST_FLOAT:
-        raise ValueError(f"{name} is {shown(value)}, which is not a finite number")
-    return float(value)
-
-
 FULL, IMAGES, UNCONDITIONAL = Stream("full"), Stream("images"), Stream("unconditional")
 
 _USUAL = {"unconditional": UNCONDITIONAL, "bare": Stream("unconditional", bos=False), "blank": Stream("blank")}
@@ -142,13 +136,17 @@ def usual_stream(vocabulary: Vocabulary) -> Stream:
 class Guidance:
     """Streams and their weights. The first stream must be the full sequence; weights need not add up to one.
 
+    A weight, and each scale of the recipes below, is a number, or a `fastdecode.Schedule` of numbers that change from
+    the first token of a picture to its last. A stream is decoded only from the first token at which its weight is not 0
+    to the last one: so a scale of 1 costs nothing.
+
     With ``everywhere=False`` only pictures are guided: the other streams start when a picture begins and are freed
     when it ends. With ``everywhere=True`` text is guided too: the other streams start with the prompt, and every
     generated token is added to each of them.
     """
 
     streams: tuple[Stream, ...] = (FULL,)
-    weights: tuple[float, ...] = (1.0,)
+    weights: tuple[float | Schedule, ...] = (1.0,)
     everywhere: bool = False
 
     def __post_init__(self) -> None:
@@ -169,7 +167,7 @@ class Guidance:
             raise ValueError(
                 f"Guidance has {len(self.streams)} streams but {len(self.weights)} weights: give one weight per stream"
             )
-        numbers = tuple(_number(f"weights[{k}] of Guidance", weight) for k, weight in enumerate(self.weights))
+        numbers = tuple(scale_of(f"weights[{k}] of Guidance", weight) for k, weight in enumerate(self.weights))
         object.__setattr__(self, "weights", numbers)
 
     @classmethod
@@ -180,7 +178,7 @@ class Guidance:
     @classmethod
     def two_way(
         cls,
-        scale: float,
+        scale: float | Schedule,
         negative_prompt_ids: Sequence[int] | None = None,
         *,
         everywhere: bool = False,
@@ -190,7 +188,7 @@ class Guidance:
         ``c`` is the full sequence; ``u`` is the unconditional stream, or the sequence with ``negative_prompt_ids`` in
         place of its prompt.
         """
-        scale = _number("scale of Guidance.two_way", scale)
+        scale = scale_of("scale of Guidance.two_way", scale)
         other = UNCONDITIONAL
         if negative_prompt_ids is not None:
             negative = _tokens("negative_prompt_ids", negative_prompt_ids)
@@ -200,12 +198,14 @@ class Guidance:
         return cls((FULL, other), (scale, 1.0 - scale), everywhere)
 
     @classmethod
-    def instruct(cls, text: float = 3.0, image: float = 1.2, *, everywhere: bool = False) -> Guidance:
+    def instruct(
+        cls, text: float | Schedule = 3.0, image: float | Schedule = 1.2, *, everywhere: bool = False
+    ) -> Guidance:
         """The three-way recipe of Chameleon's own inference: ``u + image * (i - u) + text * (c - i)``.
 
         ``c`` is the full sequence, ``i`` its pictures without the text, ``u`` the unconditional stream.
         """
-        text, image = _number("text of Guidance.instruct", text), _number("image of Guidance.instruct", image)
+        text, image = scale_of("text of Guidance.instruct", text), scale_of("image of Guidance.instruct", image)
         return cls((FULL, IMAGES, UNCONDITIONAL), (text, image - text, 1.0 - image), everywhere)
 
     @classmethod
@@ -214,19 +214,19 @@ class Guidance:
         negative: Sequence[int],
         original: Sequence[int],
         *,
-        full: float = 2.0,
-        image: float = 1.2,
-        against: float = 0.0,
-        toward: float = 5.0,
+        full: float | Schedule = 2.0,
+        image: float | Schedule = 1.2,
+        against: float | Schedule = 0.0,
+        toward: float | Schedule = 5.0,
     ) -> Guidance:
         """Thinking with generated images: ``u + full (c-i) + image (i-u) - against (n-u) + toward (o-u)``.
 
         ``c``, ``i`` and ``u`` are as in `instruct`, but ``u`` has no begin of sequence. ``n`` is the picture being
         drawn after the tokens ``negative``, ``o`` the same after ``original``.
         """
-        scales = {"full": full, "image": image, "against": against, "toward": toward}
-        for name, value in scales.items():
-            _number(f"{name} of Guidance.five_way", value)
+        full, image = scale_of("full of Guidance.five_way", full), scale_of("image of Guidance.five_way", image)
+        against = scale_of("against of Guidance.five_way", against)
+        toward = scale_of("toward of Guidance.five_way", toward)
         streams = (
             FULL,
             IMAGES,
@@ -236,16 +236,21 @@ class Guidance:
         )
         return cls(streams, (full, image - full, 1.0 - image + against - toward, -against, toward))
 
+    @property
+    def scheduled(self) -> bool:
+        """Whether a weight is a schedule."""
+        return any(isinstance(weight, Schedule) for weight in self.weights)
+
     def plan(
         self, ids: Sequence[int], prompt_length: int, tail: int, vocabulary: Vocabulary
-    ) -> tuple[list[tuple[int, ...]], list[float]]:
+    ) -> tuple[list[tuple[int, ...]], list[float | Schedule]]:
         """The tokens of each stream besides the full one, and the weights: the full stream's first, then theirs.
 
         Arguments: see `Stream.rewrite`. Streams with equal tokens become one stream with the sum of their weights.
         Streams of weight 0 are left out, except the full stream, which is the sequence itself. ``ValueError`` if only
         the full stream is left and its weight is 0.
         """
-        rewritten: dict[tuple[int, ...], float] = {}
+        rewritten: dict[tuple[int, ...], float | Schedule] = {}
         for stream, weight in zip(self.streams, self.weights, strict=True):
             if weight == 0.0 and stream != FULL:
                 continue
@@ -262,12 +267,18 @@ class Guidance:
 
 
 def guidance_from(value: Any) -> Guidance:
-    """A `Guidance` from None, a number (the two-way scale) or a `Guidance`. ``TypeError`` for anything else."""
+    """A `Guidance` from None, a number or `Schedule` (the two-way scale), or a `Guidance`. ``TypeError`` for anything
+    else.
+    """
     if value is None:
         return Guidance.none()
     if isinstance(value, Guidance):
         return value
+    if isinstance(value, Schedule):
+        value = scale_of("guidance", value)
+    if isinstance(value, Schedule):
+        return Guidance.two_way(value)
     if not isinstance(value, bool) and isinstance(value, Real):
-        scale = _number("guidance", value)
+        scale = finite_number("guidance", value)
         return Guidance.none() if scale == 1 else Guidance.two_way(scale)
     raise TypeError(f"guidance={shown(value)}: give a fastdecode.Guidance, or a number for two-way guidance")

@@ -89,7 +89,10 @@ def cuda_graph(step: Callable[[], None]) -> Callable[[], Any]:
 
 @dataclass
 class Draws:
-    """Arguments of `fastdecode.ops.sample_advance` for a run, and ``spans`` of the output head's rows."""
+    """Arguments of `fastdecode.ops.sample_advance` for a run, and ``spans`` of the output head's rows.
+
+    ``weights_ahead`` (steps, groups, streams) float32: the weights of every step, where they change.
+    """
 
     tables: ops.GrammarTables
     streams: Tensor
@@ -97,6 +100,7 @@ class Draws:
     seeds: Tensor
     parameters: dict[str, Any]
     spans: Sequence[tuple[int, int]] | None
+    weights_ahead: Tensor | None = None
 
 
 class _Rows:
@@ -237,14 +241,19 @@ class CapturedStep:
         self.statuses.index_copy_(0, self.place, drawn.status[None])
         self.place.add_(1)
 
+    def _replay(self, draws: Draws, step: int) -> None:
+        if draws.weights_ahead is not None:
+            _fill(self.weights, draws.weights_ahead[step])
+        self.replay()
+
     def run(self, cache: StreamCache, draws: Draws, state: ops.DecodeState, steps: int) -> tuple[Tensor, Tensor]:
         """Run ``steps`` steps of ``cache``, which must have room for them, from ``state`` on; updates ``state.seen``.
         Returns tokens and statuses, each (steps, groups): views that the next run overwrites.
         """
         self._begin(cache, draws, state)
         with torch.cuda.device_of(self.inputs):
-            for _ in range(steps):
-                self.replay()
+            for step in range(steps):
+                self._replay(draws, step)
         cache.grow(steps)
         if state.seen is not None and self.state.seen is not None:
             state.seen.copy_(self.state.seen[: len(state.seen)])
@@ -260,12 +269,12 @@ class CapturedStep:
         self._begin(cache, draws, state)
         groups = len(draws.streams)
         with torch.cuda.device_of(self.inputs):
-            self.replay()
+            self._replay(draws, 0)
         for step in range(steps):
             self.reader.send(step)
             if step + 1 < steps:
                 with torch.cuda.device_of(self.inputs):
-                    self.replay()
+                    self._replay(draws, step + 1)
             tokens, statuses = self.reader.receive(step)
             cache.grow()
             yield tokens[:groups], statuses[:groups]

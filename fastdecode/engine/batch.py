@@ -22,6 +22,9 @@ SPAN_GAP = 64
 
 MOST_SPANS = 8
 
+WEIGHTS_AHEAD = 64
+"""For so many steps the weights of schedules are copied to the device at once."""
+
 Spans = tuple[tuple[int, int], ...]
 
 
@@ -45,6 +48,9 @@ class Batch:
         self.draws: Draws | None = None
         self.state: ops.DecodeState | None = None
         self._repeated: RepeatedSample | None = None
+        self._scheduled = [(g, s, s.position) for g, s in enumerate(self.sampled) if s.course is not None]
+        self._steps = 0
+        self._ahead: Tensor | None = None
         if self.sampled:
             self._lay_out(shared, device)
 
@@ -101,6 +107,8 @@ class Batch:
         draws, state = self.draws, self.state
         assert draws is not None
         assert state is not None
+        if self._scheduled:
+            self._follow_schedules(draws)
         given: dict[str, Any] = {"streams": draws.streams, "weights": draws.weights, "seed": draws.seeds}
         if self.bias is None:
             if choose_backend(None, logits.device.type) != "cpu":
@@ -116,6 +124,26 @@ class Batch:
             if token >= 0:
                 self.inputs[s.rows] = token
         return drawn
+
+    def weights_ahead(self, steps: int) -> Tensor | None:
+        """(steps, groups, streams) float32: the weights of the next steps. None if they do not change."""
+        if not self._scheduled:
+            return None
+        assert self.draws is not None
+        weights = self.draws.weights.cpu().expand(steps, -1, -1).clone()
+        for g, s, position in self._scheduled:
+            assert s.course is not None
+            weights[:, g, : len(s.rows)] = s.course.weights_from(position + self._steps, steps, s.needed)
+        return weights.to(self.draws.weights.device)
+
+    def _follow_schedules(self, draws: Draws) -> None:
+        """Put the weights of this step where the kernel reads them."""
+        place = self._steps % WEIGHTS_AHEAD
+        if place == 0:
+            self._ahead = self.weights_ahead(WEIGHTS_AHEAD)
+        assert self._ahead is not None
+        draws.weights.copy_(self._ahead[place])
+        self._steps += 1
 
     def advance_seen(self, tokens: list[int]) -> None:
         """Add these tokens, one per sequence, to the penalised ones."""

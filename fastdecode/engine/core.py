@@ -9,7 +9,7 @@ from fastdecode.decoder.cuda_graph import MOST_STEPS
 from fastdecode.engine.request import Request
 from fastdecode.engine.runner import Runner, Step
 from fastdecode.engine.scheduler import Plan, Scheduler
-from fastdecode.engine.sequence import Sequence
+from fastdecode.engine.sequence import Sequence, Tokens
 from fastdecode.grammar import DONE
 from fastdecode.kv.kv_cache import StreamCache
 from fastdecode.kv.page_pool import PagePool, PoolExhausted
@@ -131,7 +131,7 @@ class EngineCore:
         changed = False
         for s in list(request.live):
             token = tokens[id(s)]
-            grammar, was_inside, had_rows = s.grammar, s.in_picture, bool(s.rows)
+            grammar, was_inside, had_rows, needed = s.grammar, s.in_picture, bool(s.rows), s.needed
             begins = s.append(token)
             if s.done:
                 self._end(request, s)
@@ -146,12 +146,24 @@ class EngineCore:
             elif was_inside and not s.in_picture and not s.guidance.everywhere:
                 self.runner.release(s, min(1, len(s.rows)))
                 s.end_streams()
+            elif s.needed != needed:
+                self._follow_schedule(s, needed)
+                changed = True
             if s.in_picture != was_inside or s.grammar is not grammar or begins:
                 self.runner.batch = None
                 changed = True
         if request.callbacks is not None:
             changed |= self._call_back(request, [tokens.get(id(s), -1) for s in request.sequences])
         return changed
+
+    def _follow_schedule(self, s: Sequence, before: Tokens) -> None:
+        """A schedule needs other streams of ``s`` than ``before``: free the rows of some, start those of others."""
+        if s.rows:
+            for place in reversed(range(len(before))):
+                if before[place] not in s.needed:
+                    self.runner.release_row(s, 1 + place)
+            if len(s.rows) <= len(s.streams):
+                self.scheduler.beginning.append(s)
 
     def _call_back(self, request: Request, newest: list[int]) -> bool:
         assert request.callbacks is not None

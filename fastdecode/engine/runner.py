@@ -76,17 +76,21 @@ class Runner:
         whole = remember and self.cache.most_retained != 0 and len(s.rows) == 1 + len(s.streams) > keep
         streams = s.streams_now() if whole else []
         while len(s.rows) > keep:
-            self.batch, self.processed = None, []
-            row = s.rows.pop()
+            place = len(s.rows) - 1
             if streams:
-                self.cache.remember(row, streams[len(s.rows)])
-            if len(s.inputs) > len(s.rows):
-                s.inputs.pop()
-            moved = self.cache.remove(row)
-            last = self.rows.pop()
-            if moved != row:
-                last.rows[last.rows.index(moved)] = row
-                self.rows[row] = last
+                self.cache.remember(s.rows[place], streams[place])
+            self.release_row(s, place)
+
+    def release_row(self, s: Sequence, place: int) -> None:
+        """Give up one row of a sequence: ``s.rows[place]``."""
+        self.batch, self.processed = None, []
+        row = s.rows.pop(place)
+        del s.inputs[place : place + 1]
+        moved = self.cache.remove(row)
+        last = self.rows.pop()
+        if moved != row:
+            last.rows[last.rows.index(moved)] = row
+            self.rows[row] = last
 
     def clear(self) -> None:
         """Give up all rows of all sequences, whatever state an exception left them in."""
@@ -209,6 +213,8 @@ class Runner:
     def _replay(self, captured: Any, batch: Batch, plan: Plan) -> Generator[Step, None, None]:
         draws, state, sampled = batch.draws, batch.state, batch.sampled
         self.batch = None  # the captured step has its own buffers
+        assert draws is not None
+        draws.weights_ahead = batch.weights_ahead(plan.steps)
         if plan.unseen:
             tokens, statuses = captured.run(self.cache, draws, state, plan.steps)
             for row, status in zip(tokens.tolist(), statuses.tolist(), strict=True):

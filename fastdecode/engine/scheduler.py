@@ -105,7 +105,7 @@ class Scheduler:
         """The next plan. A plan without steps and prefills means that there is nothing to do."""
         plan = Plan()
         for request in self.running:
-            parts = [(s, s.streams_now()[1:]) for s in request.live if s in self.beginning]
+            parts = [(s, s.streams_now()[len(s.rows) :]) for s in request.live if s in self.beginning]
             if parts:
                 plan.starting.append((request, parts))
         self.beginning = []
@@ -165,7 +165,7 @@ class Scheduler:
         wanted, growth = [], self._growth(request)
         for s in request.live:
             wanted += [stream[:-1] for stream in s.streams_planned()[0]]
-        promised = sum(self._growth(r) for r in self.running)
+        promised = sum(self._growth(r) + self._coming(r) for r in self.running)
         return self.cache.pages_missing(wanted) + growth + promised <= available
 
     def _growth(self, request: Request) -> int:
@@ -178,6 +178,11 @@ class Scheduler:
             left = min(left, s.limit - len(s.tokens))
             pages += s.most_streams * (-(-left // slots))
         return pages
+
+    def _coming(self, request: Request) -> int:
+        """The maximum number of pages of what streams that a schedule starts later have to read first."""
+        slots = self.cache.pool.page_slots
+        return sum(-(-len(stream) // slots) for s in request.live for stream in s.streams_coming)
 
     def _steps(self) -> tuple[int, bool]:
         """The number of steps in which only tokens change, and whether the tokens may be read after the last one."""
@@ -201,6 +206,8 @@ class Scheduler:
                     most = min(most, max(1, s.limit - len(s.tokens)))
                 else:
                     most = min(most, s.grammar.close - state, max(1, s.limit - len(s.tokens)))
+                if s.streams_change_at is not None:
+                    most = min(most, max(1, s.streams_change_at - len(s.tokens)))
                 if s.rules_change_at is not None:
                     most = min(most, max(1, s.rules_change_at - len(s.tokens)))
         if inside:

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple, cast
 
 from torch import Tensor
 
+from fastdecode.engine.course import Course
 from fastdecode.engine.parameters import Sampling
 from fastdecode.grammar import DONE, Grammar, compile_grammar
 from fastdecode.guidance import Guidance
+from fastdecode.schedule import Schedule
 from fastdecode.token_rules import TokenRules
 from fastdecode.vocabulary import Vocabulary
 
 Tokens = tuple[int, ...]
+
+UNSCHEDULED: tuple[None, None] = (None, None)
+
+
+class PlannedCourse(NamedTuple):
+    """A course, the next position in it, and the ``numbers`` of the streams that it still needs. ``full``: the tokens
+    of the full sequence there. ``newer``: those that follow the course's ``streams``.
+    """
+
+    course: Course
+    position: int
+    numbers: list[int]
+    full: Tokens
+    newer: Tokens
 
 
 @dataclass(slots=True, eq=False)
@@ -26,6 +43,9 @@ class Sequence:
     ``state``: its state in ``grammar``. ``image_start``: the position where the picture being drawn begins, or -1.
     ``streams``: its guidance streams besides the full sequence, as they were when it had ``streams_from`` tokens; every
     later token is added to each. ``rows``: its rows of the cache, the full sequence's first; none while it waits.
+
+    ``courses``: where a schedule changes the weights, those of its text and of its present picture, None where it has
+    none; ``needed``: the numbers of ``streams`` in its course, which are those with a weight now or on both sides.
     """
 
     tokens: list[int]
@@ -48,6 +68,8 @@ class Sequence:
     streams: list[Tokens] = field(default_factory=list, init=False)
     streams_from: int = field(default=0, init=False)
     weights: list[float] = field(default_factory=lambda: [1.0], init=False)
+    courses: tuple[Course | None, Course | None] = field(default=UNSCHEDULED, init=False)
+    needed: Tokens = field(default=(), init=False)
     rows: list[int] = field(default_factory=list, init=False)
     inputs: list[int] = field(default_factory=list, init=False)
     seen: Tensor | None = field(default=None, init=False)
@@ -125,7 +147,10 @@ class Sequence:
         inside, was_inside = self.grammar.in_picture(self.state), self.grammar.in_picture(before)
         if was_inside and not inside:
             self.image_start = -1
-        return inside and (self.image_start < 0 or token == self.vocabulary.begin_image)
+        begins = inside and (self.image_start < 0 or token == self.vocabulary.begin_image)
+        if self.courses is not UNSCHEDULED and not begins:
+            self.follow_schedule()
+        return begins
 
     def recover(self) -> None:
         """Find the place in the grammar anew, from the tokens: something interrupted a step."""
@@ -150,31 +175,111 @@ class Sequence:
         self.image_start = len(self.tokens) - 1
         if not self.guidance.everywhere:
             self.plan_streams()
+        else:
+            self.follow_schedule()
 
     def plan_streams(self) -> None:
         start = self.image_start if self.image_start >= 0 else len(self.tokens)
-        self.streams, self.weights = self.guidance.plan(self.tokens, self.prompt_length, start, self.vocabulary)
+        others, weights = self.guidance.plan(self.tokens, self.prompt_length, start, self.vocabulary)
         self.streams_from = len(self.tokens)
+        self.courses = self._courses(others, weights)
+        if self.courses is UNSCHEDULED:
+            self.streams, self.weights = others, cast(list[float], weights)
+        else:
+            self.streams, self.needed = [], ()
+            self.follow_schedule()
 
     def end_streams(self) -> None:
         """Keep only the full sequence."""
         self.streams, self.weights = [], [1.0]
+        self.courses, self.needed = UNSCHEDULED, ()
+
+    # --- schedules ----------------------------------------------------------------------------------------------
+
+    def _courses(self, others: list[Tokens], weights: list[float | Schedule]) -> tuple[Course | None, Course | None]:
+        """Of its text and of its pictures, where a schedule is among the ``weights``."""
+        if not any(isinstance(weight, Schedule) for weight in weights):
+            return UNSCHEDULED
+        everywhere, draws = self.guidance.everywhere, self.grammar.draws
+        new = max(1, self.limit - self.prompt_length)
+        skips = not (everywhere and draws)  # else the next picture may need what the text does not
+        text = Course(others, weights, new, skips=skips) if everywhere else None
+        return text, Course(others, weights, self.vocabulary.image_length, skips=skips) if draws else None
+
+    @property
+    def position(self) -> int:
+        """Of the next token: in the picture, or else among the new tokens."""
+        return len(self.tokens) - (self.image_start + 1 if self.image_start >= 0 else self.prompt_length)
+
+    @property
+    def course(self) -> Course | None:
+        """The course at the present position."""
+        return self.courses[self.image_start >= 0]
+
+    def follow_schedule(self) -> None:
+        """Take the weights and the streams of the present position from the course, if there is one."""
+        course = self.course
+        if course is None:
+            return
+        needed = course.needed(self.position)
+        if needed != self.needed:
+            self.needed, self.streams = needed, [course.streams[k] for k in needed]
+        self.weights = course.weights_at(self.position, needed)
+
+    @property
+    def streams_change_at(self) -> int | None:
+        """At how many tokens the schedule next starts or ends a stream."""
+        course = self.course
+        change = None if course is None else course.next_change(self.position)
+        return None if change is None else len(self.tokens) + change - self.position
+
+    @property
+    def streams_coming(self) -> list[Tokens]:
+        """The tokens so far of the streams that the schedule will start."""
+        course = self.course
+        return [] if course is None else [self._now(course.streams[k]) for k in course.coming(self.position)]
+
+    # --- streams at present and planned -------------------------------------------------------------------------
+
+    def _now(self, stream: Tokens) -> Tokens:
+        return (*stream, *self.tokens[self.streams_from :])
 
     def streams_now(self) -> list[Tokens]:
         """The tokens of every stream, the full sequence first."""
-        newer = tuple(self.tokens[self.streams_from :])
-        return [tuple(self.tokens), *((*stream, *newer) for stream in self.streams)]
+        return [tuple(self.tokens), *map(self._now, self.streams)]
 
-    def streams_planned(self) -> tuple[list[Tokens], list[float]]:
-        """Streams and weights where guidance first acts: now, or in the next picture; only the full one if nowhere."""
-        tokens = tuple(self.tokens)
+    def streams_planned(self, *, at_end: bool = False) -> tuple[list[Tokens], list[float]]:
+        """Streams and weights where guidance first acts: now, or in the next picture; only the full one if nowhere. Of
+        a schedule, all streams that it still needs there; ``at_end``: those that it needs at the picture's end.
+        """
+        tokens, planned = tuple(self.tokens), self.course_planned()
+        if planned is not None:
+            course, numbers = planned.course, planned.numbers
+            if at_end:
+                numbers = [k for k in numbers if k in course.needed(course.length - 1)]
+            streams = [(*course.streams[k], *planned.newer) for k in numbers]
+            return [planned.full, *streams], course.weights_at(planned.position, numbers)
         if self.guidance.everywhere or self.image_start >= 0:
             return self.streams_now(), self.weights
         if not self.grammar.draws:
             return [tokens], [1.0]
         begun = (*tokens, self.vocabulary.begin_image)
         others, weights = self.guidance.plan(begun, self.prompt_length, len(tokens), self.vocabulary)
-        return [begun, *others], weights
+        return [begun, *others], cast(list[float], weights)
+
+    def course_planned(self) -> PlannedCourse | None:
+        """The course where guidance first acts: now, or in the next picture. None without a schedule."""
+        if not self.guidance.scheduled:
+            return None
+        tokens, course = tuple(self.tokens), self.course
+        if course is not None:
+            numbers = [*self.needed, *course.coming(self.position)]
+            return PlannedCourse(course, self.position, numbers, tokens, tokens[self.streams_from :])
+        if self.guidance.everywhere or self.image_start >= 0 or not self.grammar.draws:
+            return None
+        begun = (*tokens, self.vocabulary.begin_image)
+        _, course = self._courses(*self.guidance.plan(begun, self.prompt_length, len(tokens), self.vocabulary))
+        return None if course is None else PlannedCourse(course, 0, list(range(len(course.streams))), begun, ())
 
     @property
     def most_streams(self) -> int:

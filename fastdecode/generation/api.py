@@ -40,6 +40,7 @@ from fastdecode.guidance import Guidance
 from fastdecode.kv.page_pool import PAGE_SLOTS, PagePool
 from fastdecode.models.families import supported
 from fastdecode.models.pictures import check_pixels, pixel_tensor
+from fastdecode.schedule import Schedule
 
 Output = Tensor | GenerateDecoderOnlyOutput
 
@@ -50,7 +51,7 @@ def generate(
     generation_config: GenerationConfig | None = None,
     *,
     multimodal_generation_mode: str | None = None,
-    guidance: Guidance | float | None = None,
+    guidance: Guidance | Schedule | float | None = None,
     text: Mapping[str, Any] | None = None,
     image: Mapping[str, Any] | None = None,
     image_size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
@@ -75,8 +76,9 @@ def generate(
     max_new_tokens: as in transformers, whose default is mostly 20. image-only has by itself the length of one picture;
     the other modes that draw need more than that: see the guide.
 
-    guidance: a `Guidance`, or a number for two-way guidance; ``guidance_scale`` and ``negative_prompt_ids`` work as in
-    transformers. In modes that draw, only pictures are guided; in the other modes, every token.
+    guidance: a `Guidance`, or a number for two-way guidance, or a `Schedule` of such numbers; ``guidance_scale`` and
+    ``negative_prompt_ids`` work as in transformers. In modes that draw, only pictures are guided; in the other modes,
+    every token.
 
     text, image: sampling parameters of one modality (temperature, top_k, top_p, min_p, repetition_penalty,
     do_sample). They override those of the call, which set both. transformers' default top_k of 50 does not apply to
@@ -270,7 +272,7 @@ def custom_generate(
     generation_config: GenerationConfig,
     synced_gpus: bool = False,
     multimodal_generation_mode: str | None = None,
-    guidance: Guidance | float | None = None,
+    guidance: Guidance | Schedule | float | None = None,
     text: Mapping[str, Any] | None = None,
     image: Mapping[str, Any] | None = None,
     image_size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastdecode import ops
 from fastdecode.decoder import BaseDecoder, Decoder, support
 from fastdecode.decoder.quantised import of_small
 from fastdecode.generation.prepared import Prepared
-from fastdecode.generation.stream_names import describe_streams
+from fastdecode.generation.stream_names import describe_schedules, describe_streams
 from fastdecode.grammar import BLOCK, IMAGE_SET, TEXT, TEXT_SET
 from fastdecode.models.pictures import missing_decoder_keys
 from fastdecode.ops.backends import BACKENDS, PLANNED, choose_backend, core, unavailable
@@ -39,6 +39,7 @@ class Explanation:
     limits: list[int]
     without_effect: list[str]
     decoded_by: str = "fastdecode"
+    schedules: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, prepared: Prepared, decoder: BaseDecoder, compiled: bool = False) -> Explanation:
@@ -87,6 +88,7 @@ class Explanation:
             vq_decoder=none if not vocabulary.has_pictures else "present" if can_draw else "missing: text only",
             limits=[g.limit for g in prepared.sequences],
             without_effect=[f"{name}, because {reason}" for name, reason in prepared.without_effect.items()],
+            schedules=describe_schedules(s.guidance for s in prepared.sequences),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,6 +106,7 @@ class Explanation:
         for i, streams in enumerate(self.streams):
             begins = [f"  sequence {i}      ", *[" " * 18] * (len(streams) - 1)]
             lines += [begin + stream for begin, stream in zip(begins, streams, strict=True)]
+        lines += [f"schedule          {schedule}" for schedule in self.schedules]
         written, drawn = self.mode != "image-only", self.mode != "text-only"
         allowed = [f"{self.allowed['text']} tokens in text"] if written else []
         allowed += [f"{self.allowed['picture']} tokens in a picture"] if drawn else []

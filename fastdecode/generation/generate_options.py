@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 from fastdecode.generation.option_kinds import check_own
 from fastdecode.guidance import Guidance
 from fastdecode.kv.page_pool import PagePool
+from fastdecode.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class GenerateOptions:
     """The options of `generate` that transformers does not have; see `generate`. None: not given."""
 
     multimodal_generation_mode: str | None = None
-    guidance: Guidance | float | None = None
+    guidance: Guidance | Schedule | float | None = None
     text: Mapping[str, Any] | None = None
     image: Mapping[str, Any] | None = None
     image_size: tuple[int, int] | Sequence[tuple[int, int]] | None = None

@@ -104,7 +104,7 @@ def check_fits(
     for s in sequences:
         remaining = s.grammar.remaining(s.state)
         wanted = s.mode in DRAWING_MODES and remaining == 0
-        streams = s.streams_planned()[0] if remaining or wanted else s.streams_now()
+        streams = s.streams_planned(at_end=True)[0] if remaining or wanted else s.streams_now()
         # A picture stores all image tokens except the last, and not its end; planned streams contain its begin.
         more = s.grammar.image_length if wanted else max(0, remaining - 2)
         stored = len(s.tokens) + more

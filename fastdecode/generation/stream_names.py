@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from fastdecode.engine.sequence import Sequence
-from fastdecode.guidance import FULL
+from collections.abc import Iterable
+
+from fastdecode.engine.sequence import PlannedCourse, Sequence
+from fastdecode.guidance import FULL, Guidance
+from fastdecode.schedule import Schedule
 
 
 def describe_streams(s: Sequence) -> list[str]:
-    """One line for each stream that ``s`` runs where its guidance first acts: weight, kind and number of tokens.
+    """One line for each stream that ``s`` runs where its guidance first acts: weight, kind and number of tokens; of a
+    schedule also the tokens at which the stream is decoded, if not at all.
 
     Streams with equal tokens are one stream, which has all their kinds.
     """
@@ -25,8 +29,36 @@ def describe_streams(s: Sequence) -> list[str]:
             tail = s.image_start if in_picture else len(s.tokens)
             key = stream.rewrite(full, s.prompt_length, tail, s.vocabulary)
             names.setdefault(key, []).append(stream.kind)
-    found = []
+    found, course = [], s.course_planned()
     for number, (tokens, weight) in enumerate(zip(planned, weights, strict=True)):
         own = [*(["full"] if number == 0 else []), *names.get(tokens, [])]
-        found.append(f"{weight:+g} x {' = '.join(dict.fromkeys(own)) or 'a stream'}, {len(tokens)} tokens")
+        shown, where = f"{weight:+g}", ""
+        if course is not None:
+            shown, where = _scheduled(course, number)
+        found.append(f"{shown} x {' = '.join(dict.fromkeys(own)) or 'a stream'}, {len(tokens)} tokens{where}")
     return found
+
+
+def _scheduled(planned: PlannedCourse, number: int) -> tuple[str, str]:
+    """The weight of stream ``number`` of a schedule, first to last, and where it is decoded if not everywhere."""
+    course = planned.course
+    first, end, column = planned.position, course.length, 0
+    if number:
+        column = 1 + planned.numbers[number - 1]
+        begin, end = course.span(column - 1)
+        first = max(first, begin)
+    weights = course.weights[first:end, column].tolist()
+    shown = f"{weights[0]:+g}" if len(set(weights)) == 1 else f"{weights[0]:+g} to {weights[-1]:+g}"
+    whole = first == planned.position and end == course.length
+    return shown, "" if whole else f", decoded at tokens {first} to {end - 1} of {course.length}"
+
+
+def describe_schedules(guidances: Iterable[Guidance]) -> list[str]:
+    """The schedules of ``guidances`` in words, each once."""
+    found: dict[str, None] = {}
+    for guidance in dict.fromkeys(guidances):
+        where = "of a picture, or of the new text outside of one" if guidance.everywhere else "of a picture"
+        for weight in guidance.weights:
+            for leaf in weight.leaves if isinstance(weight, Schedule) else []:
+                found[f"{leaf.words}, over the tokens {where}"] = None
+    return list(found)

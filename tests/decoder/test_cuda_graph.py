@@ -11,7 +11,7 @@ from models_for_tests import drawing_model
 from traces import IMAGE_ONLY, INTERLEAVED, Traces, both, prompts_of, uncaptured
 
 import fastdecode
-from fastdecode import Guidance
+from fastdecode import Guidance, Schedule
 from fastdecode.decoder import Decoder
 from fastdecode.decoder import cuda_graph as captured
 from fastdecode.decoder.cuda_graph import CannotCapture, CapturedSteps, Draws, bucket
@@ -28,6 +28,7 @@ from fastdecode.models.families import vocabulary_of
         {"guidance": 2.0, "repetition_penalty": 1.4},
         {"do_sample": False, "guidance": Guidance.two_way(2.0, everywhere=True)},
         {"num_return_sequences": 2},
+        {"guidance": Guidance.instruct(Schedule.linear(5.0, 2.0), Schedule.cosine(0.5, 3.0))},
     ],
     ids=str,
 )
@@ -39,6 +40,20 @@ def test_pictures(options: dict, slots: int, traces: Traces, monkeypatch: pytest
     both(model, traces, monkeypatch, **options)
     assert (traces.captures, traces.replays) == (1, vocabulary_of(model).image_length)
     assert pool.used == 0
+
+
+@pytest.mark.parametrize("mode", [IMAGE_ONLY, {**INTERLEAVED, "max_new_tokens": 90}], ids=["image-only", "interleaved"])
+def test_schedules(mode: dict, traces: Traces, monkeypatch: pytest.MonkeyPatch):
+    """Weights of each step are copied to the device before it; where streams come and go, other steps are captured."""
+    model = drawing_model(5, resolution=24)
+    for guidance in (
+        Guidance.two_way(Schedule.table([1.0] * 9 + [4.0])),
+        Guidance.two_way(Schedule.table([4.0] * 9 + [1.0])),
+        Guidance.two_way(Schedule.linear(6.0, 0.5), everywhere=True),
+    ):
+        both(model, traces, monkeypatch, **prompts_of(model), **mode, guidance=guidance)
+        assert traces.captures > 0
+        assert traces.replays > 30
 
 
 def test_pictures_of_swin_models_and_others(traces: Traces, monkeypatch: pytest.MonkeyPatch):
