@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fastdecode.decoder.family import Nest
     from fastdecode.engine.events import Finished, PictureBegun, PictureDone, PicturePart, TextDelta, Tokens
     from fastdecode.generation.api import custom_generate, explain, generate, new_pool
+    from fastdecode.generation.best_of import Best, best_of
     from fastdecode.generation.enabling import disable, enable
     from fastdecode.generation.engine import Engine, EngineStatistics, stream
     from fastdecode.generation.handle import Handle, RequestFailed
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from fastdecode.vocabulary import Grid, Layout, SizeTokens, Vocabulary
 
 _HOMES = {
+    "Best": "fastdecode.generation.best_of",
+    "best_of": "fastdecode.generation.best_of",
     "custom_generate": "fastdecode.generation.api",
     "disable": "fastdecode.generation.enabling",
     "enable": "fastdecode.generation.enabling",
@@ -74,6 +77,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Best",
     "Engine",
     "EngineStatistics",
     "Family",
@@ -98,6 +102,7 @@ __all__ = [
     "Tokens",
     "Vocabulary",
     "__version__",
+    "best_of",
     "custom_generate",
     "disable",
     "enable",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from fastdecode.cli.demo_page import Page
 from fastdecode.cli.output import whole_folder
 from fastdecode.cli.progress import loading
 from fastdecode.generation.api import explain, generate
+from fastdecode.generation.best_of import Best, best_of
 from fastdecode.guidance import Guidance
 from fastdecode.models.documents import Document, to_documents
 from fastdecode.models.loading import load
@@ -42,6 +45,12 @@ INSTRUCTIONS: dict[str, Any] = {
 }
 """Three-way guidance. These weights measured best: the usual 3.0 amplifies the errors of a small model."""
 UNCERTAIN = {"temperature": 0.85, "top_p": 0.97}
+LONG_DRAWINGS = (
+    "In column 2 a yellow square, on it a green square, on it a red circle. In column 3 an orange diamond.",
+    "In column 1 a white circle, on it a brown square. In column 2 a purple triangle. In column 4 a red diamond.",
+    "In column 1 a yellow triangle. In column 3 a blue circle. In column 4 a yellow square.",
+)
+BEST_OF = 8
 EDITED = "In column 1 a red square, on it a blue circle. In column 3 a yellow triangle."
 EDITS = ("Paint the blue circle green.", "Put a purple diamond in column 3.", "Take the top of column 1 away.")
 QUESTION = "Describe the picture."
@@ -72,6 +81,24 @@ class Studio:
     processor: Any
     seed: int
     total: Tally = field(default_factory=Tally)
+
+    def best(self, prompts: list[str], rerank: list[Callable[[list[Document]], list[float]]]) -> list[Best]:
+        """The best of `BEST_OF` pictures of each prompt, without guidance."""
+        inputs = self.processor(text=prompts, padding=True, return_tensors="pt")
+        start, before = time.perf_counter(), self.total.seconds
+        found = best_of(
+            self.model,
+            self.processor,
+            BEST_OF,
+            rerank,
+            **inputs,
+            multimodal_generation_mode="image-only",
+            seed=[self.seed + i for i in range(len(prompts))],
+        )
+        drawn = [b.sequences.shape[0] * (b.sequences.shape[1] - inputs["input_ids"].shape[1]) for b in found]
+        spent = time.perf_counter() - start - (self.total.seconds - before)  # `rerank` may have asked
+        self.total += Tally(sum(drawn), BEST_OF * len(prompts), spent)
+        return found
 
     def ask(self, prompts: list[str], pictures: list[Image.Image] | None = None, **options: Any) -> list[Document]:
         """Decode all prompts in one batch. Returns one document per prompt. With ``image``, their sampling parameters,
@@ -114,6 +141,7 @@ def run_demo(output: Path, seed: int = 0) -> Tally:
     with whole_folder(output, "demo") as folder:
         _instructions(studio, page)
         _scales(studio, page)
+        _best_of(studio, page)
         _edits_and_captions(studio, page)
         total = studio.total  # without the descriptions, which only the alternative texts need
         said = dict(zip(page.unsaid, studio.describe(list(page.unsaid.values())), strict=True))
@@ -166,6 +194,30 @@ def _scales(studio: Studio, page: Page) -> None:
         (drawing, [column[i * SAMPLES : (i + 1) * SAMPLES] for column in columns]) for i, drawing in enumerate(DRAWINGS)
     ]
     page.comparison([f"scale {scale:g}" for scale in SCALES], rows, "guidance")
+
+
+def _best_of(studio: Studio, page: Page) -> None:
+    def likeness_to(drawing: str) -> Callable[[list[Document]], list[float]]:
+        """How near the model's own descriptions of pictures are to ``drawing``: 1 for the same words."""
+
+        def likeness(documents: list[Document]) -> list[float]:
+            said = studio.describe([first_picture(document) for document in documents])
+            return [SequenceMatcher(None, drawing.split(), words.split()).ratio() for words in said]
+
+        return likeness
+
+    page.heading(
+        f"The best of {BEST_OF}",
+        f"Each prompt was drawn {BEST_OF} times at temperature 1, without guidance: of 96 pictures of such prompts, 60 "
+        "were as asked. The model described its own pictures, and the one whose description is nearest to the prompt "
+        "was taken. On the left is the first picture, on the right the best.",
+    )
+    found = studio.best([f"Draw: {drawing}" for drawing in LONG_DRAWINGS], [likeness_to(d) for d in LONG_DRAWINGS])
+    rows = [
+        (drawing, [[first_picture(best.documents[0])], [first_picture(best.document)]])
+        for drawing, best in zip(LONG_DRAWINGS, found, strict=True)
+    ]
+    page.comparison(["the first", f"the best of {BEST_OF}"], rows, "best")
 
 
 def _edits_and_captions(studio: Studio, page: Page) -> None:

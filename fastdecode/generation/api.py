@@ -141,7 +141,7 @@ def generate(
     def decode(call: Prepared, extras: GenerateOptions) -> Output:
         if streamer is not None:
             streamer.put(call.prompts)  # not by transformers, which would do so before a call is handed over to it
-        output = _decode(call, streamer, bool(extras.progress))
+        output = decode_call(call, streamer, bool(extras.progress))
         return only_codes(output, call) if kwargs.get(GENERATION_MODE) == "image" else output
 
     return _through_transformers(model, inputs, options, given, decode, hand_over)
@@ -306,10 +306,10 @@ def custom_generate(
         prepared = prepare(model, *prepared_call, extras, chosen, model_kwargs, sizes)
     except Unsupported as error:
         raise error.refused(text_only=extras.text_only) from None
-    return _decode(prepared, call.get("streamer"), bool(extras.progress))
+    return decode_call(prepared, call.get("streamer"), bool(extras.progress))
 
 
-def _decode(call: Prepared, streamer: Any, progress: bool) -> Output:
+def decode_call(call: Prepared, streamer: Any, progress: bool) -> Output:
     """Decode a prepared call on a new engine."""
     call.warn()
     decoder = decoder_of(call)

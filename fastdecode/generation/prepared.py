@@ -57,6 +57,13 @@ class Prepared:
         return self.processors.guidance is not None and all(s.guidance.everywhere for s in self.sequences)
 
     @property
+    def samples(self) -> bool:
+        """Whether tokens are sampled, in text or in pictures; else each is the likeliest."""
+        by_mode = {"text-only": [self.text], "image-only": [self.image]}
+        used = by_mode.get(self.grammar.mode, [self.text, self.image])
+        return any(sampling.temperature != 0 for sampling in used)
+
+    @property
     def without_effect(self) -> dict[str, str]:
         """The names of options that were given and change nothing, each with the reason: a seed where every token is
         the likeliest, and parameters of text where none is written.
@@ -64,9 +71,7 @@ class Prepared:
         found = {}
         if self.text_given and self.grammar.mode == "image-only":
             found["text"] = "multimodal_generation_mode='image-only' writes none"
-        by_mode = {"text-only": [self.text], "image-only": [self.image]}
-        used = by_mode.get(self.grammar.mode, [self.text, self.image])
-        if self.seeded and not any(sampling.temperature != 0 for sampling in used):
+        if self.seeded and not self.samples:
             found["seed"] = "nothing is sampled: do_sample=True samples, and without it the likeliest token is taken"
         return found
 

@@ -91,12 +91,23 @@ def test_what_was_not_drawn_as_asked_is_marked_and_counted(folder: Path) -> None
     page = (folder / "index.html").read_text()
     scores = [int(n) for n in re.findall(r"<div class=score>(\d) of 3 as asked</div>", page)]
     assert len(scores) == len(demo.DRAWINGS) * len(demo.SCALES)
-    assert page.count("class=wrong") == sum(3 - n for n in scores) > 0
+    single = [int(n) for n in re.findall(r"<div class=score>(\d) of 1 as asked</div>", page)]
+    assert len(single) == 2 * len(demo.LONG_DRAWINGS)
+    assert page.count("class=wrong") == sum(3 - n for n in scores) + single.count(0) > 0
     for i, drawing in enumerate(demo.DRAWINGS):
         for j in range(len(demo.SCALES)):
             drawn = [read(folder, f"guidance-{i + 1}-{j + 1}-{k + 1}") for k in range(demo.SAMPLES)]
             right = sum(scene is not None and world.describe(scene) == drawing for scene in drawn)
             assert abs(right - scores[i * len(demo.SCALES) + j]) <= 1
+
+
+def test_the_best_of_several_is_as_asked_more_often_than_the_first(folder: Path) -> None:
+    right = []
+    for column in (1, 2):
+        drawn = [read(folder, f"best-{i + 1}-{column}-1") for i in range(len(demo.LONG_DRAWINGS))]
+        pairs = zip(drawn, demo.LONG_DRAWINGS, strict=True)
+        right.append(sum(scene is not None and world.describe(scene) == drawing for scene, drawing in pairs))
+    assert right[0] < right[1]
 
 
 def test_edits_show_before_and_after(folder: Path) -> None:

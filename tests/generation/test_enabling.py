@@ -42,8 +42,8 @@ def decoded(monkeypatch) -> list:
         found.append(call.model)
         return decode(call, *rest)
 
-    decode = api._decode
-    monkeypatch.setattr(api, "_decode", listening)
+    decode = api.decode_call
+    monkeypatch.setattr(api, "decode_call", listening)
     return found
 
 

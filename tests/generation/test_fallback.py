@@ -56,7 +56,7 @@ def never(monkeypatch) -> None:
     def fail(*args):
         raise AssertionError("fastdecode decoded this call")
 
-    monkeypatch.setattr(api, "_decode", fail)
+    monkeypatch.setattr(api, "decode_call", fail)
 
 
 def embedded(model):

@@ -56,7 +56,7 @@ def _enable_every_model() -> None:
 
         return call
 
-    api._decode = counted(api._decode, "decoded by fastdecode")
+    api.decode_call = counted(api.decode_call, "decoded by fastdecode")
     say_once = counted(api.say_once, "handed to transformers")
 
     def counted_reason(reason):
