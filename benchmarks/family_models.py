@@ -45,6 +45,8 @@ def _made(kind: Any, config: Any, shape: Shape) -> Any:
         else:
             torch.nn.init.constant_(weights, float("norm" in name and kind is not GemmaForCausalLM))
     inner = getattr(model.model, "language_model", getattr(model.model, "text_model", model.model))
+    if kind is GemmaForCausalLM:
+        inner.embed_tokens.embed_scale.fill_(config.hidden_size**0.5)  # not among the parameters
     inner.rotary_emb = type(inner.rotary_emb)(inner.config).to(shape.device)
     return model
 

@@ -178,6 +178,7 @@ def tables() -> dict[str, str]:
         "documents": _documents(),
         "load": _load(),
         "sampling": _sampling(),
+        "families": _families(),
     }
     if any(RESULTS.glob("llamacpp-cpu-*.json")):  # it needs llama.cpp, so not every machine can measure it
         found["llamacpp"] = _llamacpp(newest("llamacpp"))
@@ -240,6 +241,23 @@ def _tokens() -> str:
         )
     share = "share of the read bandwidth" + ("" if "floor" in results else " (torch's sum)")
     return _table(("model", "fastdecode", "transformers", "ratio", share), lines, results["machine"])
+
+
+def _families() -> str:
+    results = newest("families")
+    lines = [
+        (
+            row["model"] + ("" if row["layers"] == "all" else f", {row['layers']} layers"),
+            str(row["pictures at once"]),
+            f"{row['fastdecode ms per token']:.3g} ms",
+            f"{row['rival ms per token']:.3g} ms",
+            f"{row['ratio']:.1f}",
+            f"{min(row['ratios of the turns'])} to {max(row['ratios of the turns'])}",
+        )
+        for row in results["rows"]
+    ]
+    head = ("model", "pictures at once", "fastdecode, per token", "rival", "ratio", "of the turns")
+    return _table(head, lines, results["machine"])
 
 
 def _documents() -> str:

@@ -12,6 +12,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, PhiConfig
 from fastdecode.decoder import Decoder, decoder_for
 from fastdecode.decoder.family import family_of, inner_of
 from fastdecode.decoder.forward import ForwardDecoder
+from fastdecode.decoder.triton_step import TritonStep
 from fastdecode.models.quantise import quantise
 
 TOKENS = TEXT["vocab_size"]
@@ -159,3 +160,31 @@ def test_a_language_model_that_is_not_known():
     model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=phi))
     with pytest.raises(TypeError, match=re.escape("is a PhiModel, which fastdecode does not decode")):
         family_of(model)
+
+
+@pytest.mark.parametrize("name", ["janus", "emu3"])
+def test_steps_by_single_operations(name: str):
+    """As on a GPU, where each operation is a kernel; here by their references."""
+    model = MODELS[name]()
+    rows = rows_of(model, [9, 30, 4], codes=6 if name == "janus" else 0)
+    decoder = Decoder(model)
+    decoder._take_steps_by(TritonStep(inner_of(model), decoder.swin, "reference"))
+    assert decoder.uses_triton_step
+    assert decoder.uncaptured_reason is None
+    wanted = expected(model, rows, 3)
+    assert (found(decoder, rows, 3) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    places = {address for _, address, _ in decoder.beside_layers()}
+    if name == "janus":
+        own = [*model.model.generation_head.parameters(), *model.model.generation_aligner.parameters()]
+        assert {parameter.data_ptr() for parameter in own} <= places
+        model.model.generation_head.register_forward_hook(lambda *given: None)
+        assert "the head of image tokens" in Decoder.uncaptured_reason.fget(decoder)
+
+
+def test_text_and_image_rows_by_single_operations():
+    model = tiny_janus()
+    rows = [[9, 10, 11, 12], [9, 10, 11, TOKENS + 7], [9, TOKENS, TOKENS + JANUS_CODES - 1, TOKENS + 3]]
+    decoder = Decoder(model)
+    decoder._take_steps_by(TritonStep(inner_of(model), decoder.swin, "reference"))
+    wanted = expected(model, rows, 1)
+    assert (found(decoder, rows, 1) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
