@@ -123,3 +123,16 @@ def check_weights(weights: str | None, device: str | None) -> None:
     """`Refused` if small weights are asked for on a GPU: they are read on the CPU only."""
     if weights is not None and device not in (None, "cpu"):
         raise Refused(f"--weights {weights} with --device {device}: small weights are for the CPU, leave out --device")
+
+
+def check_is_chameleon(model: Any, name: str) -> None:
+    """`Refused` for a model whose prompts the commands do not write."""
+    from fastdecode.models.families import family_of
+
+    family = family_of(model).name
+    if family != "Chameleon":
+        kind = type(model).__name__ if family == "text" else family
+        raise Refused(
+            f"{name} is a {kind}, and the commands write prompts of Chameleons, such as Anole: in Python, "
+            "fastdecode.recipe(model, task) writes its prompts"
+        )

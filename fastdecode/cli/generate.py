@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from fastdecode.cli.arguments import (
     WEIGHTS,
     Refused,
     check_device,
+    check_is_chameleon,
     check_weights,
     device,
     file,
@@ -34,6 +35,7 @@ from fastdecode.cli.prompts import open_pictures, read_prompts
 
 if TYPE_CHECKING:
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     from fastdecode.generation.engine import Engine
     from fastdecode.generation.handle import Handle
@@ -178,7 +180,18 @@ class Task:
     seed: int
     stem: str
     """Begins the names of its files: "" for the only document, else ``document-N``."""
+    how: dict[str, Any] = field(default_factory=dict)
+    """The options that made it, for the metadata of its pictures."""
     handle: Handle | None = None
+
+    def metadata(self, number: int) -> PngInfo:
+        """What a PNG says of how it was made: the text ``fastdecode`` is JSON with prompt, seed and options."""
+        from PIL.PngImagePlugin import PngInfo
+
+        info = PngInfo()
+        made = {"prompt": self.prompt, "seed": self.seed, "picture": number, **self.how}
+        info.add_itxt("fastdecode", json.dumps(made, ensure_ascii=False))
+        return info
 
     @property
     def file(self) -> str:
@@ -195,7 +208,7 @@ class Task:
             else:
                 number += 1
                 name = f"{self.stem}-picture-{number}.png" if self.stem else f"picture-{number}.png"
-                part.save(folder / name)
+                part.save(folder / name, pnginfo=self.metadata(number))
                 parts.append({"picture": name})
         made = {"prompt": self.prompt, "seed": self.seed, "tokens": len(self.handle.tokens), "file": self.file}
         (folder / self.file).write_text(markdown(parts) + "\n", encoding="utf-8")
@@ -262,6 +275,7 @@ def load_engine(args: argparse.Namespace) -> Engine:
     check_device(args.device)
     dtype = None if args.dtype == "auto" else args.dtype
     model, processor = load(args.model, dtype=dtype, device=args.device, vqgan=args.vqgan, weights=args.weights)
+    check_is_chameleon(model, args.model)
     if args.mode != "text-only":
         check_can_draw(model)
     return Engine(model, processor, max_rows=MAX_ROWS)
@@ -301,6 +315,8 @@ def submit(
                 own["max_new_tokens"] = max(1, engine.model.config.max_position_embeddings - length)
             if args.explain and n == 0:
                 explained = str(explain(engine.model, **inputs, **own))
+            others = {name: value for name, value in own.items() if name not in ("guidance", "seed")}
+            task.how = {"model": args.model, "guidance": args.guidance, **others}
             task.handle = engine.submit(inputs, **own)
         except (ValueError, TypeError, RuntimeError) as error:
             if len({t.prompt for t in todo}) == 1:

@@ -6,7 +6,7 @@ import argparse
 import importlib.util
 from pathlib import Path
 
-from fastdecode.cli.arguments import DTYPES, WEIGHTS, check_device, check_weights, device
+from fastdecode.cli.arguments import DTYPES, WEIGHTS, check_device, check_is_chameleon, check_weights, device
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
@@ -65,6 +65,7 @@ def serve(args: argparse.Namespace) -> None:
     with listen(args.host, args.port) as listener:
         dtype = None if args.dtype == "auto" else args.dtype
         model, processor = load(args.model, dtype=dtype, device=args.device, vqgan=args.vqgan, weights=args.weights)
+        check_is_chameleon(model, args.model)
         engine = Engine(model, processor, pages=args.pages, max_rows=args.max_rows, deterministic=args.deterministic)
         app = create_app(engine, limits, model=args.model)
         host, port = listener.getsockname()[:2]

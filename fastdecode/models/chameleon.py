@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -14,7 +15,7 @@ from fastdecode.decoder.family import CHAMELEON as LAYERS
 from fastdecode.decoder.family import family_of
 from fastdecode.models.chameleon_recipes import recipes
 from fastdecode.models.family import Family
-from fastdecode.models.painting import to_pictures
+from fastdecode.models.painting import painted
 from fastdecode.models.vq_decoder import VQDecoder, decode_codes, latent_side
 from fastdecode.vocabulary import Grid, Vocabulary
 
@@ -185,12 +186,7 @@ def paint(model: Any, grids: Sequence[Grid]) -> list[Image.Image]:
     """Paint each grid of codes by the VQ decoder, which takes any number of rows and columns."""
     vqmodel = model.model.vqmodel
     _check_not_offloaded(vqmodel)
-    device = vqmodel.post_quant_conv.weight.device
-    found: list[Image.Image] = []
-    for grid in grids:
-        codes = torch.tensor([grid.codes], device=device).view(1, grid.rows, grid.columns)
-        found += to_pictures(decode_codes(vqmodel, codes))
-    return found
+    return painted(grids, vqmodel.post_quant_conv.weight.device, partial(decode_codes, vqmodel))
 
 
 CHAMELEON = Family(

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import Emu3ForConditionalGeneration
 
 from fastdecode.models.family import Family
-from fastdecode.models.painting import decoded, to_pictures
+from fastdecode.models.painting import decoded, painted
 from fastdecode.models.recipe import Recipe, by_task
 from fastdecode.vocabulary import Grid, Layout, Vocabulary
 
@@ -100,12 +100,7 @@ def features(model: Any, encoded: Any) -> list[Tensor]:
 def paint(model: Any, grids: Sequence[Grid]) -> list[Image.Image]:
     """Paint each grid of codes by the model's own decoder, in float32."""
     vqmodel = model.model.vqmodel
-    decode, device = decoded(vqmodel), vqmodel.quantize.embedding.weight.device
-    found: list[Image.Image] = []
-    for grid in grids:
-        codes = torch.tensor(grid.codes, device=device).view(1, grid.rows, grid.columns)
-        found += to_pictures(decode(codes), rounded=False)
-    return found
+    return painted(grids, vqmodel.quantize.embedding.weight.device, decoded(vqmodel), rounded=False)
 
 
 SCRIPT = "baaivision/Emu3, image_generation.py"

@@ -9,14 +9,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from PIL import Image
 from transformers import JanusForConditionalGeneration
 
 from fastdecode.models.family import Family
-from fastdecode.models.painting import decoded, to_pictures
+from fastdecode.models.painting import decoded, painted
 from fastdecode.models.recipe import Recipe, by_task
 from fastdecode.vocabulary import Grid, Layout, Vocabulary
+
+
+def name_begin(model: Any, processor: Any) -> None:
+    """Write into the generation_config which token begins a picture, where it does not say: transformers 5.24 does not
+    read it from the checkpoint's file. ``ValueError`` if the processor does not know it either.
+    """
+    kwargs = getattr(model.generation_config, "generation_kwargs", None) or {}
+    if kwargs.get("boi_token_id", getattr(model.generation_config, "boi_token_id", None)) is not None:
+        return
+    tokenizer = getattr(processor, "tokenizer", processor)
+    name = getattr(processor, "image_start_token", None)
+    known = tokenizer.get_vocab()
+    if name not in known:
+        raise ValueError(f"the tokenizer has no {name!r}, the token that begins a picture: give the processor of Janus")
+    model.generation_config.generation_kwargs = {**kwargs, "boi_token_id": known[name]}
 
 
 def vocabulary(model: Any) -> Vocabulary:
@@ -27,7 +41,7 @@ def vocabulary(model: Any) -> Vocabulary:
     if begin is None:
         raise ValueError(
             "model.generation_config.generation_kwargs of this checkpoint has no 'boi_token_id', the token that "
-            "begins a picture"
+            "begins a picture: load the checkpoint with fastdecode.load, or set it"
         )
     end = end[0] if isinstance(end, (list, tuple)) else end
     if end is None:
@@ -56,10 +70,7 @@ def paint(model: Any, grids: Sequence[Grid]) -> list[Image.Image]:
     """Paint each grid of codes by the model's own decoder, in float32."""
     vqmodel = model.model.vqmodel
     decode, device = decoded(vqmodel), vqmodel.quantize.embedding.weight.device
-    found: list[Image.Image] = []
-    for grid in grids:
-        found += to_pictures(decode(torch.tensor([grid.codes], device=device)), rounded=False)
-    return found
+    return painted(grids, device, lambda codes: decode(codes.flatten(1)), rounded=False)
 
 
 DEEPSEEK = "deepseek-ai/Janus, generation_inference.py"

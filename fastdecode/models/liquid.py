@@ -7,6 +7,7 @@ adds both: the modules as ``model.vqmodel``, the tokens as ``model.config.pictur
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
 from fastdecode.models.checkpoint import DecoderWeights
 from fastdecode.models.family import Family
-from fastdecode.models.painting import to_pictures
+from fastdecode.models.painting import painted
 from fastdecode.models.pixels import as_pixels, squared
 from fastdecode.models.recipe import Recipe, by_task
 from fastdecode.models.text import without_pictures
@@ -123,12 +124,7 @@ def missing_keys(model: Any) -> list[str]:
 
 def paint(model: Any, grids: Sequence[Grid]) -> list[Image.Image]:
     """Paint each grid of codes by the VQ decoder, in float32."""
-    device = model.vqmodel.post_quant_conv.weight.device
-    found: list[Image.Image] = []
-    for grid in grids:
-        codes = torch.tensor([grid.codes], device=device).view(1, grid.rows, grid.columns)
-        found += to_pictures(decode_codes(model.vqmodel, codes))
-    return found
+    return painted(grids, model.vqmodel.post_quant_conv.weight.device, partial(decode_codes, model.vqmodel))
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from fastdecode.models.chameleon import attach_decoder, fill_encoder
 from fastdecode.models.checkpoint import Checkpoint, DecoderWeights, in_short, plain_weights
 from fastdecode.models.families import vocabulary_of
 from fastdecode.models.gguf import package, read_gguf
+from fastdecode.models.janus import name_begin
 from fastdecode.models.liquid import attach_vqgan, is_liquid, name_tokens
 from fastdecode.models.memory import Sizes, check_file
 from fastdecode.models.move_weights import move_weights
@@ -140,6 +141,8 @@ def load(
         )
     if is_liquid(config):
         name_tokens(model, processor)
+    if kind == "janus":
+        name_begin(model, processor)
     vocabulary_of(model)
     if painting is not None and painting.decoder:
         (attach_vqgan if is_liquid(config) else _attach_decoder)(model, painting)

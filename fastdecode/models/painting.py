@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from fastdecode.vocabulary import Grid
 
 
 class _Decode(nn.Module):
@@ -35,6 +37,17 @@ def decoded(vqmodel: Any) -> Callable[[Tensor], Tensor]:
         return pixels
 
     return decode
+
+
+def painted(
+    grids: Sequence[Grid], device: torch.device, decode: Callable[[Tensor], Tensor], *, rounded: bool = True
+) -> list[Image.Image]:
+    """``grids`` as pictures, one at a time. ``decode``: codes (1, rows, columns) int64 on ``device`` to pixels."""
+    found: list[Image.Image] = []
+    for grid in grids:
+        codes = torch.tensor(grid.codes, device=device).view(1, grid.rows, grid.columns)
+        found += to_pictures(decode(codes), rounded)
+    return found
 
 
 def to_pictures(pixels: Tensor, rounded: bool = True) -> list[Image.Image]:

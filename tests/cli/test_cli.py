@@ -14,7 +14,9 @@ import zlib
 from pathlib import Path
 
 import pytest
+from models_for_tests import tiny_tokenizer
 from PIL import Image
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from fastdecode import cli
 from fastdecode.cli import arguments, output, progress
@@ -40,6 +42,10 @@ def test_generate_writes_a_document_and_its_pictures(tmp_path: Path, capsys: pyt
     assert names(folder) == ["document.md", "picture-1.png"]
     with Image.open(folder / "picture-1.png") as picture:
         assert picture.size == (64, 64)
+        made = json.loads(picture.text["fastdecode"])
+    assert made["prompt"] == DRAW[DRAW.index("--prompt") + 1]
+    assert (made["seed"], made["picture"], made["model"]) == (3, 1, "blocks")
+    assert made["multimodal_generation_mode"] == "image-only"
     assert "picture-1.png" in (folder / "document.md").read_text()
     said = capsys.readouterr().out
     assert "66 tokens" in said
@@ -55,7 +61,8 @@ def test_the_seed_decides_what_is_written(tmp_path: Path) -> None:
             )
             == 0
         )
-        return (tmp_path / name / "picture-1.png").read_bytes()
+        with Image.open(tmp_path / name / "picture-1.png") as picture:
+            return picture.tobytes()
 
     assert drawn(1, "a") == drawn(1, "b")
     assert any(drawn(seed, f"c{seed}") != drawn(1, "a") for seed in range(2, 6))
@@ -450,6 +457,21 @@ def test_a_terminal_sees_how_long_loading_takes(monkeypatch: pytest.MonkeyPatch)
 )
 def test_guidance_option(text: str | None, draws: bool, wanted: object) -> None:
     assert write.parse_guidance(text, draws) == wanted
+
+
+def test_models_whose_prompts_the_command_does_not_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2)
+    )
+    model.save_pretrained(tmp_path / "llama")
+    tiny_tokenizer().save_pretrained(tmp_path / "llama")
+    assert (
+        run("generate", "--prompt", "w1", "--mode", "text-only", "--model", tmp_path / "llama", "-o", tmp_path / "out")
+        == 2
+    )
+    said = capsys.readouterr().err
+    assert "llama is a LlamaForCausalLM, and the commands write prompts of Chameleons" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
