@@ -157,17 +157,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures there")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    machine = describe()
+    if device == "cuda":
+        machine["device"] = torch.cuda.get_device_name()
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
     rows = []
     for name in args.models:
         case = CASES[name]
         layers = case.layers if device == "cpu" and args.layers is None else args.layers
-        rows += measure(case, Shape(args.side, None if case.layers is None else layers, device=device), args.turns)
-    machine = describe()
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
-    if device == "cuda":
-        machine["device"] = torch.cuda.get_device_name()
-    if args.json:
-        args.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        shape = Shape(args.side, None if case.layers is None else layers, device=device)
+        rows += measure(case, shape, args.turns)
+        if args.json:  # after each model: it takes minutes
+            args.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -74,6 +74,11 @@ class BaseDecoder(ABC):
         return False
 
     @property
+    def prefills_in_steps(self) -> bool:
+        """Whether prompts too are computed by the C++ library."""
+        return False
+
+    @property
     def uses_triton_step(self) -> bool:
         """Whether a step consists of kernels of `fastdecode.ops`."""
         return False

@@ -136,7 +136,8 @@ def _steps(decoder: BaseDecoder) -> tuple[str, list[str]]:
         return f"each step a call of the model's own forward, because {decoder.forward_reason}", []
     if decoder.uses_cpu_step:
         steps = f"each step one call of the C++ library ({core().cpu_isa()})"
-        return steps + (", prompts too (deterministic)" if decoder.deterministic else ""), []
+        prompts = ", prompts too" if decoder.prefills_in_steps else ""
+        return steps + prompts + (" (deterministic)" if decoder.deterministic else ""), []
     if decoder.uses_triton_step:
         steps = "each step made of Triton kernels"
         if decoder.captured is not None:

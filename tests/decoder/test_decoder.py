@@ -4,9 +4,11 @@ import random
 
 import pytest
 import torch
-from models_for_tests import text_ids, tiny_model, whole_logits
+from models_for_tests import BOS, text_ids, tiny_model, whole_logits
 
 from fastdecode.decoder import Decoder
+from fastdecode.decoder import decoder as decoder_module
+from fastdecode.ops.backends import core
 
 
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
@@ -219,3 +221,29 @@ def test_several_spans():
     inside = torch.tensor([2 <= i < 9 or 20 <= i < 30 for i in range(part.shape[1])])
     assert relative_error(part[:, inside], whole[:, inside]) < 1e-6
     assert part[:, ~inside].isnan().all()  # never written
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_prompts_go_through_the_step_where_torch_multiplies_slowly(slow: bool, monkeypatch):
+    """The same logits, but for rounding, whichever computes a prompt of bfloat16."""
+    model = tiny_model(3).bfloat16()
+    monkeypatch.setattr(decoder_module, "torch_multiplies_slowly", lambda dtype: slow and dtype == torch.bfloat16)
+    decoder, calls = Decoder(model), []
+    assert decoder.prefills_in_steps == slow
+    for name in ("_prefill_in_steps", "_prefill_in_chunks"):
+        whole = getattr(decoder, name)
+        monkeypatch.setattr(decoder, name, lambda *given, name=name, whole=whole: calls.append(name) or whole(*given))
+    prompt = [BOS, *text_ids(model, 0, 30)]
+    cache = decoder.new_cache()
+    decoder.prefill(cache, [prompt])
+    logits = decoder.logits(decoder.step(cache, torch.tensor([9]))).double()
+    assert calls == ["_prefill_in_steps" if slow else "_prefill_in_chunks"]
+    exact = whole_logits(model.float(), [*prompt, 9])[-1].double()
+    assert (logits[0] - exact).square().mean().sqrt() < 0.02 * exact.abs().max()
+    assert not Decoder(model).prefills_in_steps  # float32
+
+
+def test_where_torch_multiplies_slowly():
+    for dtype in (torch.bfloat16, torch.float16):
+        assert decoder_module.torch_multiplies_slowly(dtype) == (core().cpu_isa() != "avx512bf16")
+    assert not decoder_module.torch_multiplies_slowly(torch.float32)

@@ -63,9 +63,7 @@ def test_a_janus_whose_file_does_not_say_what_begins_a_picture(tmp_path: Path):
     """transformers loses it when it reads the file."""
     folder = saved(tmp_path / "janus", tiny_janus(), janus_processor())
     plain = JanusForConditionalGeneration.from_pretrained(folder)
-    with pytest.raises(
-        ValueError, match=r"has no 'boi_token_id', the token that begins a picture: load the"
-    ):
+    with pytest.raises(ValueError, match=r"has no 'boi_token_id', the token that begins a picture: load the"):
         fastdecode.generate(plain, torch.tensor([[1, 20, 6]]), generation_mode="image")
     model, _ = fastdecode.load(folder)
     assert model.generation_config.generation_kwargs == {"boi_token_id": 6}
