@@ -8,6 +8,7 @@ from models_for_tests import BOS, text_ids, tiny_model, whole_logits
 
 from fastdecode.decoder import Decoder
 from fastdecode.decoder import decoder as decoder_module
+from fastdecode.decoder.decoder import torch_multiplies_slowly
 from fastdecode.ops.backends import core
 
 
@@ -245,5 +246,5 @@ def test_prompts_go_through_the_step_where_torch_multiplies_slowly(slow: bool, m
 
 def test_where_torch_multiplies_slowly():
     for dtype in (torch.bfloat16, torch.float16):
-        assert decoder_module.torch_multiplies_slowly(dtype) == (core().cpu_isa() != "avx512bf16")
-    assert not decoder_module.torch_multiplies_slowly(torch.float32)
+        assert torch_multiplies_slowly(dtype) == (core().cpu_isa() != "avx512bf16")
+    assert not torch_multiplies_slowly(torch.float32)
