@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fastdecode.decoder.autocast import Autocast
 from fastdecode.decoder.family import FAMILIES, NESTS, Family, family_of, inner_of, window_of
+from fastdecode.decoder.own_tokens import OwnParts
 from fastdecode.decoder.plain import DTYPES
 
 Place = tuple[str, Any, tuple[type[nn.Module], ...]]
@@ -176,11 +177,17 @@ def device_of(model: Any) -> torch.device:
     return torch.device("cpu" if where is None else where)
 
 
+def _own_modules(model: Any) -> list[nn.Module]:
+    """The modules of image tokens that have embeddings and a head of their own."""
+    own = OwnParts.of(model)
+    return [] if own is None else [part.module for part in (*own.embed, *own.head)]
+
+
 def _unusual_weights(model: Any) -> str | None:
     """Several devices, or a dtype that the fast decoders do not read."""
     devices, dtypes = {}, {}
     inner = inner_of(model)
-    for module in (inner.embed_tokens, inner.layers, inner.norm, model.lm_head):
+    for module in (inner.embed_tokens, inner.layers, inner.norm, model.lm_head, *_own_modules(model)):
         for parameter in module.parameters():
             devices[parameter.device] = dtypes[parameter.dtype] = True
     if len(devices) > 1:
@@ -229,14 +236,16 @@ class Fingerprint:
 
     def _parts(self) -> list[Any]:
         inner = inner_of(self.model)
-        below = (inner.embed_tokens, inner.layers, inner.norm, inner.rotary_emb, self.model.lm_head)
+        below = [inner.embed_tokens, inner.layers, inner.norm, inner.rotary_emb, self.model.lm_head]
+        below += _own_modules(self.model)
+        around = [module for _, module, _ in _above(self.model, family_of(self.model))]
         found: list[Any] = [*torch_module._global_forward_hooks, *torch_module._global_forward_pre_hooks]
-        for module in chain((self.model, inner), *(part.modules() for part in below)):
+        for module in chain((*around, inner), *(part.modules() for part in below)):
             own = module.__dict__
             found += (id(module), own.get("_active_adapter"), own.get("_disable_adapters"))
             if module._forward_hooks or module._forward_pre_hooks or "forward" in own:
                 found += (*module._forward_hooks, None, *module._forward_pre_hooks, id(own.get("forward")))
-            if self.weights and module not in (self.model, inner):
+            if self.weights and module not in (*around, inner):
                 found += (_memory_of(p) for p in own["_parameters"].values())
         return found
 

@@ -10,6 +10,7 @@ from family_models import JANUS_CODES, TEXT, tiny_emu3, tiny_janus, tiny_llava
 from transformers import LlavaConfig, LlavaForConditionalGeneration, PhiConfig
 
 from fastdecode.decoder import Decoder, decoder_for
+from fastdecode.decoder.alterations import Fingerprint, needs_forward
 from fastdecode.decoder.family import family_of, inner_of
 from fastdecode.decoder.forward import ForwardDecoder
 from fastdecode.decoder.triton_step import TritonStep
@@ -188,3 +189,29 @@ def test_text_and_image_rows_by_single_operations():
     decoder._take_steps_by(TritonStep(inner_of(model), decoder.swin, "reference"))
     wanted = expected(model, rows, 1)
     assert (found(decoder, rows, 1) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("where", ["generation_head", "generation_aligner", "generation_embeddings", ""])
+def test_an_engine_sees_that_a_module_around_the_layers_has_changed(where: str):
+    """Janus' modules for image tokens, and the module between the model and its language model."""
+    model = tiny_janus()
+    module = getattr(model.model, where) if where else model.model
+    before = Fingerprint(model, weights=True)
+    assert before.change() is None
+    handle = module.register_forward_hook(lambda *given: None)
+    assert before.change() is not None
+    handle.remove()
+    assert before.change() is None
+    if where:
+        with torch.no_grad():
+            next(module.parameters()).mul_(2)
+        assert "its modules, their hooks, adapters or weights are others" in before.change()
+
+
+def test_image_tokens_in_another_dtype_or_on_another_device():
+    model = tiny_janus()
+    model.model.generation_head.double()
+    assert decoder_for(model).forward_reason == "its weights are float64"
+    model = tiny_janus()
+    model.model.generation_head.to("meta")
+    assert "its weights are on cpu, meta" in needs_forward(model)
