@@ -21,7 +21,7 @@ from fastdecode.generation.token_options import check_token_options
 from fastdecode.grammar import MODES
 from fastdecode.guidance import Guidance, guidance_from
 from fastdecode.kv.page_pool import PagePool
-from fastdecode.models.families import supported, text_vocabulary_of
+from fastdecode.models.families import supported, token_count
 from fastdecode.ops.scalars import LARGEST_FLOAT, shown
 from fastdecode.wording import kind_of
 
@@ -96,7 +96,7 @@ def check_call(model: Any, inputs: Any, options: Mapping[str, Any]) -> None:
         check_switch(name, value_of(name), strict=name in STRICT_SWITCHES)
     _check_decay(value_of("exponential_decay_length_penalty"))
     given = {name: value for source in (config, options) for name, value in _entries(source) if value is not None}
-    check_token_options(value_of, given, _vocabulary_size(model))
+    check_token_options(value_of, given, token_count(model))
     _check_callables(options)
     _check_stop_strings(value_of("stop_strings"), options.get("tokenizer"))
     _check_negative_prompt(options.get("negative_prompt_ids"), options.get("negative_prompt_attention_mask"))
@@ -118,7 +118,7 @@ def check_is_model(model: Any) -> None:
 
 def checked_prefix(allowed: Callable[[int, Tensor], Any], model: Any) -> Callable[[int, Tensor], list[int]]:
     """``allowed`` with a check of what it returns. ``ValueError`` unless that are tokens of the checkpoint."""
-    size = _vocabulary_size(model)
+    size = token_count(model)
 
     def checked(number: int, tokens: Tensor) -> list[int]:
         said = allowed(number, tokens)
@@ -345,7 +345,3 @@ def _check_model_has_weights(model: Any) -> None:
 def _embedding(model: Any) -> Any:
     find: Callable[[], Any] | None = getattr(model, "get_input_embeddings", None)
     return None if find is None else find()
-
-
-def _vocabulary_size(model: Any) -> int:
-    return text_vocabulary_of(model).size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
@@ -36,31 +37,52 @@ def _is_pair(value: Any) -> bool:
 
 
 def sized_vocabularies(
-    vocabulary: Vocabulary, image_size: Any, image_sizes: Any, prompts: int, *, draws: bool
+    vocabulary: Vocabulary, image_size: Any, image_sizes: Any, told: Sequence[Size | None], *, draws: bool
 ) -> list[Vocabulary]:
-    """The vocabulary of each of ``prompts``, for pictures of the size that is asked for. ``ValueError`` names a size
-    that the model cannot draw.
+    """The vocabulary of each prompt, for pictures of the size that is asked for. ``ValueError`` names a size that the
+    model cannot draw, or that is not the one in the prompt.
 
-        image_size      of the call: (width, height) in pixels, one or for each prompt; None: the model's own
-        image_sizes     rows and columns of the picture of each prompt, as Emu3's processor returns them; or None
+        image_size    of the call: (width, height) in pixels, one or for each prompt; None: the model's own
+        image_sizes   rows and columns of the picture of each prompt, as Emu3's processor returns them; or None
+        told          rows and columns that each prompt tells; None where it tells none
+        draws         whether the mode draws pictures
     """
-    if image_size is not None and not draws:
+    if not draws:
+        if image_size is None:
+            return [vocabulary] * len(told)
         raise ValueError(
             f"image_size={shown(image_size)} is the size of pictures, and multimodal_generation_mode='text-only' draws "
             "none: leave it out, or choose a mode that draws"
         )
-    if image_size is not None:
-        pairs = _pairs(image_size)
-        pairs = [pairs] * prompts if isinstance(pairs, tuple) else pairs
-        if len(pairs) != prompts:
-            raise ValueError(f"image_size has {len(pairs)} sizes for {prompts} prompts: {RIGHT}")
-        of_pixels = {pair: vocabulary.sized(*pair) for pair in pairs}
-        return [of_pixels[pair] for pair in pairs]
-    sizes = _of_processor(image_sizes, prompts) if draws else None
-    if sizes is None:
-        return [vocabulary] * prompts
-    of_tokens = {size: vocabulary.resized(*size) for size in sizes}
-    return [of_tokens[size] for size in sizes]
+    if image_size is not None and image_sizes is not None:
+        raise ValueError("image_size and image_sizes were given: give one of them")
+    asked = _by_pixels(vocabulary, image_size, len(told)) or _of_processor(image_sizes, len(told))
+    cell, made = vocabulary.cell, dict[Size, Vocabulary]()
+    sizes = []
+    for number, said in enumerate(told):
+        size = said if asked is None else asked[number]
+        if size is not None and said not in (None, size):
+            rows, columns = said
+            raise ValueError(
+                f"prompt {number} asks for a picture of {columns * cell}x{rows * cell} pixels ({rows} rows of "
+                f"{columns} tokens), and the call for one of {size[1] * cell}x{size[0] * cell}: give both the same size"
+            )
+        sizes.append(size)
+        if size is not None and size not in made:
+            made[size] = vocabulary.resized(*size)
+    return [vocabulary if size is None else made[size] for size in sizes]
+
+
+def _by_pixels(vocabulary: Vocabulary, image_size: Any, prompts: int) -> list[Size] | None:
+    """(rows, columns) of each prompt's picture."""
+    if image_size is None:
+        return None
+    pairs = _pairs(image_size)
+    pairs = [pairs] * prompts if isinstance(pairs, tuple) else pairs
+    if len(pairs) != prompts:
+        raise ValueError(f"image_size has {len(pairs)} sizes for {prompts} prompts: {RIGHT}")
+    layouts = [vocabulary.sized(*pair).picture for pair in pairs]
+    return [(layout.rows, layout.columns) for layout in layouts]
 
 
 def _of_processor(image_sizes: Any, prompts: int) -> list[Size] | None:

@@ -59,9 +59,9 @@ def prepare(
     repeats = config.num_return_sequences or 1
     mode = extras.multimodal_generation_mode or "text-only"
     compile_grammar(mode, vocabulary, ends)  # what it refuses is said before anything about sizes
-    sized = sized_vocabularies(
-        vocabulary, extras.image_size, image_sizes, len(input_ids) // repeats, draws=mode != "text-only"
-    )
+    tell = family_of(model).size_in_prompt if mode != "text-only" else None
+    told = [None if tell is None else tell(model, ids) for ids in input_ids[::repeats].tolist()]
+    sized = sized_vocabularies(vocabulary, extras.image_size, image_sizes, told, draws=mode != "text-only")
     vocabularies = [v for v in sized for _ in range(repeats)]
     grammars = [compile_grammar(mode, v, ends) for v in vocabularies]
     grammar, vocabulary = grammars[0], vocabularies[0]

@@ -35,7 +35,7 @@ def check_prompt(model: Any, input_ids: Tensor | None, options: Mapping[str, Any
     check_ids(input_ids, mask, vocabulary)
     if text_only:
         check_right_padding(mask)
-    if pixels is not None and reads_vectors(model):
+    if (pixels is not None or options.get("mm_encoder_outputs")) and reads_vectors(model):
         kind = type(model).__name__
         raise Unsupported(f"{kind} reads pictures as vectors, and fastdecode reads them as tokens", "give text alone")
     if pixels is not None:

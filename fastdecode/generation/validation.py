@@ -63,6 +63,8 @@ OTHER_NAMES = {
     "negative_prompt": "guidance=Guidance.two_way(scale, negative_prompt_ids=…)",
     "generator": "seed",
     "num_images_per_prompt": "num_return_sequences",
+    "height": "image_size=(width, height)",
+    "width": "image_size=(width, height)",
 }
 """Names that options have elsewhere, on our command line or in diffusers, and their names here."""
 

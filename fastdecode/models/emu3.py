@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from PIL import Image
@@ -15,7 +17,7 @@ from fastdecode.models.painting import decoded, painted
 from fastdecode.models.recipe import Recipe, by_task
 from fastdecode.vocabulary import Grid, Layout, Vocabulary
 
-PLACEHOLDER, BEGIN_IMAGE, END_IMAGE = "<image>", "<|image token|>", "<|image end|>"
+PLACEHOLDER, START, BEGIN_IMAGE, END_IMAGE = "<image>", "<|image start|>", "<|image token|>", "<|image end|>"
 ROW_END, FRAME_END = "<|extra_200|>", "<|extra_201|>"
 SIDE = 90
 """Rows and columns of a picture of 720x720 pixels, the size that Emu3's processor asks for by itself."""
@@ -54,6 +56,30 @@ def vocabulary(model: Any) -> Vocabulary:
         bans_images=False,
         draws_alone="Emu3 draws one picture to a prompt that ends with its size",
     )
+
+
+_spelled: WeakKeyDictionary[Any, dict[int, str]] = WeakKeyDictionary()
+"""The tokens that spell sizes, by the model's vocabulary: it has 184,622 names to look through."""
+
+
+def size_in_prompt(model: Any, ids: Sequence[int]) -> tuple[int, int] | None:
+    """Rows and columns that a prompt asks for, in "height*width" between the begin of image and its last token; None if
+    it does not, or if the vocabulary_map does not spell it.
+    """
+    mapping, known = model.model.vocabulary_mapping, model.config.vocabulary_map
+    begin, start = known.get(BEGIN_IMAGE), known.get(START)
+    if mapping not in _spelled:
+        _spelled[mapping] = {token: name for name, token in known.items() if re.fullmatch(r"[0-9*]+", name)}
+    places = [place for place, token in enumerate(ids) if token == begin]
+    text = ""
+    for token in reversed(ids[: places[-1]] if places else []):
+        if token == start:
+            found = re.fullmatch(r"([0-9]{1,6})\*([0-9]{1,6})", text)
+            return None if found is None else (int(found[1]), int(found[2]))
+        if token not in _spelled[mapping]:
+            return None
+        text = _spelled[mapping][token] + text
+    return None
 
 
 def check_pixels(model: Any, pixels: Tensor) -> Tensor:
@@ -144,4 +170,5 @@ EMU3 = Family(
     read=read,
     features=features,
     recipes=recipes,
+    size_in_prompt=size_in_prompt,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from fastdecode.decoder.family import NESTS, Nest
+from fastdecode.decoder.family import NESTS, Nest, inner_of
 from fastdecode.decoder.family import family_of as layers_of
 from fastdecode.decoder.wrappers import unwrapped
 from fastdecode.models.chameleon import CHAMELEON
@@ -57,14 +57,19 @@ def vocabulary_of(model: Any) -> Vocabulary:
     return family_of(model).vocabulary(model)
 
 
+def token_count(model: Any) -> int:
+    """The number of tokens: the language model's, and behind them image tokens with a head of their own."""
+    own = layers_of(model).own_tokens
+    return int(inner_of(model).config.vocab_size) + (0 if own is None else own.count(model))
+
+
 def text_vocabulary_of(model: Any) -> Vocabulary:
     """As `vocabulary_of`, for calls that write text only: what is missing for pictures is told by ``problem``."""
     try:
         return vocabulary_of(model)
     except ValueError as error:
-        known, own = without_pictures(model), layers_of(model).own_tokens
-        if own is not None:
-            size = known.size + own.count(model)
+        known, size = without_pictures(model), token_count(model)
+        if size > known.size:
             return replace(known, size=size, other_image_ids=tuple(range(known.size, size)), problem=str(error))
         mapping = getattr(model.model, "vocabulary_mapping", None)
         images = () if mapping is None else tuple(mapping.image_tokens)

@@ -15,27 +15,41 @@ from torch import Tensor
 
 from fastdecode.models.recipe import Recipe
 from fastdecode.vocabulary import Grid, Vocabulary
+from fastdecode.wording import kind_of
+
+READING = ("pixels", "lengths", "read", "features")
+"""The functions of a family that reads pictures."""
 
 
 @dataclass(frozen=True)
 class Family:
     """How the models of one family read and draw pictures.
 
-    name        as people call it
-    matches     whether a model (with layers that `fastdecode.decoder` knows) belongs to it
-    vocabulary  the tokens of a model. ValueError names what is missing for pictures
-    paint       grids of codes to RGB pictures, one at a time; None: it draws none
-    missing     names of weights that painting lacks; empty if the model can paint
-    advice      what to do about missing weights, as a sentence
-    pixels      checks pixel_values, (pictures, channels, H, W) float, and moves them to the model's encoder. Errors
-                as of `fastdecode.generate`. None: it reads no pictures
-    lengths     the numbers of placeholders of pictures that are given as pixels and sizes, as for ``read``
-    read        pixels and the sizes that the processor gave with them (or None) to the tokens that take the places
-                of placeholders, one (n,) int64 for each picture. None: its pictures are no tokens
-    recipes        what is usual for the tasks that it was trained for, by task
-    picture_tokens a PIL picture to tokens, begin and end included, where no processor of transformers does that
-    own_generate   whether the class has a ``generate`` of its own that takes a generation_mode ("text" or "image")
-    features    the same from what transformers' ``get_image_features`` returned
+    name            as people call it
+    matches         whether a model (with layers that `fastdecode.decoder` knows) belongs to it
+    vocabulary      the tokens of a model. ValueError names what is missing for pictures
+    paint           grids of codes to RGB pictures, one at a time; None: it draws none
+    missing         names of weights that painting lacks; empty if the model can paint
+    advice          what to do about missing weights, as a sentence
+    recipes         what is usual for the tasks that it was trained for, by task
+    size_in_prompt  (rows, columns) of the picture that the tokens of a prompt ask for; None if they do not tell. None:
+                    prompts never tell in tokens
+    own_generate    whether the class has a ``generate`` of its own that takes a generation_mode ("text" or "image")
+
+    Pictures in prompts; all four, or none for a family that reads none:
+
+    pixels          checks pixel_values, (pictures, channels, H, W) float, and moves them to the model's encoder. Errors
+                    as of `fastdecode.generate`
+    lengths         the numbers of placeholders of pictures that are given as pixels and sizes, as for ``read``
+    read            pixels, and the sizes that the processor gave with them (or None), to the tokens that take the
+                    places of placeholders, one (n,) int64 for each picture
+    features        the same from what transformers' ``get_image_features`` returned
+
+    Where no processor of transformers reads pictures for the model:
+
+    picture_tokens  a PIL picture to tokens, begin and end included
+
+    ``ValueError`` for a part of another kind, and for some of the four functions without the others.
     """
 
     name: str
@@ -51,3 +65,19 @@ class Family:
     own_generate: bool = False
     recipes: Callable[[Any], dict[str, Recipe]] = lambda model: {}
     picture_tokens: Callable[[Any, Image.Image], list[int]] | None = None
+    size_in_prompt: Callable[[Any, Sequence[int]], tuple[int, int] | None] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"name of a Family is {kind_of(self.name)}: give a str that is not empty")
+        needed = ("matches", "vocabulary", "missing", "recipes")
+        for name in (*needed, *READING, "paint", "picture_tokens", "size_in_prompt"):
+            value = getattr(self, name)
+            if not callable(value) and (value is not None or name in needed):
+                raise ValueError(f"{name} of the family {self.name} is {kind_of(value)}: give a function")
+        given = [name for name in READING if getattr(self, name) is not None]
+        if given and len(given) != len(READING):
+            raise ValueError(
+                f"the family {self.name} has {', '.join(given)} without "
+                f"{', '.join(name for name in READING if name not in given)}: to read pictures it needs all four"
+            )

@@ -127,3 +127,60 @@ def test_what_is_refused():
         drawn(model, inputs, (3, 5))
     assert vocabulary_of(tiny_emu3()).end_image == END
     assert CODES == 40
+
+
+def told(model, size: str, begun: int = 0) -> torch.Tensor:
+    """A prompt that ends with its size, in tokens of one or two characters, and the begin of a picture."""
+    names = model.config.vocabulary_map
+    return torch.tensor([[0, 30, names["<|image start|>"], *(names[part] for part in size.split()), BEGIN]])
+
+
+@pytest.fixture
+def spelling():
+    """A model whose vocabulary_map has digits, as the real checkpoints' whole map of their tokenizer has."""
+    model = tiny_emu3()
+    for token, name in enumerate(["1", "2", "3", "5", "*", "12", "2*", "0"], 220):
+        model.config.vocabulary_map[name] = token
+    return model
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"), [("3 * 5", (3, 5)), ("2* 3", (2, 3)), ("1 2 * 1", (12, 1)), ("12 * 1", (12, 1))]
+)
+def test_the_size_is_that_of_the_prompt(spelling, size: str, wanted: tuple[int, int]):
+    ids = told(spelling, size)
+    found = fastdecode.generate(spelling, ids, multimodal_generation_mode="image-only", do_sample=False)
+    rows, columns = wanted
+    assert found.shape[1] == ids.shape[1] + rows * (columns + 1) + 2
+    sizes = torch.tensor([wanted])
+    again = fastdecode.generate(
+        spelling, ids, image_sizes=sizes, multimodal_generation_mode="image-only", do_sample=False
+    )
+    assert torch.equal(found, again)
+
+
+def test_a_size_that_is_not_that_of_the_prompt(spelling):
+    ids = told(spelling, "3 * 5")
+    options = {"multimodal_generation_mode": "image-only", "do_sample": False}
+    wrong = (
+        r"prompt 0 asks for a picture of 40x24 pixels \(3 rows of 5 tokens\), and the call for one of 16x16: give both"
+    )
+    with pytest.raises(ValueError, match=wrong):
+        fastdecode.generate(spelling, ids, image_sizes=torch.tensor([[2, 2]]), **options)
+    with pytest.raises(ValueError, match=wrong):
+        fastdecode.generate(spelling, ids, image_size=(16, 16), **options)
+    with pytest.raises(ValueError, match="image_size and image_sizes were given: give one of them"):
+        fastdecode.generate(spelling, ids, image_size=(40, 24), image_sizes=torch.tensor([[3, 5]]), **options)
+    with pytest.raises(ValueError, match="a picture of 40x0 pixels takes"):
+        fastdecode.generate(spelling, told(spelling, "0 * 5"), **options)
+
+
+def test_what_looks_like_a_size_and_is_none(spelling):
+    """The size that is asked for holds, and without one the usual size, which the small context has no room for."""
+    for size in ("* 5", "3 5", "3 * * 5", "5 *"):
+        ids = told(spelling, size)
+        options = {"multimodal_generation_mode": "image-only", "do_sample": False}
+        found = fastdecode.generate(spelling, ids, image_size=(16, 16), **options)
+        assert found.shape[1] == ids.shape[1] + 2 * 3 + 2
+        with pytest.raises(ValueError, match="no room for one picture"):
+            fastdecode.generate(spelling, ids, **options)

@@ -181,3 +181,26 @@ def test_what_is_refused():
     model.generation_config.boi_token_id = JANUS_BEGIN  # where a newer converter writes it
     assert vocabulary_of(model).begin_image == JANUS_BEGIN
     assert vocabulary_of(model).placeholder == JANUS_PLACEHOLDER
+
+
+def test_options_in_the_generation_config():
+    """The mode may stand there, and the guidance of pictures then counts; in text it does not."""
+    model, inputs = tiny_janus(), prompts(9)
+    wanted = fastdecode.generate(model, **inputs, generation_mode="image", guidance_scale=3.0)
+    model.generation_config.guidance_scale = 3.0
+    model.generation_config.multimodal_generation_mode = "image-only"
+    tokens = fastdecode.generate(model, **inputs)
+    assert torch.equal(tokens[:, inputs["input_ids"].shape[1] : -1] - TOKENS, wanted)
+    assert torch.equal(fastdecode.generate(model, **inputs, generation_mode="image"), wanted)
+    text = fastdecode.generate(model, **inputs, generation_mode="text", max_new_tokens=5)
+    assert text.shape[1] == inputs["input_ids"].shape[1] + 5
+    assert (text < TOKENS).all()
+
+
+def test_image_only_has_no_guidance_of_its_own():
+    """As for all models; a recipe or guidance= gives it."""
+    model, inputs = tiny_janus(), prompts(9)
+    explained = fastdecode.explain(model, **inputs, multimodal_generation_mode="image-only")
+    assert explained.streams == [["+1 x full, 9 tokens"]]
+    explained = fastdecode.explain(model, **inputs, generation_mode="image")
+    assert [line.split(",")[0] for line in explained.streams[0]] == ["+5 x full", "-4 x blank"]

@@ -171,6 +171,22 @@ def test_register_takes_families():
         fastdecode.register("Squares")
 
 
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"name": ""}, "name of a Family is a str: give a str that is not empty"),
+        ({"matches": None}, "matches of the family Squares is a NoneType: give"),
+        ({"paint": 3}, "paint of the family Squares is an int: give a function"),
+        ({"read": len}, "the family Squares has read without pixels, lengths, features: to read pictures it needs all"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else next(iter(value)),
+)
+def test_families_with_wrong_parts(parts: dict, message: str):
+    good = {"name": "Squares", "matches": bool, "vocabulary": families.TEXT.vocabulary}
+    with pytest.raises(ValueError, match=message):
+        fastdecode.Family(**(good | parts))
+
+
 def test_a_nest_of_ones_own(monkeypatch):
     """A language model inside a module that fastdecode has never seen."""
     monkeypatch.setattr(families, "FAMILIES", list(families.FAMILIES))
