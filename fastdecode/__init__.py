@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fastdecode import ops
     from fastdecode.build_info import get_include, get_library
-    from fastdecode.decoder.family import Nest
+    from fastdecode.decoder.classes import Nest
     from fastdecode.engine.events import Finished, PictureBegun, PictureDone, PicturePart, TextDelta, Tokens
     from fastdecode.generation.api import custom_generate, explain, generate, new_pool
     from fastdecode.generation.best_of import Best, best_of
@@ -53,7 +53,7 @@ _HOMES = {
     "Handle": "fastdecode.generation.handle",
     "Layout": "fastdecode.vocabulary",
     "load": "fastdecode.models.loading",
-    "Nest": "fastdecode.decoder.family",
+    "Nest": "fastdecode.decoder.classes",
     "new_pool": "fastdecode.generation.api",
     "PagedCache": "fastdecode.kv.transformers_cache",
     "PagePool": "fastdecode.kv.page_pool",

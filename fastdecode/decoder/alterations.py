@@ -20,7 +20,7 @@ from torch.utils._device import DeviceContext
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fastdecode.decoder.autocast import Autocast
-from fastdecode.decoder.family import FAMILIES, NESTS, Family, family_of, inner_of, window_of
+from fastdecode.decoder.classes import DECODED, NESTS, Classes, classes_of, inner_of, window_of
 from fastdecode.decoder.own_tokens import OwnParts
 from fastdecode.decoder.plain import DTYPES
 
@@ -28,7 +28,7 @@ Place = tuple[str, Any, tuple[type[nn.Module], ...]]
 
 _FORWARDS = {
     c: c.forward
-    for classes in (*(f.classes for f in FAMILIES), *((n.model, *n.between) for n in NESTS), (nn.Linear, nn.Embedding))
+    for classes in (*(f.all for f in DECODED), *((n.model, *n.between) for n in NESTS), (nn.Linear, nn.Embedding))
     for c in classes
 }
 """The functions that the classes had when this file was imported: one may be replaced on the class."""
@@ -41,9 +41,9 @@ _FUNCTIONS = {
         for m, names in ((sys.modules[f.inner.__module__], _CALLED), (functional, _TORCH))
         for name in names
     }
-    for f in FAMILIES
+    for f in DECODED
 }
-"""By a language model's class: the functions that the forwards of its family call by name, as they were when this file
+"""By a language model's class: the functions that the forwards of its modules call by name, as they were when this file
 was imported.
 """
 
@@ -72,33 +72,33 @@ def why_altered(module: Any, *classes: type[nn.Module]) -> str | None:
     return None
 
 
-def _around_layers(model: Any, family: Family) -> Iterator[Place]:
+def _around_layers(model: Any, known: Classes) -> Iterator[Place]:
     """The modules that the fast decoders do not call, or whose result they keep."""
-    inner, name = inner_of(model), ".".join(family.path)
-    yield from _above(model, family)
-    yield f"model.{name}", inner, (family.inner,)
-    yield f"{name}.rotary_emb", inner.rotary_emb, (family.rotary,)
+    inner, name = inner_of(model), ".".join(known.path)
+    yield from _above(model, known)
+    yield f"model.{name}", inner, (known.inner,)
+    yield f"{name}.rotary_emb", inner.rotary_emb, (known.rotary,)
     for number, layer in enumerate(inner.layers):
-        yield f"{name}.layers.{number}", layer, family.layers
+        yield f"{name}.layers.{number}", layer, known.layers
         attention = getattr(layer, "self_attn", None)
         if attention is not None:
-            yield f"{name}.layers.{number}.self_attn", attention, (family.attention,)
+            yield f"{name}.layers.{number}.self_attn", attention, (known.attention,)
 
 
-def _above(model: Any, family: Family) -> Iterator[Place]:
+def _above(model: Any, known: Classes) -> Iterator[Place]:
     """The model itself, and the modules between it and its language model."""
-    yield "the model", model, (family.model,)
+    yield "the model", model, (known.model,)
     module = model
-    for name, kind in zip(family.path, family.between, strict=False):
+    for name, kind in zip(known.path, known.between, strict=False):
         module = getattr(module, name)
         yield f"model.{name}", module, (kind,)
 
 
 def top_altered(model: Any) -> bool:
     """Whether the top-level module itself has to be called, not the language model inside and the head."""
-    family = family_of(model)
-    replaced = _replaced((family.model, *family.between)) is not None
-    altered = any(why_altered(module, *classes) is not None for _, module, classes in _above(model, family))
+    known = classes_of(model)
+    replaced = _replaced((known.model, *known.between)) is not None
+    altered = any(why_altered(module, *classes) is not None for _, module, classes in _above(model, known))
     return global_hooks() or replaced or altered
 
 
@@ -112,7 +112,7 @@ def _replaced(classes: Any) -> type[nn.Module] | None:
 
 def needs_forward(model: Any) -> str | None:
     """Why this model can only be decoded by its own ``forward``, as what follows "because"; None if the fast decoders
-    compute the same. TypeError for a model that `family_of` does not accept.
+    compute the same. TypeError for a model that `classes_of` does not accept.
     """
     autocast = Autocast.now(device_of(model))
     return altered_reason(model) or (f"{autocast} is on" if autocast.on else None) or mode_of_torch()
@@ -129,17 +129,17 @@ def mode_of_torch() -> str | None:
 
 def altered_reason(model: Any) -> str | None:
     """As `needs_forward`, whatever `torch.autocast` is in this thread."""
-    family, inner = family_of(model), inner_of(model)
+    known, inner = classes_of(model), inner_of(model)
     if global_hooks():
         return "torch has global forward hooks"
-    for name, module, classes in _around_layers(model, family):
+    for name, module, classes in _around_layers(model, known):
         reason = why_altered(module, *classes)
         if reason is not None:
             return f"{name} {reason}"
-    replaced = _replaced((*family.classes, nn.Linear, nn.Embedding))
+    replaced = _replaced((*known.all, nn.Linear, nn.Embedding))
     if replaced is not None:
         return f"{replaced.__name__}.forward was replaced"
-    for (module, name), function in _FUNCTIONS[family.inner].items():
+    for (module, name), function in _FUNCTIONS[known.inner].items():
         now = getattr(module, name)
         if now is not function or (module is not functional and now.__module__ != module.__name__):
             return f"{module.__name__.rpartition('.')[2]}.{name} was replaced"
@@ -216,7 +216,7 @@ def check_inputs(model: Any) -> None:
                 f"model.layers.{number}.self_attn.is_causal is {layer.self_attn.is_causal!r}: fastdecode decodes "
                 f"tokens that see only earlier ones; set it to True, or {use}"
             )
-    like: Any = family_of(model).model
+    like: Any = classes_of(model).model
     if type(model).prepare_inputs_for_generation is not like.prepare_inputs_for_generation:
         raise ValueError(
             f"{type(model).__name__} has a prepare_inputs_for_generation of its own, which fastdecode does not call: "
@@ -238,7 +238,7 @@ class Fingerprint:
         inner = inner_of(self.model)
         below = [inner.embed_tokens, inner.layers, inner.norm, inner.rotary_emb, self.model.lm_head]
         below += _own_modules(self.model)
-        around = [module for _, module, _ in _above(self.model, family_of(self.model))]
+        around = [module for _, module, _ in _above(self.model, classes_of(self.model))]
         found: list[Any] = [*torch_module._global_forward_hooks, *torch_module._global_forward_pre_hooks]
         for module in chain((*around, inner), *(part.modules() for part in below)):
             own = module.__dict__

@@ -22,7 +22,7 @@ def check_decodable(model: Any) -> None:
 def decoder_for(model: Any, deterministic: bool = False) -> BaseDecoder:
     """The fast decoder, if it computes what the model does; else one that calls the model's own forward.
 
-    Give the model without its wrappers (`unwrapped`). TypeError for a model that `family_of` does not accept,
+    Give the model without its wrappers (`unwrapped`). TypeError for a model that `classes_of` does not accept,
     ValueError for one that no decoder can decode.
     """
     check_inputs(model)

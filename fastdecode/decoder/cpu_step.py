@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastdecode import ops
 from fastdecode.decoder.activations import activation_of
-from fastdecode.decoder.family import Sizes, epsilon_of, factors_of, head_norms
+from fastdecode.decoder.classes import Sizes, epsilon_of, factors_of, head_norms
 from fastdecode.decoder.plain import DTYPES
 from fastdecode.decoder.quantised import of_small, small_of
 from fastdecode.decoder.support import linears, norms_of

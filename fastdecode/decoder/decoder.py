@@ -19,9 +19,9 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonSwinDecode
 from fastdecode import ops
 from fastdecode.decoder.autocast import Autocast
 from fastdecode.decoder.base import PREFILL_IDS, BaseDecoder, Filling, padded_ids, parts
+from fastdecode.decoder.classes import EMBEDDINGS, Sizes, inner_of, scale_of
 from fastdecode.decoder.cpu_step import CpuStep
 from fastdecode.decoder.cuda_graph import CapturedSteps, cuda_graph
-from fastdecode.decoder.family import EMBEDDINGS, Sizes, inner_of, scale_of
 from fastdecode.decoder.layers import Layer, RMSNorm
 from fastdecode.decoder.own_tokens import OwnParts
 from fastdecode.decoder.plain import plain, plain_linear, plain_tensor
@@ -66,7 +66,7 @@ class Decoder(BaseDecoder):
 
     It does not call a layer, its ``self_attn``, the language model or the model: only for a model of which
     `needs_forward` returns None does it compute what they do; `decoder_for` chooses. TypeError for a model that
-    `family_of` does not accept.
+    `classes_of` does not accept.
     """
 
     def __init__(self, model: Any, deterministic: bool = False) -> None:

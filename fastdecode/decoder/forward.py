@@ -20,7 +20,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask,
 from fastdecode.decoder.alterations import device_of, top_altered
 from fastdecode.decoder.autocast import Autocast
 from fastdecode.decoder.base import PREFILL_IDS, BaseDecoder, Filling, padded_ids, parts
-from fastdecode.decoder.family import CHAMELEON, Sizes, family_of, inner_of, window_of
+from fastdecode.decoder.classes import CHAMELEON, Sizes, classes_of, inner_of, window_of
 from fastdecode.decoder.own_tokens import OwnParts
 from fastdecode.kv.kv_cache import StreamCache
 from fastdecode.kv.ragged_cache import RaggedCache, RaggedCall
@@ -83,11 +83,11 @@ class ForwardDecoder(BaseDecoder):
     are computed together, and in how many parts, is not what transformers' loop would choose.
 
     ValueError for an attention implementation that takes no mask, and for gradient checkpointing in training mode.
-    TypeError for a model that `family_of` does not accept.
+    TypeError for a model that `classes_of` does not accept.
     """
 
     def __init__(self, model: Any, deterministic: bool = False, reason: str = "that was asked for") -> None:
-        self.family = family_of(model)
+        self.classes = classes_of(model)
         self.model, self.deterministic, self.forward_reason = model, deterministic, reason
         inner = self.inner = inner_of(model)
         self.mask_of = check_callable(model)
@@ -105,7 +105,7 @@ class ForwardDecoder(BaseDecoder):
         self.window = window_of(inner.config)
         self.own = OwnParts.of(model)
         self.cache_name = (
-            "cache" if "cache" in inspect.signature(self.family.inner.forward).parameters else "past_key_values"
+            "cache" if "cache" in inspect.signature(self.classes.inner.forward).parameters else "past_key_values"
         )
         self._ready: dict[Any, _Ready] = {}
 
@@ -237,7 +237,7 @@ class ForwardDecoder(BaseDecoder):
         if self.own is not None:  # the whole model returns no logits of these tokens
             handle = self.inner.register_forward_hook(lambda module, args, output: kept.append(output[0][:, -1]))
         try:
-            with nullcontext() if self.family is not CHAMELEON else self._unmasked(len(inputs["input_ids"]), draws):
+            with nullcontext() if self.classes is not CHAMELEON else self._unmasked(len(inputs["input_ids"]), draws):
                 logits: Tensor = self.model(**inputs, return_dict=True).logits[:, -1]
         finally:
             if handle is not None:

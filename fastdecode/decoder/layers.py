@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.chameleon.modeling_chameleon import ChameleonLayerNorm
 
-from fastdecode.decoder.family import FAMILIES, QK_EPSILON, Sizes, epsilon_of, factors_of, head_norms
+from fastdecode.decoder.classes import DECODED, QK_EPSILON, Sizes, epsilon_of, factors_of, head_norms
 from fastdecode.decoder.plain import plain, plain_linear
 
-RMS_NORMS, MLPS = tuple(f.norm for f in FAMILIES), tuple(f.mlp for f in FAMILIES)
+RMS_NORMS, MLPS = tuple(f.norm for f in DECODED), tuple(f.mlp for f in DECODED)
 
 FUSED_BYTES = 2**20
 """Up to so many bytes of a layer's q, k and v weights are copied side by side: one product then replaces three."""

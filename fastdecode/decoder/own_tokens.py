@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastdecode.decoder.family import Chain, family_of, inner_of
+from fastdecode.decoder.classes import Chain, classes_of, inner_of
 from fastdecode.decoder.plain import altered, plain
 
 Product = Callable[[nn.Module, Tensor], Tensor]
@@ -23,7 +23,7 @@ Spans = Sequence[tuple[int, int]]
 
 @dataclass
 class OwnParts:
-    """The modules of `fastdecode.decoder.family.OwnTokens`. ``first``: the first image token; ``total``: all tokens."""
+    """The modules of `OwnTokens`. ``first``: the first image token; ``total``: all tokens."""
 
     first: int
     total: int
@@ -34,7 +34,7 @@ class OwnParts:
     @classmethod
     def of(cls, model: Any) -> OwnParts | None:
         """Those of a model; None if it has none."""
-        own = family_of(model).own_tokens
+        own = classes_of(model).own_tokens
         if own is None:
             return None
         first = int(inner_of(model).config.vocab_size)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdecode.decoder.activations import activation_of
-from fastdecode.decoder.family import Family, Sizes, epsilon_of, family_of, head_norms, inner_of
+from fastdecode.decoder.classes import Classes, Sizes, classes_of, epsilon_of, head_norms, inner_of
 from fastdecode.decoder.plain import altered, plain, plain_tensor
 from fastdecode.decoder.quantised import of_small, of_torchao, unsupported_bytes, unsupported_small
 from fastdecode.ops.backends import ENVIRONMENT_VARIABLE, choose_backend, unavailable
@@ -36,16 +36,16 @@ def norms_of(layer: Any) -> tuple[Any, Any]:
     return layer.input_layernorm, layer.post_attention_layernorm
 
 
-def _unsupported_layer(layer: Any, inner: Any, family: Family, device: str) -> str | None:
+def _unsupported_layer(layer: Any, inner: Any, known: Classes, device: str) -> str | None:
     first = inner.layers[0]
     sizes = Sizes.of(first)
     attention, mlp = layer.self_attn, layer.mlp
     if altered(attention):
         return "self_attn has hooks, or a forward of its own"
-    if not plain(attention, family.attention):
-        return f"self_attn is {type(attention).__name__}, not {family.attention.__name__}"
-    if not plain(mlp, family.mlp):
-        return f"mlp is not a plain {family.mlp.__name__}, or has hooks"
+    if not plain(attention, known.attention):
+        return f"self_attn is {type(attention).__name__}, not {known.attention.__name__}"
+    if not plain(mlp, known.mlp):
+        return f"mlp is not a plain {known.mlp.__name__}, or has hooks"
     activation = activation_of(mlp.act_fn)
     if not activation:
         return f"mlp.act_fn is {type(mlp.act_fn).__name__}, not SiLU or GELU, or has hooks"
@@ -70,12 +70,12 @@ def _unsupported_layer(layer: Any, inner: Any, family: Family, device: str) -> s
             tensors.append((f"{name}.weight", module.weight, size))
         if module.bias is not None:
             tensors.append((f"{name}.bias", module.bias, size[:1]))
-    reason = _unsupported_head_norms(attention, first.self_attn, sizes, family)
+    reason = _unsupported_head_norms(attention, first.self_attn, sizes, known)
     if reason is not None:
         return reason
     for norm in norms_of(layer):
-        if not plain(norm, family.norm) or epsilon_of(norm) != epsilon_of(inner.norm):
-            return f"its norms are not plain {family.norm.__name__}s with the epsilon of the last one, or have hooks"
+        if not plain(norm, known.norm) or epsilon_of(norm) != epsilon_of(inner.norm):
+            return f"its norms are not plain {known.norm.__name__}s with the epsilon of the last one, or have hooks"
         tensors.append(("a norm's weight", norm.weight, (sizes.hidden,)))
     for name, tensor, size in tensors:
         if not plain_tensor(tensor, device):
@@ -87,15 +87,15 @@ def _unsupported_layer(layer: Any, inner: Any, family: Family, device: str) -> s
     return None
 
 
-def _unsupported_head_norms(attention: Any, first: Any, sizes: Sizes, family: Family) -> str | None:
-    norms, class_name = head_norms(attention), family.attention.__name__
-    if family.heads is None:
+def _unsupported_head_norms(attention: Any, first: Any, sizes: Sizes, known: Classes) -> str | None:
+    norms, class_name = head_norms(attention), known.attention.__name__
+    if known.heads is None:
         return None if norms is None else f"self_attn has norms of queries and keys that a {class_name} has not"
     if norms is None:
         return f"self_attn lacks the norms of queries and keys that a {class_name} has"
     for name, norm, count in zip(("q_norm", "k_norm"), norms, (sizes.heads, sizes.kv_heads), strict=True):
-        if not plain(norm, family.heads):
-            return f"self_attn.{name} is not a plain {family.heads.__name__}, or has hooks"
+        if not plain(norm, known.heads):
+            return f"self_attn.{name} is not a plain {known.heads.__name__}, or has hooks"
         if norm.weight.shape[-1] != sizes.head_dim or norm.weight.numel() not in (
             sizes.head_dim,
             count * sizes.head_dim,
@@ -118,7 +118,7 @@ def _read(device: str) -> str:
 
 
 def unsupported_reason(model: Any) -> str | None:
-    """Why the C++ library cannot compute a step of this model; None if it can. For models that `family_of` accepts."""
+    """Why the C++ library cannot compute a step of this model; None if it can. For models that `classes_of` accepts."""
     return unavailable("cpu") or _unsupported_plain(model, "cpu")
 
 
@@ -146,13 +146,13 @@ def _unsupported_on(device: torch.device) -> str | None:
 
 
 def _unsupported_plain(model: Any, device: str) -> str | None:
-    family, inner = family_of(model), inner_of(model)
-    if not plain(inner.norm, family.norm):
-        return f"norm is not a plain {family.norm.__name__}, or has hooks"
+    known, inner = classes_of(model), inner_of(model)
+    if not plain(inner.norm, known.norm):
+        return f"norm is not a plain {known.norm.__name__}, or has hooks"
     if not plain_tensor(inner.norm.weight, device):
         return f"norm.weight is {_described(inner.norm.weight)}, not {_read(device)}"
     for i, layer in enumerate(inner.layers):
-        reason = _unsupported_layer(layer, inner, family, device)
+        reason = _unsupported_layer(layer, inner, known, device)
         if reason is not None:
             return f"layers.{i}: {reason}"
     return None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastdecode import ops
 from fastdecode.decoder.activations import activation_of
-from fastdecode.decoder.family import Sizes, epsilon_of, factors_of, head_norms
+from fastdecode.decoder.classes import Sizes, epsilon_of, factors_of, head_norms
 from fastdecode.decoder.quantised import matrix_of
 from fastdecode.decoder.step_operations import Factor, StepOperations
 from fastdecode.ops.pages import Pages

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from fastdecode.decoder.family import NESTS, Nest, inner_of
-from fastdecode.decoder.family import family_of as layers_of
+from fastdecode.decoder.classes import NESTS, Nest, classes_of, inner_of
 from fastdecode.decoder.wrappers import unwrapped
 from fastdecode.models.chameleon import CHAMELEON
 from fastdecode.models.emu3 import EMU3
@@ -27,13 +26,13 @@ def supported(model: Any) -> Any:
     it is not one that can be decoded.
     """
     model = unwrapped(model)
-    layers_of(model)
+    classes_of(model)
     return model
 
 
 def family_of(model: Any) -> Family:
     """The family of ``model``. TypeError for a model whose layers no decoder knows."""
-    layers_of(model)
+    classes_of(model)
     return next(family for family in FAMILIES if family.matches(model))
 
 
@@ -59,7 +58,7 @@ def vocabulary_of(model: Any) -> Vocabulary:
 
 def token_count(model: Any) -> int:
     """The number of tokens: the language model's, and behind them image tokens with a head of their own."""
-    own = layers_of(model).own_tokens
+    own = classes_of(model).own_tokens
     return int(inner_of(model).config.vocab_size) + (0 if own is None else own.count(model))
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdecode import ops
-from fastdecode.decoder.family import CHAMELEON, Sizes, family_of
+from fastdecode.decoder.classes import CHAMELEON, Sizes, classes_of
 from fastdecode.models.checkpoint import in_short
 from fastdecode.models.move_weights import move_weights
 from fastdecode.models.quantise import small_parameter
@@ -83,7 +83,7 @@ def load_matrices(model: Any, path: str | Path) -> Any:
     changed, name the tensor that is missing, too much, of another shape, or of a type that is not read.
     """
     path = Path(path)
-    kind = family_of(model).model.__name__
+    kind = classes_of(model).model.__name__
     if kind not in _ARCHITECTURES:
         raise ValueError(f"GGUF files are read for {', '.join(_ARCHITECTURES)}; the model is a {type(model).__name__}")
     file = _File.opened(path)
@@ -186,7 +186,7 @@ class _File:
 
     def check_settings(self, model: Any) -> None:
         """``ValueError`` if the file is of another model than the config."""
-        wanted = _ARCHITECTURES[family_of(model).model.__name__]
+        wanted = _ARCHITECTURES[classes_of(model).model.__name__]
         if self.architecture != wanted:
             raise ValueError(
                 f"{self.path} is of the architecture {self.architecture!r}, and the config is that of a "
@@ -204,7 +204,7 @@ class _File:
             "attention.head_count_kv": config.num_key_value_heads,
             "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
             "rope.freq_base": rope.get("rope_theta"),
-            "swin_norm": config.swin_norm if family_of(model) is CHAMELEON else None,
+            "swin_norm": config.swin_norm if classes_of(model) is CHAMELEON else None,
         }
         for name, value in settings.items():
             found = self.setting(f"{wanted}.{name}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdecode import ops
-from fastdecode.decoder.family import EMBEDDINGS, family_of, inner_of
+from fastdecode.decoder.classes import EMBEDDINGS, classes_of, inner_of
 from fastdecode.decoder.plain import plain
 from fastdecode.models.move_weights import move_weights
 
@@ -112,7 +112,7 @@ def quantise(model: Any, weights: str, *, group: int = 32, symmetric: bool = Tru
     ``ValueError`` or ``TypeError``, before anything is changed, for another kind of model or weights.
     """
     width = Width(weights, group, symmetric)
-    family_of(model)
+    classes_of(model)
     places = list(modules_to_shrink(model))
     for name, module in places:
         _check(f"{name}.weight", module, width)
@@ -148,7 +148,7 @@ def linears_of(model: Any) -> Iterator[tuple[str, Any]]:
 
 def _path(model: Any) -> str:
     """The name of the language model within ``model``."""
-    return ".".join(family_of(model).path)
+    return ".".join(classes_of(model).path)
 
 
 def _check(name: str, module: Any, width: Width) -> None:

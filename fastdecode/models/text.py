@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastdecode.decoder.family import inner_of
+from fastdecode.decoder.classes import inner_of
 from fastdecode.models.family import Family
 from fastdecode.models.recipe import Recipe, by_task
 from fastdecode.vocabulary import Vocabulary

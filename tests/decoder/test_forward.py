@@ -11,7 +11,7 @@ import pytest
 import torch
 from altered import ALTERATIONS, global_hook
 from models_for_tests import padded, pixels, placeholder_block, text_ids, tiny_model
-from test_family import FAMILIES, VARIANTS, batch, text_model
+from test_classes import FAMILIES, VARIANTS, batch, text_model
 from transformers import GenerationMixin
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaModel
 

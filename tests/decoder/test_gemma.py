@@ -4,8 +4,8 @@ from functools import partial
 
 import pytest
 import torch
+from test_classes import batch, text_model
 from test_cpu_step import run
-from test_family import batch, text_model
 from torch import nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
@@ -14,7 +14,7 @@ import fastdecode
 from fastdecode.decoder import Decoder
 from fastdecode.decoder.activations import activation_of
 from fastdecode.decoder.alterations import altered_reason
-from fastdecode.decoder.family import epsilon_of, factors_of, scale_of
+from fastdecode.decoder.classes import epsilon_of, factors_of, scale_of
 from fastdecode.decoder.layers import RMSNorm
 from fastdecode.decoder.support import unsupported_reason
 from fastdecode.decoder.triton_step import TritonStep

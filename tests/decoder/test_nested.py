@@ -11,7 +11,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, PhiConfig
 
 from fastdecode.decoder import Decoder, decoder_for
 from fastdecode.decoder.alterations import Fingerprint, needs_forward
-from fastdecode.decoder.family import family_of, inner_of
+from fastdecode.decoder.classes import classes_of, inner_of
 from fastdecode.decoder.forward import ForwardDecoder
 from fastdecode.decoder.triton_step import TritonStep
 from fastdecode.models.quantise import quantise
@@ -160,7 +160,7 @@ def test_a_language_model_that_is_not_known():
     vision = tiny_llava("llava").config.vision_config
     model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=phi))
     with pytest.raises(TypeError, match=re.escape("is a PhiModel, which fastdecode does not decode")):
-        family_of(model)
+        classes_of(model)
 
 
 @pytest.mark.parametrize("name", ["janus", "emu3"])

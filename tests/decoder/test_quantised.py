@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 from models_for_tests import drawing_model, text_ids
+from test_classes import text_model
 from test_cpu_step import run
-from test_family import text_model
 from torch import nn
 from traces import IMAGE_ONLY, Traces, both, prompts_of
 

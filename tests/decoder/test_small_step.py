@@ -6,8 +6,8 @@ import pytest
 import torch
 from isas import DECODE_ISAS, assert_runs_with, each
 from models_for_tests import drawing_model, padded, text_ids, tiny_model, whole_logits
+from test_classes import batch, text_model
 from test_cpu_step import run
-from test_family import batch, text_model
 from torch import nn
 
 import fastdecode

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from models_for_tests import drawing_model, text_ids
+from test_classes import FAMILIES, text_model
 from test_cpu_step import SHAPES, run, shaped_model
-from test_family import FAMILIES, text_model
 
 import fastdecode
 from fastdecode import Guidance

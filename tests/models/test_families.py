@@ -12,7 +12,7 @@ from models_for_tests import tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import fastdecode
-from fastdecode.decoder.family import NESTS
+from fastdecode.decoder.classes import NESTS
 from fastdecode.models import families
 from fastdecode.models.families import family_of
 from fastdecode.models.recipe import TASKS

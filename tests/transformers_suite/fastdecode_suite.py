@@ -42,7 +42,7 @@ def _enable_every_model() -> None:
     root = os.environ["FASTDECODE_SUITE_ROOT"]
     sys.path.insert(0, root)
     import fastdecode
-    from fastdecode.decoder.family import FAMILIES
+    from fastdecode.decoder.classes import DECODED
     from fastdecode.generation import api
     from fastdecode.generation.enabling import EnabledGenerate
 
@@ -77,13 +77,13 @@ def _enable_every_model() -> None:
             raise
 
     EnabledGenerate.__call__ = reporting
-    for family in FAMILIES:
+    for known in DECODED:
 
-        def enabled(self, *args, original=family.model.__init__, **kwargs):
+        def enabled(self, *args, original=known.model.__init__, **kwargs):
             original(self, *args, **kwargs)
             fastdecode.enable(self)
 
-        family.model.__init__ = enabled
+        known.model.__init__ = enabled
 
 
 def _stand_ins() -> None:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from devices import DEVICE, INTERPRETED
 from models_for_tests import drawing_model
+from test_classes import text_model
 from test_cpu_step import SHAPES, run, shaped_model
-from test_family import text_model
 from traces import IMAGE_ONLY, INTERLEAVED, prompts_of, uncaptured
 
 pytest.importorskip("triton")

@@ -22,7 +22,7 @@ from transformers import (
 
 import fastdecode
 from fastdecode.decoder import Decoder
-from fastdecode.decoder.family import family_of
+from fastdecode.decoder.classes import classes_of
 from fastdecode.decoder.support import unsupported_reason
 from fastdecode.generation.returned_cache import FIELD
 from fastdecode.models.families import vocabulary_of
@@ -70,7 +70,7 @@ def text_model(family: str, seed: int = 0, **more):
     }
     torch.manual_seed(seed)
     made = model(config(**(settings | more))).eval()
-    around = family_of(made).norm_offset
+    around = classes_of(made).norm_offset
     for name, weights in made.named_parameters():
         torch.nn.init.normal_(weights, mean=1.0 - around if "norm" in name else 0.0, std=0.15)
     return made

@@ -55,7 +55,7 @@ class OwnTokens:
 
 @dataclass(frozen=True)
 class Nest:
-    """A class of models with a language model of one of `FAMILIES` inside.
+    """A class of models with a language model of one of `DECODED` inside.
 
     ``path``: the attributes that lead from the model to it. ``between``: the classes of the modules on that path.
     """
@@ -67,10 +67,10 @@ class Nest:
 
 
 @dataclass(frozen=True)
-class Family:
-    """The module classes of one family. ``inner``: of the language model. ``layers``: of its layers. ``heads``: of the
-    norms of queries and keys; None without such norms. ``embed``: of the embeddings. ``norm_offset``: what its norms
-    add to their weights before they multiply by them. ``path``, ``between``, ``own_tokens``: see `Nest`.
+class Classes:
+    """The module classes of one kind of models. ``inner``: of the language model. ``layers``: of its layers.
+    ``heads``: of the norms of queries and keys; None without such norms. ``embed``: of the embeddings. ``norm_offset``:
+    what its norms add to their weights before they multiply by them. ``path``, ``between``, ``own_tokens``: see `Nest`.
     """
 
     model: type[nn.Module]
@@ -88,7 +88,7 @@ class Family:
     own_tokens: OwnTokens | None = None
 
     @property
-    def classes(self) -> Iterator[type[nn.Module]]:
+    def all(self) -> Iterator[type[nn.Module]]:
         """All of them."""
         yield from (self.model, *self.between, self.inner, *self.layers)
         yield from (self.attention, self.rotary, self.norm, self.mlp, self.embed)
@@ -96,14 +96,14 @@ class Family:
             yield self.heads
 
     @classmethod
-    def of_text(cls, module: ModuleType, name: str, heads: bool = False, **more: Any) -> Family:
-        """The family ``name`` of a modeling file of transformers. ``more``: further fields."""
+    def of_text(cls, module: ModuleType, name: str, heads: bool = False, **more: Any) -> Classes:
+        """Those called ``name`` in a modeling file of transformers. ``more``: further fields."""
         parts = ("ForCausalLM", "Model", "DecoderLayer", "Attention", "RotaryEmbedding", "RMSNorm", "MLP")
         model, inner, layer, attention, rotary, norm, mlp = (getattr(module, name + part) for part in parts)
         return cls(model, inner, (layer,), attention, rotary, norm, mlp, norm if heads else None, **more)
 
 
-CHAMELEON = Family(
+CHAMELEON = Classes(
     ChameleonForConditionalGeneration,
     chameleon.ChameleonModel,
     (chameleon.ChameleonDecoderLayer, chameleon.ChameleonSwinDecoderLayer),
@@ -113,7 +113,7 @@ CHAMELEON = Family(
     chameleon.ChameleonMLP,
     ChameleonLayerNorm,
 )
-EMU3 = Family(
+EMU3 = Classes(
     emu3.Emu3ForCausalLM,
     emu3.Emu3TextModel,
     (emu3.Emu3DecoderLayer,),
@@ -122,18 +122,18 @@ EMU3 = Family(
     emu3.Emu3RMSNorm,
     emu3.Emu3MLP,
 )
-TEXT_FAMILIES = (
-    Family.of_text(llama, "Llama"),
-    Family.of_text(mistral, "Mistral"),
-    Family.of_text(qwen2, "Qwen2"),
-    Family.of_text(qwen3, "Qwen3", heads=True),
-    Family.of_text(gemma, "Gemma", embed=gemma.GemmaTextScaledWordEmbedding, norm_offset=1.0),
+TEXT_CLASSES = (
+    Classes.of_text(llama, "Llama"),
+    Classes.of_text(mistral, "Mistral"),
+    Classes.of_text(qwen2, "Qwen2"),
+    Classes.of_text(qwen3, "Qwen3", heads=True),
+    Classes.of_text(gemma, "Gemma", embed=gemma.GemmaTextScaledWordEmbedding, norm_offset=1.0),
 )
-FAMILIES = [CHAMELEON, *TEXT_FAMILIES, EMU3]
-EMBEDDINGS = tuple({f.embed: None for f in FAMILIES})
+DECODED = [CHAMELEON, *TEXT_CLASSES, EMU3]
+EMBEDDINGS = tuple({f.embed: None for f in DECODED})
 """The classes of embeddings. Those beside nn.Embedding multiply by their ``embed_scale``: see `scale_of`."""
 
-_OFFSETS = {f.norm: f.norm_offset for f in FAMILIES}
+_OFFSETS = {f.norm: f.norm_offset for f in DECODED}
 
 
 def _janus_codes(model: Any) -> int:
@@ -171,37 +171,37 @@ QK_EPSILON = 1e-5
 """The epsilon of Chameleon's layer norms of queries and keys; their code has it as a constant."""
 
 
-def family_of(model: Any) -> Family:
-    """The family of ``model``. TypeError for an unsupported class."""
+def classes_of(model: Any) -> Classes:
+    """Those of ``model``. TypeError for an unsupported class."""
     nest = next((n for n in NESTS if isinstance(model, n.model)), None)
     if nest is None:
-        known = next((f for f in FAMILIES if isinstance(model, f.model)), None)
+        known = next((f for f in DECODED if isinstance(model, f.model)), None)
         if known is not None:
             return known
     else:
         inner = reduce(getattr, nest.path, model)
-        family = next((f for f in FAMILIES if isinstance(inner, f.inner)), None)
-        if family is not None:
-            return _nested(nest, family)
+        known = next((f for f in DECODED if isinstance(inner, f.inner)), None)
+        if known is not None:
+            return _nested(nest, known)
         raise TypeError(
             f"the language model of this {type(model).__name__} is a {type(inner).__name__}, which fastdecode does not "
-            f"decode: it decodes {', '.join(f.inner.__name__ for f in FAMILIES)}"
+            f"decode: it decodes {', '.join(f.inner.__name__ for f in DECODED)}"
         )
     raise TypeError(
         "fastdecode decodes ChameleonForConditionalGeneration and its fine-tunes (Anole, AA-Chameleon, Lumina-mGPT "
         f"in that class), {', '.join(n.model.__name__ for n in NESTS)}, and the text of "
-        f"{', '.join(f.model.__name__ for f in TEXT_FAMILIES)}; got {type(model).__name__}"
+        f"{', '.join(f.model.__name__ for f in TEXT_CLASSES)}; got {type(model).__name__}"
     )
 
 
 @lru_cache(maxsize=64)
-def _nested(nest: Nest, family: Family) -> Family:
-    return replace(family, model=nest.model, path=nest.path, between=nest.between, own_tokens=nest.own_tokens)
+def _nested(nest: Nest, known: Classes) -> Classes:
+    return replace(known, model=nest.model, path=nest.path, between=nest.between, own_tokens=nest.own_tokens)
 
 
 def inner_of(model: Any) -> Any:
     """The language model inside: the module with ``embed_tokens``, ``layers``, ``norm`` and ``rotary_emb``."""
-    return reduce(getattr, family_of(model).path, model)
+    return reduce(getattr, classes_of(model).path, model)
 
 
 def window_of(config: Any) -> int | None:
@@ -238,14 +238,14 @@ def head_norms(attention: Any) -> tuple[Any, Any] | None:
 
 
 def epsilon_of(norm: Any) -> float:
-    """The epsilon of an RMS norm of a family, or of one of Chameleon's layer norms of heads."""
+    """The epsilon of an RMS norm of `DECODED`, or of one of Chameleon's layer norms of heads."""
     if isinstance(norm, ChameleonLayerNorm):
         return QK_EPSILON
     return float(norm.eps if isinstance(norm, gemma.GemmaRMSNorm) else norm.variance_epsilon)
 
 
 def factors_of(norm: Any) -> Tensor:
-    """What a norm of a family multiplies by: its own weight, or a float32 sum of it and the family's offset."""
+    """What a norm of `DECODED` multiplies by: its own weight, or a float32 sum of it and an offset."""
     weight: Tensor = norm.weight
     offset = _OFFSETS.get(type(norm), 0.0)
     return weight if offset == 0.0 else weight.float() + offset
