@@ -1,9 +1,9 @@
 """`fastdecode.generate` against the loops that people run for Janus, Emu3 and Liquid: guided pictures, random weights.
 
-    python benchmarks/bench_families.py [--models janus emu3 liquid] [--turns 3] [--json FILE]
+    python benchmarks/bench_families.py [--models janus emu3 liquid] [--turns 3 3] [--side 8] [--json FILE]
 
 The layers have the real sizes, all of Janus-Pro-1B's and two of Emu3's and Liquid's, in bfloat16; the pictures are
-smaller than the real ones, 8 x 8 image tokens. Rivals: for Janus its own ``generate(generation_mode="image")`` in
+smaller than the real ones (``--side``), so that prompts take a larger part of the time. Rivals: for Janus its own ``generate(generation_mode="image")`` in
 transformers; for Emu3 transformers' ``generate`` with the guidance and the grammar of Emu3's model card; for Liquid a
 loop over the model's forward as Liquid's own code has it, both streams in one batch. All take turns in one run. Before
 anything is timed, greedy tokens must be the same in float32 with two small layers.
@@ -16,7 +16,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,22 +109,23 @@ def check(case: Case, device: str) -> str | None:
     return None
 
 
-def measure(case: Case, shape: Shape, turns: int) -> list[dict[str, Any]]:
+def measure(case: Case, shape: Shape, turns: Sequence[int]) -> list[dict[str, Any]]:
+    """``turns``: with one picture, and with several at once."""
     broken = check(case, shape.device)
     model = case.make(shape)
     rows = []
-    for count in (1, 8):
+    for count, wanted in zip((1, 8), turns, strict=True):
         ids = prompts(model, count)
         runs = {"ours": case.ours} if broken else {"ours": case.ours, "theirs": case.theirs}
         times: list[dict[str, float]] = []
-        for _ in range(turns + 1):
+        for _ in range(wanted + (count == 1)):
             turn = {}
             for who, run in runs.items():
                 start = time.perf_counter()
                 run(model, ids, True, shape.side).tolist()  # the host waits for the tokens
                 turn[who] = time.perf_counter() - start
             times.append(turn)
-        times = times[1:]  # the first warms up
+        times = times[-wanted:]  # the very first warms up
         medians = {who: statistics.median(turn[who] for turn in times) for who in runs}
         tokens = count * shape.side**2
         row: dict[str, Any] = {
@@ -151,7 +152,9 @@ def measure(case: Case, shape: Shape, turns: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument(
+        "--turns", type=int, nargs=2, default=[3, 3], help="with one picture, and with eight (default: 3 3)"
+    )
     parser.add_argument("--side", type=int, default=8, help="rows and columns of a picture (default: %(default)s)")
     parser.add_argument("--layers", type=int, help="of Emu3 and Liquid (default: 2 on a CPU, else all)")
     parser.add_argument("--json", type=Path, help="also write the figures there")

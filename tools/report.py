@@ -248,16 +248,30 @@ def _families() -> str:
     lines = [
         (
             row["model"] + ("" if row["layers"] == "all" else f", {row['layers']} layers"),
+            str(row["image tokens"]),
             str(row["pictures at once"]),
             f"{row['fastdecode ms per token']:.3g} ms",
             f"{row['rival ms per token']:.3g} ms",
             f"{row['ratio']:.1f}",
-            f"{min(row['ratios of the turns'])} to {max(row['ratios of the turns'])}",
+            _turns(row["ratios of the turns"]),
         )
         for row in results["rows"]
     ]
-    head = ("model", "pictures at once", "fastdecode, per token", "rival", "ratio", "of the turns")
+    head = (
+        "model",
+        "tokens of a picture",
+        "pictures at once",
+        "fastdecode, per token",
+        "rival, per token",
+        "ratio",
+        "of the turns",
+    )
     return _table(head, lines, results["machine"])
+
+
+def _turns(ratios: list[float]) -> str:
+    """The smallest and the largest ratio; of one turn nothing."""
+    return "one turn" if len(ratios) == 1 else f"{min(ratios)} to {max(ratios)}"
 
 
 def _documents() -> str:

@@ -51,12 +51,12 @@ def test_medians_of_turns_in_one_run(monkeypatch: pytest.MonkeyPatch):
         return draw
 
     monkeypatch.setattr(bench_families.time, "perf_counter", lambda: clock["now"])
-    ours, theirs = taking([9, 1, 3, 2, 9, 4, 4, 4], "ours"), taking([9, 9, 6, 8, 9, 8, 8, 40], "theirs")
+    ours, theirs = taking([9, 1, 3, 2, 4, 4], "ours"), taking([9, 9, 6, 8, 8, 40], "theirs")
     case = dataclasses.replace(CASES["liquid"], ours=ours, theirs=theirs)
-    rows = measure(case, SMALL, 3)
-    assert calls == [("ours", 1), ("theirs", 1)] * 4 + [("ours", 8), ("theirs", 8)] * 4
-    assert [row["ratio"] for row in rows] == [8 / 2, 8 / 4]
-    assert [row["ratios of the turns"] for row in rows] == [[2.0, 4.0, 9.0], [2.0, 2.0, 10.0]]
+    rows = measure(case, SMALL, (3, 2))
+    assert calls == [("ours", 1), ("theirs", 1)] * 4 + [("ours", 8), ("theirs", 8)] * 2
+    assert [row["ratio"] for row in rows] == [8 / 2, 24 / 4]
+    assert [row["ratios of the turns"] for row in rows] == [[2.0, 4.0, 9.0], [2.0, 10.0]]
     assert [row["fastdecode ms per token"] for row in rows] == [2000 / 9, 4000 / 72]
 
 
@@ -64,7 +64,7 @@ def test_a_rival_that_does_not_run(capsys: pytest.CaptureFixture[str]):
     def broken(*given: Any) -> Tensor:
         raise TypeError("too few arguments")
 
-    rows = measure(dataclasses.replace(CASES["liquid"], theirs=broken), SMALL, 1)
+    rows = measure(dataclasses.replace(CASES["liquid"], theirs=broken), SMALL, (1, 1))
     assert [row["rival does not run"] for row in rows] == ["TypeError: too few arguments"] * 2
     assert all("ratio" not in row for row in rows)
     assert "rival" not in capsys.readouterr().out
