@@ -3,10 +3,11 @@
     python benchmarks/bench_families.py [--models janus emu3 liquid] [--turns 3 3] [--side 8] [--json FILE]
 
 The layers have the real sizes, all of Janus-Pro-1B's and two of Emu3's and Liquid's, in bfloat16; the pictures are
-smaller than the real ones (``--side``), so that prompts take a larger part of the time. Rivals: for Janus its own ``generate(generation_mode="image")`` in
-transformers; for Emu3 transformers' ``generate`` with the guidance and the grammar of Emu3's model card; for Liquid a
-loop over the model's forward as Liquid's own code has it, both streams in one batch. All take turns in one run. Before
-anything is timed, greedy tokens must be the same in float32 with two small layers.
+smaller than the real ones (``--side``), so that prompts take a larger part of the time. Rivals: for Janus its own
+``generate(generation_mode="image")`` in transformers; for Emu3 transformers' ``generate`` with the guidance and the
+grammar of Emu3's model card; for Liquid a loop over the model's forward as Liquid's own code has it, both streams in
+one batch. All take turns in one run. Before anything is timed, greedy tokens must be the same in float32 with two small
+layers.
 """
 
 from __future__ import annotations
