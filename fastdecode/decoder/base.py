@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from fastdecode.decoder.autocast import Autocast
 from fastdecode.decoder.cuda_graph import CapturedSteps
+from fastdecode.decoder.vectors import Vectors
 from fastdecode.kv.kv_cache import StreamCache
 from fastdecode.kv.page_pool import PAGE_SLOTS, PagePool
 
@@ -39,7 +41,8 @@ class Upcoming(NamedTuple):
 class Filling(NamedTuple):
     """What a prefill has to compute and store: of each of ``prompts`` the tokens behind the ``known`` first ones.
 
-    ``rows``: the prompts' rows of ``cache``. ``upcoming``: what follows each prompt, if that is known.
+    ``rows``: the prompts' rows of ``cache``. ``upcoming``: what follows each prompt, if that is known. ``vectors``:
+    those whose numbers stand in the prompts.
     """
 
     cache: StreamCache
@@ -47,6 +50,7 @@ class Filling(NamedTuple):
     known: list[int]
     prompts: Sequence[Sequence[int]]
     upcoming: Upcoming | None = None
+    vectors: Vectors = MappingProxyType({})
 
 
 class BaseDecoder(ABC):
@@ -106,17 +110,24 @@ class BaseDecoder(ABC):
         """Run prefill, steps and `logits` in this: `torch.autocast` is then what it was when the decoder was made."""
         return nullcontext() if Autocast.now(self.device) == self.autocast else self.autocast.context()
 
-    def prefill(self, cache: StreamCache, prompts: Sequence[Sequence[int]], upcoming: Upcoming | None = None) -> slice:
+    def prefill(
+        self,
+        cache: StreamCache,
+        prompts: Sequence[Sequence[int]],
+        upcoming: Upcoming | None = None,
+        vectors: Vectors | None = None,
+    ) -> slice:
         """Append one row per prompt to ``cache`` and store its keys and values. Prompts may be empty. Returns the rows.
 
         A beginning that several prompts share is computed once, or not at all if the cache has it. At most
         `PREFILL_IDS` tokens are computed at a time. No hidden state is returned: feed the token after the prompt to
-        `step`. ``upcoming``: these tokens, if they are known. After an error the rows are removed again.
+        `step`. ``upcoming``: these tokens, if they are known. ``vectors``: those whose numbers stand in the prompts.
+        After an error the rows are removed again.
         ``PoolExhausted`` if there are too few pages.
         """
         rows, known = cache.add(prompts)
         try:
-            self._fill(Filling(cache, rows, known, prompts, upcoming))
+            self._fill(Filling(cache, rows, known, prompts, upcoming, vectors or {}))
         except BaseException:
             for row in reversed(range(rows.start, rows.stop)):
                 cache.remove(row, retain=False)

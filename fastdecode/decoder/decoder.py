@@ -28,6 +28,7 @@ from fastdecode.decoder.plain import plain, plain_linear, plain_tensor
 from fastdecode.decoder.quantised import matrix_of, of_small, small_of, unsupported_bytes, unsupported_small
 from fastdecode.decoder.support import unsupported_by_triton, unsupported_reason
 from fastdecode.decoder.triton_step import StepRows, TritonStep
+from fastdecode.decoder.vectors import embedded
 from fastdecode.kv.kv_cache import StreamCache
 from fastdecode.ops.backends import core
 from fastdecode.ops.embed.cpu import embed_cpu
@@ -180,22 +181,19 @@ class Decoder(BaseDecoder):
     @torch.inference_mode()
     def _fill(self, work: Filling) -> None:
         fill = self._prefill_in_steps if self.prefills_in_steps else self._prefill_in_chunks
-        fill(work.cache, work.rows, work.known, work.prompts)
+        fill(work)
 
-    def _prefill_in_chunks(
-        self, cache: StreamCache, rows: slice, known: list[int], prompts: Sequence[Sequence[int]]
-    ) -> None:
+    def _prefill_in_chunks(self, work: Filling) -> None:
         """Prefill by the model's own modules, one range of positions of all rows at a time."""
-        ids = padded_ids(prompts).to(self.device)
-        for part in parts(known, list(map(len, prompts)), PREFILL_IDS):
-            self._prefill_chunk(cache, rows.start, ids, *part)
+        ids = padded_ids(work.prompts).to(self.device)
+        for part in parts(work.known, list(map(len, work.prompts)), PREFILL_IDS):
+            self._prefill_chunk(work, ids, *part)
 
     def _prefill_chunk(
-        self, cache: StreamCache, first: int, ids: Tensor, prompts: list[int], starts: list[int], counts: list[int]
+        self, work: Filling, ids: Tensor, prompts: list[int], starts: list[int], counts: list[int]
     ) -> None:
-        """Prefill the tokens [starts, starts + counts) of some ``prompts`` (numbers). ``ids``: all prompts. ``first``:
-        the cache's row of prompt 0.
-        """
+        """Prefill the tokens [starts, starts + counts) of some ``prompts`` (numbers). ``ids``: all prompts."""
+        cache, first = work.cache, work.rows.start
         width = max(counts)
         chosen, begin, count = (torch.tensor(part, device=self.device) for part in (prompts, starts, counts))
         offsets = torch.arange(width, device=self.device)
@@ -204,7 +202,7 @@ class Decoder(BaseDecoder):
         longest = max(s + n for s, n in zip(starts, counts, strict=True))
         own = positions[there]  # matrix products use only real tokens; only attention is padded
         cos, sin = (t.to(self.dtype) for t in self.rope(own[None], longest))
-        x = self._embeddings(ids[chosen[:, None], positions][there][None])
+        x = embedded(ids[chosen[:, None], positions][there][None], work.vectors, self._embeddings)
         slots = cache.pool.page_slots
         pages = cache.page_table[first + chosen].long()[:, : -(-longest // slots)]
         at = (positions // slots).expand_as(positions)
@@ -240,21 +238,21 @@ class Decoder(BaseDecoder):
             found.append(taken.masked_fill_(blank, 0.0))
         return found[0], found[1]
 
-    def _prefill_in_steps(
-        self, cache: StreamCache, rows: slice, known: list[int], prompts: Sequence[Sequence[int]]
-    ) -> None:
+    def _prefill_in_steps(self, work: Filling) -> None:
         """Prefill by the C++ step, where the sums of a token depend only on its own row. Tokens are computed in order
         of position, so shared keys and values are stored before another row needs them.
         """
         if not isinstance(self._fast_step, CpuStep):
             raise RuntimeError(f"there is no C++ step of this model: {unsupported_reason(self.model)}")
+        cache, rows, known, prompts = work[:4]
         wanted = sorted((p, rows.start + i) for i, prompt in enumerate(prompts) for p in range(known[i], len(prompt)))
         for begin in range(0, len(wanted), PREFILL_STEP_IDS):
             part = wanted[begin : begin + PREFILL_STEP_IDS]
             ids = torch.tensor([prompts[row - rows.start][p] for p, row in part], device=self.device)
             positions, numbers = (torch.tensor(column, device=self.device) for column in zip(*part, strict=True))
             cos, sin = self.rope(positions, part[-1][0])
-            self._fast_step.prefill(cache, numbers, positions, self._embeddings(ids).clone(), cos, sin)
+            x = embedded(ids, work.vectors, self._embeddings).clone()
+            self._fast_step.prefill(cache, numbers, positions, x, cos, sin)
 
     @torch.inference_mode()
     def step(self, cache: StreamCache, tokens: Tensor, draws: Sequence[bool] | None = None) -> Tensor:

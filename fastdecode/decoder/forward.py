@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from fastdecode.decoder.autocast import Autocast
 from fastdecode.decoder.base import PREFILL_IDS, BaseDecoder, Filling, padded_ids, parts
 from fastdecode.decoder.classes import CHAMELEON, Sizes, classes_of, inner_of, window_of
 from fastdecode.decoder.own_tokens import OwnParts
+from fastdecode.decoder.vectors import Vectors, embedded
 from fastdecode.kv.kv_cache import StreamCache
 from fastdecode.kv.ragged_cache import RaggedCache, RaggedCall
 
@@ -112,7 +113,7 @@ class ForwardDecoder(BaseDecoder):
     # --- prefill ------------------------------------------------------------------------------------------------
 
     def _fill(self, work: Filling) -> None:
-        cache, rows, known, prompts, upcoming = work
+        cache, rows, known, prompts, upcoming, vectors = work
         whole = [list(prompt) for prompt in prompts]
         if upcoming is not None:
             for tokens, found, next_token in zip(whole, known, upcoming.tokens, strict=True):
@@ -126,7 +127,7 @@ class ForwardDecoder(BaseDecoder):
             chosen = ids[torch.tensor(part.prompts, device="cpu")[:, None], positions]
             numbers = [rows.start + i for i in part.prompts]
             draws = None if upcoming is None else [upcoming.draws[i] for i in part.prompts]
-            output, call = self._forward(cache, numbers, chosen, positions, offsets >= 0, draws)
+            output, call = self._forward(cache, numbers, chosen, positions, offsets >= 0, draws, vectors=vectors)
             for place, i in enumerate(part.prompts):
                 if part.starts[place] + part.counts[place] > len(prompts[i]):
                     self._keep(cache, rows.start + i, whole[i][-1], output[place], call, place)
@@ -201,9 +202,11 @@ class ForwardDecoder(BaseDecoder):
         real: Tensor,
         draws: Sequence[bool] | None,
         more: int = 0,
+        vectors: Vectors | None = None,
     ) -> tuple[Tensor, RaggedCall]:
         """The output for the last column of ``ids`` (rows, new) int64, which come at ``positions`` and are padding
-        where ``real`` is False. Those before ``more`` tokens behind the end of their row are stored.
+        where ``real`` is False. Those before ``more`` tokens behind the end of their row are stored. ``vectors``: those
+        whose numbers are among ``ids``.
         """
         with torch.inference_mode(False), torch.no_grad():
             lengths = torch.tensor([cache.length(row) + more for row in rows], device="cpu")[:, None]
@@ -219,15 +222,20 @@ class ForwardDecoder(BaseDecoder):
                 self.cache_name: RaggedCache(cache, call, self.numbers),
                 "use_cache": True,
             }
-            if self.own is not None:
-                embed = self.inner.embed_tokens
-                inputs["inputs_embeds"] = self.own.embeddings(inputs.pop("input_ids"), embed, lambda part, x: part(x))
+            if self.own is not None or vectors:
+                inputs["inputs_embeds"] = embedded(inputs.pop("input_ids"), vectors or {}, self._embeddings)
             output = self._call_whole(inputs, draws) if self.whole else self.inner(**inputs)[0][:, -1]
         if not call.newest:
             raise RuntimeError(
                 f"the forward of this {type(self.model).__name__} puts no keys into the cache it is given"
             )
         return output, call
+
+    def _embeddings(self, tokens: Tensor) -> Tensor:
+        embed = self.inner.embed_tokens
+        if self.own is None:
+            return cast(Tensor, embed(tokens))
+        return self.own.embeddings(tokens, embed, lambda part, x: part(x))
 
     def _call_whole(self, inputs: dict[str, Any], draws: Sequence[bool] | None) -> Tensor:
         if self.keeps_last:

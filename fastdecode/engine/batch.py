@@ -178,7 +178,7 @@ def seen_of(sampled: list[Sequence], vocab: int, device: torch.device) -> Tensor
     """(sequences, ceil(vocab / 32)) int32: the bit sets of tokens that a repetition penalty applies to."""
     fresh = [s for s in sampled if s.seen is None]
     if fresh:
-        bits = ops.seen_bits([[*s.tokens, *s.also_seen] for s in fresh], vocab).to(device)
+        bits = ops.seen_bits([s.penalised for s in fresh], vocab).to(device)
         for s, row in zip(fresh, bits, strict=True):
             s.seen = row
     seen = torch.stack([s.seen for s in sampled if s.seen is not None])

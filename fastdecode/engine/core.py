@@ -236,7 +236,7 @@ class EngineCore:
         """Run the prefills of a plan. False if some failed, so that a new plan is needed."""
         try:
             if plan.read:
-                self.runner.read_ahead([tokens for _, tokens in plan.read])
+                self.runner.read_ahead(plan.read)
         except PoolExhausted:
             pass  # running requests need the pages, and reading ahead is optional
         except Exception as error:

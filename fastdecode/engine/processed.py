@@ -119,14 +119,14 @@ def _record(callbacks: Callbacks, batch: list[Sequence], sampling: list[int], ra
         warped = scores.clone()
         for i in sampling:
             s = batch[i]
-            warped[i : i + 1] = warp(scores[i : i + 1], [*s.tokens, *s.also_seen], s.sampling)
+            warped[i : i + 1] = warp(scores[i : i + 1], s.penalised, s.sampling)
         recorder.scores.append(warped)
 
 
 def _seen(chosen: list[Sequence], vocab: int, device: torch.device) -> Tensor | None:
     if all(s.sampling.repetition_penalty == 1.0 for s in chosen):
         return None
-    return ops.seen_bits([[*s.tokens, *s.also_seen] for s in chosen], vocab).to(device)
+    return ops.seen_bits([s.penalised for s in chosen], vocab).to(device)
 
 
 def warp(scores: Tensor, tokens: Iterable[int], sampling: Sampling) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +45,10 @@ class Runner:
 
     # --- rows ---------------------------------------------------------------------------------------------------
 
-    def read_ahead(self, prompts: list[Tokens]) -> None:
+    def read_ahead(self, beginnings: list[tuple[Request, Tokens]]) -> None:
         """Compute keys and values of beginnings of prompts. The cache retains them for prompts that begin so."""
-        rows = self.decoder.prefill(self.cache, prompts)
+        vectors = _vectors(s for request, _ in beginnings for s in request.sequences)
+        rows = self.decoder.prefill(self.cache, [tokens for _, tokens in beginnings], vectors=vectors)
         for row in reversed(range(rows.start, rows.stop)):
             self.cache.remove(row)
 
@@ -175,10 +176,11 @@ class Runner:
 
     def _prefill(self, streams: list[tuple[Sequence, Tokens]]) -> slice:
         prompts = [stream[:-1] for _, stream in streams]
+        vectors = _vectors(s for s, _ in streams)
         if self.decoder.forward_reason is None:
-            return self.decoder.prefill(self.cache, prompts)
+            return self.decoder.prefill(self.cache, prompts, vectors=vectors)
         upcoming = Upcoming([stream[-1] for _, stream in streams], [s.grammar.draws for s, _ in streams])
-        return self.decoder.prefill(self.cache, prompts, upcoming)
+        return self.decoder.prefill(self.cache, prompts, upcoming, vectors)
 
     def _step(self, batch: Batch) -> Tensor:
         if self.decoder.forward_reason is None:
@@ -228,6 +230,11 @@ class Runner:
         finally:
             for tokens in accepted:
                 batch.advance_seen(tokens)
+
+
+def _vectors(sequences: Iterable[Sequence]) -> dict[int, Tensor]:
+    """Those of all ``sequences``."""
+    return {number: vector for s in sequences for number, vector in s.vectors.items()}
 
 
 def pages_to_come(starting: list[tuple[Sequence, list[Tokens]]], slots: int) -> int:

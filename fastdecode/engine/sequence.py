@@ -7,6 +7,7 @@ from typing import NamedTuple, cast
 
 from torch import Tensor
 
+from fastdecode.decoder.vectors import Vectors
 from fastdecode.engine.course import Course
 from fastdecode.engine.parameters import Sampling
 from fastdecode.grammar import DONE, Grammar, compile_grammar
@@ -38,7 +39,8 @@ class Sequence:
 
     ``tokens``: the prompt (without padding, pictures in place of placeholders) and the generated tokens. ``limit``: its
     maximum length. ``also_seen``: further tokens that the repetition penalty applies to (placeholders that pictures
-    replaced). ``name``: its name in errors.
+    replaced). ``vectors``: those whose numbers stand among its ``tokens``, all of them in the prompt. ``name``: its
+    name in errors.
 
     ``state``: its state in ``grammar``. ``image_start``: the position where the picture being drawn begins, or -1.
     ``streams``: its guidance streams besides the full sequence, as they were when it had ``streams_from`` tokens; every
@@ -59,6 +61,7 @@ class Sequence:
     image: Sampling = field(default_factory=Sampling)
     rules: TokenRules = field(default_factory=TokenRules)
     also_seen: Tokens = ()
+    vectors: Vectors = field(default_factory=dict)
     name: str = "sequence 0"
     grammar: Grammar = field(init=False)
     rules_change_at: int | None = field(init=False)
@@ -121,6 +124,11 @@ class Sequence:
     @property
     def generated(self) -> list[int]:
         return self.tokens[self.prompt_length :]
+
+    @property
+    def penalised(self) -> list[int]:
+        """The tokens that the repetition penalty applies to."""
+        return [*(token for token in self.tokens if token >= 0), *self.also_seen]
 
     def follow_rules(self) -> None:
         """Switch to the grammar for the present length. It has the same states, so ``state`` does not change."""
