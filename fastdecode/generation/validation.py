@@ -10,7 +10,6 @@ from typing import Any
 from transformers import GenerationConfig
 
 from fastdecode.generation.unsupported import Unsupported
-from fastdecode.models.families import vocabulary_of
 from fastdecode.wording import kind_of
 
 CACHES = ("cache", "past_key_values", "cache_params")
@@ -89,15 +88,6 @@ def chosen_options(model: Any, options: Mapping[str, Any]) -> frozenset[str]:
         if config is not None:
             names |= {key for key, value in config.to_dict().items() if value is not None}
     return frozenset(names)
-
-
-def set_default_length(model: Any, mode: str | None, options: dict[str, Any]) -> None:
-    """Give ``image-only`` without a length some length, so that transformers does not warn about it: a picture has its
-    own (see `fastdecode.generation.prepare`). In the generation_config where there is one: transformers warns about a
-    call that has both.
-    """
-    if mode == "image-only" and not chosen_options(model, options) & LENGTHS:
-        set_option(options, "max_new_tokens", vocabulary_of(model).image_length + 2)
 
 
 def set_option(options: dict[str, Any], name: str, value: Any) -> None:

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import re
+
 import torch
 from models_for_tests import BOS, padded, pixels, placeholder_block, text_ids, tiny_model, tiny_tokenizer
 from transformers import TextStreamer
@@ -36,7 +38,9 @@ def test_plain_text():
     assert found.can_draw
     text = str(found)
     assert "text sampling     greedy" in text
-    assert "picture" not in text
+    assert "picture sampling" not in text
+    assert "in a picture" not in text
+    assert text.endswith("pictures          can be painted")
 
 
 SAMPLED = {"do_sample": True}
@@ -231,8 +235,8 @@ def test_a_model_that_draws():
         model, torch.tensor([WORDS]), multimodal_generation_mode="unrestricted", max_new_tokens=9
     )
     assert found.can_draw
-    assert "VQ decoder        present" in str(found)
+    assert "pictures          can be painted" in str(found)
     assert found.allowed == {"text": V.size, "picture": V.size}
     lacking = fastdecode.explain(tiny_model(0, draws=False), torch.tensor([WORDS]), max_new_tokens=9)
     assert not lacking.can_draw
-    assert "VQ decoder        missing" in str(lacking)
+    assert re.search(r"pictures          cannot be painted: \d+ weights are missing \(model\.vqmodel", str(lacking))
