@@ -282,6 +282,5 @@ def guidance_from(value: Any) -> Guidance:
         scale = finite_number("guidance", value)
         return Guidance.none() if scale == 1 else Guidance.two_way(scale)
     raise TypeError(
-        f"guidance={shown(value)}: give a number for two-way guidance, a fastdecode.Schedule, or a "
-        "fastdecode.Guidance"
+        f"guidance={shown(value)}: give a number for two-way guidance, a fastdecode.Schedule, or a fastdecode.Guidance"
     )

@@ -115,9 +115,9 @@ def generate(
     options that only fastdecode has (guidance, text, image, seed, progress, deterministic, kv_pool). `explain` tells
     who decodes a call.
 
-    All these options, generation_mode too and kv_pool not, may also be attributes of the generation_config, or of ``model.generation_config``,
-    as in ``GenerationConfig(seed=7)``. An argument of the call goes before its generation_config, and that before the
-    model's. None means not given.
+    All these options except kv_pool, and generation_mode too, may be attributes of the generation_config, or of
+    ``model.generation_config``, as in ``GenerationConfig(seed=7)``. An argument of the call goes before its
+    generation_config, and that before the model's. None means not given.
 
     return_dict_in_generate: text also returns the cache of keys and values, as transformers does, which takes one more
     forward of the model over the result; not with use_cache=False or a kv_pool.
@@ -336,8 +336,8 @@ def custom_generate(
 
 
 def _as_generate(model: Any, options: dict[str, Any], given: dict[str, Any]) -> Output:
-    """What `generate` returns for the same ``options``, of which ``given`` are fastdecode's own. Nothing is handed over;
-    transformers has told the streamer the prompt.
+    """What `generate` returns for the same ``options``, of which ``given`` are fastdecode's own. Nothing is handed
+    over, and transformers has told the streamer the prompt.
     """
     options = {name: value for name, value in options.items() if name not in given and name != "custom_generate"}
     streamer = options.pop("streamer", None)

@@ -15,7 +15,6 @@ from fastdecode.grammar import BLOCK, IMAGE_SET, TEXT, TEXT_SET
 from fastdecode.models.families import family_of
 from fastdecode.ops.backends import BACKENDS, PLANNED, choose_backend, core, unavailable
 
-
 PAINTED = "can be painted"
 
 

@@ -44,11 +44,13 @@ def read_generation_mode(model: Any, options: dict[str, Any], given: dict[str, A
         return False
     config = options.get("generation_config")
     asked = [(options.pop(NAME, None), given.get(MODE))]
-    asked += [(getattr(source, NAME, None), getattr(source, MODE, None)) for source in (config, model.generation_config)]
+    asked += [
+        (getattr(source, NAME, None), getattr(source, MODE, None)) for source in (config, model.generation_config)
+    ]
     wanted, mode = next((pair for pair in asked if pair != (None, None)), (None, None))
     if wanted not in (None, "text", "image"):
         raise ValueError(f"generation_mode={shown(wanted)}: give 'text' or 'image'")
-    meant = {"text": "text-only", "image": "image-only"}.get(wanted, mode)
+    meant = mode if wanted is None else {"text": "text-only", "image": "image-only"}[wanted]
     if mode not in (None, meant):
         raise ValueError(f"generation_mode={wanted!r} and multimodal_generation_mode={mode!r} were given: give one")
     given[MODE] = meant

@@ -150,9 +150,9 @@ def prepare(
 
 
 def columns_of(model: Any, grammar: Grammar, prompts: list[list[int]]) -> int:
-    """How many tokens the scores of a call are for: all, but in text only those of the language model where image tokens
-    have embeddings and a head of their own, as in transformers. Prompts with such tokens transformers cannot decode;
-    their scores are for all tokens, so that each token of the prompt has one.
+    """How many tokens the scores of a call are for: all, but in text only those of the language model, as in
+    transformers, where image tokens have embeddings and a head of their own. Prompts with such tokens transformers
+    cannot decode; their scores are for all tokens, so that each token of the prompt has one.
     """
     vocabulary, known = grammar.vocabulary, int(inner_of(model).config.vocab_size)
     alone = not grammar.draws and vocabulary.bans_images and max(map(max, prompts)) < known

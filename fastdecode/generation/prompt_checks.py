@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdecode.generation.unsupported import Unsupported
 from fastdecode.decoder.own_tokens import OwnParts
+from fastdecode.generation.unsupported import Unsupported
 from fastdecode.models.pictures import (
     check_picture_count,
     check_pixels,
