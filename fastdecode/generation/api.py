@@ -14,7 +14,7 @@ from transformers import (
     LogitsProcessorList,
     StoppingCriteriaList,
 )
-from transformers.generation import GenerateDecoderOnlyOutput, StopStringCriteria
+from transformers.generation import GenerateDecoderOnlyOutput
 
 from fastdecode.decoder import check_decodable, decoder_for
 from fastdecode.decoder.wrappers import is_compiled, share_generation_config, unwrapped
@@ -213,21 +213,7 @@ def _prepared(
     allowed = options.get("prefix_allowed_tokens_fn")
     if allowed is not None:
         options["prefix_allowed_tokens_fn"] = option_kinds.checked_prefix(allowed, model)
-    tokenizer = options.pop("tokenizer", None)
-    stop_strings = validation.option(model, options, "stop_strings")
-    if stop_strings is not None:  # transformers does not pass the tokenizer to a custom loop
-        if tokenizer is None:
-            raise ValueError("stop_strings needs tokenizer=…, to know how tokens spell them")
-        try:
-            more = StopStringCriteria(tokenizer=tokenizer, stop_strings=stop_strings)
-        except Exception as error:
-            raise ValueError(
-                f"stop_strings={stop_strings!r}: transformers cannot tell how this {type(tokenizer).__name__} spells "
-                f"its tokens ({type(error).__name__}: {error}); leave stop_strings out, or give a criterion of "
-                "your own, which decodes the tokens"
-            ) from error
-        options["stopping_criteria"] = StoppingCriteriaList([*(options.get("stopping_criteria") or []), more])
-        validation.set_option(options, "stop_strings", None)
+    validation.read_stop_strings(model, options)
     chosen = validation.chosen_options(model, options)
     if codes:
         chosen -= validation.LENGTHS

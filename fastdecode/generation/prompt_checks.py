@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdecode.decoder.own_tokens import OwnParts
+from fastdecode.decoder.wrappers import unwrapped
 from fastdecode.generation.unsupported import Unsupported
 from fastdecode.models.pictures import (
     check_picture_count,
@@ -123,7 +124,10 @@ def check_read_elsewhere(model: Any, input_ids: Any, error: Unsupported) -> None
     """``ValueError`` if a call is to be handed over and its prompt has image tokens which the model's own forward does
     not take, since they have embeddings of their own. ``error``: why it is handed over.
     """
-    own = OwnParts.of(model)
+    try:
+        own = OwnParts.of(unwrapped(model))
+    except (TypeError, ValueError):  # not a model that has such tokens
+        return
     two = isinstance(input_ids, Tensor) and input_ids.ndim == 2
     if own is not None and two and (input_ids >= own.first).any():
         row, column = (input_ids >= own.first).nonzero()[0].tolist()

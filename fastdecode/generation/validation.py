@@ -7,7 +7,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteriaList
+from transformers.generation import StopStringCriteria
 
 from fastdecode.generation.unsupported import Unsupported
 from fastdecode.wording import kind_of
@@ -101,6 +102,28 @@ def set_option(options: dict[str, Any], name: str, value: Any) -> None:
     options.pop(name, None)
     options["generation_config"] = copy.deepcopy(config)
     setattr(options["generation_config"], name, value)
+
+
+def read_stop_strings(model: Any, options: dict[str, Any]) -> None:
+    """Take the tokenizer and stop_strings out of ``options``, and add the criterion that they make: transformers does
+    not pass the tokenizer to a custom loop. ``ValueError`` if it cannot be made.
+    """
+    tokenizer = options.pop("tokenizer", None)
+    stop_strings = option(model, options, "stop_strings")
+    if stop_strings is None:
+        return
+    if tokenizer is None:
+        raise ValueError("stop_strings needs tokenizer=…, to know how tokens spell them")
+    try:
+        more = StopStringCriteria(tokenizer=tokenizer, stop_strings=stop_strings)
+    except Exception as error:
+        raise ValueError(
+            f"stop_strings={stop_strings!r}: transformers cannot tell how this {type(tokenizer).__name__} spells "
+            f"its tokens ({type(error).__name__}: {error}); leave stop_strings out, or give a criterion of "
+            "your own, which decodes the tokens"
+        ) from error
+    options["stopping_criteria"] = StoppingCriteriaList([*(options.get("stopping_criteria") or []), more])
+    set_option(options, "stop_strings", None)
 
 
 def check_names(model: Any, options: Mapping[str, Any]) -> None:

@@ -263,7 +263,10 @@ def test_a_prompt_with_image_tokens_is_not_handed_over(janus, options: dict[str,
     for way in (fastdecode.generate, fastdecode.explain):
         with pytest.raises(ValueError, match=rf"cannot decode .* input_ids\[0, 2\] = {TOKENS + 9} is an image token"):
             way(janus, ids, max_new_tokens=3, **options)
+    with pytest.raises(ValueError, match="is an image token, which it does not read"):
+        fastdecode.generate(torch.compile(janus), ids, max_new_tokens=3, **options)
     assert fastdecode.generate(janus, PROMPT, max_new_tokens=3, num_beams=2).shape == (1, 7)
+    assert fastdecode.generate(torch.compile(janus), PROMPT, max_new_tokens=3, num_beams=2).shape == (1, 7)
     chameleon = tiny_model(0)
     assert fastdecode.generate(chameleon, torch.tensor([[0, 4, 5]]), max_new_tokens=3, num_beams=2).shape[1] <= 6
 
