@@ -281,4 +281,6 @@ def guidance_from(value: Any) -> Guidance:
     if not isinstance(value, bool) and isinstance(value, Real):
         scale = finite_number("guidance", value)
         return Guidance.none() if scale == 1 else Guidance.two_way(scale)
-    raise TypeError(f"guidance={shown(value)}: give a fastdecode.Guidance, or a number for two-way guidance")
+    raise TypeError(
+        f"guidance={shown(value)}: give a number for two-way guidance, a fastdecode.Schedule, or a fastdecode.Guidance"
+    )

@@ -36,6 +36,7 @@ class Callbacks:
     number of new tokens. ``process``: logits are mixed, processed and recorded in PyTorch. ``normalise``: before
     processors run, the streams' log-probabilities are mixed instead of their logits, as in transformers' guidance.
     ``after_step`` gets the newest tokens (batch,) after every step, with ``pad`` for sequences that have ended.
+    ``columns``: how many tokens, the first ones, scores are for; None: all. No other can come next, or is in a prompt.
     ``device``: where stopping criteria get the tokens.
     """
 
@@ -51,12 +52,13 @@ class Callbacks:
         process: bool = False,
         normalise: bool = False,
         after_step: Callable[[Tensor], None] | None = None,
+        columns: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.processors: Any = processors or LogitsProcessorList()
         self.stopping: Any = stopping or StoppingCriteriaList()
         self.recorder, self.normalise, self.after_step = recorder or Recorder(), normalise, after_step
-        self.process, self.device = process, device
+        self.process, self.columns, self.device = process, columns, device
         self.pad, self.length, self.prompt_length = pad, prompts.shape[1], prompts.shape[1]
         self._tokens = torch.full((len(prompts), self.length + longest), pad, dtype=torch.long, device="cpu")
         self._tokens[:, : self.length] = prompts

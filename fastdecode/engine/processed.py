@@ -2,7 +2,7 @@
 
 Processors get the arguments of transformers: all tokens of the batch so far, and float32 scores (batch, vocab). Tokens
 that the grammar bans are set to -inf before and after them. Rows of sequences that sample nothing in this step are
-zero.
+zero. Scores have the columns that `fastdecode.engine.callbacks.Callbacks` says.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def sample_processed(request: Request, logits: Tensor) -> tuple[list[int], list[
                 sampling.append(i)
     if not sampling and not callbacks.recorder.wanted:
         return tokens, statuses
-    raw, mixed, banned = _mix(batch, sampling, logits, callbacks.normalise)
+    raw, mixed, banned = _mix(batch, sampling, logits[:, : callbacks.columns], callbacks.normalise)
     so_far = callbacks.tokens.to(mixed.device)
     scores = mixed
     if callbacks.processors:
@@ -95,7 +95,8 @@ def _mix(batch: list[Sequence], sampling: list[int], logits: Tensor, normalise: 
                 banned[i] |= z == -torch.inf
                 mixed[i] += weight * (z.log_softmax(0) if normalise else z)
         for token, value in s.rules.bias:
-            mixed[i, token] += value
+            if token < vocab:
+                mixed[i, token] += value
     return raw, mixed.masked_fill_(banned, -torch.inf), banned
 
 

@@ -14,17 +14,16 @@ from transformers import (
     LogitsProcessorList,
     StoppingCriteriaList,
 )
-from transformers.generation import GenerateDecoderOnlyOutput, StopStringCriteria
+from transformers.generation import GenerateDecoderOnlyOutput
 
 from fastdecode.decoder import check_decodable, decoder_for
 from fastdecode.decoder.wrappers import is_compiled, share_generation_config, unwrapped
 from fastdecode.generation import option_kinds, prompt_checks, validation
-from fastdecode.generation.calling import calling_generate
+from fastdecode.generation.calling import calling_generate, calling_own_generate
 from fastdecode.generation.decoding import decode_all, decoder_of, progress_bar
 from fastdecode.generation.explanation import Explanation
 from fastdecode.generation.generate_options import GenerateOptions
-from fastdecode.generation.generation_mode import NAME as GENERATION_MODE
-from fastdecode.generation.generation_mode import only_codes, read_generation_mode
+from fastdecode.generation.generation_mode import check_begins, only_codes, read_generation_mode
 from fastdecode.generation.prepare import prepare
 from fastdecode.generation.prepared import Prepared
 from fastdecode.generation.returned_cache import FIELD, returned_cache, wanted
@@ -38,7 +37,7 @@ from fastdecode.generation.unsupported import (
 )
 from fastdecode.guidance import Guidance
 from fastdecode.kv.page_pool import PAGE_SLOTS, PagePool
-from fastdecode.models.families import supported
+from fastdecode.models.families import family_of, supported, text_vocabulary_of, vocabulary_of
 from fastdecode.models.pictures import check_pixels, pixel_tensor
 from fastdecode.schedule import Schedule
 
@@ -63,7 +62,10 @@ def generate(
     streamer: Any = None,
     **kwargs: Any,
 ) -> Output:
-    """Generate text and pictures with a Chameleon. Takes the arguments of ``model.generate``, and returns what it does.
+    """Generate text and pictures. Takes the arguments of ``model.generate``, and returns what it does.
+
+    The model is a Chameleon, Anole, Lumina-mGPT, Janus, Emu3 or Liquid, one of a family that was registered, or one
+    that writes text alone: Llama, Mistral, Qwen2, Qwen3, Gemma, LLaVA.
 
         inputs or input_ids   (batch, length) int64, left-padded with attention_mask (batch, length)
         pixel_values          (pictures, 3, H, W) float: one for each <image> of the prompts
@@ -73,19 +75,23 @@ def generate(
     multimodal_generation_mode: "text-only" (default; same tokens as transformers), "image-only" (one picture),
     "interleaved-text-image", or "unrestricted".
 
-    max_new_tokens: as in transformers, whose default is mostly 20. image-only has by itself the length of one picture;
-    the other modes that draw need more than that: see the guide.
+    max_new_tokens: as in transformers, whose default is mostly 20. image-only has by itself the length of one picture,
+    for each prompt that of its own; the other modes that draw need more than that: see the guide.
 
     guidance: a `Guidance`, or a number for two-way guidance, or a `Schedule` of such numbers; ``guidance_scale`` and
-    ``negative_prompt_ids`` work as in transformers. In modes that draw, only pictures are guided; in the other modes,
-    every token.
+    ``negative_prompt_ids`` work as in transformers, whose Janus ignores both in text. In modes that draw, only pictures
+    are guided; in the other modes, every token.
 
     text, image: sampling parameters of one modality (temperature, top_k, top_p, min_p, repetition_penalty,
     do_sample). They override those of the call, which set both. transformers' default top_k of 50 does not apply to
     pictures.
 
     generation_mode: of Janus, as its own ``generate`` takes it. "image" returns (batch * num_return_sequences, codes)
-    int64: the codes of a picture alone. ``multimodal_generation_mode="image-only"`` returns tokens, as for all models.
+    int64: the codes of one whole picture, without the prompt. Prompts end in begin of image; one may already have the
+    picture's first tokens, and their codes are returned too. max_new_tokens and max_length have no effect; stopping
+    criteria, stop_strings and max_time are refused. Scores and logits are (batch * num_return_sequences, codes of the
+    codebook) float32, one for each new code. ``multimodal_generation_mode="image-only"`` returns tokens, as for all
+    models.
 
     image_size: (width, height) in pixels of the pictures, or one such pair per prompt, for models that draw several
     sizes. Default: the model's usual one, or what image_sizes says that the processor of Emu3 returns.
@@ -109,9 +115,9 @@ def generate(
     options that only fastdecode has (guidance, text, image, seed, progress, deterministic, kv_pool). `explain` tells
     who decodes a call.
 
-    All these options except kv_pool may also be attributes of the generation_config, or of ``model.generation_config``,
-    as in ``GenerationConfig(seed=7)``. An argument of the call goes before its generation_config, and that before the
-    model's. None means not given.
+    All these options except kv_pool, and generation_mode too, may be attributes of the generation_config, or of
+    ``model.generation_config``, as in ``GenerationConfig(seed=7)``. An argument of the call goes before its
+    generation_config, and that before the model's. None means not given.
 
     return_dict_in_generate: text also returns the cache of keys and values, as transformers does, which takes one more
     forward of the model over the result; not with use_cache=False or a kv_pool.
@@ -141,8 +147,7 @@ def generate(
     def decode(call: Prepared, extras: GenerateOptions) -> Output:
         if streamer is not None:
             streamer.put(call.prompts)  # not by transformers, which would do so before a call is handed over to it
-        output = decode_call(call, streamer, bool(extras.progress))
-        return only_codes(output, call) if kwargs.get(GENERATION_MODE) == "image" else output
+        return _decoded(call, streamer, extras)
 
     return _through_transformers(model, inputs, options, given, decode, hand_over)
 
@@ -163,7 +168,7 @@ def _through_transformers(
     config, options, given = options.get("generation_config"), dict(options), dict(given)
     validation.check_config(config)
     option_kinds.check_is_model(model)
-    read_generation_mode(model, options, given)
+    codes = read_generation_mode(model, options, given)
     extras = GenerateOptions.found(model, config, given)
     fallback = "transformers" if extras.fallback is None else extras.fallback
     check_fallback(fallback)
@@ -171,11 +176,12 @@ def _through_transformers(
         inside = check_model(model)
         if hand_over is not None:  # else the caller has a decoder of this model
             _check_layers(inside)
-        return _prepared(inside, inputs, options, extras, run)
+        return _prepared(inside, inputs, options, extras, codes, run)
     except Unsupported as error:
         if hand_over is None:
             raise error.refused(extras.text_only) from None
         check_hand_over(error, fallback, extras.text_only, extras.lost_elsewhere)
+        prompt_checks.check_read_elsewhere(model, inputs if inputs is not None else options.get("input_ids"), error)
         reason = error.reason
     return hand_over(reason)
 
@@ -185,16 +191,20 @@ def _prepared(
     inputs: Tensor | None,
     options: dict[str, Any],
     extras: GenerateOptions,
+    codes: bool,
     run: Callable[[Prepared, GenerateOptions], Any],
 ) -> Any:
-    """As `_through_transformers`; `Unsupported` for a call that fastdecode does not decode."""
+    """As `_through_transformers`; `Unsupported` for a call that fastdecode does not decode. ``codes``: it wants the
+    codes of a picture alone.
+    """
     if options.get("custom_generate") is custom_generate:
         del options["custom_generate"]
     validation.check_names(model, options)
     option_kinds.check_call(model, inputs, options)
     validation.check_options(model, options)
     prompt = inputs if inputs is not None else options.get("input_ids")
-    prompt_checks.check_prompt(model, prompt, options, text_only=extras.text_only)
+    vocabulary = text_vocabulary_of(model) if extras.text_only else vocabulary_of(model)
+    prompt_checks.check_prompt(model, vocabulary, prompt, options, text_only=extras.text_only)
     if options.get("pixel_values") is not None:
         options["pixel_values"] = check_pixels(model, options["pixel_values"])
     else:
@@ -203,23 +213,13 @@ def _prepared(
     allowed = options.get("prefix_allowed_tokens_fn")
     if allowed is not None:
         options["prefix_allowed_tokens_fn"] = option_kinds.checked_prefix(allowed, model)
-    tokenizer = options.pop("tokenizer", None)
-    stop_strings = validation.option(model, options, "stop_strings")
-    if stop_strings is not None:  # transformers does not pass the tokenizer to a custom loop
-        if tokenizer is None:
-            raise ValueError("stop_strings needs tokenizer=…, to know how tokens spell them")
-        try:
-            more = StopStringCriteria(tokenizer=tokenizer, stop_strings=stop_strings)
-        except Exception as error:
-            raise ValueError(
-                f"stop_strings={stop_strings!r}: transformers cannot tell how this {type(tokenizer).__name__} spells "
-                f"its tokens ({type(error).__name__}: {error}); leave stop_strings out, or give a criterion of "
-                "your own, which decodes the tokens"
-            ) from error
-        options["stopping_criteria"] = StoppingCriteriaList([*(options.get("stopping_criteria") or []), more])
-        validation.set_option(options, "stop_strings", None)
-    validation.set_default_length(model, extras.multimodal_generation_mode, options)
+    validation.read_stop_strings(model, options)
     chosen = validation.chosen_options(model, options)
+    if codes:
+        chosen -= validation.LENGTHS
+    if extras.multimodal_generation_mode == "image-only" and not chosen & validation.LENGTHS:
+        # transformers warns without a length; each picture has its own (see `fastdecode.generation.prepare`)
+        validation.set_option(options, "max_new_tokens", vocabulary.image_length + 2)
 
     def decode(
         model: Any,
@@ -231,7 +231,11 @@ def _prepared(
         **model_kwargs: Any,
     ) -> Any:
         call = (input_ids, logits_processor, stopping_criteria, generation_config)
-        return run(prepare(model, *call, extras, chosen, model_kwargs, sizes), extras)
+        prepared = prepare(model, vocabulary, *call, extras, chosen, model_kwargs, sizes)
+        if codes:
+            check_begins(prepared)
+            prepared.codes = True
+        return run(prepared, extras)
 
     return GenerationMixin.generate(model, inputs, custom_generate=decode, **options)
 
@@ -288,6 +292,10 @@ def custom_generate(
     Takes the options of `generate` as further keyword arguments of ``model.generate`` and returns the same tokens.
     transformers does not pass the streamer on, so it is read from the calling frame. The tokenizer cannot be read
     there, so stop_strings need `generate`.
+
+    A class with a ``generate`` of its own, as Janus has, drops options and adds others. There all options are read from
+    the frame of its caller, and what the class made of them is not used. Janus refuses generation_mode="image" together
+    with a loop of another: give multimodal_generation_mode="image-only", or call `generate`.
     """
     given = {name: value for name, value in locals().items() if name in GenerateOptions.__dataclass_fields__}
     extras = GenerateOptions.found(model, generation_config, given)
@@ -296,6 +304,9 @@ def custom_generate(
     try:
         model = check_model(model)
         _check_layers(model)
+        own = calling_own_generate(model) if family_of(model).own_generate else None
+        if own is not None:
+            return _as_generate(model, own, given)
         option_kinds.check_call(model, None, {"generation_config": generation_config, **call})
         if call.get("pixel_values") is not None:
             pixel_tensor(model, call["pixel_values"])
@@ -303,10 +314,32 @@ def custom_generate(
         chosen = validation.chosen_options(model, call or generation_config.to_dict())
         prepared_call = (input_ids, logits_processor, stopping_criteria, generation_config)
         sizes = None if call.get("pixel_values") is not None else call.get("image_sizes")
-        prepared = prepare(model, *prepared_call, extras, chosen, model_kwargs, sizes)
+        vocabulary = text_vocabulary_of(model) if extras.text_only else vocabulary_of(model)
+        prepared = prepare(model, vocabulary, *prepared_call, extras, chosen, model_kwargs, sizes)
     except Unsupported as error:
         raise error.refused(text_only=extras.text_only) from None
     return decode_call(prepared, call.get("streamer"), bool(extras.progress))
+
+
+def _as_generate(model: Any, options: dict[str, Any], given: dict[str, Any]) -> Output:
+    """What `generate` returns for the same ``options``, of which ``given`` are fastdecode's own. Nothing is handed
+    over, and transformers has told the streamer the prompt.
+    """
+    options = {name: value for name, value in options.items() if name not in given and name != "custom_generate"}
+    streamer = options.pop("streamer", None)
+    inputs = options.pop("inputs", None)
+
+    def decode(call: Prepared, extras: GenerateOptions) -> Output:
+        return _decoded(call, streamer, extras)
+
+    output: Output = _through_transformers(model, inputs, options, given, decode, None)
+    return output
+
+
+def _decoded(call: Prepared, streamer: Any, extras: GenerateOptions) -> Output:
+    output = decode_call(call, streamer, bool(extras.progress))
+    found: Output = only_codes(output, call) if call.codes else output
+    return found
 
 
 def decode_call(call: Prepared, streamer: Any, progress: bool) -> Output:

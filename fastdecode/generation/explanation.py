@@ -12,13 +12,17 @@ from fastdecode.decoder.quantised import of_small
 from fastdecode.generation.prepared import Prepared
 from fastdecode.generation.stream_names import describe_schedules, describe_streams
 from fastdecode.grammar import BLOCK, IMAGE_SET, TEXT, TEXT_SET
-from fastdecode.models.pictures import missing_decoder_keys
+from fastdecode.models.families import family_of
 from fastdecode.ops.backends import BACKENDS, PLANNED, choose_backend, core, unavailable
+
+PAINTED = "can be painted"
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Facts about a prepared call: ``str()`` for people, `to_dict` for programs."""
+    """Facts about a prepared call: ``str()`` for people, `to_dict` for programs. ``vq_decoder``: whether the tokens of
+    pictures can become pictures.
+    """
 
     mode: str
     sequences: int
@@ -62,7 +66,7 @@ class Explanation:
         streams = []
         for s in prepared.sequences:
             streams.append(describe_streams(s))
-        can_draw, none = vocabulary.has_pictures and not missing_decoder_keys(model), "none: a model of text"
+        painted = _painted(model) if vocabulary.has_pictures else "none: a model of text"
         mixes = any(len(g.guidance.streams) > 1 for g in prepared.sequences)
         everywhere = any(g.guidance.everywhere for g in prepared.sequences)
         return cls(
@@ -84,8 +88,8 @@ class Explanation:
             memory=_memory(prepared, decoder, [len(planned) for planned in streams]),
             unfused_processors=[type(p).__name__ for p in prepared.processors.unfused],
             stopping_criteria=[type(c).__name__ for c in prepared.stopping],
-            can_draw=can_draw,
-            vq_decoder=none if not vocabulary.has_pictures else "present" if can_draw else "missing: text only",
+            can_draw=painted == PAINTED,
+            vq_decoder=painted,
             limits=[g.limit for g in prepared.sequences],
             without_effect=[f"{name}, because {reason}" for name, reason in prepared.without_effect.items()],
             schedules=describe_schedules(s.guidance for s in prepared.sequences),
@@ -126,8 +130,17 @@ class Explanation:
             lines.append(f"also runs         {', '.join(self.unfused_processors)}")
         if self.stopping_criteria:
             lines.append(f"also stops on     {', '.join(self.stopping_criteria)}")
-        lines.append(f"VQ decoder        {self.vq_decoder}")
+        lines.append(f"pictures          {self.vq_decoder}")
         return "\n".join(lines)
+
+
+def _painted(model: Any) -> str:
+    """Whether the image tokens of ``model`` can become pictures, or why not."""
+    family = family_of(model)
+    if family.paint is None:
+        return f"cannot be painted: the family {family.name} has no paint"
+    missing = family.missing(model)
+    return f"cannot be painted: {len(missing)} weights are missing ({missing[0]}, …)" if missing else PAINTED
 
 
 def _steps(decoder: BaseDecoder) -> tuple[str, list[str]]:

@@ -99,7 +99,7 @@ def check_call(model: Any, inputs: Any, options: Mapping[str, Any]) -> None:
     check_token_options(value_of, given, token_count(model))
     _check_callables(options)
     _check_stop_strings(value_of("stop_strings"), options.get("tokenizer"))
-    _check_negative_prompt(options.get("negative_prompt_ids"), options.get("negative_prompt_attention_mask"))
+    check_negative_prompt(options.get("negative_prompt_ids"), options.get("negative_prompt_attention_mask"))
 
 
 def check_is_model(model: Any) -> None:
@@ -313,7 +313,8 @@ def _check_stop_strings(value: Any, tokenizer: Any) -> None:
         raise ValueError(f"tokenizer is {kind_of(tokenizer)}: give the model's tokenizer")
 
 
-def _check_negative_prompt(tokens: Any, mask: Any) -> None:
+def check_negative_prompt(tokens: Any, mask: Any) -> None:
+    """``ValueError`` unless negative_prompt_ids and their mask are None, or fit together."""
     if tokens is None:
         if mask is not None:
             raise ValueError("negative_prompt_attention_mask was given without negative_prompt_ids: give both, or none")

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation import EosTokenCriteria, MaxLengthCriteria
 from transformers.utils import logging
 
+from fastdecode.decoder.classes import inner_of
 from fastdecode.engine.callbacks import Recorder
 from fastdecode.engine.parameters import Sampling
 from fastdecode.engine.sequence import Sequence
@@ -25,7 +26,7 @@ from fastdecode.generation.room_checks import check_begun, check_room, check_str
 from fastdecode.generation.validation import DRAWING_MODES, LENGTHS, check_forward, check_options
 from fastdecode.grammar import Grammar, compile_grammar
 from fastdecode.guidance import UNCONDITIONAL, Guidance, guidance_from, usual_stream
-from fastdecode.models.families import family_of, text_vocabulary_of, vocabulary_of
+from fastdecode.models.families import family_of
 from fastdecode.models.pictures import check_can_draw, fill_placeholders, read_pictures
 from fastdecode.vocabulary import Vocabulary
 
@@ -34,6 +35,7 @@ logger = logging.get_logger(__name__)
 
 def prepare(
     model: Any,
+    vocabulary: Vocabulary,
     input_ids: Tensor,
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
@@ -44,12 +46,11 @@ def prepare(
     image_sizes: Any = None,
 ) -> Prepared:
     """Read what transformers prepared for a generation loop. `Unsupported` names what fastdecode does not decode and
-    transformers would; ``ValueError`` what is wrong. ``image_sizes``: what the call gave beside a prompt without pixels
-    (see `sized_vocabularies`).
+    transformers would; ``ValueError`` what is wrong. ``vocabulary``: the model's, for a picture of its usual size.
+    ``image_sizes``: what the call gave beside a prompt without pixels (see `sized_vocabularies`).
     """
     check_options(model, {**model_kwargs, "generation_config": config}, made_by_transformers=True)
     check_forward(model_kwargs)
-    vocabulary = text_vocabulary_of(model) if extras.text_only else vocabulary_of(model)
     mask = model_kwargs.get("attention_mask")
     check_ids(input_ids, mask, vocabulary)
     if extras.text_only:
@@ -59,7 +60,8 @@ def prepare(
     repeats = config.num_return_sequences or 1
     mode = extras.multimodal_generation_mode or "text-only"
     compile_grammar(mode, vocabulary, ends)  # what it refuses is said before anything about sizes
-    tell = family_of(model).size_in_prompt if mode != "text-only" else None
+    family = family_of(model)
+    tell = family.size_in_prompt if mode != "text-only" else None
     told = [None if tell is None else tell(model, ids) for ids in input_ids[::repeats].tolist()]
     sized = sized_vocabularies(vocabulary, extras.image_size, image_sizes, told, draws=mode != "text-only")
     vocabularies = [v for v in sized for _ in range(repeats)]
@@ -67,6 +69,11 @@ def prepare(
     grammar, vocabulary = grammars[0], vocabularies[0]
     padding = torch.zeros(len(input_ids), dtype=torch.long) if mask is None else (mask == 0).sum(1).cpu()
     if grammar.mode in DRAWING_MODES:
+        if family.paint is None:
+            raise ValueError(
+                f"the family {family.name} has no paint, so image tokens cannot become pictures: register it with one, "
+                "or choose 'text-only'"
+            )
         check_can_draw(model)
     if config.do_sample and config.top_p is not None:
         Sampling(top_p=config.top_p).checked()  # transformers silently ignores a top_p above 1
@@ -75,7 +82,8 @@ def prepare(
     if grammar.mode == "image-only" and (config.min_new_tokens or 0) > shortest:
         raise ValueError(
             f"min_new_tokens={config.min_new_tokens}: multimodal_generation_mode='image-only' ends after a picture of "
-            f"{shortest} tokens; leave it out, or choose 'interleaved-text-image'"
+            f"{shortest} tokens; leave it out"
+            + ("" if vocabulary.draws_alone else ", or choose 'interleaved-text-image'")
         )
     image_base = processors.sampling
     if "top_k" not in chosen and grammar.draws:
@@ -137,7 +145,18 @@ def prepare(
         recorder=Recorder(*([] if _keeps(config, what) else None for what in ("scores", "logits"))),
         seeded=extras.seed is not None,
         text_given=any(value is not None for value in (extras.text or {}).values()),
+        columns=columns_of(model, grammars[0], prompts),
     )
+
+
+def columns_of(model: Any, grammar: Grammar, prompts: list[list[int]]) -> int:
+    """How many tokens the scores of a call are for: all, but in text only those of the language model, as in
+    transformers, where image tokens have embeddings and a head of their own. Prompts with such tokens transformers
+    cannot decode; their scores are for all tokens, so that each token of the prompt has one.
+    """
+    vocabulary, known = grammar.vocabulary, int(inner_of(model).config.vocab_size)
+    alone = not grammar.draws and vocabulary.bans_images and max(map(max, prompts)) < known
+    return min(known, vocabulary.size) if alone else vocabulary.size
 
 
 def _keeps(config: GenerationConfig, what: str) -> bool:
@@ -263,7 +282,7 @@ def _limits(
 ) -> list[int]:
     """The maximum length of every sequence: the prompt and the new tokens that the call allows, at most the context.
 
-    ``image-only`` without a given length allows one picture.
+    ``image-only`` without a given length allows each sequence its own picture.
     """
     longest = min([config.max_length, *(c.max_length for c in stopping if isinstance(c, MaxLengthCriteria))])
     new = max(1, longest - padded)  # as transformers: a criterion is asked after the first token
@@ -271,7 +290,7 @@ def _limits(
     if grammars[0].mode == "image-only" and not chosen & LENGTHS:
         pairs = zip(prompts, grammars, strict=True)
         return [min(len(p) + g.remaining(g.start(p)), vocabulary.context) for p, g in pairs]
-    if any(len(p) + new > vocabulary.context for p in prompts):
+    if grammars[0].mode != "image-only" and any(len(p) + new > vocabulary.context for p in prompts):
         logger.warning_once(
             f"max_new_tokens={new} after a prompt of {max(map(len, prompts))} tokens goes beyond the context of "
             f"{vocabulary.context}; decoding stops there"

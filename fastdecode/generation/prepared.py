@@ -50,6 +50,10 @@ class Prepared:
     """Whether the caller gave a seed."""
     text_given: bool
     """Whether the caller gave sampling parameters of text alone."""
+    columns: int
+    """How many tokens processors see, and scores have: see `fastdecode.generation.prepare.columns_of`."""
+    codes: bool = False
+    """Whether the caller wants the codes of a picture alone."""
 
     @property
     def normalise(self) -> bool:
@@ -106,6 +110,7 @@ class Prepared:
             process=self.unfused,
             normalise=self.normalise,
             after_step=after_step,
+            columns=self.columns,
             device=self.device,
         )
         return [Request(self.sequences, callbacks, listened=listened, priority=priority)]

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdecode.decoder.own_tokens import OwnParts
+from fastdecode.decoder.wrappers import unwrapped
 from fastdecode.generation.unsupported import Unsupported
-from fastdecode.models.families import text_vocabulary_of, vocabulary_of
 from fastdecode.models.pictures import (
     check_picture_count,
     check_pixels,
@@ -22,7 +23,9 @@ from fastdecode.vocabulary import Vocabulary
 from fastdecode.wording import kind_of
 
 
-def check_prompt(model: Any, input_ids: Tensor | None, options: Mapping[str, Any], *, text_only: bool) -> None:
+def check_prompt(
+    model: Any, vocabulary: Vocabulary, input_ids: Tensor | None, options: Mapping[str, Any], *, text_only: bool
+) -> None:
     """``ValueError`` if the tokens, the mask and the pictures of a call do not fit together; `Unsupported` if
     transformers would accept them. Without any prompt transformers begins with the beginning of sequence, in text.
     """
@@ -31,7 +34,6 @@ def check_prompt(model: Any, input_ids: Tensor | None, options: Mapping[str, Any
         if text_only and pixels is None and mask is None:
             return
         raise ValueError("no prompt: give input_ids (batch, length), as the processor returns them")
-    vocabulary = text_vocabulary_of(model) if text_only else vocabulary_of(model)
     check_ids(input_ids, mask, vocabulary)
     if text_only:
         check_right_padding(mask)
@@ -116,6 +118,23 @@ def check_ids(input_ids: Tensor, mask: Tensor | None, vocabulary: Vocabulary) ->
         )
     if not lengths[shortest]:
         raise Unsupported(f"attention_mask leaves nothing of prompt {shortest}", "every prompt needs a token")
+
+
+def check_read_elsewhere(model: Any, input_ids: Any, error: Unsupported) -> None:
+    """``ValueError`` if a call is to be handed over and its prompt has image tokens which the model's own forward does
+    not take, since they have embeddings of their own. ``error``: why it is handed over.
+    """
+    try:
+        own = OwnParts.of(unwrapped(model))
+    except (TypeError, ValueError):  # not a model that has such tokens
+        return
+    two = isinstance(input_ids, Tensor) and input_ids.ndim == 2
+    if own is not None and two and (input_ids >= own.first).any():
+        row, column = (input_ids >= own.first).nonzero()[0].tolist()
+        raise ValueError(
+            f"{error}; transformers' own loop cannot decode this call either, because input_ids[{row}, {column}] = "
+            f"{int(input_ids[row, column])} is an image token, which it does not read"
+        )
 
 
 def check_right_padding(mask: Tensor | None) -> None:

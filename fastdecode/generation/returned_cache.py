@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from fastdecode.decoder.own_tokens import OwnParts
 from fastdecode.generation.prepared import Prepared
 
 _FIELDS = {field.name for field in fields(GenerateDecoderOnlyOutput)}
@@ -28,7 +29,8 @@ def wanted(call: Prepared) -> bool:
 @torch.no_grad()
 def returned_cache(call: Prepared, sequences: Tensor) -> Any:
     """The keys and values of ``sequences`` (batch, length) int64 but for the last token, by one call of the model's own
-    forward. As in transformers, padding before a prompt is masked and padding after an end is not.
+    forward. As in transformers, padding before a prompt is masked and padding after an end is not. Image tokens with
+    embeddings of their own, which that forward does not take, are given to it as embeddings.
     """
     ids = sequences[:, :-1].clone()
     width = call.prompts.shape[1]
@@ -45,4 +47,8 @@ def returned_cache(call: Prepared, sequences: Tensor) -> Any:
     if call.mask is not None:
         options["attention_mask"] = mask
         options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-    return model(input_ids=ids, **options)[FIELD]
+    own = OwnParts.of(model)
+    if own is None or not (ids >= own.first).any():
+        return model(input_ids=ids, **options)[FIELD]
+    embedded = own.embeddings(ids, model.get_input_embeddings(), lambda module, x: module(x))
+    return model(inputs_embeds=embedded, **options)[FIELD]

@@ -36,9 +36,14 @@ def check_room(ids: list[int], limit: int, state: int, grammar: Grammar) -> None
         return
     needed = grammar.remaining(state) or grammar.block_length
     if len(ids) + needed > limit:
+        vocabulary = grammar.vocabulary
+        fits = len(ids) + needed <= vocabulary.context
+        advice = f"set max_new_tokens to at least {needed}" if fits else "the context is full: shorten the prompt"
+        if vocabulary.any_size or vocabulary.sizes is not None:
+            advice += f", or give a smaller image_size=(width, height) than {vocabulary.pixels} pixels"
         raise ValueError(
             f"no room for one picture: the prompt has {len(ids)} tokens and may grow to {limit}, but the picture takes "
-            f"{needed} more; set max_new_tokens to at least {needed}, or shorten the prompt if the context is full"
+            f"{needed} more; {advice}"
         )
 
 

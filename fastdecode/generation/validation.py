@@ -7,10 +7,10 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteriaList
+from transformers.generation import StopStringCriteria
 
 from fastdecode.generation.unsupported import Unsupported
-from fastdecode.models.families import vocabulary_of
 from fastdecode.wording import kind_of
 
 CACHES = ("cache", "past_key_values", "cache_params")
@@ -91,15 +91,6 @@ def chosen_options(model: Any, options: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(names)
 
 
-def set_default_length(model: Any, mode: str | None, options: dict[str, Any]) -> None:
-    """Give ``image-only`` without a length some length, so that transformers does not warn about it: a picture has its
-    own (see `fastdecode.generation.prepare`). In the generation_config where there is one: transformers warns about a
-    call that has both.
-    """
-    if mode == "image-only" and not chosen_options(model, options) & LENGTHS:
-        set_option(options, "max_new_tokens", vocabulary_of(model).image_length + 2)
-
-
 def set_option(options: dict[str, Any], name: str, value: Any) -> None:
     """Set an option of transformers: where there is a generation_config in a copy of that, as transformers warns of
     options beside one.
@@ -111,6 +102,28 @@ def set_option(options: dict[str, Any], name: str, value: Any) -> None:
     options.pop(name, None)
     options["generation_config"] = copy.deepcopy(config)
     setattr(options["generation_config"], name, value)
+
+
+def read_stop_strings(model: Any, options: dict[str, Any]) -> None:
+    """Take the tokenizer and stop_strings out of ``options``, and add the criterion that they make: transformers does
+    not pass the tokenizer to a custom loop. ``ValueError`` if it cannot be made.
+    """
+    tokenizer = options.pop("tokenizer", None)
+    stop_strings = option(model, options, "stop_strings")
+    if stop_strings is None:
+        return
+    if tokenizer is None:
+        raise ValueError("stop_strings needs tokenizer=…, to know how tokens spell them")
+    try:
+        more = StopStringCriteria(tokenizer=tokenizer, stop_strings=stop_strings)
+    except Exception as error:
+        raise ValueError(
+            f"stop_strings={stop_strings!r}: transformers cannot tell how this {type(tokenizer).__name__} spells "
+            f"its tokens ({type(error).__name__}: {error}); leave stop_strings out, or give a criterion of "
+            "your own, which decodes the tokens"
+        ) from error
+    options["stopping_criteria"] = StoppingCriteriaList([*(options.get("stopping_criteria") or []), more])
+    set_option(options, "stop_strings", None)
 
 
 def check_names(model: Any, options: Mapping[str, Any]) -> None:

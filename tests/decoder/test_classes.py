@@ -187,7 +187,7 @@ def test_the_vocabulary_has_no_pictures():
     explained = fastdecode.explain(text_model("mistral"), torch.tensor([[4, 5]]), max_new_tokens=3)
     assert explained.allowed["text"] == VOCAB
     assert not explained.can_draw
-    assert "VQ decoder        none: a model of text" in str(explained)
+    assert "pictures          none: a model of text" in str(explained)
 
 
 @pytest.mark.parametrize(

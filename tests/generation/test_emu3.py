@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from family_models import emu3_processor, emu3_vocabulary, tiny_emu3
+from transformers import GenerationConfig
 
 import fastdecode
+from fastdecode.models.emu3 import EMU3
 from fastdecode.models.families import vocabulary_of
 
 IDS = emu3_vocabulary()
@@ -184,3 +188,69 @@ def test_what_looks_like_a_size_and_is_none(spelling):
         assert found.shape[1] == ids.shape[1] + 2 * 3 + 2
         with pytest.raises(ValueError, match="no room for one picture"):
             fastdecode.generate(spelling, ids, **options)
+
+
+def test_pictures_larger_than_the_usual_one(monkeypatch):
+    """Each gets the length of its own picture, and nothing is said about the context."""
+    monkeypatch.setattr("fastdecode.models.emu3.SIDE", 2)
+    said: list[str] = []
+    monkeypatch.setattr("fastdecode.generation.prepare.logger.warning_once", said.append)
+    model, inputs = tiny_emu3(), prompts(9, 14, 9)
+    options = {"multimodal_generation_mode": "image-only", "do_sample": False}
+    sizes = [(40, 56), (16, 16), (8, 24)]
+    lengths = [rows * (columns + 1) + 1 for columns, rows in ((5, 7), (2, 2), (1, 3))]
+    found = fastdecode.generate(model, **inputs, **options, image_size=sizes)
+    assert found.shape == (3, 14 + lengths[0] + 1)
+    for row, length in zip(found[:, 14:].tolist(), lengths, strict=True):
+        assert row[length - 1 : length + 1] == [FRAME_END, END]
+        assert row[length + 1 :] == [2] * (lengths[0] - length)
+    explained = fastdecode.explain(model, **inputs, **options, image_size=sizes)
+    kept = inputs["attention_mask"].sum(1).tolist()
+    assert explained.limits == [prompt + length + 1 for prompt, length in zip(kept, lengths, strict=True)]
+    plug = model.generate(**inputs, **options, image_size=sizes, custom_generate=fastdecode.custom_generate)
+    assert torch.equal(plug, found)
+    given = fastdecode.generate(model, **inputs, **options, image_size=sizes, max_new_tokens=300)
+    assert torch.equal(given, found)
+    config = GenerationConfig(multimodal_generation_mode="image-only", do_sample=False)
+    assert torch.equal(fastdecode.generate(model, **inputs, generation_config=config, image_size=sizes), found)
+    assert said == []
+
+
+def test_the_size_that_the_processor_asks_for_is_not_the_largest():
+    model = tiny_emu3(max_position_embeddings=9000)
+    options = {"multimodal_generation_mode": "image-only", "image_size": (728, 720)}
+    assert fastdecode.explain(model, **prompts(9), **options).limits == [9 + 90 * 92 + 2]
+
+
+def test_the_context_is_too_small_for_the_usual_size():
+    model = tiny_emu3()
+    message = r"picture takes 8192 more; the context is full: .*, or give a smaller image_size=.* than 720x720 pixels"
+    with pytest.raises(ValueError, match=message):
+        fastdecode.generate(model, **prompts(9), multimodal_generation_mode="image-only")
+    options = {"multimodal_generation_mode": "image-only", "image_size": (24, 24), "max_new_tokens": 9}
+    with pytest.raises(ValueError, match=r"set max_new_tokens to at least 14, or give a smaller image_size"):
+        fastdecode.generate(model, **prompts(9), **options)
+
+
+def test_the_vocabulary_is_read_once_in_a_call(monkeypatch):
+    read: list[int] = []
+
+    def counted(model):
+        read.append(len(read))
+        return EMU3.vocabulary(model)
+
+    monkeypatch.setattr("fastdecode.models.families.FAMILIES", [replace(EMU3, vocabulary=counted)])
+    model, inputs = tiny_emu3(), prompts(9)
+    draw = {"multimodal_generation_mode": "image-only", "image_size": (16, 16)}
+    for options in (draw, {"max_new_tokens": 3}):
+        for way in (fastdecode.generate, fastdecode.explain):
+            read.clear()
+            way(model, **inputs, **options)
+            assert len(read) == 1
+        read.clear()
+        model.generate(**inputs, **options, custom_generate=fastdecode.custom_generate)
+        assert len(read) == 1
+    mapping = model.config.vocabulary_map
+    mapping["<|image end|>"], mapping["<|extra_200|>"] = mapping["<|extra_200|>"], mapping["<|image end|>"]
+    drawn = fastdecode.generate(model, **inputs, **draw)[0, 9:].tolist()
+    assert (drawn[2], drawn[-1]) == (END, ROW_END)  # the config is read anew at every call

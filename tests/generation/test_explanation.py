@@ -1,9 +1,12 @@
 """`explain` describes what `generate` does."""
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 import torch
+from family_models import tiny_emu3, tiny_janus, tiny_liquid
 from models_for_tests import BOS, padded, pixels, placeholder_block, text_ids, tiny_model, tiny_tokenizer
 from transformers import TextStreamer
 
@@ -11,6 +14,7 @@ import fastdecode
 from fastdecode import Guidance
 from fastdecode.decoder import Decoder
 from fastdecode.generation import prepared
+from fastdecode.models.emu3 import EMU3
 from fastdecode.models.families import vocabulary_of
 from fastdecode.ops.backends import core
 
@@ -36,7 +40,9 @@ def test_plain_text():
     assert found.can_draw
     text = str(found)
     assert "text sampling     greedy" in text
-    assert "picture" not in text
+    assert "picture sampling" not in text
+    assert "in a picture" not in text
+    assert text.endswith("pictures          can be painted")
 
 
 SAMPLED = {"do_sample": True}
@@ -231,8 +237,23 @@ def test_a_model_that_draws():
         model, torch.tensor([WORDS]), multimodal_generation_mode="unrestricted", max_new_tokens=9
     )
     assert found.can_draw
-    assert "VQ decoder        present" in str(found)
+    assert "pictures          can be painted" in str(found)
     assert found.allowed == {"text": V.size, "picture": V.size}
     lacking = fastdecode.explain(tiny_model(0, draws=False), torch.tensor([WORDS]), max_new_tokens=9)
     assert not lacking.can_draw
-    assert "VQ decoder        missing" in str(lacking)
+    assert re.search(r"pictures          cannot be painted: \d+ weights are missing \(model\.vqmodel", str(lacking))
+
+
+@pytest.mark.parametrize("make", [tiny_janus, tiny_emu3, tiny_liquid])
+def test_pictures_of_every_family(make):
+    assert str(fastdecode.explain(make(), torch.tensor([WORDS]), max_new_tokens=2)).endswith("can be painted")
+
+
+def test_a_family_that_paints_nothing(monkeypatch):
+    bare = replace(EMU3, name="Bare", paint=None)
+    monkeypatch.setattr("fastdecode.models.families.FAMILIES", [bare])
+    found = fastdecode.explain(tiny_emu3(), torch.tensor([WORDS]), max_new_tokens=2)
+    assert not found.can_draw
+    assert str(found).endswith("pictures          cannot be painted: the family Bare has no paint")
+    with pytest.raises(ValueError, match=r"^the family Bare has no paint, so image tokens cannot become pictures"):
+        fastdecode.generate(tiny_emu3(), torch.tensor([WORDS]), multimodal_generation_mode="image-only")

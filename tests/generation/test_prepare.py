@@ -282,7 +282,7 @@ def test_modalities_are_dicts(way, value):
 
 @pytest.mark.parametrize("value", ["strong", [2.0], True])
 def test_guidance_of_another_type(way, value):
-    with pytest.raises(TypeError, match=r"give a fastdecode.Guidance, or a number"):
+    with pytest.raises(TypeError, match=r"two-way guidance, a fastdecode\.Schedule, or a fastdecode\.Guidance$"):
         way(MODEL, input_ids=PROMPT, max_new_tokens=2, guidance=value)
 
 
