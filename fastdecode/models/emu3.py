@@ -81,12 +81,6 @@ def check_pixels(model: Any, pixels: Tensor) -> Tensor:
             f"pixel_values is {tuple(pixels.shape)}; this checkpoint takes (pictures, {config.in_channels}, height, "
             "width), as its processor makes them"
         )
-    factor = model.model.vqmodel.vision_spatial_factor
-    if any(side % factor or not side for side in pixels.shape[2:]):
-        raise ValueError(
-            f"pixel_values is {tuple(pixels.shape)}; height and width must be multiples of {factor} pixels, as the "
-            "processor makes them"
-        )
     return pixels.to(weight.device, weight.dtype)
 
 
@@ -101,17 +95,19 @@ def _sizes(model: Any, pixels: Tensor, sizes: Any) -> list[tuple[int, int]]:
     larger than ``pixels``, or smaller than an image token.
     """
     wanted = (
-        f"it must be ({len(pixels)}, 2) integers, height and width of each picture in pixel_values, as the processor "
+        f"they must be ({len(pixels)}, 2) integers, height and width of each picture in pixel_values, as the processor "
         "returns them"
     )
+    if sizes is None:
+        raise ValueError(f"pixel_values were given without image_sizes; {wanted}")
     try:
-        found = torch.as_tensor([] if sizes is None else sizes)
+        found = torch.as_tensor(sizes)
         given = found.tolist()
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"image_sizes is {shown(sizes)}; {wanted}") from None
+        raise ValueError(f"image_sizes are {shown(sizes)}; {wanted}") from None
     if found.shape != (len(pixels), 2) or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
         kind = str(found.dtype).removeprefix("torch.")
-        raise ValueError(f"image_sizes is {tuple(found.shape)} {kind}; {wanted}")
+        raise ValueError(f"image_sizes are {tuple(found.shape)} {kind}; {wanted}")
     factor, (high, wide) = model.model.vqmodel.vision_spatial_factor, pixels.shape[2:]
     for number, (height, width) in enumerate(given):
         if not (factor <= height <= high and factor <= width <= wide):

@@ -124,9 +124,7 @@ def vq_config(config: Any) -> ChameleonVQVAEConfig:
                 f"model.config.vq_config makes no ChameleonVQVAEConfig ({type(error).__name__}: {error})"
             ) from error
     if given is not None and not isinstance(given, ChameleonVQVAEConfig):
-        raise ValueError(
-            f"model.config.vq_config is {kind_of(given)}: it must be the settings of a ChameleonVQVAEConfig"
-        )
+        raise ValueError(f"model.config.vq_config is {kind_of(given)}: it must be a dict, or a ChameleonVQVAEConfig")
     return given or ChameleonVQVAEConfig()
 
 

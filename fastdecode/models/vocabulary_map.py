@@ -44,7 +44,7 @@ def code_ids(mapping: Any, count: int, example: str) -> tuple[int, ...]:
         codes = mapping.img2bpe
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"config.vocabulary_map names image tokens that cannot be read ({error}): their names must be like {example}"
+            f"config.vocabulary_map names image tokens that cannot be read ({error}): name them like {example}"
         ) from None
     if codes.keys() != set(range(count)):
         raise ValueError(

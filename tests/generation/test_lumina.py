@@ -194,7 +194,7 @@ def test_what_is_refused():
             ValueError, match=r"image_size=.*: give \(width, height\) in pixels, or one such pair for each"
         ):
             fastdecode.generate(model, ids, image_size=wrong, multimodal_generation_mode="image-only")
-    with pytest.raises(ValueError, match="image_size has 2 sizes for 1 prompts"):
+    with pytest.raises(ValueError, match="image_size has 2 sizes for 1 prompt: give"):
         fastdecode.generate(model, ids, image_size=[(24, 24)] * 2, multimodal_generation_mode="image-only")
     del model.config.vocabulary_map["<reserved08799>"]
     with pytest.raises(ValueError, match="has no <reserved08799>, with which Lumina-mGPT writes rows"):
