@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -58,6 +58,7 @@ class Vocabulary:
     draws_alone      why only image-only draws, and no mode with text between pictures; empty if they all do
     unconditional    what guidance without a negative prompt subtracts: see `fastdecode.guidance.usual_stream`
     problem          what is missing for pictures; its image tokens are then other_image_ids
+    image_ids        all image tokens: code_ids, or else other_image_ids
     how_to_read      how pictures come into prompts, as an advice where placeholders and pictures do not fit together
 
     Lists of tokens become tuples. ``ValueError`` names what is no token of the vocabulary, or means two things: the
@@ -85,6 +86,7 @@ class Vocabulary:
     cell: int = 16
     bans_images: bool = True
     how_to_read: str = "give one picture for each <image> in the text, all through the processor"
+    image_ids: frozenset[int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, least in (("size", 1), ("context", 1), ("cell", 1), ("image_length", 0)):
@@ -97,10 +99,7 @@ class Vocabulary:
         for name in ("code_ids", "other_image_ids"):
             if type(getattr(self, name)) is not tuple:
                 self._set(name, tokens_of(f"{name} of a Vocabulary", getattr(self, name)))
-            try:
-                _token_set(name, getattr(self, name), self.size)
-            except TypeError:  # what cannot be hashed is no token
-                tokens_of(f"{name} of a Vocabulary", getattr(self, name))
+        self._set("image_ids", self._image_ids())
         for name in ("cannot_draw", "draws_alone", "problem", "how_to_read"):
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name != "problem"):
@@ -121,16 +120,27 @@ class Vocabulary:
                 )
         else:
             self._set("unconditional", tokens_of("unconditional of a Vocabulary", self.unconditional))
+            if not self.unconditional:
+                raise ValueError("unconditional of a Vocabulary has no token: give at least one")
         if self.code_ids:
             self._check_pictures()
+
+    def _image_ids(self) -> frozenset[int]:
+        """``code_ids``, or else ``other_image_ids``, checked."""
+        name = "code_ids" if self.code_ids else "other_image_ids"
+        try:
+            return _token_set(name, getattr(self, name), self.size)
+        except TypeError:  # what cannot be hashed is no token
+            tokens_of(f"{name} of a Vocabulary", getattr(self, name))
+            raise
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
     def _check_pictures(self) -> None:
         """``ValueError`` unless pictures can be told from text by their tokens."""
-        if self.image_length < 1:
-            raise ValueError("image_length of a Vocabulary is 0, but it has image tokens: pictures need one at least")
+        if not self.picture.rows:
+            raise ValueError("the pictures of a Vocabulary have no image token, but it has code_ids: give a layout")
         for name in ("begin_image", "end_image"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} of a Vocabulary is -1, but it has image tokens: pictures need a token there")
@@ -173,11 +183,6 @@ class Vocabulary:
         return bool(self.code_ids)
 
     @cached_property
-    def image_ids(self) -> frozenset[int]:
-        name = "code_ids" if self.code_ids else "other_image_ids"
-        return _token_set(name, getattr(self, name), self.size)
-
-    @cached_property
     def picture(self) -> Layout:
         """The layout of a picture."""
         if self.layout is not None:
@@ -209,8 +214,8 @@ class Vocabulary:
         if width % cell or height % cell:
             near = f"{_nearest(width, cell)}x{_nearest(height, cell)}"
             raise ValueError(
-                f"image_size={shown(width)}x{shown(height)}: width and height must be multiples of {cell} pixels, such "
-                f"as {near}"
+                f"image_size={_number(width)}x{_number(height)}: width and height must be multiples of {cell} pixels, "
+                f"such as {near}"
             )
         return self.resized(height // cell, width // cell)
 
@@ -237,13 +242,13 @@ class Vocabulary:
         return replace(self, layout=layout, image_length=layout.length)
 
     def _pixels(self, rows: int, columns: int) -> str:
-        return f"{shown(columns * self.cell)}x{shown(rows * self.cell)}"
+        return f"{_number(columns * self.cell)}x{_number(rows * self.cell)}"
 
     def _check_any(self, rows: int, columns: int) -> None:
         length = replace(self.picture, rows=rows, columns=columns).length + 2
         if length > self.context:
             raise ValueError(
-                f"a picture of {self._pixels(rows, columns)} pixels takes {shown(length)} tokens, and the context of "
+                f"a picture of {self._pixels(rows, columns)} pixels takes {_number(length)} tokens, and the context of "
                 f"this checkpoint is {self.context}: give a smaller one, of at least {self._pixels(1, 1)}"
             )
 
@@ -286,9 +291,14 @@ class Vocabulary:
         return right and len(begun) <= len(forced)
 
 
+def _number(value: int) -> str:
+    """Python prints no integer of thousands of digits."""
+    return str(value) if value < 10**30 else "over 10**30"
+
+
 def _nearest(pixels: int, cell: int) -> str:
     """The multiple of ``cell`` that is nearest to ``pixels``, but not 0."""
-    return shown(max(1, (pixels + (cell - 1) // 2) // cell) * cell)
+    return _number(max(1, (pixels + (cell - 1) // 2) // cell) * cell)
 
 
 def _pairs(sizes: Any) -> frozenset[tuple[int, int]]:

@@ -38,7 +38,7 @@ def pixel_tensor(model: Any, pixel_values: Any) -> Tensor:
     shape is left to `check_pixels`.
     """
     if family_of(model).pixels is None:
-        raise ValueError(f"pixel_values were given, but {reads_no_pixels(model)}")
+        raise ValueError(f"pixel_values were given, but {why_no_pixels(model)}")
     wanted = "(pictures, channels, height, width) float, as its processor makes them"
     if isinstance(pixel_values, np.ndarray) and pixel_values.dtype.kind in "fiub":
         pixel_values = torch.from_numpy(np.array(pixel_values))
@@ -66,13 +66,15 @@ def reads_vectors(model: Any) -> bool:
     return takes and family_of(model).pixels is None
 
 
-def reads_no_pixels(model: Any) -> str:
-    """Why the model, whose family reads no pixels, cannot be given pictures, and what to do."""
+def why_no_pixels(model: Any) -> str:
+    """Why the model cannot be given pictures as pixels, and what to do; empty if it can."""
     kind, family, vocabulary = type(model).__name__, family_of(model), text_vocabulary_of(model)
     if reads_vectors(model):
         return f"{kind} reads pictures as vectors, and fastdecode reads them as tokens: its own generate takes pictures"
     if vocabulary.problem is not None:
         return vocabulary.problem
+    if family.pixels is not None:
+        return ""
     if family.picture_tokens is not None:
         return (
             f"{family.name} reads pictures as tokens of the prompt: give what fastdecode.recipe(model, task).inputs("
@@ -98,6 +100,15 @@ def read_pictures(model: Any, pixels: Tensor, sizes: Any = None) -> list[Tensor]
     return checked_tokens(f"read of the family {family.name}", found, len(pixels), token_count(model))
 
 
+def encoded_pictures(model: Any, encoded: Any) -> list[Tensor]:
+    """As `read_pictures`, of what transformers' ``get_image_features`` returned."""
+    family = family_of(model)
+    assert family.features is not None
+    return checked_tokens(
+        f"features of the family {family.name}", family.features(model, encoded), None, token_count(model)
+    )
+
+
 def picture_tokens(model: Any, picture: Image.Image) -> list[int]:
     """The tokens of a picture, begin and end included, where the family makes them of PIL pictures."""
     family = family_of(model)
@@ -114,9 +125,8 @@ def encode_pictures(model: Any, pixel_values: Tensor) -> Tensor:
 def fill_placeholders(input_ids: Tensor, pictures: Sequence[Tensor], vocabulary: Vocabulary) -> Tensor:
     """Replace placeholders in ``input_ids`` (batch, length) with the tokens of ``pictures``, (n,) each, in order.
 
-    ``ValueError`` if the pictures do not fill the placeholders exactly, or have what is no token. Returns a new tensor.
+    ``ValueError`` if the pictures do not fill the placeholders exactly. Returns a new tensor.
     """
-    checked_tokens("the model's encoder of pictures", pictures, len(pictures), vocabulary.size)
     check_placeholders(input_ids, [len(picture) for picture in pictures], vocabulary)
     if not pictures:
         return input_ids

@@ -14,14 +14,13 @@ from fastdecode.ops.scalars import shown
 from fastdecode.wording import kind_of
 
 
-def _one_for_each(name: str, found: Any, count: int, what: str) -> list[Any]:
-    """``found`` as a list of ``count`` items."""
-    if not isinstance(found, (list, tuple)) or len(found) != count:
-        returned = kind_of(found)
-        if isinstance(found, (list, tuple)):
-            returned = f"{len(found)} item{'s' * (len(found) != 1)}"
-        pictures = f"{count} picture{'s' * (count != 1)}"
-        raise ValueError(f"{name} returned {returned} for {pictures}: it must return a list with {what} of each")
+def _one_for_each(name: str, found: Any, count: int | None, what: str) -> list[Any]:
+    """``found`` as a list of ``count`` items, or of any number."""
+    if not isinstance(found, (list, tuple)):
+        raise ValueError(f"{name} returned {kind_of(found)}: it must return a list with {what} of each picture")
+    if count not in (None, len(found)):
+        items, pictures = f"{len(found)} item{'s' * (len(found) != 1)}", f"{count} picture{'s' * (count != 1)}"
+        raise ValueError(f"{name} returned {items} for {pictures}: it must return a list with {what} of each")
     return list(found)
 
 
@@ -34,8 +33,8 @@ def checked_lengths(name: str, found: Any, pictures: int) -> list[int]:
     return lengths
 
 
-def checked_tokens(name: str, found: Any, pictures: int, size: int) -> list[Tensor]:
-    """Tokens of so many pictures, each one of ``size``."""
+def checked_tokens(name: str, found: Any, pictures: int | None, size: int) -> list[Tensor]:
+    """Tokens of so many pictures (None: of any number), each one of ``size``."""
     each = _one_for_each(name, found, pictures, "the tokens")
     for number, tokens in enumerate(each):
         if not isinstance(tokens, Tensor) or tokens.ndim != 1 or tokens.dtype != torch.long or not len(tokens):
@@ -71,7 +70,7 @@ def checked_names(name: str, found: Any) -> list[str]:
 
 def checked_pictures(name: str, found: Any, grids: int) -> list[Image.Image]:
     """Pictures of so many grids."""
-    pictures = _one_for_each(name, found, grids, "the PIL picture")
+    pictures = _one_for_each(name, found, grids, "a PIL picture")
     for number, picture in enumerate(pictures):
         if not isinstance(picture, Image.Image):
             raise ValueError(f"{name} returned {kind_of(picture)} for picture {number}: it must be a PIL picture")
