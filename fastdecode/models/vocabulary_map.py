@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastdecode.ops.scalars import shown
-from fastdecode.wording import kind_of
 
 EVERY = "it must map every token of the tokenizer to its id"
 
@@ -15,9 +14,7 @@ def named_tokens(config: Any, names: Iterable[str], size: int, why: str = EVERY)
     """``config.vocabulary_map``, which has ``names``. ``ValueError`` if it lacks some, with ``why`` they are needed, or
     if one of them is none of ``size`` tokens.
     """
-    ids = {} if config.vocabulary_map is None else config.vocabulary_map
-    if not isinstance(ids, Mapping):
-        raise ValueError(f"config.vocabulary_map of this checkpoint is {kind_of(ids)}: {EVERY}")
+    ids: Mapping[str, int] = config.vocabulary_map or {}
     names = list(names)
     absent = [name for name in names if name not in ids]
     if absent:
