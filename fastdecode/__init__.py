@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fastdecode.guidance import Guidance, Stream
     from fastdecode.kv.page_pool import PagePool, PoolExhausted
     from fastdecode.kv.transformers_cache import PagedCache
+    from fastdecode.layout import Grid, Layout, SizeTokens
     from fastdecode.models.documents import to_documents
     from fastdecode.models.families import register
     from fastdecode.models.family import Family
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from fastdecode.models.recipe import Recipe
     from fastdecode.models.recipes import recipe
     from fastdecode.schedule import Schedule
-    from fastdecode.vocabulary import Grid, Layout, SizeTokens, Vocabulary
+    from fastdecode.vocabulary import Vocabulary
 
 _HOMES = {
     "Best": "fastdecode.generation.best_of",
@@ -46,12 +47,12 @@ _HOMES = {
     "Family": "fastdecode.models.family",
     "Finished": "fastdecode.engine.events",
     "generate": "fastdecode.generation.api",
-    "Grid": "fastdecode.vocabulary",
+    "Grid": "fastdecode.layout",
     "get_include": "fastdecode.build_info",
     "get_library": "fastdecode.build_info",
     "Guidance": "fastdecode.guidance",
     "Handle": "fastdecode.generation.handle",
-    "Layout": "fastdecode.vocabulary",
+    "Layout": "fastdecode.layout",
     "load": "fastdecode.models.loading",
     "Nest": "fastdecode.decoder.classes",
     "new_pool": "fastdecode.generation.api",
@@ -67,7 +68,7 @@ _HOMES = {
     "register": "fastdecode.models.families",
     "RequestFailed": "fastdecode.generation.handle",
     "Schedule": "fastdecode.schedule",
-    "SizeTokens": "fastdecode.vocabulary",
+    "SizeTokens": "fastdecode.layout",
     "Stream": "fastdecode.guidance",
     "stream": "fastdecode.generation.engine",
     "TextDelta": "fastdecode.engine.events",

@@ -7,11 +7,12 @@ constructors are the known recipes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
+from fastdecode.layout import tokens_of
 from fastdecode.ops.scalars import shown
 from fastdecode.schedule import Schedule, finite_number, scale_of
 from fastdecode.vocabulary import Vocabulary
@@ -44,7 +45,7 @@ class Stream:
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or self.kind not in KINDS:
             raise ValueError(f"stream kind {shown(self.kind)} is unknown; choose one of {', '.join(KINDS)}")
-        object.__setattr__(self, "ids", _tokens("ids of a Stream", self.ids))
+        object.__setattr__(self, "ids", tokens_of("ids of a Stream", self.ids))
         for name in ("history", "bos"):
             _check_bool(f"{name} of a Stream", getattr(self, name))
         if self.kind == "prompt" and not self.ids:
@@ -98,19 +99,6 @@ class Stream:
             )
         kept = {vocabulary.bos, vocabulary.begin_image}
         return (*(i if i in kept else token for i in ids[:end]), *ids[end:])
-
-
-def _tokens(name: str, tokens: Any) -> tuple[int, ...]:
-    """``tokens`` as a tuple. ``ValueError`` unless they are integers of at least 0, which a bool is not."""
-    if isinstance(tokens, (str, bytes)) or not isinstance(tokens, Iterable):
-        raise ValueError(f"{name}: {shown(tokens)} are no tokens; give a list of integers")
-    if getattr(tokens, "ndim", 1) != 1:
-        raise ValueError(f"{name} have the shape {tuple(getattr(tokens, 'shape', ()))}; give a flat list of integers")
-    found = tokens.tolist() if hasattr(tokens, "tolist") else list(tokens)
-    for token in found:
-        if isinstance(token, bool) or not isinstance(token, Integral) or token < 0:
-            raise ValueError(f"{name} have {shown(token)}: a token is an integer of at least 0")
-    return tuple(map(int, found))
 
 
 def _check_bool(name: str, value: Any) -> None:
@@ -191,7 +179,7 @@ class Guidance:
         scale = scale_of("scale of Guidance.two_way", scale)
         other = UNCONDITIONAL
         if negative_prompt_ids is not None:
-            negative = _tokens("negative_prompt_ids", negative_prompt_ids)
+            negative = tokens_of("negative_prompt_ids", negative_prompt_ids)
             if not negative:
                 raise ValueError("negative_prompt_ids has no token: give at least one, or leave it out")
             other = Stream("prompt", negative)
@@ -231,8 +219,8 @@ class Guidance:
             FULL,
             IMAGES,
             Stream("unconditional", bos=False),
-            Stream("prompt", _tokens("negative of Guidance.five_way", negative), history=False),
-            Stream("prompt", _tokens("original of Guidance.five_way", original), history=False),
+            Stream("prompt", tokens_of("negative of Guidance.five_way", negative), history=False),
+            Stream("prompt", tokens_of("original of Guidance.five_way", original), history=False),
         )
         return cls(streams, (full, image - full, 1.0 - image + against - toward, -against, toward))
 

@@ -7,7 +7,7 @@ tokens. The *progress* of token i of n is i / (n - 1): 0 at the first, 1 at the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from numbers import Real
@@ -17,6 +17,9 @@ from fastdecode.ops.scalars import LARGEST_FLOAT, shown
 
 MOST_RUNS = 4
 """A table with more runs of equal values than this is described by its ends."""
+
+_PARTS = {"constant": ("value",), "linear": ("start", "end"), "cosine": ("start", "end"), "function": ("function",)}
+"""The parts of kinds that have a certain number of them."""
 
 CONSTRUCTORS = "Schedule.constant, linear, cosine, table or function"
 
@@ -50,42 +53,54 @@ class Schedule:
     _tables: dict[int, tuple[float, ...]] = field(default_factory=dict, init=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.kind not in ("constant", "linear", "cosine", "table", "function", "+", "-"):
+        if not isinstance(self.kind, str) or self.kind not in (*_PARTS, "table", "+", "-"):
             raise ValueError(f"a Schedule is not made of {shown(self.kind)}: use {CONSTRUCTORS}")
+        if not isinstance(self.parts, (tuple, list)):
+            raise ValueError(f"parts of a Schedule are {shown(self.parts)}: use {CONSTRUCTORS}")
+        parts = tuple(self.parts)
+        if self.kind == "table":
+            if not parts:
+                raise ValueError("values of Schedule.table: the list is empty; give at least one number")
+            parts = tuple(finite_number(f"values[{i}] of Schedule.table", part) for i, part in enumerate(parts))
+        elif self.kind in ("+", "-"):
+            if len(parts) != 2 or not any(isinstance(part, Schedule) for part in parts):
+                raise ValueError(f"a sum of Schedules has two parts, one of them a Schedule, not {shown(parts)}")
+            name = "a number added to a Schedule"
+            parts = tuple(part if isinstance(part, Schedule) else finite_number(name, part) for part in parts)
+        else:
+            names = _PARTS[self.kind]
+            if len(parts) != len(names):
+                raise ValueError(f"Schedule.{self.kind} takes {' and '.join(names)}, not {shown(parts)}")
+            if self.kind == "function":
+                _check_function(parts[0])
+            else:
+                named = zip(names, parts, strict=True)
+                parts = tuple(finite_number(f"{name} of Schedule.{self.kind}", part) for name, part in named)
+        object.__setattr__(self, "parts", parts)
 
     @classmethod
     def constant(cls, value: float) -> Schedule:
         """The same value everywhere, as if a number had been given."""
-        return cls("constant", (finite_number("value of Schedule.constant", value),))
+        return cls("constant", (value,))
 
     @classmethod
     def linear(cls, start: float, end: float) -> Schedule:
         """From ``start`` at the first token to ``end`` at the last, in a straight line."""
-        return cls("linear", _ends("linear", start, end))
+        return cls("linear", (start, end))
 
     @classmethod
     def cosine(cls, start: float, end: float) -> Schedule:
         """From ``start`` at the first token to ``end`` at the last, along half a cosine."""
-        return cls("cosine", _ends("cosine", start, end))
+        return cls("cosine", (start, end))
 
     @classmethod
     def table(cls, values: Iterable[float]) -> Schedule:
         """``values[i]`` at token i; beyond its end the last value holds."""
-        if isinstance(values, (str, bytes)) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) != 1:
-            raise ValueError(f"values of Schedule.table: {shown(values)} is no flat list of numbers")
-        found = values.tolist() if hasattr(values, "tolist") else list(values)
-        if not found:
-            raise ValueError("values of Schedule.table: the list is empty; give at least one number")
-        return cls("table", tuple(finite_number(f"values[{i}] of Schedule.table", v) for i, v in enumerate(found)))
+        return cls("table", _listed(values))
 
     @classmethod
     def function(cls, function: Callable[[float], float]) -> Schedule:
         """``function(progress)``, which is called once for each token of a picture, before anything is decoded."""
-        if not callable(function) or isinstance(function, type):
-            raise ValueError(
-                f"function of Schedule.function is {shown(function)}: give a function from the progress, 0 to 1, to a "
-                "number"
-            )
         return cls("function", (function,))
 
     def values(self, length: int) -> tuple[float, ...]:
@@ -121,12 +136,9 @@ class Schedule:
         for part in (left, right):
             if isinstance(part, bool) or not isinstance(part, (Schedule, Real)):
                 return NotImplemented
-        sides = [
-            p if isinstance(p, Schedule) else finite_number("a number added to a Schedule", p) for p in (left, right)
-        ]
-        if sides[0] == 0.0 and kind == "+":
+        if left == 0.0 and kind == "+":
             return self
-        return self if sides[1] == 0.0 else Schedule(kind, tuple(sides))
+        return self if right == 0.0 else Schedule(kind, (left, right))
 
     def __add__(self, other: float | Schedule) -> Schedule:
         return cast(Schedule, self._combined("+", self, other))
@@ -180,9 +192,23 @@ class Schedule:
         return " and ".join(leaf.words for leaf in self.leaves)
 
 
-def _ends(kind: str, start: Any, end: Any) -> tuple[float, float]:
-    found = [finite_number(f"{n} of Schedule.{kind}", v) for n, v in (("start", start), ("end", end))]
-    return found[0], found[1]
+def _listed(values: Any) -> tuple[Any, ...]:
+    """``values`` of a table, in order. ``ValueError`` for what has no order, and for more than one dimension."""
+    wrong = isinstance(values, (str, bytes, set, frozenset, Mapping)) or not isinstance(values, Iterable)
+    if wrong or getattr(values, "ndim", 1) != 1:
+        raise ValueError(f"values of Schedule.table: {shown(values)} is no flat list of numbers")
+    try:
+        return tuple(values.tolist() if hasattr(values, "tolist") else values)
+    except RuntimeError:  # of a sparse tensor, or of one on the meta device
+        raise ValueError(f"values of Schedule.table: {shown(values)} is no list whose numbers can be read") from None
+
+
+def _check_function(function: Any) -> None:
+    if not callable(function) or isinstance(function, type):
+        raise ValueError(
+            f"function of Schedule.function is {shown(function)}: give a function from the progress, 0 to 1, to a "
+            "number"
+        )
 
 
 def _name_of(function: Any) -> str:

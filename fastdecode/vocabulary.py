@@ -1,75 +1,39 @@
-"""What a vocabulary means: which tokens are text, which are pictures, and how the tokens of a picture are laid out."""
+"""What a vocabulary means: which tokens are text, which are pictures, and which sizes of pictures there are."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+from fastdecode.layout import Grid, Layout, SizeTokens, at_least, tokens_of
+from fastdecode.ops.scalars import shown
+from fastdecode.wording import kind_of
+
+USUAL_STREAMS = ("unconditional", "bare", "blank")
+"""The streams that guidance without a negative prompt may subtract: see `fastdecode.guidance.usual_stream`."""
 
 
-@dataclass(frozen=True)
-class SizeTokens:
-    """Tokens that tell the size of a picture, one for its rows and one for its columns: ``first + n`` means ``n *
-    unit`` rows (or columns) of image tokens. There are ``count`` of them.
-    """
-
-    first: int
-    unit: int
-    count: int
-
-    @property
-    def all(self) -> frozenset[int]:
-        return frozenset(range(self.first, self.first + self.count))
-
-    def of(self, rows: int, columns: int) -> tuple[int, int]:
-        """The two tokens. ``ValueError`` if there is no token for a number."""
-        for what, number in (("rows", rows), ("columns", columns)):
-            if number % self.unit or not 0 < number // self.unit < self.count:
-                most = self.unit * (self.count - 1)
-                raise ValueError(f"{number} {what}: give a multiple of {self.unit} from {self.unit} to {most}")
-        return self.first + rows // self.unit, self.first + columns // self.unit
+@lru_cache(maxsize=16)  # it takes milliseconds, and a model's vocabulary is read several times in a call
+def _token_set(name: str, tokens: tuple[int, ...], size: int) -> frozenset[int]:
+    """``tokens`` as a set. ``ValueError`` unless each is a token of a vocabulary of ``size``, and comes once."""
+    if set(map(type, tokens)) - {int}:
+        tokens_of(f"{name} of a Vocabulary", tokens)
+    found = frozenset(tokens)
+    if found and not 0 <= min(found) <= max(found) < size:
+        wrong = next(token for token in tokens if not 0 <= token < size)
+        raise ValueError(f"{name} of a Vocabulary have {shown(wrong)}: {_range(size)}")
+    if len(found) < len(tokens):
+        seen: set[int] = set()
+        double = next(token for token in tokens if token in seen or seen.add(token))  # type: ignore[func-returns-value]
+        raise ValueError(f"{name} of a Vocabulary have {double} twice: each image token means one thing")
+    return found
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The tokens of a picture between its begin and its end: ``before``; then ``rows`` of ``columns`` image tokens,
-    each closed by ``row_end`` (-1: by nothing); then ``after``.
-    """
-
-    rows: int
-    columns: int
-    row_end: int = -1
-    before: tuple[int, ...] = ()
-    after: tuple[int, ...] = ()
-
-    @cached_property
-    def forced(self) -> tuple[int, ...]:
-        """By place: the token that comes there; -1 for an image token."""
-        row = (-1,) * self.columns + ((self.row_end,) if self.row_end >= 0 else ())
-        return (*self.before, *row * self.rows, *self.after)
-
-    @cached_property
-    def separators(self) -> frozenset[int]:
-        """The tokens that are not image tokens."""
-        return frozenset(self.forced) - {-1}
-
-    @property
-    def row_length(self) -> int:
-        """The tokens of a row, its end included."""
-        return self.columns + (self.row_end >= 0)
-
-    def __len__(self) -> int:
-        return len(self.forced)
-
-
-class Grid(NamedTuple):
-    """A whole picture: its codes, row by row."""
-
-    rows: int
-    columns: int
-    codes: tuple[int, ...]
+def _range(size: int) -> str:
+    return f"its {size} tokens are 0 to {size - 1}"
 
 
 @dataclass(frozen=True)
@@ -78,11 +42,12 @@ class Vocabulary:
 
     size             number of tokens
     code_ids         code_ids[c] is the token of codebook entry c; empty for a model that writes text only
-    begin_image      the token before a picture; -1: none
-    end_image        the token behind it
-    placeholder      what stands for the tokens of a picture in a prompt
+    begin_image      the token before a picture; -1 for a model that writes text only
+    end_image        the token behind it; -1 for a model that writes text only
+    placeholder      what stands for the tokens of a picture in a prompt; -1: nothing
     image_length     number of tokens of a picture, without its begin and end
     context          maximum length of a sequence
+    bos, pad         begin of sequence and padding; None or -1: none
     layout           which of these tokens are image tokens; None: all of them, in a square if they make one
     size_tokens      the tokens with which a picture of another size begins
     sizes            (rows, columns) that the model was trained to draw; None: only that of ``layout``
@@ -93,6 +58,11 @@ class Vocabulary:
     draws_alone      why only image-only draws, and no mode with text between pictures; empty if they all do
     unconditional    what guidance without a negative prompt subtracts: see `fastdecode.guidance.usual_stream`
     problem          what is missing for pictures; its image tokens are then other_image_ids
+    image_ids        all image tokens: code_ids, or else other_image_ids
+    how_to_read      how pictures come into prompts, as an advice where placeholders and pictures do not fit together
+
+    Lists of tokens become tuples. ``ValueError`` names what is no token of the vocabulary, or means two things: the
+    marks around pictures, the ends of rows and sizes differ from each other and from all image tokens.
     """
 
     size: int
@@ -115,10 +85,91 @@ class Vocabulary:
     unconditional: str | tuple[int, ...] = "unconditional"
     cell: int = 16
     bans_images: bool = True
+    how_to_read: str = "give one picture for each <image> in the text, all through the processor"
+    image_ids: frozenset[int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.layout is not None and len(self.layout) != self.image_length:
-            raise ValueError(f"image_length={self.image_length}, but the layout has {len(self.layout)} tokens")
+        for name, least in (("size", 1), ("context", 1), ("cell", 1), ("image_length", 0)):
+            self._set(name, at_least(least, f"{name} of a Vocabulary", getattr(self, name)))
+        for name in ("begin_image", "end_image", "placeholder"):
+            self._set(name, at_least(-1, f"{name} of a Vocabulary", getattr(self, name)))
+        for name in ("bos", "pad"):
+            if getattr(self, name) == -1:
+                self._set(name, None)
+        for name in ("code_ids", "other_image_ids"):
+            if type(getattr(self, name)) is not tuple:
+                self._set(name, tokens_of(f"{name} of a Vocabulary", getattr(self, name)))
+        self._set("image_ids", self._image_ids())
+        for name in ("cannot_draw", "draws_alone", "problem", "how_to_read"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (value is not None or name != "problem"):
+                raise ValueError(f"{name} of a Vocabulary is {kind_of(value)}: give a str")
+        for name, kind in (("layout", Layout), ("size_tokens", SizeTokens)):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise ValueError(f"{name} of a Vocabulary is {kind_of(value)}: give a fastdecode.{kind.__name__}")
+        if self.layout is not None and self.layout.length != self.image_length:
+            raise ValueError(f"image_length={self.image_length}, but the layout has {self.layout.length} tokens")
+        if self.sizes is not None:
+            self._set("sizes", _pairs(self.sizes))
+        if isinstance(self.unconditional, str):
+            if self.unconditional not in USUAL_STREAMS:
+                raise ValueError(
+                    f"unconditional of a Vocabulary is {shown(self.unconditional)}: give one of "
+                    f"{', '.join(USUAL_STREAMS)}, or tokens"
+                )
+        else:
+            self._set("unconditional", tokens_of("unconditional of a Vocabulary", self.unconditional))
+            if not self.unconditional:
+                raise ValueError("unconditional of a Vocabulary has no token: give at least one")
+        if self.code_ids:
+            self._check_pictures()
+
+    def _image_ids(self) -> frozenset[int]:
+        """``code_ids``, or else ``other_image_ids``, checked."""
+        name = "code_ids" if self.code_ids else "other_image_ids"
+        try:
+            return _token_set(name, getattr(self, name), self.size)
+        except TypeError:  # what cannot be hashed is no token
+            tokens_of(f"{name} of a Vocabulary", getattr(self, name))
+            raise
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check_pictures(self) -> None:
+        """``ValueError`` unless pictures can be told from text by their tokens."""
+        if not self.picture.rows:
+            raise ValueError("the pictures of a Vocabulary have no image token, but it has code_ids: give a layout")
+        for name in ("begin_image", "end_image"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} of a Vocabulary is -1, but it has image tokens: pictures need a token there")
+        layout, sizes = self.picture, self.size_tokens
+        if sizes is not None and sizes.first + sizes.count > self.size:
+            raise ValueError(f"size_tokens of a Vocabulary end at {sizes.first + sizes.count - 1}: {_range(self.size)}")
+        if sizes is not None and layout.before != sizes.of(layout.rows, layout.columns):
+            raise ValueError(
+                f"before of the layout is {layout.before}, but size_tokens of a Vocabulary are "
+                f"{sizes.of(layout.rows, layout.columns)} for {layout.rows} rows of {layout.columns}"
+            )
+        marks = [(name, getattr(self, name)) for name in ("begin_image", "end_image", "placeholder")]
+        inner = [("row_end of the layout", layout.row_end)]
+        inner += [("before of the layout", token) for token in layout.before]
+        inner += [("after of the layout", token) for token in layout.after]
+        inner += [("size_tokens", token) for token in (sizes.all if sizes is not None else ())]
+        others = [("unconditional", token) for token in self.unconditional if isinstance(token, int)]
+        others += [(name, token) for name, token in (("bos", self.bos), ("pad", self.pad)) if token is not None]
+        known: dict[int, str] = {}
+        for name, token in [*marks, *inner, *others]:
+            none = token == -1 and name in ("placeholder", "row_end of the layout")
+            if not none and not 0 <= at_least(-1, f"{name} of a Vocabulary", token) < self.size:
+                raise ValueError(f"{name} of a Vocabulary is {shown(token)}: {_range(self.size)}")
+        for name, token in [*marks, *inner]:
+            other = "code_ids" if token in self.image_ids else known.get(token, name)
+            if other != name:
+                raise ValueError(f"{other} and {name} of a Vocabulary have the same token {token}: each needs its own")
+            if (name, token) in marks and token >= 0:
+                known[token] = name
 
     def __hash__(self) -> int:
         return self._hash
@@ -132,10 +183,6 @@ class Vocabulary:
         return bool(self.code_ids)
 
     @cached_property
-    def image_ids(self) -> frozenset[int]:
-        return frozenset(self.code_ids or self.other_image_ids)
-
-    @cached_property
     def picture(self) -> Layout:
         """The layout of a picture."""
         if self.layout is not None:
@@ -147,7 +194,7 @@ class Vocabulary:
     @property
     def pixels(self) -> str:
         """Width and height of a picture, as people write them."""
-        return f"{self.picture.columns * self.cell}x{self.picture.rows * self.cell}"
+        return self._pixels(self.picture.rows, self.picture.columns)
 
     @cached_property
     def block_ids(self) -> frozenset[int]:
@@ -163,10 +210,12 @@ class Vocabulary:
     def sized(self, width: int, height: int) -> Vocabulary:
         """As `resized`, for a size in pixels. ``ValueError`` unless both are multiples of ``cell``."""
         cell = self.cell
+        width, height = at_least(0, "width of a picture", width), at_least(0, "height of a picture", height)
         if width % cell or height % cell:
-            near = f"{max(1, round(width / cell)) * cell}x{max(1, round(height / cell)) * cell}"
+            near = f"{_nearest(width, cell)}x{_nearest(height, cell)}"
             raise ValueError(
-                f"image_size={width}x{height}: width and height must be multiples of {cell} pixels, such as {near}"
+                f"image_size={_number(width)}x{_number(height)}: width and height must be multiples of {cell} pixels, "
+                f"such as {near}"
             )
         return self.resized(height // cell, width // cell)
 
@@ -174,36 +223,45 @@ class Vocabulary:
         """The same vocabulary for pictures of ``rows`` of ``columns`` image tokens. ``ValueError`` for a size that the
         model cannot draw.
         """
+        rows, columns = at_least(0, "rows of a picture", rows), at_least(0, "columns of a picture", columns)
         now = self.picture
         if (rows, columns) == (now.rows, now.columns):
             return self
+        if not self.has_pictures:
+            raise ValueError(f"no picture can be drawn: {self.problem or 'this model writes text only'}")
+        if not rows or not columns:
+            raise ValueError(
+                f"a picture of {self._pixels(rows, columns)} pixels has no pixel: give at least {self._pixels(1, 1)}"
+            )
         if self.any_size:
             self._check_any(rows, columns)
         elif self.sizes is None or (rows, columns) not in self.sizes:
             raise ValueError(self._refusal(rows, columns))
         before = self.size_tokens.of(rows, columns) if self.size_tokens else now.before
         layout = replace(now, rows=rows, columns=columns, before=before)
-        return replace(self, layout=layout, image_length=len(layout))
+        return replace(self, layout=layout, image_length=layout.length)
+
+    def _pixels(self, rows: int, columns: int) -> str:
+        return f"{_number(columns * self.cell)}x{_number(rows * self.cell)}"
 
     def _check_any(self, rows: int, columns: int) -> None:
-        length = len(replace(self.picture, rows=max(1, rows), columns=max(1, columns))) + 2
-        if min(rows, columns) < 1 or length > self.context:
+        length = replace(self.picture, rows=rows, columns=columns).length + 2
+        if length > self.context:
             raise ValueError(
-                f"a picture of {columns * self.cell}x{rows * self.cell} pixels takes {length} tokens, and the context "
-                f"of this checkpoint is {self.context}: give a smaller one, of at least {self.cell}x{self.cell}"
+                f"a picture of {self._pixels(rows, columns)} pixels takes {_number(length)} tokens, and the context of "
+                f"this checkpoint is {self.context}: give a smaller one, of at least {self._pixels(1, 1)}"
             )
 
     def _refusal(self, rows: int, columns: int) -> str:
-        cell = self.cell
-        wanted = f"this model draws no pictures of {columns * cell}x{rows * cell} pixels (width x height)"
+        wanted = f"this model draws no pictures of {self._pixels(rows, columns)} pixels (width x height)"
         if self.sizes is None:
             return f"{wanted}: only of {self.pixels}"
 
         def distance(size: tuple[int, int]) -> tuple[float, int]:
-            return abs(math.log(size[0] * columns / (size[1] * rows))), abs(size[0] * size[1] - rows * columns)
+            return abs(math.log(size[0] * columns) - math.log(size[1] * rows)), abs(size[0] * size[1] - rows * columns)
 
         near = sorted(self.sizes, key=distance)[:3]
-        return f"{wanted}; near to it are {', '.join(f'{c * cell}x{r * cell}' for r, c in near)}"
+        return f"{wanted}; near to it are {', '.join(self._pixels(*size) for size in near)}"
 
     def grid(self, block: Sequence[int]) -> Grid | None:
         """The picture whose tokens between begin and end are ``block``; None unless they make a whole one. Where tokens
@@ -213,7 +271,7 @@ class Vocabulary:
         first, last = len(layout.before), len(block) - len(layout.after)
         if tuple(block[last:]) != layout.after or last <= first:
             return None
-        lines = _lines(block[first:last], layout)
+        lines = layout.lines(block[first:last])
         if lines is None or not all(token in self.id_to_code for line in lines for token in line):
             return None
         rows, columns = len(lines), len(lines[0])
@@ -233,19 +291,23 @@ class Vocabulary:
         return right and len(begun) <= len(forced)
 
 
-def _lines(tokens: Sequence[int], layout: Layout) -> list[Sequence[int]] | None:
-    """The rows of a picture; None if they are not of one length."""
-    end = layout.row_end
-    if end < 0:
-        width, height = layout.columns, layout.rows
-    elif end not in tokens:
-        return None
-    else:
-        width = list(tokens).index(end)
-        height = len(tokens) // (width + 1)
-    step = width + (end >= 0)
-    if width == 0 or len(tokens) != height * step:
-        return None
-    if end >= 0 and any(tokens[place] != end for place in range(width, len(tokens), step)):
-        return None
-    return [tokens[place : place + width] for place in range(0, len(tokens), step)]
+def _number(value: int) -> str:
+    """Python prints no integer of thousands of digits."""
+    return str(value) if value < 10**30 else "over 10**30"
+
+
+def _nearest(pixels: int, cell: int) -> str:
+    """The multiple of ``cell`` that is nearest to ``pixels``, but not 0."""
+    return _number(max(1, (pixels + (cell - 1) // 2) // cell) * cell)
+
+
+def _pairs(sizes: Any) -> frozenset[tuple[int, int]]:
+    """``sizes`` of a Vocabulary. ``ValueError`` unless they are pairs of numbers above 0."""
+    if isinstance(sizes, (str, bytes)) or not isinstance(sizes, Iterable):
+        raise ValueError(f"sizes of a Vocabulary are {shown(sizes)}: give (rows, columns) of each")
+    found = list(sizes)
+    for size in found:
+        pair = isinstance(size, tuple) and len(size) == 2
+        if not pair or not all(isinstance(side, int) and side > 0 for side in size):
+            raise ValueError(f"sizes of a Vocabulary have {shown(size)}: give (rows, columns), both above 0")
+    return frozenset(found)

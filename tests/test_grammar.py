@@ -6,9 +6,10 @@ import re
 import pytest
 
 from fastdecode.grammar import BLOCK, DONE, EVERYTHING_SET, MODES, OPEN, TEXT, compile_grammar
+from fastdecode.layout import Layout, SizeTokens
 from fastdecode.ops import TokenSets
 from fastdecode.token_rules import Phase
-from fastdecode.vocabulary import Layout, SizeTokens, Vocabulary
+from fastdecode.vocabulary import Vocabulary
 
 BOS, PAD, EOS, BEGIN, END, PLACEHOLDER, WORD = 0, 1, 2, 3, 4, 5, 6
 IMAGE = (9, 7)  # neither monotone nor contiguous: 8 is a word

@@ -14,7 +14,7 @@ FASTDECODE = Package(
         ("__main__", "generation", "cli", "jobs", "serve", "bench", "environment"),
         ("engine",),
         ("models",),
-        ("guidance", "grammar", "schedule", "token_rules", "vocabulary"),
+        ("guidance", "grammar", "layout", "schedule", "token_rules", "vocabulary"),
         ("decoder",),
         ("kv",),
         ("ops",),

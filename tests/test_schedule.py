@@ -40,6 +40,12 @@ def test_values(schedule: Schedule, expected: list[float]):
     assert schedule.values(1) == pytest.approx(expected[:1])
 
 
+def test_parts_that_are_given_directly():
+    assert Schedule("linear", [5, 2]) == Schedule.linear(5.0, 2.0)
+    assert Schedule("table", [1, 2]) == Schedule.table(number for number in (1.0, 2.0))
+    assert Schedule("-", [Schedule.linear(5, 1), 1]) == Schedule.linear(5, 1) - 1
+
+
 @pytest.mark.parametrize("kind", [Schedule.linear, Schedule.cosine])
 @pytest.mark.parametrize("length", [2, 3, 64, 1024])
 def test_the_ends_are_exact(kind, length: int):
@@ -112,6 +118,20 @@ def test_words(schedule: Schedule, shown: str, words: str):
         (lambda: Schedule.table(np.ones((2, 2))), "is no flat list of numbers"),
         (lambda: Schedule.function(3), "function of Schedule.function is 3: give a function from the progress"),
         (lambda: Schedule.function(float), "function of Schedule.function is <class 'float'>: give a function"),
+        (lambda: Schedule.table({1, 2}), "values of Schedule.table: {1, 2} is no flat list of numbers"),
+        (lambda: Schedule.table({1: 2}), "values of Schedule.table: {1: 2} is no flat list of numbers"),
+        (lambda: Schedule.table(torch.ones(3, device="meta")), "is no list whose numbers can be read"),
+        (lambda: Schedule("constant", ()), "Schedule.constant takes value, not ()"),
+        (lambda: Schedule("linear", (1,)), "Schedule.linear takes start and end, not (1,)"),
+        (lambda: Schedule("cosine", (1, "2")), "end of Schedule.cosine is '2', which is not a finite number"),
+        (lambda: Schedule("table", ()), "values of Schedule.table: the list is empty; give at least one number"),
+        (lambda: Schedule("table", (1, None)), "values[1] of Schedule.table is None, which is not a finite number"),
+        (lambda: Schedule("function", (3,)), "function of Schedule.function is 3: give a function from the progress"),
+        (lambda: Schedule("+", (1, 2)), "a sum of Schedules has two parts, one of them a Schedule, not (1, 2)"),
+        (lambda: Schedule("-", (Schedule.linear(1, 2), "x")), "a number added to a Schedule is 'x'"),
+        (lambda: Schedule("linear", None), "parts of a Schedule are None: use Schedule.constant, linear, cosine"),
+        (lambda: Schedule("", (1,)), "a Schedule is not made of '': use Schedule.constant, linear, cosine"),
+        (lambda: Schedule(["linear"], (1, 2)), "a Schedule is not made of ['linear']: use Schedule.constant"),
         (lambda: Schedule("ramp", (1, 2)), "a Schedule is not made of 'ramp': use Schedule.constant, linear, cosine"),
         (lambda: Schedule.linear(1, 2) - math.inf, "a number added to a Schedule is inf"),
         (lambda: Guidance.two_way([3.0, 2.0]), "scale of Guidance.two_way is [3.0, 2.0], which is not a finite number"),

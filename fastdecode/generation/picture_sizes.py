@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
-from torch import Tensor
-
 from fastdecode.ops.scalars import shown
 from fastdecode.vocabulary import Vocabulary
 
@@ -22,7 +20,10 @@ def check_image_size(value: Any) -> None:
 
 
 def _pairs(value: Any) -> list[Size] | Size:
-    given = value.tolist() if hasattr(value, "tolist") and not isinstance(value, str) else value
+    given = _listed(value)
+    sides = given if isinstance(given, (list, tuple)) else ()
+    if any(map(_below_1, sides)) or any(isinstance(pair, (list, tuple)) and any(map(_below_1, pair)) for pair in sides):
+        raise ValueError(f"image_size={shown(value)} has a side below 1 pixel: {RIGHT}")
     if _is_pair(given):
         return int(given[0]), int(given[1])
     if isinstance(given, (list, tuple)) and given and all(map(_is_pair, given)):
@@ -30,10 +31,28 @@ def _pairs(value: Any) -> list[Size] | Size:
     raise ValueError(f"image_size={shown(value)}: {RIGHT}")
 
 
+def _listed(value: Any) -> Any:
+    """``value`` as lists, if it is a tensor or an array."""
+    if isinstance(value, str) or not hasattr(value, "tolist"):
+        return value
+    try:
+        return value.tolist()
+    except RuntimeError:  # of a sparse tensor, or of one on the meta device
+        return value
+
+
+def _is_side(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Integral)
+
+
+def _below_1(value: Any) -> bool:
+    return _is_side(value) and int(value) < 1
+
+
 def _is_pair(value: Any) -> bool:
     if not isinstance(value, (list, tuple)) or len(value) != 2:
         return False
-    return all(not isinstance(side, bool) and isinstance(side, Integral) and int(side) > 0 for side in value)
+    return all(_is_side(side) and int(side) > 0 for side in value)
 
 
 def sized_vocabularies(
@@ -54,6 +73,13 @@ def sized_vocabularies(
             f"image_size={shown(image_size)} is the size of pictures, and multimodal_generation_mode='text-only' draws "
             "none: leave it out, or choose a mode that draws"
         )
+    for number, said in enumerate(told):
+        pair = isinstance(said, tuple) and len(said) == 2 and all(map(_is_side, said))
+        if said is not None and not pair:
+            raise ValueError(
+                f"size_in_prompt of the model's family returned {shown(said)} for prompt {number}: it must return "
+                "(rows, columns), or None"
+            )
     if image_size is not None and image_sizes is not None:
         raise ValueError("image_size and image_sizes were given: give one of them")
     asked = _by_pixels(vocabulary, image_size, len(told)) or _of_processor(image_sizes, len(told))
@@ -80,7 +106,10 @@ def _by_pixels(vocabulary: Vocabulary, image_size: Any, prompts: int) -> list[Si
     pairs = _pairs(image_size)
     pairs = [pairs] * prompts if isinstance(pairs, tuple) else pairs
     if len(pairs) != prompts:
-        raise ValueError(f"image_size has {len(pairs)} sizes for {prompts} prompts: {RIGHT}")
+        raise ValueError(
+            f"image_size has {len(pairs)} size{'s' * (len(pairs) != 1)} for {prompts} prompt{'s' * (prompts != 1)}: "
+            f"{RIGHT}"
+        )
     layouts = [vocabulary.sized(*pair).picture for pair in pairs]
     return [(layout.rows, layout.columns) for layout in layouts]
 
@@ -88,11 +117,12 @@ def _by_pixels(vocabulary: Vocabulary, image_size: Any, prompts: int) -> list[Si
 def _of_processor(image_sizes: Any, prompts: int) -> list[Size] | None:
     if image_sizes is None:
         return None
-    found = image_sizes.tolist() if isinstance(image_sizes, Tensor) else image_sizes
+    found = _listed(image_sizes)
     if not isinstance(found, (list, tuple)) or not all(map(_is_pair, found)) or len(found) not in (1, prompts):
         raise ValueError(
             f"image_sizes={shown(image_sizes)}: without pixel_values it must hold rows and columns of the picture of "
-            f"each of {prompts} prompts, as the processor returns them with return_for_image_generation=True"
+            f"each of {prompts} prompt{'s' * (prompts != 1)}, as the processor returns them with "
+            "return_for_image_generation=True"
         )
     pairs = [(int(rows), int(columns)) for rows, columns in found]
     return pairs * prompts if len(pairs) == 1 else pairs

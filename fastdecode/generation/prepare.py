@@ -27,7 +27,7 @@ from fastdecode.generation.validation import DRAWING_MODES, LENGTHS, check_forwa
 from fastdecode.grammar import Grammar, compile_grammar
 from fastdecode.guidance import UNCONDITIONAL, Guidance, guidance_from, usual_stream
 from fastdecode.models.families import family_of
-from fastdecode.models.pictures import check_can_draw, fill_placeholders, read_pictures
+from fastdecode.models.pictures import check_can_draw, encoded_pictures, fill_placeholders, read_pictures
 from fastdecode.vocabulary import Vocabulary
 
 logger = logging.get_logger(__name__)
@@ -176,9 +176,7 @@ def _prompt_ids(
     pictures: list[Tensor] = []
     encoded = (model_kwargs.get("mm_encoder_outputs") or {}).get("image")
     if encoded is not None:  # transformers 5.2x encodes pictures before it calls us, and repeats only features
-        features = family_of(model).features
-        assert features is not None  # else a prompt with pictures is refused before
-        pictures = features(model, encoded)
+        pictures = encoded_pictures(model, encoded)
     elif model_kwargs.get("pixel_values") is not None:
         pixels, sizes = model_kwargs["pixel_values"], model_kwargs.get("image_sizes")
         pictures = read_pictures(model, pixels[::repeats], None if sizes is None else sizes[::repeats])

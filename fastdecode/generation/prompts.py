@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastdecode.models.families import vocabulary_of
-from fastdecode.models.pictures import with_placeholders
+from fastdecode.models.families import text_vocabulary_of
+from fastdecode.models.pictures import why_no_pixels, with_placeholders
 from fastdecode.wording import kind_of
 
 
@@ -40,9 +40,9 @@ def prompt_inputs(model: Any, processor: Any, inputs: Any, images: Any, options:
         if options.get("input_ids") is not None:
             raise ValueError("input_ids was given twice: the prompt as text, and as an option")
         pictures = [] if images is None else _pictures(images)
-        if not vocabulary_of(model).has_pictures:
-            if pictures:
-                raise ValueError(f"images were given, but {type(model).__name__} reads and writes text only")
+        if pictures and (reason := why_no_pixels(model)):
+            raise ValueError(f"images were given, but {reason}")
+        if not text_vocabulary_of(model).has_pictures:
             return dict(processor(text=inputs, return_tensors="pt"))
         text = with_placeholders(inputs, len(pictures), "images")
         return dict(processor(text=text, images=pictures or None, return_tensors="pt"))

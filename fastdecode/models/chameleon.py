@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from fastdecode.decoder.classes import CHAMELEON as LAYERS
 from fastdecode.decoder.classes import classes_of
+from fastdecode.layout import Grid
 from fastdecode.models.chameleon_recipes import recipes
 from fastdecode.models.family import Family
 from fastdecode.models.painting import painted
+from fastdecode.models.vocabulary_map import check_token, code_ids, named_tokens
 from fastdecode.models.vq_decoder import VQDecoder, decode_codes, latent_side
-from fastdecode.vocabulary import Grid, Vocabulary
+from fastdecode.vocabulary import Vocabulary
 
 BEGIN_IMAGE, END_IMAGE, PLACEHOLDER = "<racm3:break>", "<eoss>", "<image>"
 
@@ -25,27 +27,14 @@ BEGIN_IMAGE, END_IMAGE, PLACEHOLDER = "<racm3:break>", "<eoss>", "<image>"
 def vocabulary(model: Any) -> Vocabulary:
     """Read ``model.config``. ``ValueError`` names what is missing from it."""
     config = model.config
-    ids: dict[str, int] = config.vocabulary_map or {}
-    absent = [name for name in (BEGIN_IMAGE, END_IMAGE, PLACEHOLDER) if name not in ids]
-    if absent:
-        raise ValueError(
-            f"config.vocabulary_map of this checkpoint has no {', '.join(absent)}: it must map every token of "
-            f"the tokenizer to its id (it has {len(ids)} entries)"
-        )
+    ids = named_tokens(config, (BEGIN_IMAGE, END_IMAGE, PLACEHOLDER), config.vocab_size)
     mapping = model.model.vocabulary_mapping
     if mapping not in _checked:
         _check_tokens(ids, config.vocab_size)
         _checked.add(mapping)
-    codes = mapping.img2bpe
-    count = config.vq_config.num_embeddings
-    if sorted(codes) != list(range(count)):
-        raise ValueError(
-            f"config.vocabulary_map names {len(codes)} image tokens (IMGIMG…Z), but the codebook has {count} "
-            "entries: each entry needs its own"
-        )
     return Vocabulary(
         size=config.vocab_size,
-        code_ids=tuple(codes[c] for c in range(count)),
+        code_ids=code_ids(mapping, config.vq_config.num_embeddings, "IMGIMG…Z"),
         begin_image=ids[BEGIN_IMAGE],
         end_image=ids[END_IMAGE],
         placeholder=ids[PLACEHOLDER],
@@ -69,11 +58,7 @@ def _check_tokens(ids: Mapping[str, int], size: int) -> None:
     for name, token in ids.items():
         if not name.startswith("IMGIMG") and name not in (BEGIN_IMAGE, END_IMAGE, PLACEHOLDER):
             continue
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < size:
-            raise ValueError(
-                f"config.vocabulary_map gives {name} the token {token!r}, which is not a token of this checkpoint: "
-                f"config.vocab_size is {size}, so tokens are 0 to {size - 1}"
-            )
+        check_token(f"{name} in config.vocabulary_map", token, size)
         if len(names[token]) > 1:
             raise ValueError(
                 f"config.vocabulary_map gives {' and '.join(names[token][:3])} the same token {token}: each image "

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.utils import logging
 
-from fastdecode.models.families import supported, vocabulary_of
+from fastdecode.models.families import supported, text_vocabulary_of
 from fastdecode.models.pictures import decode_pictures
 from fastdecode.ops.scalars import shown
 from fastdecode.vocabulary import Vocabulary
@@ -100,17 +100,20 @@ def to_documents(model: Any, processor: Any, sequences: Any, start: int = 0) -> 
 
     A picture is painted in float32, whatever the model's dtype, and by itself: it depends on its own tokens only. An
     incomplete picture is left out, with a warning. ``ValueError`` if there are pictures and the checkpoint has no VQ
-    decoder, if ``sequences`` has a wrong shape or kind or holds what is no token, and for a negative ``start``.
+    decoder, or its config does not say how pictures are written; if ``sequences`` has a wrong shape or kind or holds
+    what is no token; and for a negative ``start``.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     if not hasattr(tokenizer, "decode"):
         raise TypeError(f"processor is {kind_of(processor)}; give the model's processor, or its tokenizer")
     model = supported(model)
-    vocabulary = vocabulary_of(model)
+    vocabulary = text_vocabulary_of(model)
     if isinstance(start, bool) or not isinstance(start, int) or start < 0:
         raise ValueError(f"start={shown(start)}: it must be a column, 0 or more")
     rows = _rows(getattr(sequences, "sequences", sequences), vocabulary)
     parts = [segments(_from(row, start, vocabulary), vocabulary) for row in rows]
+    if vocabulary.problem is not None and any(kind != "text" for row in parts for kind, _ in row):
+        raise ValueError(f"there are image tokens, but {vocabulary.problem}")
     pictures = iter(
         decode_pictures(model, [ids for row in parts for kind, ids in row if kind == "picture"], vocabulary)
     )

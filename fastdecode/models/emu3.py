@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,10 +12,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import Emu3ForConditionalGeneration
 
+from fastdecode.layout import Grid, Layout
 from fastdecode.models.family import Family
 from fastdecode.models.painting import decoded, painted
 from fastdecode.models.recipe import Recipe, by_task
-from fastdecode.vocabulary import Grid, Layout, Vocabulary
+from fastdecode.models.vocabulary_map import code_ids, named_tokens
+from fastdecode.ops.scalars import shown
+from fastdecode.vocabulary import Vocabulary
 
 PLACEHOLDER, START, BEGIN_IMAGE, END_IMAGE = "<image>", "<|image start|>", "<|image token|>", "<|image end|>"
 ROW_END, FRAME_END = "<|extra_200|>", "<|extra_201|>"
@@ -24,25 +27,13 @@ SIDE = 90
 
 
 def vocabulary(model: Any) -> Vocabulary:
-    """Read ``model.config.vocabulary_map``. ``ValueError`` names what is missing from it."""
+    """Read ``model.config.vocabulary_map``. ``ValueError`` names what is missing from it, or wrong."""
     config, text = model.config, model.config.text_config
-    ids: Mapping[str, int] = config.vocabulary_map or {}
-    absent = [name for name in (PLACEHOLDER, BEGIN_IMAGE, END_IMAGE, ROW_END, FRAME_END) if name not in ids]
-    if absent:
-        raise ValueError(
-            f"config.vocabulary_map of this checkpoint has no {', '.join(absent)}: it must map every token of the "
-            f"tokenizer to its id (it has {len(ids)} entries)"
-        )
-    codes, count = model.model.vocabulary_mapping.img2bpe, config.vq_config.codebook_size
-    if sorted(codes) != list(range(count)):
-        raise ValueError(
-            f"config.vocabulary_map names {len(codes)} image tokens (<|visual token 000000|>, …), but the codebook has "
-            f"{count} entries: each entry needs its own"
-        )
+    ids = named_tokens(config, (PLACEHOLDER, BEGIN_IMAGE, END_IMAGE, ROW_END, FRAME_END), text.vocab_size)
     layout = Layout(SIDE, SIDE, ids[ROW_END], after=(ids[FRAME_END],))
     return Vocabulary(
         size=text.vocab_size,
-        code_ids=tuple(codes[c] for c in range(count)),
+        code_ids=code_ids(model.model.vocabulary_mapping, config.vq_config.codebook_size, "<|visual token 000000|>"),
         begin_image=ids[BEGIN_IMAGE],
         end_image=ids[END_IMAGE],
         placeholder=ids[PLACEHOLDER],
@@ -96,22 +87,40 @@ def check_pixels(model: Any, pixels: Tensor) -> Tensor:
 def lengths(model: Any, pixels: Tensor, sizes: Any) -> list[int]:
     """The numbers of placeholders of pictures of ``sizes`` (pictures, 2): height and width in pixels."""
     factor = model.model.vqmodel.vision_spatial_factor
-    return [(height // factor) * (width // factor + 1) for height, width in _sizes(pixels, sizes)]
+    return [(height // factor) * (width // factor + 1) for height, width in _sizes(model, pixels, sizes)]
 
 
-def _sizes(pixels: Tensor, sizes: Any) -> list[tuple[int, int]]:
-    found = torch.as_tensor([] if sizes is None else sizes)
-    if found.shape != (len(pixels), 2) or found.is_floating_point():
-        raise ValueError(
-            f"image_sizes is {tuple(found.shape)}; it must be ({len(pixels)}, 2) integers, height and width of each "
-            "picture in pixel_values, as the processor returns them"
-        )
-    return [(int(height), int(width)) for height, width in found.tolist()]
+def _sizes(model: Any, pixels: Tensor, sizes: Any) -> list[tuple[int, int]]:
+    """Height and width of each picture. ``ValueError`` for another kind or number of them, and for pictures that are
+    larger than ``pixels``, or smaller than an image token.
+    """
+    wanted = (
+        f"they must be ({len(pixels)}, 2) integers, height and width of each picture in pixel_values, as the processor "
+        "returns them"
+    )
+    if sizes is None:
+        raise ValueError(f"pixel_values were given without image_sizes; {wanted}")
+    try:
+        found = torch.as_tensor(sizes)
+        given = found.tolist()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"image_sizes are {shown(sizes)}; {wanted}") from None
+    if found.shape != (len(pixels), 2) or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+        kind = str(found.dtype).removeprefix("torch.")
+        raise ValueError(f"image_sizes are {tuple(found.shape)} {kind}; {wanted}")
+    factor, (high, wide) = model.model.vqmodel.vision_spatial_factor, pixels.shape[2:]
+    for number, (height, width) in enumerate(given):
+        if not (factor <= height <= high and factor <= width <= wide):
+            raise ValueError(
+                f"image_sizes says {height} x {width} (height, width) of picture {number}, and pixel_values has "
+                f"{high} x {wide} pixels of it: give what the processor returns, at least {factor} x {factor}"
+            )
+    return [(height, width) for height, width in given]
 
 
 def read(model: Any, pixels: Tensor, sizes: Any) -> list[Tensor]:
     """The tokens of pictures, rows with their ends, as transformers puts them into a prompt."""
-    given = torch.tensor(_sizes(pixels, sizes))
+    given = torch.tensor(_sizes(model, pixels, sizes))
     with torch.no_grad():
         encoded = model.model.vqmodel.encode(pixels, given, return_dict=True)
     return features(model, encoded)

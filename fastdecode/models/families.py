@@ -42,18 +42,32 @@ def register(family: Family, nest: Nest | None = None) -> None:
         family   how its models read and draw pictures; see `fastdecode.models.family.Family`
         nest     for models with a language model inside, of a class that fastdecode decodes: where it is
 
-    ``TypeError`` for what is not a `Family`.
+    ``TypeError`` for what is not a `Family`, or not a `fastdecode.Nest`.
     """
     if not isinstance(family, Family):
         raise TypeError(f"register takes a fastdecode.Family, not {kind_of(family)}")
+    if nest is not None and not isinstance(nest, Nest):
+        raise TypeError(f"nest of register is {kind_of(nest)}: give a fastdecode.Nest")
     FAMILIES[:] = [family, *(known for known in FAMILIES if known.name != family.name)]
     if nest is not None:
         NESTS[:] = [nest, *(known for known in NESTS if known.model is not nest.model)]
 
 
 def vocabulary_of(model: Any) -> Vocabulary:
-    """The tokens of ``model``. ``ValueError`` names what is missing for pictures."""
-    return family_of(model).vocabulary(model)
+    """The tokens of ``model``. ``ValueError`` names what is missing for pictures, or wrong."""
+    _check_rows(model)
+    family, count = family_of(model), token_count(model)
+    found = family.vocabulary(model)
+    if not isinstance(found, Vocabulary):
+        raise ValueError(
+            f"vocabulary of the family {family.name} returned {kind_of(found)}: it must return a fastdecode.Vocabulary"
+        )
+    if found.size != count:
+        raise ValueError(
+            f"vocabulary of the family {family.name} returned one of {found.size} tokens for a model that has {count}: "
+            f"its size must be {count}"
+        )
+    return found
 
 
 def token_count(model: Any) -> int:
@@ -62,14 +76,35 @@ def token_count(model: Any) -> int:
     return int(inner_of(model).config.vocab_size) + (0 if own is None else own.count(model))
 
 
+def _check_rows(model: Any) -> None:
+    """``ValueError`` unless the language model has embeddings and logits of as many tokens as its config says."""
+    inner = inner_of(model)
+    size = inner.config.vocab_size
+    embedded = getattr(getattr(inner, "embed_tokens", None), "num_embeddings", size)
+    scored = getattr(getattr(model, "lm_head", None), "out_features", size)
+    if embedded < size or scored != size:
+        raise ValueError(
+            f"config.vocab_size is {size}, but the model has embeddings of {embedded} tokens and logits of {scored}: "
+            "set it to their number, or resize both with model.resize_token_embeddings"
+        )
+
+
 def text_vocabulary_of(model: Any) -> Vocabulary:
     """As `vocabulary_of`, for calls that write text only: what is missing for pictures is told by ``problem``."""
+    _check_rows(model)
     try:
         return vocabulary_of(model)
     except ValueError as error:
         known, size = without_pictures(model), token_count(model)
-        if size > known.size:
-            return replace(known, size=size, other_image_ids=tuple(range(known.size, size)), problem=str(error))
-        mapping = getattr(model.model, "vocabulary_mapping", None)
-        images = () if mapping is None else tuple(mapping.image_tokens)
-        return replace(known, other_image_ids=images, problem=str(error))
+        images = tuple(range(known.size, size)) if size > known.size else _image_tokens(model, size)
+        return replace(known, size=size, other_image_ids=images, problem=str(error))
+
+
+def _image_tokens(model: Any, size: int) -> tuple[int, ...]:
+    """The image tokens that a model's vocabulary_map names, where its vocabulary cannot be read."""
+    mapping = getattr(getattr(model, "model", None), "vocabulary_mapping", None)
+    try:
+        found = () if mapping is None else mapping.image_tokens
+    except (AttributeError, TypeError, ValueError):  # of a map that is itself what cannot be read
+        return ()
+    return tuple({token: None for token in found if type(token) is int and 0 <= token < size})

@@ -13,8 +13,9 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from fastdecode.layout import Grid
 from fastdecode.models.recipe import Recipe
-from fastdecode.vocabulary import Grid, Vocabulary
+from fastdecode.vocabulary import Vocabulary
 from fastdecode.wording import kind_of
 
 READING = ("pixels", "lengths", "read", "features")
@@ -28,7 +29,7 @@ class Family:
     name            as people call it
     matches         whether a model (with layers that `fastdecode.decoder` knows) belongs to it
     vocabulary      the tokens of a model. ValueError names what is missing for pictures
-    paint           grids of codes to RGB pictures, one at a time; None: it draws none
+    paint           grids of codes to RGB pictures, as many, one at a time; None: nothing makes pictures of its tokens
     missing         names of weights that painting lacks; empty if the model can paint
     advice          what to do about missing weights, as a sentence
     recipes         what is usual for the tasks that it was trained for, by task
@@ -75,6 +76,8 @@ class Family:
             value = getattr(self, name)
             if not callable(value) and (value is not None or name in needed):
                 raise ValueError(f"{name} of the family {self.name} is {kind_of(value)}: give a function")
+        if not isinstance(self.advice, str):
+            raise ValueError(f"advice of the family {self.name} is {kind_of(self.advice)}: give a str")
         given = [name for name in READING if getattr(self, name) is not None]
         if given and len(given) != len(READING):
             raise ValueError(

@@ -6,46 +6,65 @@ where the processor's prompt ends. The end of the sequence closes it: the model 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 from transformers import JanusForConditionalGeneration
 
+from fastdecode.layout import Grid, Layout
 from fastdecode.models.family import Family
 from fastdecode.models.painting import decoded, painted
 from fastdecode.models.recipe import Recipe, by_task
-from fastdecode.vocabulary import Grid, Layout, Vocabulary
+from fastdecode.models.vocabulary_map import check_token
+from fastdecode.vocabulary import Vocabulary
+from fastdecode.wording import kind_of
+
+
+def _settings(model: Any) -> dict[str, Any]:
+    """``generation_kwargs`` of the generation_config. ``ValueError`` unless it is a dict."""
+    found = getattr(model.generation_config, "generation_kwargs", None)
+    if found is not None and not isinstance(found, Mapping):
+        raise ValueError(f"model.generation_config.generation_kwargs is {kind_of(found)}: it must be a dict")
+    return dict(found or {})
+
+
+def _begin(model: Any) -> Any:
+    """The token that begins a picture, if the generation_config says it."""
+    return _settings(model).get("boi_token_id", getattr(model.generation_config, "boi_token_id", None))
 
 
 def name_begin(model: Any, processor: Any) -> None:
     """Write into the generation_config which token begins a picture, where it does not say: transformers 5.24 does not
     read it from the checkpoint's file. ``ValueError`` if the processor does not know it either.
     """
-    kwargs = getattr(model.generation_config, "generation_kwargs", None) or {}
-    if kwargs.get("boi_token_id", getattr(model.generation_config, "boi_token_id", None)) is not None:
+    if _begin(model) is not None:
         return
     tokenizer = getattr(processor, "tokenizer", processor)
     name = getattr(processor, "image_start_token", None)
     known = tokenizer.get_vocab()
     if name not in known:
         raise ValueError(f"the tokenizer has no {name!r}, the token that begins a picture: give the processor of Janus")
-    model.generation_config.generation_kwargs = {**kwargs, "boi_token_id": known[name]}
+    model.generation_config.generation_kwargs = {**_settings(model), "boi_token_id": known[name]}
 
 
 def vocabulary(model: Any) -> Vocabulary:
     """Read the config and the generation_config, which has the begin of image. ``ValueError`` if that is missing."""
     config, text = model.config, model.config.text_config
-    kwargs = getattr(model.generation_config, "generation_kwargs", None) or {}
-    begin, end = kwargs.get("boi_token_id", getattr(model.generation_config, "boi_token_id", None)), text.eos_token_id
+    begin, end = _begin(model), text.eos_token_id
     if begin is None:
         raise ValueError(
             "model.generation_config.generation_kwargs of this checkpoint has no 'boi_token_id', the token that "
             "begins a picture: load the checkpoint with fastdecode.load, or set it"
         )
-    end = end[0] if isinstance(end, (list, tuple)) else end
+    check_token("boi_token_id of model.generation_config", begin, text.vocab_size)
+    if isinstance(end, (list, tuple)):
+        end = next(iter(end), None)
     if end is None:
-        raise ValueError("config.text_config.eos_token_id of this checkpoint is None: it must be the end of sequence")
+        raise ValueError(
+            f"config.text_config.eos_token_id of this checkpoint is {text.eos_token_id}: it must be the end of sequence"
+        )
+    check_token("config.text_config.eos_token_id", end, text.vocab_size)
     rows, columns = model.model.vqmodel.quantize.quant_state_dims
     codes, layout = config.vq_config.num_embeddings, Layout(rows, columns)
     pad = model.generation_config.pad_token_id

@@ -17,16 +17,23 @@ from transformers import GemmaForCausalLM
 from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAEConfig
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
+from fastdecode.layout import Grid, Layout
 from fastdecode.models.checkpoint import DecoderWeights
 from fastdecode.models.family import Family
 from fastdecode.models.painting import painted
 from fastdecode.models.pixels import as_pixels, squared
 from fastdecode.models.recipe import Recipe, by_task
 from fastdecode.models.text import without_pictures
+from fastdecode.models.vocabulary_map import check_token
 from fastdecode.models.vq_decoder import VQDecoder, decode_codes, latent_side
-from fastdecode.vocabulary import Grid, Layout, Vocabulary
+from fastdecode.ops.scalars import shown
+from fastdecode.vocabulary import Vocabulary
+from fastdecode.wording import kind_of
 
 BEGIN, END, UNCONDITIONAL = "<boi>", "<eoi>", "<unconditional>"
+NAMED = ("begin", "end", "unconditional", "first")
+"""What ``picture_tokens`` of the config names."""
+
 CODES, GEMMA = 8192, 256_000
 """The entries of the codebook, and the tokens of Gemma's tokenizer."""
 
@@ -57,19 +64,15 @@ def name_tokens(model: Any, tokenizer: Any) -> None:
 
 
 def vocabulary(model: Any) -> Vocabulary:
-    """Gemma's tokens, and from ``picture_tokens["first"]`` on a token for each entry of the codebook."""
+    """Gemma's tokens, and from ``picture_tokens["first"]`` on a token for each entry of the codebook. ``ValueError``
+    names what is missing, or wrong.
+    """
     config, known = model.config, without_pictures(model)
-    tokens = getattr(config, "picture_tokens", None)
-    if tokens is None:
-        raise ValueError(
-            "model.config.picture_tokens is missing, which says what begins and ends a picture: load the checkpoint "
-            "with fastdecode.load"
-        )
-    vq = vq_config(config)
+    tokens, vq = _picture_tokens(config), vq_config(config)
     side, first = latent_side(vq), tokens["first"]
-    if config.vocab_size - first < vq.num_embeddings:
+    if known.size - first < vq.num_embeddings:
         raise ValueError(
-            f"the checkpoint has {config.vocab_size} tokens, and the first image token is {first}: there must be one "
+            f"the checkpoint has {known.size} tokens, and the first image token is {first}: there must be one "
             f"for each of the {vq.num_embeddings} entries of the codebook"
         )
     return Vocabulary(
@@ -89,10 +92,40 @@ def vocabulary(model: Any) -> Vocabulary:
     )
 
 
+def _picture_tokens(config: Any) -> Mapping[str, int]:
+    """``config.picture_tokens``. ``ValueError`` unless it names all four."""
+    tokens = getattr(config, "picture_tokens", None)
+    if tokens is None:
+        raise ValueError(
+            "model.config.picture_tokens is missing, which says what begins and ends a picture: load the checkpoint "
+            "with fastdecode.load"
+        )
+    absent = [name for name in NAMED if name not in tokens] if isinstance(tokens, Mapping) else list(NAMED)
+    if absent:
+        raise ValueError(
+            f"model.config.picture_tokens is {shown(tokens)}, without {', '.join(absent)}: load the checkpoint with "
+            f"fastdecode.load, or set a dict of tokens with {', '.join(NAMED)}"
+        )
+    for name in NAMED:
+        check_token(f"model.config.picture_tokens[{name!r}]", tokens[name], config.vocab_size)
+    return tokens
+
+
 def vq_config(config: Any) -> ChameleonVQVAEConfig:
-    """The shape of the VQ-GAN: that of Chameleon, unless ``config.vq_config`` says another."""
+    """The shape of the VQ-GAN: that of Chameleon, unless ``config.vq_config`` says another. ``ValueError`` if that is
+    no such config.
+    """
     given = getattr(config, "vq_config", None)
-    return ChameleonVQVAEConfig(**given) if isinstance(given, Mapping) else given or ChameleonVQVAEConfig()
+    if isinstance(given, Mapping):
+        try:
+            return ChameleonVQVAEConfig(**given)
+        except Exception as error:
+            raise ValueError(
+                f"model.config.vq_config makes no ChameleonVQVAEConfig ({type(error).__name__}: {error})"
+            ) from error
+    if given is not None and not isinstance(given, ChameleonVQVAEConfig):
+        raise ValueError(f"model.config.vq_config is {kind_of(given)}: it must be a dict, or a ChameleonVQVAEConfig")
+    return given or ChameleonVQVAEConfig()
 
 
 def attach_vqgan(model: Any, weights: DecoderWeights) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
+from fastdecode.layout import Layout, SizeTokens
 from fastdecode.models.chameleon import CHAMELEON, read
 from fastdecode.models.pixels import as_pixels, cropped
 from fastdecode.models.recipe import Recipe, by_task
-from fastdecode.vocabulary import Layout, SizeTokens, Vocabulary
+from fastdecode.models.vocabulary_map import named_tokens
+from fastdecode.vocabulary import Vocabulary
 
 ROW_END, FIRST_SIZE = "<reserved08799>", "<reserved08800>"
 UNIT = 2
@@ -26,6 +29,8 @@ USUAL = 768
 
 RATIO = 4
 """The longer side of a picture is at most so many times the shorter one."""
+
+HOW_TO_READ = "give what fastdecode.recipe(model, 'caption').inputs(processor, text, images) returns"
 
 
 def is_lumina(config: Mapping[str, Any], name: str = "") -> bool:
@@ -41,6 +46,7 @@ def target_of(name: str) -> int | None:
     return next((target for target in TARGETS if re.search(rf"(?<!\d){target}(?!\d)", name)), None)
 
 
+@lru_cache(maxsize=16)
 def sizes_of(side: int) -> frozenset[tuple[int, int]]:
     """(rows, columns) of the pictures that a checkpoint draws: along the edge of what has no more than ``side`` x
     ``side`` image tokens, in steps of 2 and up to a ratio of 4.
@@ -59,13 +65,8 @@ def sizes_of(side: int) -> frozenset[tuple[int, int]]:
 
 def vocabulary(model: Any) -> Vocabulary:
     """That of Chameleon, with pictures of several sizes. ``ValueError`` names what is missing."""
-    known, ids = CHAMELEON.vocabulary(model), model.config.vocabulary_map
-    absent = [name for name in (ROW_END, FIRST_SIZE) if name not in ids]
-    if absent:
-        raise ValueError(
-            f"config.vocabulary_map of this checkpoint has no {', '.join(absent)}, with which Lumina-mGPT writes rows "
-            "and sizes of pictures"
-        )
+    known, why = CHAMELEON.vocabulary(model), "with them Lumina-mGPT writes rows and sizes of pictures"
+    ids = named_tokens(model.config, (ROW_END, FIRST_SIZE), known.size, why)
     cell = 2 ** (len(model.config.vq_config.channel_multiplier) - 1)
     target = target_of(model.config.name_or_path)
     sizes = frozenset(size for each in ((target,) if target else TARGETS) for size in sizes_of(each // cell))
@@ -82,6 +83,7 @@ def vocabulary(model: Any) -> Vocabulary:
         cell=cell,
         context=known.context if longest + 4 < known.context else 2 * known.context,  # as its own code goes on
         unconditional="bare",
+        how_to_read=HOW_TO_READ,
     )
 
 
@@ -139,7 +141,7 @@ def check_pixels(model: Any, pixels: Tensor) -> Tensor:
     """``ValueError``: transformers' processor of Chameleon makes neither sizes nor rows."""
     raise ValueError(
         "pixel_values were given, and Lumina-mGPT reads pictures with sizes and rows, which Chameleon's processor does "
-        "not make: give what fastdecode.recipe(model, 'caption').inputs(processor, text, images) returns"
+        f"not make: {HOW_TO_READ}"
     )
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fastdecode.vocabulary import Grid
+from fastdecode.layout import Grid
 
 
 class _Decode(nn.Module):

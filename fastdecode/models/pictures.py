@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastdecode.models.families import family_of
+from fastdecode.models.families import family_of, text_vocabulary_of, token_count
+from fastdecode.models.returned import checked_lengths, checked_list, checked_names, checked_pictures, checked_tokens
 from fastdecode.vocabulary import Vocabulary
 from fastdecode.wording import kind_of
 
@@ -25,19 +27,18 @@ def check_pixels(model: Any, pixel_values: Any) -> Tensor:
     family = family_of(model)
     pixels = pixel_tensor(model, pixel_values)
     assert family.pixels is not None
-    return family.pixels(model, pixels)
+    found = family.pixels(model, pixels)
+    if not isinstance(found, Tensor):
+        raise ValueError(f"pixels of the family {family.name} returned {kind_of(found)}: it must return a tensor")
+    return found
 
 
 def pixel_tensor(model: Any, pixel_values: Any) -> Tensor:
     """Pixels as a tensor. ``ValueError`` unless they are a dense tensor, or a numpy array, of finite floats. Their
     shape is left to `check_pixels`.
     """
-    family = family_of(model)
-    if family.pixels is None:
-        reason = "reads and writes text only"
-        if reads_vectors(model):
-            reason = "reads pictures as vectors, and fastdecode reads them as tokens: its own generate takes pictures"
-        raise ValueError(f"pixel_values were given, but {type(model).__name__} {reason}")
+    if family_of(model).pixels is None:
+        raise ValueError(f"pixel_values were given, but {why_no_pixels(model)}")
     wanted = "(pictures, channels, height, width) float, as its processor makes them"
     if isinstance(pixel_values, np.ndarray) and pixel_values.dtype.kind in "fiub":
         pixel_values = torch.from_numpy(np.array(pixel_values))
@@ -65,20 +66,55 @@ def reads_vectors(model: Any) -> bool:
     return takes and family_of(model).pixels is None
 
 
+def why_no_pixels(model: Any) -> str:
+    """Why the model cannot be given pictures as pixels, and what to do; empty if it can."""
+    kind, family, vocabulary = type(model).__name__, family_of(model), text_vocabulary_of(model)
+    if reads_vectors(model):
+        return f"{kind} reads pictures as vectors, and fastdecode reads them as tokens: its own generate takes pictures"
+    if vocabulary.problem is not None:
+        return vocabulary.problem
+    if family.pixels is not None:
+        return ""
+    if family.picture_tokens is not None:
+        return (
+            f"{family.name} reads pictures as tokens of the prompt: give what fastdecode.recipe(model, task).inputs("
+            "processor, text, images) returns, for a task that reads pictures"
+        )
+    return f"{kind} {'draws pictures and reads none' if vocabulary.has_pictures else 'reads and writes text only'}"
+
+
 def lengths_of(model: Any, pixels: Tensor, sizes: Any = None) -> list[int]:
     """The number of placeholders of each picture. Arguments as `read_pictures`."""
-    lengths = family_of(model).lengths
-    assert lengths is not None
-    return lengths(model, pixels, sizes)
+    family = family_of(model)
+    assert family.lengths is not None
+    return checked_lengths(f"lengths of the family {family.name}", family.lengths(model, pixels, sizes), len(pixels))
 
 
 def read_pictures(model: Any, pixels: Tensor, sizes: Any = None) -> list[Tensor]:
     """The tokens of pictures, (n,) int64 each, that take the places of placeholders. ``sizes``: what the processor gave
     with ``pixels``. ``ValueError`` if the model reads no pictures as tokens.
     """
-    pixels, read = check_pixels(model, pixels), family_of(model).read
-    assert read is not None
-    return read(model, pixels, sizes)
+    pixels, family = check_pixels(model, pixels), family_of(model)
+    assert family.read is not None
+    found = family.read(model, pixels, sizes)
+    return checked_tokens(f"read of the family {family.name}", found, len(pixels), token_count(model))
+
+
+def encoded_pictures(model: Any, encoded: Any) -> list[Tensor]:
+    """As `read_pictures`, of what transformers' ``get_image_features`` returned."""
+    family = family_of(model)
+    assert family.features is not None
+    return checked_tokens(
+        f"features of the family {family.name}", family.features(model, encoded), None, token_count(model)
+    )
+
+
+def picture_tokens(model: Any, picture: Image.Image) -> list[int]:
+    """The tokens of a picture, begin and end included, where the family makes them of PIL pictures."""
+    family = family_of(model)
+    assert family.picture_tokens is not None
+    found = family.picture_tokens(model, picture)
+    return checked_list(f"picture_tokens of the family {family.name}", found, token_count(model))
 
 
 def encode_pictures(model: Any, pixel_values: Tensor) -> Tensor:
@@ -119,39 +155,63 @@ def check_picture_count(input_ids: Tensor, pictures: int, vocabulary: Vocabulary
 
 
 def check_placeholders(input_ids: Tensor, lengths: Sequence[int], vocabulary: Vocabulary) -> None:
-    """``ValueError`` unless ``input_ids`` holds placeholders for pictures of ``lengths`` tokens."""
-    if not vocabulary.has_pictures:
+    """``ValueError`` unless ``input_ids`` holds placeholders for pictures of ``lengths`` tokens, and all those of a
+    picture in one prompt.
+    """
+    if vocabulary.placeholder < 0 or not vocabulary.has_pictures:
         if lengths:
-            raise ValueError(f"{len(lengths)} pictures were given, but this model reads and writes text only")
+            reason = "this model reads and writes text only"
+            if vocabulary.has_pictures:
+                reason = "prompts of this model have no placeholder for pictures"
+            raise ValueError(f"{len(lengths)} pictures were given, but {vocabulary.problem or reason}")
         return
-    found = int((input_ids == vocabulary.placeholder).sum())
+    here = (input_ids == vocabulary.placeholder).sum(-1)
+    found = int(here.sum())
     if found != sum(lengths):
         one = lengths[0] if lengths else vocabulary.image_length
+        many = vocabulary.any_size or vocabulary.sizes is not None
+        room = "" if many and not lengths else f" (room for {found / one:g} pictures of {one})"
         raise ValueError(
-            f"the prompt has {found} <image> placeholder tokens (room for {found / one:g} "
-            f"pictures of {one}), but pixel_values holds {len(lengths)} pictures: give one picture "
-            "for each <image> in the text, all through the processor"
+            f"the prompt has {found} <image> placeholder tokens{room}, but pixel_values holds {len(lengths)} pictures: "
+            f"{vocabulary.how_to_read}"
         )
+    ends = set(accumulate(lengths))
+    for number, end in enumerate(accumulate(here.reshape(-1).tolist())):
+        if end and end not in ends:
+            raise ValueError(
+                f"the <image> placeholder tokens of prompt {number} end inside a picture: the pictures of pixel_values "
+                f"take {', '.join(map(str, lengths))} of them: {vocabulary.how_to_read}"
+            )
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------
 
 
 def missing_decoder_keys(model: Any) -> list[str]:
-    """The names of the weights for painting that ``model`` lacks; empty if it can draw."""
+    """The names of what ``model`` lacks for painting: weights, or the ``paint`` of its family; empty if it can draw."""
     family = family_of(model)
     if family.paint is None:
-        raise ValueError(f"{type(model).__name__} writes text only")
-    return family.missing(model)
+        return [f"paint of the family {family.name}"]
+    return checked_names(f"missing of the family {family.name}", family.missing(model))
 
 
 def check_can_draw(model: Any) -> None:
     """``ValueError`` that names the missing weights if ``model`` has no decoder of pictures."""
-    missing = missing_decoder_keys(model)
-    if missing:
+    family, missing = family_of(model), missing_decoder_keys(model)
+    if family.paint is None:
+        vocabulary = text_vocabulary_of(model)
+        if not vocabulary.has_pictures:
+            raise ValueError(vocabulary.problem or f"{type(model).__name__} writes text only")
         raise ValueError(
-            f"this model has no VQ decoder, so its picture tokens cannot become pictures: {len(missing)} weights are "
-            f"missing ({missing[0]}, {missing[1]}, … {missing[-1]}). Text works without them. {family_of(model).advice}"
+            f"the family {family.name} has no painter, so its picture tokens cannot become pictures: register it with "
+            "paint=. generate returns the tokens, and does not call it"
+        )
+    if missing:
+        some = missing if len(missing) < 4 else [*missing[:2], f"… {missing[-1]}"]
+        count = "1 weight is" if len(missing) == 1 else f"{len(missing)} weights are"
+        raise ValueError(
+            f"this model has no VQ decoder, so its picture tokens cannot become pictures: {count} missing "
+            f"({', '.join(some)}). Text works without them. {family.advice}".rstrip()
         )
 
 
@@ -167,6 +227,7 @@ def decode_pictures(model: Any, blocks: Sequence[Sequence[int]], vocabulary: Voc
     for block, grid in zip(blocks, grids, strict=True):
         if grid is None:
             raise ValueError(f"{len(block)} tokens make no whole picture of {vocabulary.image_length}")
-    paint = family_of(model).paint
-    assert paint is not None
-    return paint(model, [grid for grid in grids if grid is not None])
+    family = family_of(model)
+    assert family.paint is not None
+    found = family.paint(model, [grid for grid in grids if grid is not None])
+    return checked_pictures(f"paint of the family {family.name}", found, len(grids))

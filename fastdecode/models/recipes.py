@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from fastdecode.models.families import family_of, supported, text_vocabulary_of
+from fastdecode.models.pictures import picture_tokens
 from fastdecode.models.recipe import TASKS, Bound, Recipe
 from fastdecode.ops.scalars import shown
 
@@ -29,5 +30,5 @@ def recipe(model: Any, task: str) -> Recipe:
         name = next((found.family for found in known.values()), family.name)
         trained = f"it was trained for {', '.join(known)}" if known else "no task of it is known"
         raise ValueError(f"{name} has no recipe for {task!r}: {trained}")
-    read = None if family.picture_tokens is None else partial(family.picture_tokens, model)
+    read = None if family.picture_tokens is None else partial(picture_tokens, model)
     return replace(known[task], bound=Bound(text_vocabulary_of(model), read))

@@ -20,6 +20,9 @@ VISUAL = [i for name, i in IDS.items() if name.startswith("<|visual")]
 CODES = len(VISUAL)
 
 
+PICTURE = {"multimodal_generation_mode": "image-only"}
+
+
 def prompts(*lengths: int, seed: int = 0) -> dict[str, torch.Tensor]:
     """Prompts that end as the processor's do, padded on the left."""
     generator = torch.Generator().manual_seed(seed + sum(lengths))
@@ -120,7 +123,7 @@ def test_what_is_refused():
             fastdecode.generate(model, **inputs, multimodal_generation_mode="image-only", image_sizes=wrong)
     pixels = torch.zeros(1, 3, 24, 40)
     ids = torch.tensor([[0, *[PLACEHOLDER] * 18, 30]])
-    with pytest.raises(ValueError, match=r"image_sizes is \(0,\); it must be \(1, 2\) integers"):
+    with pytest.raises(ValueError, match=r"pixel_values were given without image_sizes; they must be \(1, 2\) int"):
         fastdecode.generate(model, ids, pixel_values=pixels, max_new_tokens=3, fallback="error")
     with pytest.raises(ValueError, match=r"the prompt has 18 <image> placeholder tokens .* but pixel_values holds 1"):
         fastdecode.generate(
@@ -131,6 +134,48 @@ def test_what_is_refused():
         drawn(model, inputs, (3, 5))
     assert vocabulary_of(tiny_emu3()).end_image == END
     assert CODES == 40
+
+
+@pytest.mark.parametrize("options", [{"max_new_tokens": 3}, {**PICTURE, "image_size": (16, 16)}], ids=["text", "draws"])
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ("foo", r"image_sizes are 'foo'; they must be \(1, 2\) integers, height and width of each picture"),
+        ([[24, 40], [1]], r"image_sizes are \[\[24, 40\], \[1\]\]; they must be \(1, 2\) integers"),
+        ({"height": 24}, r"image_sizes are {'height': 24}; they must be \(1, 2\) integers"),
+        (torch.tensor([[24.0, 40.0]]), r"image_sizes are \(1, 2\) float32; they must be \(1, 2\) integers"),
+        ([[True, True]], r"image_sizes are \(1, 2\) bool; they must be"),
+        (torch.tensor([[24, 40]] * 2), r"image_sizes are \(2, 2\) int64; they must be \(1, 2\) integers"),
+        (
+            torch.tensor([[-24, 40]]),
+            r"image_sizes says -24 x 40 \(height, width\) of picture 0, and pixel_values has 24",
+        ),
+        (torch.tensor([[0, 0]]), "image_sizes says 0 x 0 .* give what the processor returns, at least 8 x 8"),
+        (torch.tensor([[8, 136]]), "image_sizes says 8 x 136 .* and pixel_values has 24 x 40 pixels of it"),
+        (torch.tensor([[2**40, 2**40]]), "image_sizes says 1099511627776 x 1099511627776 "),
+    ],
+    ids=str,
+)
+def test_sizes_of_pixels(sizes, message: str, options: dict):
+    pixels, ids = torch.zeros(1, 3, 24, 40), torch.tensor([[0, *[PLACEHOLDER] * 18, 30]])
+    with pytest.raises(ValueError, match=message):
+        fastdecode.generate(tiny_emu3(), ids, pixel_values=pixels, image_sizes=sizes, fallback="error", **options)
+
+
+def test_a_picture_belongs_to_one_prompt():
+    """As many placeholders as the pictures take, but those of the second picture in the first prompt."""
+    small, large = [0, *[PLACEHOLDER] * 6, 30], [0, *[PLACEHOLDER] * 18, 30]
+    pictures = {"pixel_values": torch.zeros(2, 3, 24, 40), "image_sizes": torch.tensor([[16, 16], [24, 40]])}
+    options = {"max_new_tokens": 2, "fallback": "error"}
+    for first, second, right in ((small, large, True), (large, small, False)):
+        width = max(map(len, (first, second)))
+        ids = torch.tensor([[2] * (width - len(row)) + row for row in (first, second)])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in (first, second)])
+        if right:
+            assert fastdecode.generate(tiny_emu3(), ids, attention_mask=mask, **pictures, **options).shape == (2, 22)
+            continue
+        with pytest.raises(ValueError, match=r"placeholder tokens of prompt 0 end inside a picture: .* take 6, 18 of"):
+            fastdecode.generate(tiny_emu3(), ids, attention_mask=mask, **pictures, **options)
 
 
 def told(model, size: str, begun: int = 0) -> torch.Tensor:
@@ -175,7 +220,7 @@ def test_a_size_that_is_not_that_of_the_prompt(spelling):
         fastdecode.generate(spelling, ids, image_size=(16, 16), **options)
     with pytest.raises(ValueError, match="image_size and image_sizes were given: give one of them"):
         fastdecode.generate(spelling, ids, image_size=(40, 24), image_sizes=torch.tensor([[3, 5]]), **options)
-    with pytest.raises(ValueError, match="a picture of 40x0 pixels takes"):
+    with pytest.raises(ValueError, match="a picture of 40x0 pixels has no pixel: give at least 8x8"):
         fastdecode.generate(spelling, told(spelling, "0 * 5"), **options)
 
 

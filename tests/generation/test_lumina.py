@@ -189,14 +189,25 @@ def test_what_is_refused():
     ids = torch.tensor([prompt(model)])
     with pytest.raises(ValueError, match=r"image_size.* is the size of pictures, and .*'text-only' draws none"):
         fastdecode.generate(model, ids, image_size=(24, 24), max_new_tokens=4)
-    for wrong in ((24,), "24x24", (24, -24), (True, 24), [], [(24, 24), 3], 24, (24.0, 24)):
+    for wrong in ((0, 0), (24, -24), [(24, 24), (0, 24)]):
+        with pytest.raises(
+            ValueError, match=r"image_size=.* has a side below 1 pixel: give \(width, height\) in pixels"
+        ):
+            fastdecode.generate(model, ids, image_size=wrong, multimodal_generation_mode="image-only")
+    for wrong in ((24,), "24x24", torch.ones(2, device="meta"), (True, 24), [], [(24, 24), 3], 24, (24.0, 24)):
         with pytest.raises(
             ValueError, match=r"image_size=.*: give \(width, height\) in pixels, or one such pair for each"
         ):
             fastdecode.generate(model, ids, image_size=wrong, multimodal_generation_mode="image-only")
-    with pytest.raises(ValueError, match="image_size has 2 sizes for 1 prompts"):
+    with pytest.raises(ValueError, match="image_size has 2 sizes for 1 prompt: give"):
         fastdecode.generate(model, ids, image_size=[(24, 24)] * 2, multimodal_generation_mode="image-only")
+    placeholders = torch.tensor([[*prompt(model), *[model.config.vocabulary_map["<image>"]] * 16]])
+    wrong = (
+        r"the prompt has 16 <image> placeholder tokens, but pixel_values holds 0 pictures: give what fastdecode.recipe"
+    )
+    with pytest.raises(ValueError, match=wrong):
+        fastdecode.generate(model, placeholders, multimodal_generation_mode="image-only")
     del model.config.vocabulary_map["<reserved08799>"]
-    with pytest.raises(ValueError, match="has no <reserved08799>, with which Lumina-mGPT writes rows"):
+    with pytest.raises(ValueError, match="has no <reserved08799>: with them Lumina-mGPT writes rows and sizes"):
         fastdecode.generate(model, ids, multimodal_generation_mode="image-only")
     assert fastdecode.generate(model, ids, max_new_tokens=4, do_sample=False).shape == (1, ids.shape[1] + 4)

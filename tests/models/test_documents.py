@@ -97,6 +97,14 @@ def test_without_a_decoder_text_works_and_pictures_name_the_missing_weights():
         fastdecode.to_documents(model, tiny_processor(), [row(T, [B, *BLOCK, E])])
 
 
+def test_text_does_not_need_the_config_of_pictures():
+    model = tiny_model(0)
+    model.config.vocabulary_map = {name: token for name, token in NAMES.items() if name != "<image>"}
+    assert fastdecode.to_documents(model, tiny_processor(), [row(T, U)]) == [["w3 w5"]]
+    with pytest.raises(ValueError, match=r"there are image tokens, but config.vocabulary_map of .* has no <image>: it"):
+        fastdecode.to_documents(model, tiny_processor(), [row(T, [B, *BLOCK, E])])
+
+
 def test_what_generate_returns():
     prompts = padded([[BOS, *text_ids(MODEL, i, n)] for i, n in enumerate((2, 4))])
     options = {"multimodal_generation_mode": "image-only", "do_sample": True, "seed": 1}

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from family_models import TEXT, filled, tiny_emu3, tiny_janus, tiny_liquid, tiny_llava, tiny_lumina
-from models_for_tests import tiny_model
+from models_for_tests import picture, pixels, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import fastdecode
 from fastdecode.decoder.classes import NESTS
 from fastdecode.models import families
+from fastdecode.models.chameleon import CHAMELEON
 from fastdecode.models.families import family_of
+from fastdecode.models.liquid import LIQUID
+from fastdecode.models.pictures import check_pixels, encoded_pictures, lengths_of, read_pictures
 from fastdecode.models.recipe import TASKS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "families.md").read_text()
@@ -169,6 +173,10 @@ def test_another_size_is_refused_by_a_family_with_one(squares):
 def test_register_takes_families():
     with pytest.raises(TypeError, match=r"takes a fastdecode\.Family, not a str"):
         fastdecode.register("Squares")
+    before = list(families.FAMILIES)
+    with pytest.raises(TypeError, match=r"nest of register is a str: give a fastdecode\.Nest"):
+        fastdecode.register(LIQUID, nest="model.language_model")
+    assert before == families.FAMILIES
 
 
 @pytest.mark.parametrize(
@@ -177,6 +185,7 @@ def test_register_takes_families():
         ({"name": ""}, "name of a Family is a str: give a str that is not empty"),
         ({"matches": None}, "matches of the family Squares is a NoneType: give"),
         ({"paint": 3}, "paint of the family Squares is an int: give a function"),
+        ({"advice": None}, "advice of the family Squares is a NoneType: give a str"),
         ({"read": len}, "the family Squares has read without pixels, lengths, features: to read pictures it needs all"),
     ],
     ids=lambda value: None if isinstance(value, str) else next(iter(value)),
@@ -185,6 +194,153 @@ def test_families_with_wrong_parts(parts: dict, message: str):
     good = {"name": "Squares", "matches": bool, "vocabulary": families.TEXT.vocabulary}
     with pytest.raises(ValueError, match=message):
         fastdecode.Family(**(good | parts))
+
+
+# --- what functions of a family return ---------------------------------------------------------------------------
+
+PROMPT = torch.tensor([[1, 30, 20]])
+PICTURE = {"multimodal_generation_mode": "image-only", "do_sample": False}
+
+
+@pytest.fixture
+def changed(monkeypatch):
+    """A Liquid, or a Chameleon, whose family has other functions."""
+    monkeypatch.setattr(families, "FAMILIES", list(families.FAMILIES))
+
+    def change(known: fastdecode.Family, **parts):
+        fastdecode.register(replace(known, name="Changed", **parts))
+        return tiny_liquid() if known is LIQUID else tiny_model()
+
+    return change
+
+
+RETURNED = {
+    "no vocabulary": (
+        {"vocabulary": lambda model: None},
+        "vocabulary of the family Changed returned a NoneType: it must return a fastdecode.Vocabulary",
+    ),
+    "more tokens than the model": (
+        {"vocabulary": lambda model: replace(LIQUID.vocabulary(model), size=400)},
+        "vocabulary of the family Changed returned one of 400 tokens for a model that has 331: its size must be 331",
+    ),
+    "image tokens outside": (
+        {"vocabulary": lambda model: replace(LIQUID.vocabulary(model), code_ids=range(320, 344))},
+        "code_ids of a Vocabulary have 331: its 331 tokens are 0 to 330",
+    ),
+    "one missing weight": ({"missing": lambda model: ["a"]}, "1 weight is missing (a). Text works without them"),
+    "three missing weights": ({"missing": lambda model: list("abc")}, "3 weights are missing (a, b, c). Text works"),
+    "many missing weights": (
+        {"missing": lambda model: list("abcdef")},
+        "6 weights are missing (a, b, … f). Text works",
+    ),
+    "missing weights in a str": (
+        {"missing": lambda model: "abc"},
+        "missing of the family Changed returned 'abc': it must return a list of names of weights",
+    ),
+    "missing weights as None": (
+        {"missing": lambda model: None},
+        "missing of the family Changed returned None: it must",
+    ),
+    "no painter": (
+        {"paint": None},
+        "the family Changed has no painter, so its picture tokens cannot become pictures: register it with paint=. "
+        "generate returns the tokens, and does not call it",
+    ),
+    "a size in words": (
+        {"size_in_prompt": lambda model, ids: "4x4"},
+        "size_in_prompt of the model's family returned '4x4' for prompt 0: it must return (rows, columns), or None",
+    ),
+    "half a size": ({"size_in_prompt": lambda model, ids: (4,)}, "size_in_prompt of the model's family returned (4,)"),
+}
+
+
+@pytest.mark.parametrize("case", RETURNED)
+def test_what_functions_of_a_family_return(case: str, changed):
+    parts, message = RETURNED[case]
+    model = changed(LIQUID, **parts)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fastdecode.generate(model, PROMPT, **PICTURE)
+    text = fastdecode.generate(model, PROMPT, max_new_tokens=3, do_sample=False)
+    assert text.shape == (1, 6)
+    assert len(fastdecode.to_documents(model, Letters(), text)[0]) == 1  # no painter is needed
+
+
+@pytest.mark.parametrize(
+    ("paint", "message"),
+    [
+        (lambda model, grids: [], "paint of the family Changed returned 0 items for 1 picture: it must return a list"),
+        (
+            lambda model, grids: None,
+            "paint of the family Changed returned a NoneType: it must return a list with a PIL",
+        ),
+        (lambda model, grids: ["x"], "paint of the family Changed returned a str for picture 0: it must be a PIL pict"),
+    ],
+)
+def test_what_paint_returns(paint, message: str, changed):
+    model = changed(LIQUID, paint=paint)
+    found = fastdecode.generate(model, PROMPT, **PICTURE)
+    assert found.shape == (1, 3 + 18)  # the tokens need no painter
+    with pytest.raises(ValueError, match=message):
+        fastdecode.to_documents(model, Letters(), found)
+
+
+ONES = torch.ones(4, dtype=torch.long)
+TOKENS = {
+    "None": (None, "returned a NoneType: it must return a list with the tokens of each"),
+    "a str": (["x"], "returned a str for picture 0: it must return tokens, (n,) int64"),
+    "floats": ([ONES.float()], "returned (4,) torch.float32 for picture 0: it must return tokens, (n,) int64"),
+    "two dimensions": ([ONES[None]], "returned (1, 4) torch.int64 for picture 0: it must return tokens, (n,) int64"),
+    "no token of the model": ([ONES * 999], "returned 999 in picture 0, which is not a token of this checkpoint (0 to"),
+}
+
+
+@pytest.mark.parametrize("case", TOKENS)
+def test_what_functions_that_read_pictures_return(case: str, changed):
+    returned, message = TOKENS[case]
+    model = changed(CHAMELEON, read=lambda *args: returned, features=lambda *args: returned)
+    with pytest.raises(ValueError, match=re.escape(f"read of the family Changed {message}")):
+        read_pictures(model, pixels(0, 1))
+    with pytest.raises(ValueError, match=re.escape(f"features of the family Changed {message}")):
+        encoded_pictures(model, None)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"pixels": lambda *args: None}, "pixels of the family Changed returned a NoneType: it must return a tensor"),
+        ({"lengths": lambda *args: 4}, "lengths of the family Changed returned an int: it must return a list with the"),
+        ({"lengths": lambda *args: []}, "lengths of the family Changed returned 0 items for 1 picture: it must return"),
+        (
+            {"lengths": lambda *args: [0]},
+            "lengths of the family Changed returned 0 for picture 0: it must be an int of",
+        ),
+        (
+            {"lengths": lambda *args: ["4"]},
+            "lengths of the family Changed returned '4' for picture 0: it must be an int",
+        ),
+        ({"read": lambda *args: [ONES, ONES]}, "read of the family Changed returned 2 items for 1 picture: it must"),
+    ],
+)
+def test_functions_that_read_pictures_are_checked(parts: dict, message: str, changed):
+    model = changed(CHAMELEON, **parts)
+    call = read_pictures if "read" in parts else lambda model, given: lengths_of(model, check_pixels(model, given))
+    with pytest.raises(ValueError, match=message):
+        call(model, pixels(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (None, "picture_tokens of the family Changed returned None: it must return a list of tokens"),
+        ([7, "x"], r"picture_tokens of the family Changed returned \[7, 'x'\]: it must return a list of tokens"),
+        ([7, 999, 8], "picture_tokens of the family Changed returned 999, which is not a token of this checkpoint"),
+    ],
+)
+def test_what_picture_tokens_returns(returned, message: str, changed):
+    model = changed(LIQUID, picture_tokens=lambda *args: returned)
+    recipe = fastdecode.recipe(model, "caption")
+    with pytest.raises(ValueError, match=message):
+        recipe.inputs(lambda text, **options: {"input_ids": [1, 20]}, "abc", picture(0))
 
 
 def test_a_nest_of_ones_own(monkeypatch):
