@@ -3,37 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 from torch import Tensor
 
+from fastdecode.models.image_sizes import RIGHT, Size, is_pair, pairs_of
 from fastdecode.ops.scalars import shown
 from fastdecode.vocabulary import Vocabulary
-
-Size = tuple[int, int]
-RIGHT = "give (width, height) in pixels, or one such pair for each prompt"
-
-
-def check_image_size(value: Any) -> None:
-    """``ValueError`` unless ``value`` is None, (width, height) or a list of such pairs."""
-    if value is not None:
-        _pairs(value)
-
-
-def _pairs(value: Any) -> list[Size] | Size:
-    given = value.tolist() if hasattr(value, "tolist") and not isinstance(value, str) else value
-    if _is_pair(given):
-        return int(given[0]), int(given[1])
-    if isinstance(given, (list, tuple)) and given and all(map(_is_pair, given)):
-        return [(int(width), int(height)) for width, height in given]
-    raise ValueError(f"image_size={shown(value)}: {RIGHT}")
-
-
-def _is_pair(value: Any) -> bool:
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
-        return False
-    return all(not isinstance(side, bool) and isinstance(side, Integral) and int(side) > 0 for side in value)
 
 
 def sized_vocabularies(
@@ -77,7 +53,7 @@ def _by_pixels(vocabulary: Vocabulary, image_size: Any, prompts: int) -> list[Si
     """(rows, columns) of each prompt's picture."""
     if image_size is None:
         return None
-    pairs = _pairs(image_size)
+    pairs = pairs_of(image_size)
     pairs = [pairs] * prompts if isinstance(pairs, tuple) else pairs
     if len(pairs) != prompts:
         raise ValueError(f"image_size has {len(pairs)} sizes for {prompts} prompts: {RIGHT}")
@@ -89,7 +65,7 @@ def _of_processor(image_sizes: Any, prompts: int) -> list[Size] | None:
     if image_sizes is None:
         return None
     found = image_sizes.tolist() if isinstance(image_sizes, Tensor) else image_sizes
-    if not isinstance(found, (list, tuple)) or not all(map(_is_pair, found)) or len(found) not in (1, prompts):
+    if not isinstance(found, (list, tuple)) or not all(map(is_pair, found)) or len(found) not in (1, prompts):
         raise ValueError(
             f"image_sizes={shown(image_sizes)}: without pixel_values it must hold rows and columns of the picture of "
             f"each of {prompts} prompts, as the processor returns them with return_for_image_generation=True"
