@@ -104,8 +104,8 @@ def _sized(model: Any, processor: Any, prompt: str, pictures: int, options: Mapp
     """A prompt that asks for a picture of the call's image_size, as the model's processor writes it."""
     if pictures:
         raise ValueError(
-            f"images were given, and {family_of(model).name} draws to a prompt of text alone: leave them out, or choose "
-            "multimodal_generation_mode='text-only'"
+            f"images were given, and {family_of(model).name} draws from a prompt of text alone: leave them out, or "
+            "give multimodal_generation_mode='text-only'"
         )
     if not takes_pictures(processor):
         raise ValueError(
