@@ -19,6 +19,8 @@ def as_python(value: Any) -> str:
             return "Guidance.none()"
         if value.streams == (FULL, UNCONDITIONAL):
             return f"Guidance.two_way({numbers[0]!r}{everywhere})"
+        if len(numbers) == 2 and value.streams[1] == Stream("prompt", value.streams[1].ids or (0,)):
+            return f"Guidance.two_way({numbers[0]!r}, {list(value.streams[1].ids)!r}{everywhere})"
         if value.streams == (FULL, IMAGES, UNCONDITIONAL):
             return f"Guidance.instruct(text={numbers[0]!r}, image={_number(sum(numbers[:2]))!r}{everywhere})"
     streams, weights = _tuple([_stream(stream) for stream in value.streams]), _tuple([repr(n) for n in numbers])

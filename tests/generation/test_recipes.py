@@ -13,6 +13,7 @@ from family_models import (
     emu3_vocabulary,
     filled,
     janus_processor,
+    liquid_tokenizer,
     tiny_emu3,
     tiny_janus,
     tiny_liquid,
@@ -33,18 +34,6 @@ from fastdecode.models.pixels import cropped, squared
 def small_targets(monkeypatch):
     monkeypatch.setattr(lumina, "TARGETS", (LUMINA_TARGET,))
     monkeypatch.setattr(lumina, "USUAL", LUMINA_TARGET)
-
-
-def liquid_tokenizer():
-    special = {
-        "<pad>": 0,
-        "<bos>": 1,
-        "<eos>": 2,
-        "<boi>": LIQUID["begin"],
-        "<eoi>": LIQUID["end"],
-        "<unconditional>": 9,
-    }
-    return word_tokenizer(TEXT["vocab_size"], special, {}, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
 
 
 def run(model, processor, task: str, text, images=None, size=None, **more):
