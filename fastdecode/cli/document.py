@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL.PngImagePlugin import PngInfo
 
+    from fastdecode.cli.handed_over import HandedOver
     from fastdecode.generation.handle import Handle
 
 
@@ -24,7 +25,7 @@ class Wanted:
     """Begins the names of its files: "" for the only document, else ``document-N``."""
     how: dict[str, Any] = field(default_factory=dict)
     """The options that made it, for the metadata of its pictures."""
-    handle: Handle | None = None
+    handle: Handle | HandedOver | None = None
 
     def metadata(self, number: int) -> PngInfo:
         """What a PNG says of how it was made: the text ``fastdecode`` is JSON with prompt, seed and options."""

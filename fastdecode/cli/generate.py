@@ -25,6 +25,7 @@ from fastdecode.cli.arguments import (
 )
 from fastdecode.cli.decode_options import MODALITIES, MODE, TEMPERATURE, TOP_P, guidance, sampling_options, size
 from fastdecode.cli.document import Wanted, markdown
+from fastdecode.cli.handed_over import HandedOver
 from fastdecode.cli.output import check_folder, whole_folder
 from fastdecode.cli.progress import loading
 from fastdecode.cli.prompts import open_pictures, read_prompts
@@ -186,8 +187,9 @@ def decode(engine: Engine, todo: Sequence[Wanted]) -> None:
 
     with tqdm(unit="token", disable=None, file=sys.stderr) as bar:
         for document in todo:
-            assert document.handle is not None
-            while not document.handle.done:
-                engine.advance(document.handle)
+            handle = document.handle
+            assert handle is not None
+            while not isinstance(handle, HandedOver) and not handle.done:
+                engine.advance(handle)
                 bar.update(engine.statistics().tokens - bar.n)
-            document.handle.result()
+            handle.result()

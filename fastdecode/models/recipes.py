@@ -8,7 +8,6 @@ from typing import Any
 
 from fastdecode.models import chameleon_recipes
 from fastdecode.models.families import family_of, supported, text_vocabulary_of
-from fastdecode.models.family import Family
 from fastdecode.models.recipe import TASKS, Bound, Recipe
 from fastdecode.ops.scalars import shown
 
@@ -27,7 +26,8 @@ def recipe(model: Any, task: str, *, like: str | None = None) -> Recipe:
     family = family_of(model)
     if not isinstance(task, str) or task not in TASKS:
         raise ValueError(f"task={shown(task)} is unknown; choose one of {', '.join(TASKS)}")
-    known = family.recipes(model) if like is None else _like(model, family, like)
+    check_like(model, like)
+    known = family.recipes(model) if like is None else chameleon_recipes.recipes(model, like)
     if task not in known:
         name = next((found.family for found in known.values()), family.name)
         trained = f"it was trained for {', '.join(known)}" if known else "no task of it is known"
@@ -36,13 +36,14 @@ def recipe(model: Any, task: str, *, like: str | None = None) -> Recipe:
     return replace(known[task], bound=Bound(text_vocabulary_of(model), read))
 
 
-def _like(model: Any, family: Family, like: Any) -> dict[str, Recipe]:
-    """The recipes of the Chameleon that is called ``like``, by task."""
-    names = chameleon_recipes.NAMES
+def check_like(model: Any, like: Any) -> None:
+    """``ValueError`` unless ``like`` is None, or names a Chameleon and ``model`` is one."""
+    if like is None:
+        return
+    names, family = chameleon_recipes.NAMES, family_of(model)
     if not isinstance(like, str) or like not in names:
         raise ValueError(f"like={shown(like)}: choose one of {', '.join(names)}")
     if family.recipes is not chameleon_recipes.recipes:
         raise ValueError(
             f"like={like!r} names a Chameleon, and this model is of the family {family.name}: leave it out"
         )
-    return chameleon_recipes.recipes(model, like)

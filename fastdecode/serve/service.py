@@ -14,9 +14,9 @@ from fastdecode.generation.by_recipe import request_by_recipe
 from fastdecode.generation.engine import Engine
 from fastdecode.generation.handle import Handle
 from fastdecode.generation.prompts import text_inputs
-from fastdecode.models.families import vocabulary_of
+from fastdecode.models.families import supported, vocabulary_of
 from fastdecode.models.pictures import missing_decoder_keys
-from fastdecode.models.recipes import recipe
+from fastdecode.models.recipes import check_like, recipe
 from fastdecode.serve.job import Job
 from fastdecode.serve.limits import Limits, Refused
 from fastdecode.serve.metrics import Metrics
@@ -37,6 +37,7 @@ class Service:
     def __init__(self, engine: Engine, limits: Limits, like: str | None = None) -> None:
         if engine.processor is None:
             raise ValueError("a server needs an engine with a processor: fastdecode.Engine(model, processor)")
+        check_like(supported(engine.model), like)
         self.engine, self.limits, self.metrics, self.like = engine, limits, Metrics(engine), like
         self.vocabulary = vocabulary_of(engine.model)
         self.paints = self.vocabulary.has_pictures and not missing_decoder_keys(engine.model)
