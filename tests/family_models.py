@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models_for_tests import drawing_model, vq_config
+from models_for_tests import drawing_model, tiny_model, tiny_processor, tiny_tokenizer, vq_config
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -155,6 +155,22 @@ def tiny_llava(kind: str, text: str = "llama", seed: int = 0) -> Any:
     models = {"llava": LlavaForConditionalGeneration, "llava_next": LlavaNextForConditionalGeneration}
     config = configs[kind](vision_config=vision, text_config=language, image_token_index=5, image_token_id=5)
     return filled(models[kind](config))
+
+
+def chameleon(name: str = "") -> tuple[Any, Any]:
+    """A Chameleon whose checkpoint has this name, and its processor."""
+    model = tiny_model(context=200)
+    model.config.name_or_path = name
+    return model, tiny_processor()
+
+
+def lumina_model(name: str = f"Lumina-mGPT-7B-{LUMINA_TARGET}") -> tuple[Any, Any]:
+    """A Lumina-mGPT whose checkpoint has this name, and its processor."""
+    model = tiny_lumina(context=800)
+    model.config.name_or_path = name
+    processor = tiny_processor()
+    processor.tokenizer = tiny_tokenizer(model.config.vocabulary_map)
+    return model, processor
 
 
 # --- checkpoints in folders -------------------------------------------------------------------------------------
