@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from models_for_tests import drawing_model, vq_config
+from models_for_tests import drawing_model, tiny_model, tiny_processor, tiny_tokenizer, vq_config
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -156,6 +157,49 @@ def tiny_llava(kind: str, text: str = "llama", seed: int = 0) -> Any:
     return filled(models[kind](config))
 
 
+def chameleon(name: str = "") -> tuple[Any, Any]:
+    """A Chameleon whose checkpoint has this name, and its processor."""
+    model = tiny_model(context=200)
+    model.config.name_or_path = name
+    return model, tiny_processor()
+
+
+def lumina_model(name: str = f"Lumina-mGPT-7B-{LUMINA_TARGET}") -> tuple[Any, Any]:
+    """A Lumina-mGPT whose checkpoint has this name, and its processor."""
+    model = tiny_lumina(context=800)
+    model.config.name_or_path = name
+    processor = tiny_processor()
+    processor.tokenizer = tiny_tokenizer(model.config.vocabulary_map)
+    return model, processor
+
+
+# --- checkpoints in folders -------------------------------------------------------------------------------------
+
+
+def saved(folder: Path, model: Any, processor: Any) -> Path:
+    """The folder with the model and its processor in it, as they are published."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def taming(path: Path, vqmodel: Any) -> Path:
+    """Meta's file: the VQ-GAN's weights, encoder and decoder, under taming's names."""
+    state = {key: value.clone() for key, value in vqmodel.state_dict().items()}
+    torch.save({"state_dict": state | {"loss.logvar": torch.zeros(1)}}, path)
+    return path
+
+
+def saved_liquid(folder: Path) -> tuple[Path, Path]:
+    """A Liquid's folder, without its VQ-GAN, and Meta's file, which has it."""
+    model = tiny_liquid()
+    vqgan = taming(folder / "vqgan.ckpt", model.vqmodel)
+    del model.vqmodel
+    size = TEXT["vocab_size"] - 24
+    model.config.picture_tokens = {**LIQUID, "first": size}
+    return saved(folder / "liquid", model, liquid_tokenizer(size)), vqgan
+
+
 # --- processors -------------------------------------------------------------------------------------------------
 
 
@@ -201,3 +245,15 @@ def emu3_processor() -> Emu3Processor:
     tokenizer = word_tokenizer(TEXT["vocab_size"], special, named, **marks)
     pictures = Emu3ImageProcessor(min_pixels=16 * 16, max_pixels=64 * 64, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     return Emu3Processor(pictures, tokenizer)
+
+
+def liquid_tokenizer(size: int = TEXT["vocab_size"]) -> PreTrainedTokenizerFast:
+    special = {
+        "<pad>": 0,
+        "<bos>": 1,
+        "<eos>": 2,
+        "<boi>": LIQUID["begin"],
+        "<eoi>": LIQUID["end"],
+        "<unconditional>": LIQUID["unconditional"],
+    }
+    return word_tokenizer(size, special, {}, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")

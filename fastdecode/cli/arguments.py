@@ -126,13 +126,14 @@ def check_weights(weights: str | None, device: str | None) -> None:
 
 
 def check_is_chameleon(model: Any, name: str) -> None:
-    """`Refused` for a model whose prompts the commands do not write."""
+    """`Refused` for a model whose prompts nobody writes without a task."""
     from fastdecode.models.families import family_of
 
     family = family_of(model).name
     if family != "Chameleon":
         kind = type(model).__name__ if family == "text" else family
+        task = "chat" if family == "text" else "text-to-image"
         raise Refused(
-            f"{name} is a {kind}, and the commands write prompts of Chameleons, such as Anole: in Python, "
-            "fastdecode.recipe(model, task) writes its prompts"
+            f"{name} is {'an' if kind[0] in 'AEIOU' else 'a'} {kind}, and without a task the command writes prompts of Chameleons, such as Anole: give a "
+            f"task, such as --task {task}"
         )

@@ -14,15 +14,17 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def read_prompts(given: Sequence[str], file: Path | None) -> list[str]:
+def read_prompts(given: Sequence[str], file: Path | None, *, needed: bool = True) -> list[str]:
     """The prompts of ``--prompt``, then those of ``--prompts``: one per line, empty lines skipped, ``-`` for standard
-    input. `Refused` if there are none or the file cannot be read.
+    input. `Refused` if there are none or the file cannot be read; without any, and none ``needed``, an empty one.
     """
     prompts = [*given]
     if file is not None:
         prompts += [line.strip() for line in _text(file).splitlines() if line.strip()]
         if len(prompts) == len(given):
             raise Refused(f"--prompts {shown(file)} holds no prompt: write one per line")
+    if not prompts and not needed:
+        return [""]
     if not prompts:
         raise Refused("give --prompt TEXT, which may be repeated, or --prompts FILE")
     for number, prompt in enumerate(prompts):

@@ -6,7 +6,7 @@ import argparse
 import importlib.util
 from pathlib import Path
 
-from fastdecode.cli.arguments import DTYPES, WEIGHTS, check_device, check_is_chameleon, check_weights, device
+from fastdecode.cli.arguments import DTYPES, WEIGHTS, check_device, check_weights, device
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
@@ -20,6 +20,7 @@ def add_arguments(serve: argparse.ArgumentParser) -> None:
         "--weights", choices=WEIGHTS, help="make the weights small, on the CPU (default: as in the checkpoint)"
     )
     serve.add_argument("--device", type=device, help="cpu, cuda or cuda:N (default: cpu)")
+    serve.add_argument("--like", metavar="NAME", help="for requests with a task: which Chameleon it is, such as Anole")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s, this machine)")
     serve.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
     serve.add_argument("--pages", type=int, default=None, help="most pages of keys and values (default: no limit)")
@@ -65,9 +66,8 @@ def serve(args: argparse.Namespace) -> None:
     with listen(args.host, args.port) as listener:
         dtype = None if args.dtype == "auto" else args.dtype
         model, processor = load(args.model, dtype=dtype, device=args.device, vqgan=args.vqgan, weights=args.weights)
-        check_is_chameleon(model, args.model)
         engine = Engine(model, processor, pages=args.pages, max_rows=args.max_rows, deterministic=args.deterministic)
-        app = create_app(engine, limits, model=args.model)
+        app = create_app(engine, limits, model=args.model, like=args.like)
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"fastdecode serves {args.model} at http://{shown}:{port} (Ctrl-C ends it)", flush=True)

@@ -163,10 +163,15 @@ def _steps(decoder: BaseDecoder) -> tuple[str, list[str]]:
 
 def _small_weights(model: Any) -> str:
     """What to say of weights of 8 and 4 bits, if the model has some."""
+    kinds = small_kinds(model)
+    return f" with weights of {', '.join(kinds)}" if kinds else ""
+
+
+def small_kinds(model: Any) -> list[str]:
+    """The kinds of weights of 8 and 4 bits that the model has, such as "int8"."""
     weights = [p for p in model.parameters() if of_small(p)]
     kinds = {"int8" if p.small.type == "int8x16" else p.small.type for p in weights if isinstance(p, ops.SmallTensor)}
-    kinds |= {f"{type(p).__name__} of torchao" for p in weights if not isinstance(p, ops.SmallTensor)}
-    return f" with weights of {', '.join(sorted(kinds))}" if kinds else ""
+    return sorted(kinds | {f"{type(p).__name__} of torchao" for p in weights if not isinstance(p, ops.SmallTensor)})
 
 
 def _memory(prepared: Prepared, decoder: BaseDecoder, streams: list[int]) -> str:

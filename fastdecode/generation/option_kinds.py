@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from fastdecode.generation.picture_sizes import check_image_size
 from fastdecode.generation.token_options import check_token_options
 from fastdecode.grammar import MODES
 from fastdecode.guidance import Guidance, guidance_from
 from fastdecode.kv.page_pool import PagePool
 from fastdecode.models.families import supported, token_count
+from fastdecode.models.image_sizes import check_image_size
 from fastdecode.ops.scalars import LARGEST_FLOAT, shown
 from fastdecode.wording import kind_of
 

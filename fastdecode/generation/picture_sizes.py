@@ -3,56 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
+from fastdecode.models.image_sizes import RIGHT, Size, is_pair, is_side, listed, pairs_of
 from fastdecode.ops.scalars import shown
 from fastdecode.vocabulary import Vocabulary
-
-Size = tuple[int, int]
-RIGHT = "give (width, height) in pixels, or one such pair for each prompt"
-
-
-def check_image_size(value: Any) -> None:
-    """``ValueError`` unless ``value`` is None, (width, height) or a list of such pairs."""
-    if value is not None:
-        _pairs(value)
-
-
-def _pairs(value: Any) -> list[Size] | Size:
-    given = _listed(value)
-    sides = given if isinstance(given, (list, tuple)) else ()
-    if any(map(_below_1, sides)) or any(isinstance(pair, (list, tuple)) and any(map(_below_1, pair)) for pair in sides):
-        raise ValueError(f"image_size={shown(value)} has a side below 1 pixel: {RIGHT}")
-    if _is_pair(given):
-        return int(given[0]), int(given[1])
-    if isinstance(given, (list, tuple)) and given and all(map(_is_pair, given)):
-        return [(int(width), int(height)) for width, height in given]
-    raise ValueError(f"image_size={shown(value)}: {RIGHT}")
-
-
-def _listed(value: Any) -> Any:
-    """``value`` as lists, if it is a tensor or an array."""
-    if isinstance(value, str) or not hasattr(value, "tolist"):
-        return value
-    try:
-        return value.tolist()
-    except RuntimeError:  # of a sparse tensor, or of one on the meta device
-        return value
-
-
-def _is_side(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, Integral)
-
-
-def _below_1(value: Any) -> bool:
-    return _is_side(value) and int(value) < 1
-
-
-def _is_pair(value: Any) -> bool:
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
-        return False
-    return all(_is_side(side) and int(side) > 0 for side in value)
 
 
 def sized_vocabularies(
@@ -74,7 +29,7 @@ def sized_vocabularies(
             "none: leave it out, or choose a mode that draws"
         )
     for number, said in enumerate(told):
-        pair = isinstance(said, tuple) and len(said) == 2 and all(map(_is_side, said))
+        pair = isinstance(said, tuple) and len(said) == 2 and all(map(is_side, said))
         if said is not None and not pair:
             raise ValueError(
                 f"size_in_prompt of the model's family returned {shown(said)} for prompt {number}: it must return "
@@ -103,7 +58,7 @@ def _by_pixels(vocabulary: Vocabulary, image_size: Any, prompts: int) -> list[Si
     """(rows, columns) of each prompt's picture."""
     if image_size is None:
         return None
-    pairs = _pairs(image_size)
+    pairs = pairs_of(image_size)
     pairs = [pairs] * prompts if isinstance(pairs, tuple) else pairs
     if len(pairs) != prompts:
         raise ValueError(
@@ -117,8 +72,8 @@ def _by_pixels(vocabulary: Vocabulary, image_size: Any, prompts: int) -> list[Si
 def _of_processor(image_sizes: Any, prompts: int) -> list[Size] | None:
     if image_sizes is None:
         return None
-    found = _listed(image_sizes)
-    if not isinstance(found, (list, tuple)) or not all(map(_is_pair, found)) or len(found) not in (1, prompts):
+    found = listed(image_sizes)
+    if not isinstance(found, (list, tuple)) or not all(map(is_pair, found)) or len(found) not in (1, prompts):
         raise ValueError(
             f"image_sizes={shown(image_sizes)}: without pixel_values it must hold rows and columns of the picture of "
             f"each of {prompts} prompt{'s' * (prompts != 1)}, as the processor returns them with "

@@ -6,8 +6,18 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from transformers.utils import logging
+
 from fastdecode.guidance import FULL, IMAGES, Guidance, Stream
-from fastdecode.models.recipe import Recipe, by_task
+from fastdecode.models.recipe import PLAIN, Recipe, by_task
+
+logger = logging.get_logger(__name__)
+
+NAMES = ("Chameleon", "Anole", "AA-Chameleon", "Thinking with generated images", "blocks")
+"""The checkpoints whose recipes are known."""
+
+END = "<reserved08706>"
+"""Ends a turn. The templates have it, and the processor is told not to add it: so a tokenizer makes the same prompt."""
 
 OPTIONS = "facebookresearch/chameleon, Options of chameleon/inference/chameleon.py"
 ANOLE = "GAIR-NLP/anole, chameleon/inference/chameleon.py"
@@ -22,8 +32,8 @@ PICTURES = {
 WORDS = {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.2}
 
 
-def name_of(name_or_path: str) -> str:
-    """Which of the fine-tunes a checkpoint is, told by its name."""
+def name_of(name_or_path: str) -> str | None:
+    """Which of `NAMES` a checkpoint is, told by its name; None if nothing in it tells."""
     name = name_or_path.lower().replace("\\", "/")
     if re.search(r"twgi|thinking", name) or "anole-7b-hf-2025" in name:
         return "Thinking with generated images"
@@ -31,12 +41,21 @@ def name_of(name_or_path: str) -> str:
         return "AA-Chameleon"
     if "anole" in name:
         return "Anole"
-    return "blocks" if name.rstrip("/").endswith("blocks") else "Chameleon"
+    if name.rstrip("/").endswith("blocks"):
+        return "blocks"
+    return "Chameleon" if "chameleon" in name else None
 
 
-def recipes(model: Any) -> dict[str, Recipe]:
-    """By task."""
-    family = name_of(model.config.name_or_path)
+def recipes(model: Any, like: str | None = None) -> dict[str, Recipe]:
+    """By task. ``like``: which of `NAMES` the checkpoint is; None: its name tells."""
+    name = model.config.name_or_path
+    family = like or name_of(name)
+    if family is None:
+        family = "Chameleon"
+        logger.warning_once(
+            f"the name of this checkpoint, {name!r}, does not tell which Chameleon it is, so its recipes are those of "
+            f"Meta's Chameleon: for another one, give fastdecode.recipe like='Anole', or one of {', '.join(NAMES)}"
+        )
     if family == "blocks":
         return _blocks()
     if family == "Thinking with generated images":
@@ -47,14 +66,17 @@ def recipes(model: Any) -> dict[str, Recipe]:
     image_only = {"multimodal_generation_mode": "image-only", **PICTURES}
     both = {"multimodal_generation_mode": "interleaved-text-image", **PICTURES, "text": words, "max_new_tokens": half}
     text = {"multimodal_generation_mode": "text-only", "do_sample": True, "text": words, "max_new_tokens": half}
-    completion = {"return_for_text_completion": True}
     found = [
-        Recipe.of(family, "text-to-image", "{text}", image_only, source),
-        Recipe.of(family, "interleaved", "{text}", both, source, processor=completion),
-        Recipe.of(family, "caption", "<image>{text}", text, source),
-        Recipe.of(family, "chat", "{text}", text, source),
+        _made(family, "text-to-image", "{text}" + END, image_only, source),
+        _made(family, "interleaved", "{text}", both, source),
+        _made(family, "caption", "<image>{text}" + END, text, source),
+        _made(family, "chat", "{text}" + END, text, source),
     ]
     return by_task(found)
+
+
+def _made(family: str, task: str, template: str, options: dict[str, Any], source: str, **more: Any) -> Recipe:
+    return Recipe.of(family, task, template, options, source, processor=PLAIN, **more)
 
 
 def _blocks() -> dict[str, Recipe]:
@@ -72,10 +94,10 @@ def _blocks() -> dict[str, Recipe]:
     }
     text = {"multimodal_generation_mode": "text-only", "do_sample": False, "max_new_tokens": 80}
     found = [
-        Recipe.of("blocks", "text-to-image", "Draw: {text}", image_only, BLOCKS),
-        Recipe.of("blocks", "interleaved", "{text}", both, BLOCKS),
-        Recipe.of("blocks", "edit", "<image>{text}", edit, BLOCKS),
-        Recipe.of("blocks", "caption", "<image>Describe the picture.", text, BLOCKS),
+        _made("blocks", "text-to-image", "Draw: {text}" + END, image_only, BLOCKS),
+        _made("blocks", "interleaved", "{text}" + END, both, BLOCKS),
+        _made("blocks", "edit", "<image>{text}" + END, edit, BLOCKS),
+        _made("blocks", "caption", "<image>Describe the picture." + END, text, BLOCKS),
     ]
     return by_task(found)
 
@@ -97,8 +119,8 @@ def _thinking(family: str, model: Any) -> dict[str, Recipe]:
     half = model.config.max_position_embeddings // 2
     both = {"multimodal_generation_mode": "interleaved-text-image", **sampled, "max_new_tokens": half}
     found = [
-        Recipe.of(family, "text-to-image", "{text}", image_only, THINKING),
-        Recipe.of(family, "interleaved", CRITIQUE, both, THINKING, guidance_of=_five_way),
+        _made(family, "text-to-image", "{text}" + END, image_only, THINKING),
+        _made(family, "interleaved", CRITIQUE + END, both, THINKING, guidance_of=_five_way),
     ]
     return by_task(found)
 

@@ -156,12 +156,12 @@ def recipes(model: Any) -> dict[str, Recipe]:
         "image": {"top_k": 2048, "temperature": 1.0},
     }
     said = {"multimodal_generation_mode": "text-only", "do_sample": False, "max_new_tokens": 1024}
-    size = {"return_for_image_generation": True}
+    size, plain = {"return_for_image_generation": True}, {"return_for_image_generation": False}
     asked = "You are a helpful assistant. USER: <image>{text}. ASSISTANT:"
     found = [
         Recipe.of("Emu3", "text-to-image", "{text}" + PRAISE, drawn, SCRIPT, processor=size, negative=AGAINST),
-        Recipe.of("Emu3", "caption", asked, said, CHAT),
-        Recipe.of("Emu3", "chat", asked.replace("<image>", ""), said, CHAT),
+        Recipe.of("Emu3", "caption", asked, said, CHAT, processor=plain),
+        Recipe.of("Emu3", "chat", asked.replace("<image>", ""), said, CHAT, processor=plain),
     ]
     name = model.config.name_or_path
     wanted = {"Emu3-Gen": ("text-to-image",), "Emu3-Chat": ("caption", "chat")}

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from fastdecode.layout import Layout, SizeTokens
 from fastdecode.models.chameleon import CHAMELEON, read
+from fastdecode.models.chameleon_recipes import END
 from fastdecode.models.pixels import as_pixels, cropped
-from fastdecode.models.recipe import Recipe, by_task
+from fastdecode.models.recipe import PLAIN, Recipe, by_task
 from fastdecode.models.vocabulary_map import named_tokens
 from fastdecode.vocabulary import Vocabulary
 
@@ -103,14 +104,17 @@ def recipes(model: Any) -> dict[str, Recipe]:
     edited = {**drawn, "guidance": 1.0, "image": {"temperature": 1.0, "top_k": 200}}
     said = {"multimodal_generation_mode": "text-only", **both, "max_new_tokens": 1024}
     asked = "Generate an image of {width}x{height} according to the following prompt:\n{text}"
-    name = "Lumina-mGPT"
-    found = [
-        Recipe.of(name, "text-to-image", asked, drawn, README),
-        Recipe.of(name, "caption", "Describe the image in detail. <image>", said, SOLVER),
-        Recipe.of(name, "chat", "{text}", said, SOLVER),
+    tasks = [
+        ("text-to-image", asked, drawn, README),
+        ("caption", "Describe the image in detail. <image>", said, SOLVER),
+        ("chat", "{text}", said, SOLVER),
     ]
     if "omni" in model.config.name_or_path.lower():
-        found.append(Recipe.of(name, "edit", "{text} <image>", edited, README))
+        tasks.append(("edit", "{text} <image>", edited, README))
+    found = [
+        Recipe.of("Lumina-mGPT", task, template + END, options, source, processor=PLAIN)
+        for task, template, options, source in tasks
+    ]
     return by_task(found)
 
 

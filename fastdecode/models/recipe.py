@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,13 +12,19 @@ from PIL import Image
 from torch import Tensor
 
 from fastdecode.guidance import Guidance
+from fastdecode.models.image_sizes import Size, one_size
+from fastdecode.models.reading import PICTURE, PictureTokens, pictures_of, read_prompt, takes_pictures
+from fastdecode.models.recipe_words import as_python
+from fastdecode.ops.scalars import shown
 from fastdecode.vocabulary import Vocabulary
-from fastdecode.wording import kind_of
+from fastdecode.wording import count_of, kind_of
 
 TASKS = ("text-to-image", "interleaved", "edit", "caption", "chat", "infill")
-PICTURE = "<image>"
+PLACES = ("text", "width", "height")
+"""What a template may have in braces."""
 
-Size = tuple[int, int]
+PLAIN = {"return_for_text_completion": True}
+"""Arguments with which a processor of Chameleons makes the tokens of its tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Bound:
     """
 
     vocabulary: Vocabulary
-    picture_tokens: Callable[[Image.Image], list[int]] | None = None
+    picture_tokens: PictureTokens | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,8 @@ class Recipe:
                        gives the tokens of a text. `inputs` then returns ``guidance`` too
 
     ``fastdecode.generate(model, **recipe.inputs(processor, text), **recipe.options)`` follows it. The options are a
-    dict like any other: ``recipe.options | {"seed": 7}``.
+    dict like any other: ``recipe.options | {"seed": 7}``. ``str(recipe)`` tells all of it, each part with its source.
+    ``ValueError`` for a part of a wrong kind, another task, and a template with other words in braces.
     """
 
     family: str
@@ -64,8 +72,28 @@ class Recipe:
     def of(cls, family: str, task: str, template: str, options: Mapping[str, Any], source: str, **more: Any) -> Recipe:
         """A recipe whose parts have one source, but for what fastdecode chooses: the mode and the length."""
         ours = {"multimodal_generation_mode": "the task", "max_new_tokens": "fastdecode: a limit"}
-        known = {name: ours.get(name, source) for name in ("prompt", "negative", *options)}
-        return cls(family, task, template, options, known, **more)
+        names = ("prompt", "processor", "negative", "guidance", *options) if isinstance(options, Mapping) else ()
+        return cls(family, task, template, options, {name: ours.get(name, source) for name in names}, **more)
+
+    def __post_init__(self) -> None:
+        for name in ("family", "task", "template", "negative"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} of a Recipe is {kind_of(getattr(self, name))}: give a str")
+        for name in ("options", "sources", "processor"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ValueError(f"{name} of a Recipe is {kind_of(getattr(self, name))}: give a dict")
+        if self.task not in TASKS:
+            raise ValueError(f"task={shown(self.task)} is unknown; choose one of {', '.join(TASKS)}")
+        places = set(re.findall(r"\{(\w*)\}", self.template))
+        for place in sorted(places.difference(PLACES)):
+            raise ValueError(f"template has {{{place}}}: a Recipe fills in {{text}}, {{width}} and {{height}} only")
+        if ("width" in places) != ("height" in places):
+            raise ValueError("template has one of {width} and {height}: give both, or none")
+        for mark in re.findall(r"<\s*images?\s*>", self.template, re.IGNORECASE):
+            if mark != PICTURE:
+                raise ValueError(f"template has {mark}: a picture that the caller gives is written {PICTURE}")
+        if PICTURE in self.negative:
+            raise ValueError(f"negative has {PICTURE}: a negative prompt is text only")
 
     @property
     def pictures(self) -> int:
@@ -78,15 +106,40 @@ class Recipe:
             raise ValueError("this recipe belongs to no model: take what fastdecode.recipe(model, task) returns")
         return self.bound.vocabulary
 
-    def prompt(self, text: str, image_size: Size | None = None) -> str:
-        """The prompt for ``text``. ``image_size``: (width, height) in pixels; None: the model's usual size."""
+    @property
+    def draws(self) -> bool:
+        return self.options.get("multimodal_generation_mode", "text-only") != "text-only"
+
+    @property
+    def sizes(self) -> list[Size] | None:
+        """The ``image_size`` that the task takes, (width, height) in pixels: all of them, the narrowest first; none for
+        a task that draws no pictures. None: any whose sides are multiples of ``vocabulary.cell`` and that fits the
+        context.
+        """
+        vocabulary = self.vocabulary
+        if not self.draws:
+            return []
+        if vocabulary.any_size:
+            return None
+        known, cell = vocabulary.sizes or {(vocabulary.picture.rows, vocabulary.picture.columns)}, vocabulary.cell
+        return sorted((columns * cell, rows * cell) for rows, columns in known)
+
+    def prompt(self, text: str = "", image_size: Size | None = None) -> str:
+        """The prompt for ``text``. ``image_size``: (width, height) in pixels; None: the model's usual size.
+        ``ValueError`` for a text where the template has no place for one, and for a size that the model cannot draw.
+        """
         if not isinstance(text, str):
             raise ValueError(f"text is {kind_of(text)}: give the prompt as a str")
         if PICTURE in text:
             raise ValueError(f"text has {PICTURE}: give pictures with images=; the recipe knows where they go")
-        found = self.template
+        if text and "{text}" not in self.template:
+            raise ValueError(
+                f"the prompt of the task {self.task!r} of {self.family} is always {self.template!r}, without a text of "
+                f"yours, and text={shown(text)} was given: leave it out"
+            )
+        size, found = self._size(image_size), self.template
         if "{width}" in found:
-            width, height = self._usual() if image_size is None else image_size
+            width, height = self._usual() if size is None else size
             found = found.replace("{width}", str(width)).replace("{height}", str(height))
         return found.replace("{text}", text)
 
@@ -99,22 +152,25 @@ class Recipe:
     ) -> dict[str, Any]:
         """The prompts as arguments of `fastdecode.generate`: input_ids and attention_mask, and what else is needed.
 
-            processor    the model's own, or its tokenizer
+            processor    the model's own; its tokenizer will do where that makes the same prompt
             text         a prompt, or several
             images       PIL pictures of the prompts, in order: as many for each as the template shows
             image_size   (width, height) in pixels of the pictures to draw; None: the model's usual size
 
-        ``ValueError`` for another number or kind of pictures, and for a size that the model cannot draw.
+        ``ValueError`` for a wrong kind of argument, another number of pictures, a size that the model cannot draw, and
+        a tokenizer where the model's processor makes a part of the prompt or reads its pictures.
         """
-        vocabulary, texts = self.vocabulary, [text] if isinstance(text, str) else list(text)
+        vocabulary = self.vocabulary
+        self._check_processor(processor)
+        size, texts = self._size(image_size), _texts(text)
+        prompts = [self.prompt(one, size) for one in texts]
         given = self._given(images, len(texts))
-        if image_size is not None:
-            width, height = image_size
-            vocabulary.sized(width, height)  # says what is wrong with it
+        if self.guidance_of is not None and len(texts) != 1:
+            raise ValueError(f"the task {self.task!r} of {self.family} takes one prompt: its guidance repeats it")
         rows, pixels, sizes = [], [], []
-        for number, one in enumerate(texts):
-            shown = given[number * self.pictures : (number + 1) * self.pictures]
-            made = self._read(processor, self.prompt(one, image_size), shown, image_size)
+        for number, prompt in enumerate(prompts):
+            pictures = given[number * self.pictures : (number + 1) * self.pictures]
+            made = self._read(processor, prompt, pictures, size)
             rows.append([int(token) for token in made["input_ids"][0]])
             pixels += [made["pixel_values"]] if made.get("pixel_values") is not None else []
             sizes += [torch.as_tensor(made["image_sizes"])] if made.get("image_sizes") is not None else []
@@ -123,11 +179,9 @@ class Recipe:
             found["pixel_values"] = torch.cat(pixels)
         if sizes:
             found["image_sizes"] = torch.cat(sizes)
-        elif image_size is not None:
-            found["image_size"] = image_size
+        elif size is not None:
+            found["image_size"] = size
         if self.guidance_of is not None:
-            if len(texts) != 1:
-                raise ValueError(f"the task {self.task!r} of {self.family} takes one prompt: its guidance repeats it")
             tokenizer = getattr(processor, "tokenizer", processor)
 
             def tokens_of(part: str) -> list[int]:
@@ -136,38 +190,54 @@ class Recipe:
 
             found["guidance"] = self.guidance_of(rows[0], tokens_of)
         if self.negative:
-            other = self._read(processor, self.negative, [], image_size)["input_ids"]
+            other = self._read(processor, self.negative, [], size)["input_ids"]
             found["negative_prompt_ids"] = torch.as_tensor(other).expand(len(texts), -1)
             found["negative_prompt_attention_mask"] = torch.ones_like(found["negative_prompt_ids"])
         return found
 
+    def _check_processor(self, processor: Any) -> None:
+        """``ValueError`` unless ``processor`` makes the prompts of this recipe."""
+        assert self.bound is not None
+        right = "give the model's processor, which fastdecode.load returns with the model"
+        if isinstance(processor, type) or not callable(processor):
+            raise ValueError(f"processor is {shown(processor)}: {right}")
+        if takes_pictures(processor):
+            return
+        tokenizer, task = f"processor is {kind_of(processor)}, a tokenizer", f"the task {self.task!r} of {self.family}"
+        if any(PLAIN.get(name) != value for name, value in self.processor.items()):
+            raise ValueError(f"{tokenizer}, and for {task} the model's processor writes a part of the prompt: {right}")
+        if self.pictures and self.bound.picture_tokens is None:
+            raise ValueError(f"{tokenizer}, and {task} shows pictures, which a tokenizer does not read: {right}")
+
+    def _size(self, image_size: Any) -> Size | None:
+        """``image_size``, checked: a size that the task draws, or None."""
+        size = one_size(image_size)
+        if size is not None and not self.draws:
+            raise ValueError(
+                f"image_size={size}: the task {self.task!r} of {self.family} draws no pictures; leave it out"
+            )
+        if size is not None:
+            self.vocabulary.sized(*size)
+        return size
+
     def _given(self, images: Any, prompts: int) -> list[Image.Image]:
-        given = [] if images is None else [images] if isinstance(images, Image.Image) else list(images)
-        for number, picture in enumerate(given):
-            if not isinstance(picture, Image.Image):
-                raise ValueError(f"images[{number}] is {kind_of(picture)}: give PIL pictures")
+        given = pictures_of(images)
         if len(given) != self.pictures * prompts:
             raise ValueError(
-                f"{len(given)} pictures were given for {prompts} prompts: the task {self.task!r} of {self.family} "
-                f"takes {self.pictures} for each"
+                f"{count_of(len(given), 'picture')} {'was' if len(given) == 1 else 'were'} given for "
+                f"{count_of(prompts, 'prompt')}: the task {self.task!r} of {self.family} takes {self.pictures} for each"
             )
         return given
 
     def _read(self, processor: Any, prompt: str, pictures: list[Image.Image], size: Size | None) -> dict[str, Any]:
         """What the processor makes of one prompt."""
         assert self.bound is not None
-        tokenizer = getattr(processor, "tokenizer", processor)
         if self.chat:
-            prompt = self._in_template(tokenizer, prompt)
-        if pictures and self.bound.picture_tokens is not None:
-            return {"input_ids": [self._spliced(processor, prompt, pictures)]}
+            prompt = self._in_template(getattr(processor, "tokenizer", processor), prompt)
         options = dict(self.processor)
         if size is not None and options.get("return_for_image_generation"):
             options |= {"ratio": f"{size[0]}:{size[1]}", "image_area": size[0] * size[1]}
-        if pictures:
-            options["images"] = pictures
-            prompt = prompt.replace(PICTURE, getattr(processor, "image_token", PICTURE))
-        return dict(processor(text=prompt, return_tensors="pt", **options))
+        return read_prompt(processor, prompt, pictures, self.bound.picture_tokens, **options)
 
     def _in_template(self, tokenizer: Any, prompt: str) -> str:
         if not getattr(tokenizer, "chat_template", None):
@@ -179,30 +249,27 @@ class Recipe:
         made: str = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
         return made
 
-    def _spliced(self, processor: Any, prompt: str, pictures: list[Image.Image]) -> list[int]:
-        """The tokens of a prompt with those of its pictures in their places."""
-        assert self.bound is not None
-        assert self.bound.picture_tokens is not None
-        tokenizer = getattr(processor, "tokenizer", processor)
-        found: list[int] = []
-        for number, part in enumerate(prompt.split(PICTURE)):
-            if number:
-                found += self.bound.picture_tokens(pictures[number - 1])
-            found += tokenizer(part, add_special_tokens=number == 0)["input_ids"]
-        return found
-
     def _usual(self) -> Size:
         layout, cell = self.vocabulary.picture, self.vocabulary.cell
         return layout.columns * cell, layout.rows * cell
 
     def __str__(self) -> str:
         """The recipe for people: each part with its source."""
-        lines = [f"{self.family}, {self.task}", f"  prompt: {self.template!r} ({self.sources['prompt']})"]
+        lines = [f"{self.family}, {self.task}", f"  prompt: {self.template!r}{self._source('prompt')}"]
+        if self.chat:
+            lines.append("  the tokenizer's chat template stands around it")
+        if self.processor:
+            given = ", ".join(f"{name}={value!r}" for name, value in self.processor.items())
+            lines.append(f"  processor: {given}{self._source('processor')}")
         if self.negative:
-            lines.append(f"  negative prompt: {self.negative!r} ({self.sources['negative']})")
-        for name, value in self.options.items():
-            lines.append(f"  {name}={value!r} ({self.sources[name]})")
+            lines.append(f"  negative prompt: {self.negative!r}{self._source('negative')}")
+        if self.guidance_of is not None:
+            lines.append(f"  guidance: made of each prompt, and returned by inputs{self._source('guidance')}")
+        lines += [f"  {name}={as_python(value)}{self._source(name)}" for name, value in self.options.items()]
         return "\n".join(lines)
+
+    def _source(self, part: str) -> str:
+        return f" ({self.sources[part]})" if part in self.sources else ""
 
 
 def by_task(recipes: Iterable[Recipe]) -> dict[str, Recipe]:
@@ -215,3 +282,15 @@ def padded(rows: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
     ids = [[*[pad] * (width - len(row)), *row] for row in rows]
     mask = [[*[0] * (width - len(row)), *[1] * len(row)] for row in rows]
     return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+def _texts(text: Any) -> list[str]:
+    """The prompts as a list. ``ValueError`` for what is neither a prompt nor several."""
+    if isinstance(text, str):
+        return [text]
+    if not isinstance(text, Iterable) or isinstance(text, (bytes, Mapping, set, frozenset)):
+        raise ValueError(f"text is {kind_of(text)}: give a prompt as a str, or a list of them")
+    found = list(text)
+    if not found:
+        raise ValueError("text is an empty list: give at least one prompt")
+    return found

@@ -29,18 +29,21 @@ PAGE_HEADERS = {
 }
 
 
-def create_app(engine: Engine, limits: Limits | None = None, model: str | None = None) -> FastAPI:
+def create_app(
+    engine: Engine, limits: Limits | None = None, model: str | None = None, *, like: str | None = None
+) -> FastAPI:
     """The server as an ASGI application, which starts ``engine`` and closes it.
 
         engine  made with a processor
         limits  what is refused; ``Limits()`` if None
         model   its name, as the page and ``/healthz`` show it; default: the last part of the folder or hub id that it
                 was loaded from
+        like    which Chameleon the model is, for requests with a task: as of `fastdecode.recipe`
 
     ``app.state.service`` has the open requests: call its ``stop()`` when the server is about to shut down, so that
     streams end with an event that says so. ValueError for an engine without processor.
     """
-    service = Service(engine, limits or Limits())
+    service = Service(engine, limits or Limits(), like)
     name = Path(engine.model.config.name_or_path).name if model is None else model
 
     @asynccontextmanager

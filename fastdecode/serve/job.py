@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -31,7 +30,6 @@ class Host(Protocol):
     engine: Engine
     limits: Limits
     metrics: Metrics
-    vocabulary: Vocabulary
     paints: bool
 
     def ended(self, job: Any) -> None: ...
@@ -53,6 +51,11 @@ class Job:
     rows: int = -1
     drawn: tuple[int, ...] = ()
     before: tuple[int, ...] | None = None
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The model's tokens, with pictures of the size that this request draws."""
+        return self.handle._prepared.vocabulary
 
     def stop(self, cause: str) -> None:
         """Abort the request, for the first cause that there is; its events then end."""
@@ -117,7 +120,7 @@ class Job:
         if self.rows < 0:
             self.rows = 0
             found.append(("picture_begun", {"picture": picture, "total": total}))
-        row = len(tokens) // math.isqrt(total)
+        row = len(tokens) // self.vocabulary.picture.row_length
         if previews and self.service.paints and self.rows < row and len(tokens) < total and self.cause is None:
             self.rows = row
             png = await asyncio.to_thread(self._paint, tokens)
@@ -125,7 +128,7 @@ class Job:
         return found
 
     def _paint(self, tokens: tuple[int, ...]) -> str:
-        return to_data_url(paint_part(self.service.engine.model, tokens, self.service.vocabulary, self.before))
+        return to_data_url(paint_part(self.service.engine.model, tokens, self.vocabulary, self.before))
 
     def _finished(self, event: Finished) -> dict[str, Any]:
         """Contents of the last event. ``status``: of an answer that is no stream."""

@@ -8,10 +8,15 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from PIL import Image
+
+from fastdecode.generation.by_recipe import request_by_recipe
 from fastdecode.generation.engine import Engine
 from fastdecode.generation.handle import Handle
-from fastdecode.models.families import vocabulary_of
-from fastdecode.models.pictures import missing_decoder_keys, with_placeholders
+from fastdecode.generation.prompts import text_inputs
+from fastdecode.models.families import supported, vocabulary_of
+from fastdecode.models.pictures import missing_decoder_keys
+from fastdecode.models.recipes import check_like, recipe
 from fastdecode.serve.job import Job
 from fastdecode.serve.limits import Limits, Refused
 from fastdecode.serve.metrics import Metrics
@@ -25,12 +30,15 @@ STOPPING = "the server is shutting down: try again later"
 
 
 class Service:
-    """An engine, the limits of a server, and the requests that are open. For one event loop."""
+    """An engine, the limits of a server, and the requests that are open. For one event loop. ``like``: as of
+    `fastdecode.recipe`, for requests with a task.
+    """
 
-    def __init__(self, engine: Engine, limits: Limits) -> None:
+    def __init__(self, engine: Engine, limits: Limits, like: str | None = None) -> None:
         if engine.processor is None:
             raise ValueError("a server needs an engine with a processor: fastdecode.Engine(model, processor)")
-        self.engine, self.limits, self.metrics = engine, limits, Metrics(engine)
+        check_like(supported(engine.model), like)
+        self.engine, self.limits, self.metrics, self.like = engine, limits, Metrics(engine), like
         self.vocabulary = vocabulary_of(engine.model)
         self.paints = self.vocabulary.has_pictures and not missing_decoder_keys(engine.model)
         self.jobs: set[Job] = set()
@@ -82,7 +90,7 @@ class Service:
 
     def _prepare(self, body: bytes) -> tuple[GenerateRequest, int, Handle]:
         asked = read_request(body)
-        limits, processor = self.limits, self.engine.processor
+        limits = self.limits
         if len(asked.prompt) > limits.prompt_characters:
             raise Refused(
                 413,
@@ -90,16 +98,11 @@ class Service:
                 f"{limits.prompt_characters}",
             )
         pictures = open_pictures(asked.images, limits)
-        try:
-            prompt = with_placeholders(asked.prompt, len(pictures), "images")
-        except ValueError as error:
-            raise Refused(422, str(error)) from None
         seed = secrets.randbits(31) if asked.seed is None else asked.seed
-        options = asked.options() | {"seed": seed}
         try:
-            inputs = processor(text=prompt, images=pictures or None, return_tensors="pt")
-            options |= self._length(asked, inputs["input_ids"].shape[1])
-            return asked, seed, self.engine.submit(inputs, **options)
+            inputs, options = (self._plain if asked.task is None else self._by_recipe)(asked, pictures)
+            options |= self._length(asked, options, inputs["input_ids"].shape[1])
+            return asked, seed, self.engine.submit(inputs, seed=seed, priority=asked.priority, **options)
         except (ValueError, TypeError) as error:
             raise Refused(422, str(error)) from error
         except RuntimeError:
@@ -107,13 +110,27 @@ class Service:
                 raise Refused(503, STOPPING) from None
             raise
 
-    def _length(self, asked: GenerateRequest, prompt_tokens: int) -> dict[str, Any]:
+    def _plain(self, asked: GenerateRequest, pictures: list[Image.Image]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The prompt and the options of a request as it is."""
+        engine, options = self.engine, asked.options()
+        return text_inputs(engine.model, engine.processor, asked.prompt, pictures, options), options
+
+    def _by_recipe(self, asked: GenerateRequest, pictures: list[Image.Image]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The prompt and the options of a task, with the request's own options in place of the recipe's."""
+        assert asked.task is not None
+        found = recipe(self.engine.model, asked.task, like=self.like)
+        return request_by_recipe(
+            found, self.engine.processor, asked.prompt, pictures, asked.image_size, asked.options()
+        )
+
+    def _length(self, asked: GenerateRequest, options: dict[str, Any], prompt_tokens: int) -> dict[str, Any]:
         """``max_new_tokens`` as it is submitted. `Refused` if the limit or the context has no room for it."""
         most, room = self.limits.new_tokens, max(1, self.vocabulary.context - prompt_tokens)
         if asked.max_new_tokens is None:
-            if asked.mode == "image-only":  # one picture
+            if options.get("multimodal_generation_mode") == "image-only":  # one picture
                 return {}
-            return {"max_new_tokens": room if most is None else min(most, room)}
+            usual = min(options.get("max_new_tokens", room), room)
+            return {"max_new_tokens": usual if most is None else min(most, usual)}
         if most is not None and asked.max_new_tokens > most:
             raise Refused(
                 422,

@@ -19,8 +19,7 @@ from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fastdecode import cli
-from fastdecode.cli import arguments, output, progress
-from fastdecode.cli import generate as write
+from fastdecode.cli import arguments, decode_options, output, progress, requests
 from fastdecode.cli.demo import GUIDANCE
 from fastdecode.guidance import Guidance
 
@@ -311,7 +310,7 @@ def test_sampling_options_set_both_modalities_or_one(
 ) -> None:
     args = cli.parser().parse_args(["generate", "--prompt", "x", "-o", "out", *arguments])
     wanted = {name: options for name, options in (("text", text), ("image", image)) if options is not None}
-    assert write.sampling_options(args) == wanted
+    assert decode_options.sampling_options(args) == wanted
 
 
 def test_every_sampling_option_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -341,7 +340,7 @@ def test_the_widths_are_those_of_load() -> None:
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_generate_makes_the_weights_small(weights: str, tmp_path: Path) -> None:
     args = cli.parser().parse_args([*DRAW, "--weights", weights, "-o", str(tmp_path)])
-    made = write.load_engine(args).model.model.layers[0].mlp.up_proj.weight
+    made = requests.load_engine(args).model.model.layers[0].mlp.up_proj.weight
     assert repr(made).startswith(f"SmallTensor({weights},")
 
 
@@ -456,7 +455,7 @@ def test_a_terminal_sees_how_long_loading_takes(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_guidance_option(text: str | None, draws: bool, wanted: object) -> None:
-    assert write.parse_guidance(text, draws) == wanted
+    assert decode_options.parse_guidance(text, draws) == wanted
 
 
 def test_models_whose_prompts_the_command_does_not_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -470,7 +469,8 @@ def test_models_whose_prompts_the_command_does_not_write(tmp_path: Path, capsys:
         == 2
     )
     said = capsys.readouterr().err
-    assert "llama is a LlamaForCausalLM, and the commands write prompts of Chameleons" in said
+    assert "llama is a LlamaForCausalLM, and without a task the command writes prompts of Chameleons" in said
+    assert "give a task, such as --task chat" in said
     assert not (tmp_path / "out").exists()
 
 

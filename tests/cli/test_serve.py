@@ -39,6 +39,7 @@ def test_without_the_extra_it_says_what_to_install(
         (["--port", "0", "--weights", "int4", "--device", "cuda"], ["--weights int4", "--device cuda", "for the CPU"]),
         (["--port", "0", "--device", "cuda:99"], ["--device cuda:99", "no such GPU"]),
         (["--port", "0", "--model", "no-such-folder"], ["no-such-folder", "blocks"]),
+        (["--port", "0", "--like", "anole"], ["like='anole'", "Chameleon, Anole"]),
     ],
 )
 def test_wrong_options_are_one_sentence(
@@ -60,7 +61,7 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_dtype_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[Any] = []
-    monkeypatch.setattr("fastdecode.serve.app.create_app", lambda engine, limits, model: engine)
+    monkeypatch.setattr("fastdecode.serve.app.create_app", lambda engine, limits, **named: engine)
     monkeypatch.setattr("fastdecode.serve.server.run", lambda engine, listener: served.append(engine))
     assert cli.main(["serve", "--port", "0", "--dtype", "bfloat16"]) == 0
     assert [engine.model.dtype for engine in served] == [torch.bfloat16]
@@ -68,7 +69,7 @@ def test_the_dtype_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_weights_are_made_small(monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[Any] = []
-    monkeypatch.setattr("fastdecode.serve.app.create_app", lambda engine, limits, model: engine)
+    monkeypatch.setattr("fastdecode.serve.app.create_app", lambda engine, limits, **named: engine)
     monkeypatch.setattr("fastdecode.serve.server.run", lambda engine, listener: served.append(engine))
     for weights in ("int8", "int4"):
         assert cli.main(["serve", "--port", "0", "--weights", weights]) == 0

@@ -9,17 +9,19 @@ from family_models import (
     LIQUID,
     LUMINA_TARGET,
     TEXT,
+    chameleon,
     emu3_processor,
     emu3_vocabulary,
     filled,
     janus_processor,
+    liquid_tokenizer,
+    lumina_model,
     tiny_emu3,
     tiny_janus,
     tiny_liquid,
-    tiny_lumina,
     word_tokenizer,
 )
-from models_for_tests import BOS, picture, tiny_model, tiny_processor, tiny_tokenizer
+from models_for_tests import picture
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -35,18 +37,6 @@ def small_targets(monkeypatch):
     monkeypatch.setattr(lumina, "USUAL", LUMINA_TARGET)
 
 
-def liquid_tokenizer():
-    special = {
-        "<pad>": 0,
-        "<bos>": 1,
-        "<eos>": 2,
-        "<boi>": LIQUID["begin"],
-        "<eoi>": LIQUID["end"],
-        "<unconditional>": 9,
-    }
-    return word_tokenizer(TEXT["vocab_size"], special, {}, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
-
-
 def run(model, processor, task: str, text, images=None, size=None, **more):
     """(inputs, new tokens of each row, documents)."""
     recipe = fastdecode.recipe(model, task)
@@ -58,12 +48,6 @@ def run(model, processor, task: str, text, images=None, size=None, **more):
 
 
 # --- Chameleon --------------------------------------------------------------------------------------------------
-
-
-def chameleon(name: str = ""):
-    model = tiny_model(context=200)
-    model.config.name_or_path = name
-    return model, tiny_processor()
 
 
 @pytest.mark.parametrize("name", ["", "leloy/Anole-7b-v0.1-hf", "PKU-Alignment/AA-chameleon-7b-base"])
@@ -183,18 +167,11 @@ def test_emu3s_checkpoints_have_one_kind_of_task():
 # --- Lumina-mGPT ------------------------------------------------------------------------------------------------
 
 
-def lumina_model(name: str = f"Lumina-mGPT-7B-{LUMINA_TARGET}"):
-    model = tiny_lumina(context=800)
-    model.config.name_or_path = name
-    processor = tiny_processor()
-    processor.tokenizer = tiny_tokenizer(model.config.vocabulary_map)
-    return model, processor
-
-
 def test_lumina_draws_the_size_that_its_prompt_names():
     model, processor = lumina_model()
     recipe = fastdecode.recipe(model, "text-to-image")
-    assert recipe.prompt("a cat", (32, 16)) == "Generate an image of 32x16 according to the following prompt:\na cat"
+    asked = "Generate an image of 32x16 according to the following prompt:\na cat<reserved08706>"
+    assert recipe.prompt("a cat", (32, 16)) == asked
     assert recipe.prompt("a cat").startswith("Generate an image of 24x24 ")
     inputs, new, [[drawn]] = run(model, processor, "text-to-image", "w1", None, (32, 16), seed=1)
     assert drawn.size == (32, 16)
@@ -290,28 +267,3 @@ def test_the_chat_of_a_text_model():
     assert ids == [[0, 1, 11, 20, 12], [1, 11, 21, 22, 12]]
     _, new, _ = run(model, tokenizer, "chat", "w20", max_new_tokens=5, do_sample=False)
     assert len(new[0]) == 5
-
-
-# --- what is refused --------------------------------------------------------------------------------------------
-
-
-def test_wrong_prompts():
-    model, processor = chameleon()
-    recipe = fastdecode.recipe(model, "caption")
-    with pytest.raises(ValueError, match="0 pictures were given for 1 prompts: the task 'caption' of Chameleon"):
-        recipe.inputs(processor, "w1")
-    with pytest.raises(ValueError, match="2 pictures were given for 1 prompts"):
-        recipe.inputs(processor, "w1", [picture(0), picture(1)])
-    with pytest.raises(ValueError, match=r"images\[0\] is a str: give PIL pictures"):
-        recipe.inputs(processor, "w1", ["cat.png"])
-    with pytest.raises(ValueError, match="text has <image>: give pictures with images="):
-        recipe.inputs(processor, "<image>w1", picture(0))
-    with pytest.raises(ValueError, match="text is an int: give the prompt as a str"):
-        recipe.inputs(processor, [3], picture(0))
-    drawing = fastdecode.recipe(model, "text-to-image")
-    with pytest.raises(ValueError, match=r"draws no pictures of 32x8 pixels \(width x height\): only of 8x8"):
-        drawing.inputs(processor, "w1", image_size=(32, 8))
-    loose = fastdecode.Recipe.of("mine", "chat", "{text}", {}, "me")
-    with pytest.raises(ValueError, match="this recipe belongs to no model"):
-        loose.inputs(processor, "w1")
-    assert BOS == 0

@@ -12,6 +12,8 @@ from family_models import (
     emu3_processor,
     filled,
     janus_processor,
+    saved,
+    taming,
     tiny_emu3,
     tiny_janus,
     tiny_liquid,
@@ -26,19 +28,6 @@ import fastdecode
 from fastdecode.models.families import family_of
 from fastdecode.models.janus import name_begin
 from fastdecode.models.pictures import missing_decoder_keys
-
-
-def saved(folder: Path, model, processor) -> Path:
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
-def taming(path: Path, vqmodel) -> Path:
-    """Meta's file: the VQ-GAN's weights, encoder and decoder, under taming's names."""
-    state = {key: value.clone() for key, value in vqmodel.state_dict().items()}
-    torch.save({"state_dict": state | {"loss.logvar": torch.zeros(1)}}, path)
-    return path
 
 
 @pytest.mark.parametrize("name", ["janus", "emu3"])

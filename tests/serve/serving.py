@@ -65,9 +65,9 @@ class Gate:
 class Served:
     """A running server."""
 
-    def __init__(self, engine: fastdecode.Engine, limits: Limits, steps: int | None) -> None:
+    def __init__(self, engine: fastdecode.Engine, limits: Limits, steps: int | None, like: str | None) -> None:
         self.engine, self.gate = engine, Gate(engine, steps)
-        self.app = create_app(engine, limits)
+        self.app = create_app(engine, limits, like=like)
         self.service = self.app.state.service
         self._listener = listen("127.0.0.1", 0)
         self.port = self._listener.getsockname()[1]
@@ -147,11 +147,17 @@ def events_of(answer: http.client.HTTPResponse) -> Iterator[tuple[str, dict[str,
 
 @contextmanager
 def serving(
-    model: Any, processor: Any, *, limits: Limits | None = None, steps: int | None = None, **options: Any
+    model: Any,
+    processor: Any,
+    *,
+    limits: Limits | None = None,
+    steps: int | None = None,
+    like: str | None = None,
+    **options: Any,
 ) -> Iterator[Served]:
     """A server whose engine is deterministic; ``steps``: as many as its engine takes before the gate is opened."""
     engine = fastdecode.Engine(model, processor, deterministic=True, **options)
-    served = Served(engine, limits or Limits(), steps)
+    served = Served(engine, limits or Limits(), steps, like)
     try:
         yield served
     finally:

@@ -1,0 +1,58 @@
+"""A request by recipe: the recipe's prompt and options, and the caller's options in place of the recipe's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastdecode.guidance import Guidance
+from fastdecode.models.recipe import Recipe
+
+SAMPLING = ("text", "image")
+NEGATIVE = ("negative_prompt_ids", "negative_prompt_attention_mask")
+UNUSED = {"text-only": ("image", "guidance", "guidance_scale"), "image-only": ("text", "max_new_tokens")}
+"""By mode: the options of a recipe that have no effect in it, or are refused."""
+
+
+def request_by_recipe(
+    recipe: Recipe, processor: Any, text: str, images: Any, image_size: Any, given: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the prompt is, and with which options: two parts of the arguments of `fastdecode.generate`.
+
+        given   options of `fastdecode.generate` that the caller chose. ``text`` and ``image`` replace the recipe's
+                parameters one by one; a guidance of 1 or None turns guidance off
+
+    The length is the recipe's, as far as the context has room. Errors as of `Recipe.inputs`.
+    """
+    inputs = recipe.inputs(processor, text, images, image_size)
+    options = dict(recipe.options) | {name: value for name, value in given.items() if name not in SAMPLING}
+    mode = options.get("multimodal_generation_mode", "text-only")
+    for name in SAMPLING:
+        if name in given:
+            options[name] = {**(recipe.options.get(name) or {}), **given[name]}
+    for name in UNUSED.get(mode, ()):
+        if name not in given:
+            options.pop(name, None)
+    if "guidance" in given:
+        _replace_guidance(inputs, options, given["guidance"])
+    if mode == "text-only" and "guidance" not in given:
+        for name in ("guidance", *NEGATIVE):
+            inputs.pop(name, None)
+    if mode != "image-only" and "max_new_tokens" not in given:
+        room = max(1, recipe.vocabulary.context - inputs["input_ids"].shape[1])
+        options["max_new_tokens"] = min(options.get("max_new_tokens", room), room)
+    return inputs, options
+
+
+def _replace_guidance(inputs: dict[str, Any], options: dict[str, Any], chosen: Any) -> None:
+    """A number takes the place of the recipe's scale, and leaves its negative prompt; other guidance replaces both."""
+    inputs.pop("guidance", None)
+    scaled = "guidance_scale" in options and isinstance(chosen, (int, float)) and chosen != 1
+    if scaled:
+        options["guidance_scale"] = float(chosen)
+        del options["guidance"]
+        return
+    options.pop("guidance_scale", None)
+    for name in NEGATIVE:
+        inputs.pop(name, None)
+    options["guidance"] = Guidance.none() if chosen is None else chosen
