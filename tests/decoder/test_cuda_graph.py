@@ -29,6 +29,7 @@ from fastdecode.models.families import vocabulary_of
         {"do_sample": False, "guidance": Guidance.two_way(2.0, everywhere=True)},
         {"num_return_sequences": 2},
         {"guidance": Guidance.instruct(Schedule.linear(5.0, 2.0), Schedule.cosine(0.5, 3.0))},
+        {"guidance": Guidance.contrastive(0.05, 4)},
     ],
     ids=str,
 )
