@@ -45,7 +45,9 @@ class Draws:
             own = slice(first, end)
             given = {name: _cut(value, own) for name, value in self.parameters.items()}
             given |= {"streams": self.streams[own], "weights": self.weights[own], "seed": self.seeds[own]}
-            of_groups = {name: _cut(getattr(state, name), own) for name in ("mode", "step", "finished", "limit", "seen")}
+            of_groups = {
+                name: _cut(getattr(state, name), own) for name in ("mode", "step", "finished", "limit", "seen")
+            }
             found.append((replace(state, **of_groups), {**given, "contrast": contrast}))
         return found
 

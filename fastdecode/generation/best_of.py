@@ -138,7 +138,9 @@ def _check_kinds(kinds: Any, n: int) -> None:
     if kinds is None:
         return
     if not isinstance(kinds, (list, tuple)) or not all(isinstance(kind, Mapping) for kind in kinds):
-        raise ValueError(f"kinds={shown(kinds)}: give a list of dicts, such as [dict(guidance=3.0), dict(guidance=5.0)]")
+        raise ValueError(
+            f"kinds={shown(kinds)}: give a list of dicts, such as [dict(guidance=3.0), dict(guidance=5.0)]"
+        )
     if not 1 <= len(kinds) <= n:
         raise ValueError(f"kinds has {len(kinds)} kinds for n={n} documents: give at least one, and at most n")
     for place, kind in enumerate(kinds):

@@ -264,7 +264,12 @@ def test_one_document_of_a_kind_may_be_greedy_and_penalised(caplog):
         (2, [2.0, 3.0], ValueError, "kinds=[2.0, 3.0]: give a list of dicts"),
         (2, [], ValueError, "kinds has 0 kinds for n=2 documents: give at least one, and at most n"),
         (2, KINDS, ValueError, "kinds has 3 kinds for n=2 documents"),
-        (2, [{}, {"seed": 3}], ValueError, "kinds[1] has 'seed': documents of one prompt can differ in guidance, image,"),
+        (
+            2,
+            [{}, {"seed": 3}],
+            ValueError,
+            "kinds[1] has 'seed': documents of one prompt can differ in guidance, image,",
+        ),
         (2, [{}, {"guidance": "x"}], TypeError, "with kinds[1]: guidance='x': give a fastdecode.Guidance, or a number"),
         (2, [{"image": {"top_p": 2}}], ValueError, "with kinds[0]: image.top_p=2 is out of range"),
         (3, [{}, {"image": {"temperature": 0}}], None, ""),

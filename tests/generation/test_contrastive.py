@@ -87,7 +87,11 @@ def test_greedy_text():
 
 
 DRAWS = 5000
-COUNTED = [(0.05, 4, {"temperature": 2.0}), (0.3, 10, {"temperature": 1.0, "top_k": 6}), (0.01, 6, {"temperature": 3.0, "top_p": 0.95})]
+COUNTED = [
+    (0.05, 4, {"temperature": 2.0}),
+    (0.3, 10, {"temperature": 1.0, "top_k": 6}),
+    (0.01, 6, {"temperature": 3.0, "top_p": 0.95}),
+]
 
 
 @pytest.mark.parametrize(("alpha", "k", "settings"), COUNTED)
@@ -245,7 +249,5 @@ def test_wrong_contrasts_are_refused(build, message: str):
 def test_a_prompt_that_leaves_nothing_to_compare_is_refused():
     with pytest.raises(ValueError, match="compares the full sequence with a stream of the same tokens"):
         fastdecode.generate(MODEL, torch.tensor([[BOS]]), **IMAGE_ONLY, guidance=Guidance.contrastive())
-    out = fastdecode.generate(
-        MODEL, torch.tensor([[BOS]]), **IMAGE_ONLY, guidance=Guidance.contrastive(0.1, 3, MASKED)
-    )
+    out = fastdecode.generate(MODEL, torch.tensor([[BOS]]), **IMAGE_ONLY, guidance=Guidance.contrastive(0.1, 3, MASKED))
     assert out.shape == (1, 1 + N + 2)
