@@ -131,11 +131,16 @@ class Guidance:
     With ``everywhere=False`` only pictures are guided: the other streams start when a picture begins and are freed
     when it ends. With ``everywhere=True`` text is guided too: the other streams start with the prompt, and every
     generated token is added to each of them.
+
+    ``contrast``: a pair (alpha, k). Where guidance acts, only tokens come that are likely in the full sequence, which
+    are those of at least alpha times the probability of its k-th likeliest token. Of all tokens that the grammar allows
+    there, and before they are mixed. See `contrastive`. Weights are numbers then.
     """
 
     streams: tuple[Stream, ...] = (FULL,)
     weights: tuple[float | Schedule, ...] = (1.0,)
     everywhere: bool = False
+    contrast: tuple[float, int] | None = None
 
     def __post_init__(self) -> None:
         for name in ("streams", "weights"):
@@ -157,6 +162,29 @@ class Guidance:
             )
         numbers = tuple(scale_of(f"weights[{k}] of Guidance", weight) for k, weight in enumerate(self.weights))
         object.__setattr__(self, "weights", numbers)
+        if self.contrast is not None:
+            object.__setattr__(self, "contrast", self._checked(self.contrast))
+
+    def _checked(self, contrast: Any) -> tuple[float, int]:
+        """``contrast`` as a pair. ``ValueError`` if it is none, or if the streams and weights do not go with it."""
+        if not isinstance(contrast, (tuple, list)) or len(contrast) != 2:
+            raise ValueError(f"contrast of Guidance is {shown(contrast)}: give a pair (alpha, k), or None")
+        alpha, k = finite_number("alpha of a Guidance's contrast", contrast[0]), contrast[1]
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha of a Guidance's contrast is {alpha:g}: give a number from 0 to 1")
+        if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
+            raise ValueError(f"k of a Guidance's contrast is {shown(k)}: give a whole number of at least 1")
+        if self.scheduled:
+            raise ValueError(
+                "a Guidance with a contrast has a Schedule among its weights: give numbers, since contrastive decoding "
+                "subtracts one stream from another with fixed weights"
+            )
+        if len(self.streams) < 2 or self.weights[0] == 0:
+            raise ValueError(
+                "a Guidance with a contrast compares the full sequence with another stream: give at least two streams, "
+                "and the full one a weight that is not 0"
+            )
+        return alpha, int(k)
 
     @classmethod
     def none(cls) -> Guidance:
@@ -195,6 +223,28 @@ class Guidance:
         """
         text, image = scale_of("text of Guidance.instruct", text), scale_of("image of Guidance.instruct", image)
         return cls((FULL, IMAGES, UNCONDITIONAL), (text, image - text, 1.0 - image), everywhere)
+
+    @classmethod
+    def contrastive(
+        cls,
+        alpha: float = 0.1,
+        k: int = 1,
+        negative_prompt_ids: Sequence[int] | None = None,
+        *,
+        everywhere: bool = False,
+    ) -> Guidance:
+        """CD-K, the contrastive decoding of CM3Leon (arXiv 2309.02591): ``c - u`` over the tokens likely in ``c``.
+
+        A token may come if its probability in ``c`` is at least ``alpha`` times that of the ``k``-th likeliest token
+        that the grammar allows; of these, ``log p_c - log p_u`` are the logits. The larger k and the smaller alpha, the
+        more tokens may come. ``k=1`` and ``alpha=0.1`` are those of contrastive decoding itself (arXiv 2210.15097);
+        CM3Leon's own values are not published.
+
+        ``c`` is the full sequence; ``u`` is the unconditional stream, or the sequence with ``negative_prompt_ids`` in
+        place of its prompt: with CM3Leon, the prompt with ``<mask>`` in place of the text.
+        """
+        streams = cls.two_way(0.0, negative_prompt_ids, everywhere=everywhere).streams
+        return cls(streams, (1.0, -1.0), everywhere, (alpha, k))
 
     @classmethod
     def five_way(
@@ -236,7 +286,7 @@ class Guidance:
 
         Arguments: see `Stream.rewrite`. Streams with equal tokens become one stream with the sum of their weights.
         Streams of weight 0 are left out, except the full stream, which is the sequence itself. ``ValueError`` if only
-        the full stream is left and its weight is 0.
+        the full stream is left and its weight is 0, or if that weight is 0 and there is a contrast.
         """
         rewritten: dict[tuple[int, ...], float | Schedule] = {}
         for stream, weight in zip(self.streams, self.weights, strict=True):
@@ -246,6 +296,11 @@ class Guidance:
             rewritten[key] = rewritten.get(key, 0.0) + weight
         full = tuple(ids)
         others = {key: weight for key, weight in rewritten.items() if key != full and weight != 0.0}
+        if self.contrast is not None and rewritten[full] == 0.0:
+            raise ValueError(
+                "the contrast of this Guidance compares the full sequence with a stream of the same tokens, so that "
+                "nothing is left to draw from: give a longer prompt, or negative_prompt_ids that differ from it"
+            )
         if not others and rewritten[full] == 0.0:
             raise ValueError(
                 f"the weights {self.weights} of this Guidance cancel to 0, since some of its streams are equal (or "

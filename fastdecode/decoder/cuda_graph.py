@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fastdecode import ops
+from fastdecode.decoder.draws import Draws, joined
 from fastdecode.decoder.triton_step import StepRows
 from fastdecode.kv.kv_cache import StreamCache
 from fastdecode.kv.page_pool import PoolExhausted
@@ -87,22 +87,6 @@ def cuda_graph(step: Callable[[], None]) -> Callable[[], Any]:
     return graph.replay
 
 
-@dataclass
-class Draws:
-    """Arguments of `fastdecode.ops.sample_advance` for a run, and ``spans`` of the output head's rows.
-
-    ``weights_ahead`` (steps, groups, streams) float32: the weights of every step, where they change.
-    """
-
-    tables: ops.GrammarTables
-    streams: Tensor
-    weights: Tensor
-    seeds: Tensor
-    parameters: dict[str, Any]
-    spans: Sequence[tuple[int, int]] | None
-    weights_ahead: Tensor | None = None
-
-
 class _Rows:
     """A cache's keys and values, with the lengths and page table of a captured step.
 
@@ -165,6 +149,9 @@ class CapturedStep:
             inputs=self.inputs,
             seen=None if state.seen is None else state.seen.new_empty(groups, state.seen.shape[1]),
         )
+        self.parts = draws.parts
+        own = Draws(self.tables, self.streams, self.weights, self.seeds, self.parameters, self.spans, self.parts)
+        self.calls = own.calls(self.state)
         self.place = torch.zeros(1, dtype=torch.long, device=device)
         self.tokens = torch.full((MOST_STEPS, groups), -1, dtype=torch.long, device=device)
         self.statuses = torch.zeros((MOST_STEPS, groups), dtype=torch.int32, device=device)
@@ -190,13 +177,14 @@ class CapturedStep:
         )
 
     def draws_alike(self, draws: Draws) -> bool:
-        """Whether ``draws`` has the same grammar, token sets and spans."""
+        """Whether ``draws`` has the same grammar, token sets, spans and parts."""
         mine, its = self.tables, draws.tables
         same = mine is its or (mine.vocab, mine.sets, mine.host) == (its.vocab, its.sets, its.host)
         return (
             same
             and mine.sets.largest == its.sets.largest
             and self.spans == draws.spans
+            and self.parts == draws.parts
             and self.parameters.keys() <= draws.parameters.keys()
         )
 
@@ -225,15 +213,8 @@ class CapturedStep:
         """What is captured: a token into every row, a draw for every group."""
         lengths = self.rows.lengths
         hidden = self.decoder.layers_of_step(self.rows, self.inputs, self.cos[lengths], self.sin[lengths])
-        drawn = ops.sample_advance(
-            self.decoder.logits(hidden, self.spans),
-            self.tables,
-            self.state,
-            streams=self.streams,
-            weights=self.weights,
-            seed=self.seeds,
-            **self.parameters,
-        )
+        logits = self.decoder.logits(hidden, self.spans)
+        drawn = joined([ops.sample_advance(logits, self.tables, state, **given) for state, given in self.calls])
         if self.rows.some_alike:
             self.inputs.copy_(self.inputs[self.rows.like])
         lengths.add_(1)

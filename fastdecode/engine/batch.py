@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastdecode import ops
-from fastdecode.decoder.cuda_graph import Draws
+from fastdecode.decoder.draws import Contrast, Draws, Part, joined
 from fastdecode.engine.parameters import Sampling
 from fastdecode.engine.sequence import Sequence
 from fastdecode.engine.tables import SharedTables
@@ -31,8 +32,9 @@ Spans = tuple[tuple[int, int], ...]
 class Batch:
     """The sequences that the kernel samples in a step, and their tensors. Every step updates ``state``.
 
-    It is used for several steps, while rows, modalities and grammars stay the same. ``inputs`` (rows,) int64 holds the
-    next token of every row of the cache, also of rows that the kernel does not sample.
+    It is used for several steps, while rows, modalities and grammars stay the same. ``sampled``: in an order in which
+    sequences with the same contrast are neighbours. ``inputs`` (rows,) int64 holds the next token of every row of the
+    cache, also of rows that the kernel does not sample.
     """
 
     def __init__(
@@ -42,12 +44,12 @@ class Batch:
         shared: SharedTables,
         device: torch.device,
     ) -> None:
-        self.sampled = list(sampled)
+        self.sampled = sorted(sampled, key=lambda s: s.contrast or ())
         self.inputs = torch.tensor(inputs, dtype=torch.long, device=device)
         self.bias: Tensor | None = None
         self.draws: Draws | None = None
         self.state: ops.DecodeState | None = None
-        self._repeated: RepeatedSample | None = None
+        self._calls: list[Callable[[Tensor], ops.Sample]] = []
         self._scheduled = [(g, s, s.position) for g, s in enumerate(self.sampled) if s.course is not None]
         self._steps = 0
         self._ahead: Tensor | None = None
@@ -85,6 +87,7 @@ class Batch:
             seeds=torch.tensor([s.seed for s in sampled], device=device),
             parameters=parameters_of([s.sampling for s in sampled], device),
             spans=spans_of((r for key, number in reachable for r in grammars[key].sets[number]), vocab),
+            parts=parts_of([s.contrast for s in sampled]),
         )
         if not penalised:
             for s in sampled:
@@ -96,7 +99,7 @@ class Batch:
             step=torch.tensor([len(s.tokens) for s in sampled], device=device),
             finished=torch.zeros(len(sampled), dtype=torch.uint8, device=device),
             limit=torch.tensor([s.limit for s in sampled], device=device),
-            inputs=self.inputs,
+            inputs=self.inputs if self.bias is None else None,  # rows of biases have no input
             seen=seen_of(sampled, vocab, device) if penalised else None,
         )
 
@@ -109,17 +112,18 @@ class Batch:
         assert state is not None
         if self._scheduled:
             self._follow_schedules(draws)
-        given: dict[str, Any] = {"streams": draws.streams, "weights": draws.weights, "seed": draws.seeds}
+        if not self._calls:
+            repeats = choose_backend(None, logits.device.type) == "cpu"
+            for own, given in draws.calls(state):
+                self._calls.append(
+                    RepeatedSample(draws.tables, own, **given)
+                    if repeats
+                    else partial(ops.sample_advance, tables=draws.tables, state=own, **given)
+                )
         if self.bias is None:
-            if choose_backend(None, logits.device.type) != "cpu":
-                return ops.sample_advance(logits, draws.tables, state, **given, **draws.parameters)
-            if self._repeated is None:
-                self._repeated = RepeatedSample(draws.tables, state, **given, **draws.parameters)
-            return self._repeated(logits)
-        inputs, state.inputs = state.inputs, None  # rows of biases have no input
+            return joined([call(logits) for call in self._calls])
         logits = torch.cat([logits.float(), self.bias])
-        drawn = ops.sample_advance(logits, draws.tables, state, **given, **draws.parameters)
-        state.inputs = inputs
+        drawn = joined([call(logits) for call in self._calls])
         for s, token in zip(self.sampled, drawn.token.tolist(), strict=True):
             if token >= 0:
                 self.inputs[s.rows] = token
@@ -160,6 +164,12 @@ def reachable_sets(s: Sequence) -> set[int]:
     tight = s.limit - len(s.tokens) < host.room[state]
     found = {host.tight_set_of[state]} if tight else {host.set_of[state], host.tight_set_of[state]}
     return {number for number in found if number >= 0}
+
+
+def parts_of(contrasts: list[Contrast | None]) -> tuple[Part, ...]:
+    """The parts of groups with these contrasts, of which equal ones are neighbours."""
+    starts = [g for g, contrast in enumerate(contrasts) if g == 0 or contrast != contrasts[g - 1]]
+    return tuple((g, contrasts[g]) for g in starts)
 
 
 def spans_of(ranges: Iterable[tuple[int, int]], vocab: int) -> Spans | None:

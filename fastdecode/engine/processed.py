@@ -26,6 +26,7 @@ from fastdecode.engine.callbacks import Callbacks, check_unwritten, name_of
 from fastdecode.engine.parameters import Sampling
 from fastdecode.engine.request import Request
 from fastdecode.engine.sequence import Sequence
+from fastdecode.ops.sample.reference import likely_tokens
 
 
 def sample_processed(request: Request, logits: Tensor) -> tuple[list[int], list[int]]:
@@ -78,7 +79,10 @@ def sample_processed(request: Request, logits: Tensor) -> tuple[list[int], list[
 
 
 def _mix(batch: list[Sequence], sampling: list[int], logits: Tensor, normalise: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The full sequences' logits, the mixed logits and the banned tokens, each (batch, vocab)."""
+    """The full sequences' logits, the mixed logits and the banned tokens, each (batch, vocab).
+
+    A token that a contrast excludes is banned, unless a NaN or +inf was read for it, which is an error in any case.
+    """
     vocab = logits.shape[1]
     raw = torch.zeros((len(batch), vocab), dtype=torch.float32, device=logits.device)
     mixed = torch.zeros_like(raw)
@@ -89,11 +93,17 @@ def _mix(batch: list[Sequence], sampling: list[int], logits: Tensor, normalise: 
         banned[i] = True
         for low, high in s.grammar.sets[s.grammar.set_index(s.state, len(s.tokens), s.limit)]:
             banned[i, low:high] = False
+        contrast, unlikely, readable = s.contrast, None, torch.ones_like(banned[i])
         for row, weight in zip(s.rows, s.weights, strict=True):
             if weight != 0.0:
                 z = logits[row].float().masked_fill(banned[i], -torch.inf)
+                if contrast is not None and unlikely is None:
+                    unlikely = ~likely_tokens(z[None], *contrast)[0]
+                readable &= z < torch.inf
                 banned[i] |= z == -torch.inf
                 mixed[i] += weight * (z.log_softmax(0) if normalise else z)
+        if unlikely is not None:
+            banned[i] |= unlikely & readable
         for token, value in s.rules.bias:
             if token < vocab:
                 mixed[i, token] += value

@@ -122,6 +122,11 @@ class Sequence:
         return self.image if self.in_picture else self.text
 
     @property
+    def contrast(self) -> tuple[float, int] | None:
+        """That of its guidance, where the guidance acts."""
+        return self.guidance.contrast if self.guidance.everywhere or self.image_start >= 0 else None
+
+    @property
     def generated(self) -> list[int]:
         return self.tokens[self.prompt_length :]
 

@@ -10,7 +10,7 @@ from fastdecode import ops
 from fastdecode.decoder import BaseDecoder, Decoder, support
 from fastdecode.decoder.quantised import of_small
 from fastdecode.generation.prepared import Prepared
-from fastdecode.generation.stream_names import describe_schedules, describe_streams
+from fastdecode.generation.stream_names import describe_contrasts, describe_schedules, describe_streams
 from fastdecode.grammar import BLOCK, IMAGE_SET, TEXT, TEXT_SET
 from fastdecode.models.families import family_of
 from fastdecode.ops.backends import BACKENDS, PLANNED, choose_backend, core, unavailable
@@ -44,6 +44,7 @@ class Explanation:
     without_effect: list[str]
     decoded_by: str = "fastdecode"
     schedules: list[str] = field(default_factory=list)
+    contrasts: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, prepared: Prepared, decoder: BaseDecoder, compiled: bool = False) -> Explanation:
@@ -93,6 +94,7 @@ class Explanation:
             limits=[g.limit for g in prepared.sequences],
             without_effect=[f"{name}, because {reason}" for name, reason in prepared.without_effect.items()],
             schedules=describe_schedules(s.guidance for s in prepared.sequences),
+            contrasts=describe_contrasts(s.guidance for s in prepared.sequences),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,6 +113,7 @@ class Explanation:
             begins = [f"  sequence {i}      ", *[" " * 18] * (len(streams) - 1)]
             lines += [begin + stream for begin, stream in zip(begins, streams, strict=True)]
         lines += [f"schedule          {schedule}" for schedule in self.schedules]
+        lines += [f"guided tokens     {contrast}" for contrast in self.contrasts]
         written, drawn = self.mode != "image-only", self.mode != "text-only"
         allowed = [f"{self.allowed['text']} tokens in text"] if written else []
         allowed += [f"{self.allowed['picture']} tokens in a picture"] if drawn else []

@@ -63,9 +63,9 @@ class Prepared:
     @property
     def samples(self) -> bool:
         """Whether tokens are sampled, in text or in pictures; else each is the likeliest."""
-        by_mode = {"text-only": [self.text], "image-only": [self.image]}
-        used = by_mode.get(self.grammar.mode, [self.text, self.image])
-        return any(sampling.temperature != 0 for sampling in used)
+        by_mode = {"text-only": ("text",), "image-only": ("image",)}
+        used = by_mode.get(self.grammar.mode, ("text", "image"))
+        return any(getattr(s, name).temperature != 0 for s in self.sequences for name in used)
 
     @property
     def without_effect(self) -> dict[str, str]:
@@ -89,7 +89,7 @@ class Prepared:
         """Whether logits are mixed in PyTorch: because other processors run on them, because they are returned, or
         because transformers penalises mixed log-probabilities.
         """
-        penalised = self.text.repetition_penalty != 1.0 or self.image.repetition_penalty != 1.0
+        penalised = any(s.text.repetition_penalty != 1.0 or s.image.repetition_penalty != 1.0 for s in self.sequences)
         return bool(self.processors.unfused) or self.recorder.wanted or (self.normalise and penalised)
 
     def requests(

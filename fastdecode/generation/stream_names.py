@@ -53,6 +53,22 @@ def _scheduled(planned: PlannedCourse, number: int) -> tuple[str, str]:
     return shown, "" if whole else f", decoded at tokens {first} to {end - 1} of {course.length}"
 
 
+def describe_contrasts(guidances: Iterable[Guidance]) -> list[str]:
+    """The contrasts of ``guidances`` in words, each once."""
+    found: dict[str, None] = {}
+    for guidance in guidances:
+        if guidance.contrast is not None:
+            alpha, k = guidance.contrast
+            which = "the likeliest" if k == 1 else f"the {_ordinal(k)} likeliest"
+            found[f"tokens that are at least {alpha:g} x as likely in the full stream as {which}"] = None
+    return list(found)
+
+
+def _ordinal(number: int) -> str:
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
 def describe_schedules(guidances: Iterable[Guidance]) -> list[str]:
     """The schedules of ``guidances`` in words, each once."""
     found: dict[str, None] = {}

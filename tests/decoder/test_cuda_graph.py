@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models_for_tests import drawing_model
+from models_for_tests import drawing_model, tiny_processor
 from traces import IMAGE_ONLY, INTERLEAVED, Traces, both, prompts_of, uncaptured
 
 import fastdecode
@@ -29,6 +29,7 @@ from fastdecode.models.families import vocabulary_of
         {"do_sample": False, "guidance": Guidance.two_way(2.0, everywhere=True)},
         {"num_return_sequences": 2},
         {"guidance": Guidance.instruct(Schedule.linear(5.0, 2.0), Schedule.cosine(0.5, 3.0))},
+        {"guidance": Guidance.contrastive(0.05, 4)},
     ],
     ids=str,
 )
@@ -54,6 +55,33 @@ def test_schedules(mode: dict, traces: Traces, monkeypatch: pytest.MonkeyPatch):
         both(model, traces, monkeypatch, **prompts_of(model), **mode, guidance=guidance)
         assert traces.captures > 0
         assert traces.replays > 30
+
+
+def test_documents_with_different_contrasts(traces: Traces, monkeypatch: pytest.MonkeyPatch):
+    """Three of each kind in one captured step, which is another one than that of two kinds."""
+    model, processor = drawing_model(5, resolution=16), tiny_processor(16)
+    v = vocabulary_of(model)
+    options = {**prompts_of(model), "multimodal_generation_mode": "image-only", "seed": 3}
+    options |= {"kv_pool": fastdecode.new_pool(model), "repetition_penalty": 1.2}
+
+    def made(*guidances):
+        def rerank(documents):
+            return [0.0] * len(documents)
+
+        kinds = [{"guidance": guidance} for guidance in guidances]
+        found = fastdecode.best_of(model, processor, 6, rerank, kinds=kinds, **options)
+        return torch.stack([best.sequences for best in found])
+
+    narrow, wide = Guidance.contrastive(0.1, 1), Guidance.contrastive(0.02, 6)
+    for number, guidances in enumerate(((3.0, narrow), (3.0, wide), (wide, narrow, 3.0)), 1):
+        replays = traces.replays
+        captured = made(*guidances)
+        assert traces.captures == number
+        assert traces.replays == replays + v.image_length
+        with monkeypatch.context() as patch:
+            uncaptured(patch)
+            assert torch.equal(made(*guidances), captured)
+        assert traces.replays == replays + v.image_length
 
 
 def test_pictures_of_swin_models_and_others(traces: Traces, monkeypatch: pytest.MonkeyPatch):

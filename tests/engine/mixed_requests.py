@@ -30,6 +30,8 @@ MIXED: list[dict] = [
     {"mode": "text-only", "max_new_tokens": 20, "min_new_tokens": 12, "suppress_tokens": WORDS[:2]},
     {"mode": INTERLEAVED, "guidance": 3.0, "max_new_tokens": 44, "sequence_bias": [[[WORDS[2]], 2.5]]},
     {"mode": "text-only", "max_new_tokens": 12, "logits_processor": [lambda ids, scores: scores + 0.0]},
+    {"mode": INTERLEAVED, "guidance": Guidance.contrastive(0.05, 4), "max_new_tokens": 50},
+    {"mode": "text-only", "guidance": Guidance.contrastive(0.1, 9, everywhere=True), "max_new_tokens": 16},
 ]
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import GenerationConfig, TextStreamer
 
 import fastdecode
-from fastdecode import Best, best_of
+from fastdecode import Best, Guidance, best_of
 from fastdecode.decoder import Decoder
 from fastdecode.models.families import vocabulary_of
 
@@ -204,3 +204,90 @@ def test_what_the_function_raises_is_raised_and_no_page_is_left():
     with pytest.raises(KeyError, match="my own"):
         best_of(MODEL, PROCESSOR, 2, failing, **padded(PROMPTS[:1]), **DRAW, kv_pool=pool)
     assert pool.used == 0
+
+
+# --- documents of several kinds ---------------------------------------------------------------------------------
+
+KINDS = [
+    {"guidance": 2.5, "image": {"top_p": 0.9}},
+    {"guidance": Guidance.contrastive(0.05, 4)},
+    {"guidance": Guidance.instruct(), "image": {"temperature": 0.7, "top_k": 9}},
+]
+
+
+@pytest.mark.parametrize("n", [3, 5, 8])
+def test_each_document_is_what_generate_makes_of_its_kind(n: int):
+    options = {**padded(PROMPTS), "multimodal_generation_mode": "image-only", "seed": [1, 2, 3], "deterministic": True}
+    more = {"do_sample": True, "num_return_sequences": n}
+    plain = [fastdecode.generate(MODEL, **options, **kind, **more) for kind in KINDS]
+    found = best_of(MODEL, PROCESSOR, n, brightest, kinds=KINDS, **options)
+    for i, best in enumerate(found):
+        assert best.kinds == tuple(j % 3 for j in range(n))
+        assert torch.equal(best.sequences, torch.stack([plain[j % 3][n * i + j] for j in range(n)]))
+        place = best.scores.index(best.score)
+        assert best.kind == best.kinds[place]
+        assert torch.equal(best.tokens, best.sequences[place])
+
+
+def test_kinds_go_before_the_options_of_the_call_and_run_in_one_batch(monkeypatch: pytest.MonkeyPatch):
+    rows, right = [], Decoder.step
+
+    def step(self, cache, *args):
+        rows.append(cache.rows)
+        return right(self, cache, *args)
+
+    monkeypatch.setattr(Decoder, "step", step)
+    options = {**padded(PROMPTS[:1]), **DRAW, "seed": 4, "deterministic": True}
+    [best] = best_of(MODEL, PROCESSOR, 4, lambda d: [0, 1, 2, 3], kinds=[{}, {"guidance": None}], **options)
+    assert best.kind == 1
+    assert max(rows) == 2 + 2 + 1 + 1  # two documents with guidance of two streams, two without
+    plain = fastdecode.generate(MODEL, **options, do_sample=True, num_return_sequences=4)
+    assert torch.equal(best.sequences[[0, 2]], plain[[0, 2]])
+    assert not torch.equal(best.sequences[[1, 3]], plain[[1, 3]])
+    [alike] = best_of(MODEL, PROCESSOR, 4, lambda d: [0, 1, 2, 3], **options)
+    assert (alike.kind, alike.kinds) == (0, (0,) * 4)
+    assert torch.equal(alike.sequences, plain)
+
+
+def test_one_document_of_a_kind_may_be_greedy_and_penalised(caplog):
+    kinds = [{"image": {"do_sample": False, "repetition_penalty": 1.3}}, {}, {}]
+    [best] = best_of(MODEL, PROCESSOR, 3, lambda d: [0, 1, 2], kinds=kinds, **padded(PROMPTS[:1]), **DRAW, seed=91)
+    plain = fastdecode.generate(MODEL, **padded(PROMPTS[:1]), **DRAW, **kinds[0])
+    assert torch.equal(best.sequences[0], plain[0])
+    assert "seed has no effect" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("n", "kinds", "error", "message"),
+    [
+        (2, 3, ValueError, "kinds=3: give a list of dicts, such as [dict(guidance=3.0)"),
+        (2, [2.0, 3.0], ValueError, "kinds=[2.0, 3.0]: give a list of dicts"),
+        (2, [], ValueError, "kinds has 0 kinds for n=2 documents: give at least one, and at most n"),
+        (2, KINDS, ValueError, "kinds has 3 kinds for n=2 documents"),
+        (
+            2,
+            [{}, {"seed": 3}],
+            ValueError,
+            "kinds[1] has 'seed': documents of one prompt can differ in guidance, image,",
+        ),
+        (2, [{}, {"guidance": "x"}], TypeError, "with kinds[1]: guidance='x': give a fastdecode.Guidance, or a number"),
+        (2, [{"image": {"top_p": 2}}], ValueError, "with kinds[0]: image.top_p=2 is out of range"),
+        (3, [{}, {"image": {"temperature": 0}}], None, ""),
+        (
+            4,
+            [{}, {"image": {"temperature": 0}}],
+            ValueError,
+            "the documents of kinds[1] would all be equal, since the likeliest token is always taken: leave its",
+        ),
+    ],
+    ids=str,
+)
+def test_wrong_kinds_are_refused(n: int, kinds, error, message: str):
+    def call():
+        return best_of(MODEL, PROCESSOR, n, lambda d: [0.0] * n, kinds=kinds, **padded(PROMPTS[:1]), **DRAW)
+
+    if error is None:
+        assert call()[0].kind == 0
+        return
+    with pytest.raises(error, match=re.escape(message)):
+        call()

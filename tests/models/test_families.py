@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from family_models import TEXT, filled, tiny_emu3, tiny_janus, tiny_liquid, tiny_llava, tiny_lumina
-from models_for_tests import picture, pixels, tiny_model
+from models_for_tests import picture, pixels, tiny_model, tiny_processor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import fastdecode
@@ -107,6 +107,63 @@ def test_a_model_has_one_family():
     assert family_of(tiny_llava("llava")).name == "text"
 
 
+INFILL = {
+    "Chameleon": "Chameleon has no recipe for 'infill': it was trained for text-to-image, interleaved, caption, chat",
+    "Anole": "Anole has no recipe for 'infill': it was trained for text-to-image, interleaved, caption, chat",
+    "AA-Chameleon": "AA-Chameleon has no recipe for 'infill': it was trained for text-to-image, interleaved, caption, "
+    "chat",
+    "Thinking with generated images": "Thinking with generated images has no recipe for 'infill': it was trained for "
+    "text-to-image, interleaved",
+    "blocks": "blocks has no recipe for 'infill': it was trained for text-to-image, interleaved, edit, caption",
+    "Lumina-mGPT": "Lumina-mGPT has no recipe for 'infill': it was trained for text-to-image, caption, chat",
+    "Janus": "Janus has no recipe for 'infill': it was trained for text-to-image, caption, chat",
+    "Emu3": "Emu3 has no recipe for 'infill': it was trained for text-to-image, caption, chat",
+    "Liquid": "Liquid has no recipe for 'infill': it was trained for text-to-image, caption, chat",
+    "Llama, Mistral, Qwen2, Qwen3, Gemma": "LlamaForCausalLM has no recipe for 'infill': it was trained for chat",
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_family_fills_in(name: str):
+    with pytest.raises(ValueError, match=f"^{re.escape(INFILL[name])}$"):
+        fastdecode.recipe(MODELS[name](), "infill")
+
+
+# --- a recipe of one's own ----------------------------------------------------------------------------------------
+
+
+def registering(word: str) -> str:
+    """The program of the page that registers a family and has this word."""
+    programs = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    [found] = [code for code in programs if "fastdecode.register(" in code and word in code]
+    return found
+
+
+def test_a_recipe_for_infilling_of_ones_own(monkeypatch):
+    monkeypatch.setattr(families, "FAMILIES", list(families.FAMILIES))
+    added = ("<mask>", "<infill>")
+    names = {
+        "fastdecode": fastdecode,
+        "model": tiny_model(extra=added),
+        "processor": tiny_processor(),
+        "picture": picture(0),
+    }
+    model, processor = names["model"], names["processor"]
+    processor.tokenizer.add_special_tokens({"additional_special_tokens": list(added)})
+    exec(compile(registering("my infill"), "families.md", "exec"), names)
+    recipe, v = fastdecode.recipe(model, "infill"), family_of(model).vocabulary(model)
+    assert recipe.prompt("") == "Image of <mask>: <image> <infill>"
+    assert recipe.options["multimodal_generation_mode"] == "text-only"
+    ids = names["asked"]["input_ids"][0].tolist()
+    words = processor.tokenizer.convert_ids_to_tokens(ids)
+    assert words.index("<mask>") < ids.index(v.begin_image) < ids.index(v.end_image) < words.index("<infill>")
+    assert not set(names["said"][0, len(ids) :].tolist()) & v.image_ids
+    assert fastdecode.recipe(model, "caption").family == "Chameleon"  # those of its family are there too
+    model.config.name_or_path = "another"
+    with pytest.raises(ValueError, match="Chameleon has no recipe for 'infill'"):
+        fastdecode.recipe(model, "infill")
+
+
 # --- a made-up family -------------------------------------------------------------------------------------------
 
 
@@ -114,7 +171,7 @@ def test_a_model_has_one_family():
 def squares(monkeypatch):
     """The program of the page, run: it registers a family. The lists of families are as before afterwards."""
     monkeypatch.setattr(families, "FAMILIES", list(families.FAMILIES))
-    [program] = [code for code in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "fastdecode.register(" in code]
+    program = registering("Squares")
     assert len(program.splitlines()) <= 60
     names: dict = {}
     exec(compile(program, "families.md", "exec"), names)

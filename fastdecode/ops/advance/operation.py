@@ -181,10 +181,11 @@ class RepeatedSample:
         top_p: float | Tensor = 1.0,
         min_p: float | Tensor = 0.0,
         penalty: float | Tensor = 1.0,
+        contrast: tuple[float, int] | None = None,
         seed: int | Tensor = 0,
     ) -> None:
         self._tables, self._state = tables, state
-        self._given = (streams, weights, temperature, top_k, top_p, min_p, penalty, None, seed, None)
+        self._given = (streams, weights, temperature, top_k, top_p, min_p, penalty, contrast, seed, None)
         self._key: tuple[Any, ...] = ()
         self._run: PreparedSample | None = None
 

@@ -67,6 +67,18 @@ def _mix(logits: Tensor, streams: Tensor, weights: Tensor, allowed: Tensor) -> t
     return z, possible, invalid
 
 
+def likely_tokens(expert: Tensor, alpha: float, k: int) -> Tensor:
+    """(groups, vocab) bool: where the softmax of ``expert`` (groups, vocab) float32 is at least alpha times its k-th
+    largest value. Tokens outside the group's set are -inf in ``expert``.
+    """
+    ranked = expert.sort(1, descending=True).values
+    top = ranked[:, :1]
+    count = (expert > -_INF).sum(1, keepdim=True)
+    kth = ranked.gather(1, (count.clamp_max(k) - 1).clamp_min(0))
+    threshold = torch.full_like(top, alpha) * exp_f32(kth - top)
+    return (expert > -_INF) & (exp_f32(expert - top) >= threshold)
+
+
 def _contrast(logits: Tensor, streams: Tensor, weights: Tensor, allowed: Tensor, alpha: float, k: int) -> Tensor:
     """Step 2: tokens whose expert probability is at least alpha times the k-th largest of the set.
 
@@ -75,13 +87,7 @@ def _contrast(logits: Tensor, streams: Tensor, weights: Tensor, allowed: Tensor,
     reads = (streams >= 0) & (weights != 0)
     first = _first(reads).clamp_max(reads.shape[1] - 1).unsqueeze(1)
     row = streams.gather(1, first).squeeze(1).clamp_min(0)
-    expert = _masked(logits[row].to(torch.float32), allowed)
-    ranked = expert.sort(1, descending=True).values
-    top = ranked[:, :1]
-    count = (expert > -_INF).sum(1, keepdim=True)
-    kth = ranked.gather(1, (count.clamp_max(k) - 1).clamp_min(0))
-    threshold = torch.full_like(top, alpha) * exp_f32(kth - top)
-    return (expert > -_INF) & (exp_f32(expert - top) >= threshold)
+    return likely_tokens(_masked(logits[row].to(torch.float32), allowed), alpha, k)
 
 
 def _seen_bits(seen: Tensor, lo: int, hi: int) -> Tensor:
