@@ -183,7 +183,7 @@ def test_guidance_from():
     assert guidance_from(2) == Guidance.two_way(2.0)
     assert guidance_from(Guidance.instruct()) == Guidance.instruct()
     for wrong in ("3.0", True, [3.0]):
-        with pytest.raises(TypeError, match=r"give a fastdecode\.Guidance, or a number"):
+        with pytest.raises(TypeError, match=r"a fastdecode\.Schedule, or a fastdecode\.Guidance"):
             guidance_from(wrong)
 
 

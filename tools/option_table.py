@@ -99,7 +99,11 @@ FIELDS: dict[str, Line] = {
         HONOURED, {"input_ids": "ONE", "forced_bos_token_id": 9}, "after a prompt of one token, as in transformers"
     ),
     "forced_eos_token_id": Line(HONOURED, {"forced_eos_token_id": 9}),
-    "guidance_scale": Line(HONOURED, {"guidance_scale": 8.0}, "of text here; of pictures in modes that draw"),
+    "guidance_scale": Line(
+        HONOURED,
+        {"guidance_scale": 8.0},
+        "of text here; of pictures in modes that draw. Janus ignores it in text, as its own `generate` does",
+    ),
     "is_assistant": Line(HANDED, {"is_assistant": True}, "transformers sets it itself, on assistant models"),
     "length_penalty": _beams(length_penalty=2.0),
     "low_memory": Line(NOTHING, {"low_memory": True}),

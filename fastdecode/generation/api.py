@@ -112,8 +112,8 @@ def generate(
     fallback: what becomes of a call of text that fastdecode does not decode itself, such as one with beams, an
     assistant model, or a cache of the caller. "transformers" (default): transformers' own loop decodes it, which is
     logged once per reason. "error": it is refused with a ValueError. It is always refused in modes that draw, and with
-    options that only fastdecode has (guidance, text, image, seed, progress, deterministic, kv_pool). `explain` tells
-    who decodes a call.
+    options that only fastdecode has (guidance, text, image, image_size, seed, progress, deterministic, kv_pool).
+    `explain` tells who decodes a call.
 
     All these options except kv_pool, and generation_mode too, may be attributes of the generation_config, or of
     ``model.generation_config``, as in ``GenerationConfig(seed=7)``. An argument of the call goes before its
@@ -295,7 +295,8 @@ def custom_generate(
 
     A class with a ``generate`` of its own, as Janus has, drops options and adds others. There all options are read from
     the frame of its caller, and what the class made of them is not used. Janus refuses generation_mode="image" together
-    with a loop of another: give multimodal_generation_mode="image-only", or call `generate`.
+    with a custom loop: give multimodal_generation_mode="image-only", or call `generate`. It also refuses prompts of 20
+    tokens or more without max_new_tokens.
     """
     given = {name: value for name, value in locals().items() if name in GenerateOptions.__dataclass_fields__}
     extras = GenerateOptions.found(model, generation_config, given)
