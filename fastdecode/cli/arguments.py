@@ -134,6 +134,6 @@ def check_is_chameleon(model: Any, name: str) -> None:
         kind = type(model).__name__ if family == "text" else family
         task = "chat" if family == "text" else "text-to-image"
         raise Refused(
-            f"{name} is {'an' if kind[0] in 'AEIOU' else 'a'} {kind}, and without a task the command writes prompts of Chameleons, such as Anole: give a "
-            f"task, such as --task {task}"
+            f"{name} is {'an' if kind[0] in 'AEIOU' else 'a'} {kind}, and without a task the command writes prompts of "
+            f"Chameleons, such as Anole: give a task, such as --task {task}"
         )
