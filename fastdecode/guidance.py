@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from fastdecode.layout import tokens_of
@@ -68,7 +68,8 @@ class Stream:
             return tuple(ids)
         if self.kind == "images":
             kept = {vocabulary.begin_image, vocabulary.end_image, vocabulary.bos}
-            return tuple(i for i in ids if i in kept or i in vocabulary.block_ids) or tuple(ids[-1:])
+            pictures = vocabulary.block_ids  # numbers below 0 are vectors of a picture
+            return tuple(i for i in ids if i in kept or i in pictures or i < 0) or tuple(ids[-1:])
         if self.kind == "blank":
             return self._blank(ids, min(prompt_length, tail), vocabulary)
         if self.kind == "prompt":

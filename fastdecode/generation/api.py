@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ from fastdecode.generation.unsupported import (
 from fastdecode.guidance import Guidance
 from fastdecode.kv.page_pool import PAGE_SLOTS, PagePool
 from fastdecode.models.families import family_of, supported, text_vocabulary_of, vocabulary_of
-from fastdecode.models.pictures import check_pixels, pixel_tensor
+from fastdecode.models.pictures import check_pixels, pixel_tensor, reads_vectors
+from fastdecode.models.vectors import read_vectors
 from fastdecode.schedule import Schedule
 
 Output = Tensor | GenerateDecoderOnlyOutput
@@ -205,10 +207,14 @@ def _prepared(
     prompt = inputs if inputs is not None else options.get("input_ids")
     vocabulary = text_vocabulary_of(model) if extras.text_only else vocabulary_of(model)
     prompt_checks.check_prompt(model, vocabulary, prompt, options, text_only=extras.text_only)
-    if options.get("pixel_values") is not None:
-        options["pixel_values"] = check_pixels(model, options["pixel_values"])
-    else:
+    vectors = None
+    if options.get("pixel_values") is None:
         options.pop("pixel_values", None)  # transformers would read None as pictures
+    elif reads_vectors(model):  # not by transformers, which would call its encoder before it checks the call
+        pixels = pixel_tensor(model, options.pop("pixel_values"))
+        vectors = partial(read_vectors, model, pixels, options.pop("image_sizes", None))
+    else:
+        options["pixel_values"] = check_pixels(model, options["pixel_values"])
     sizes = None if "pixel_values" in options or extras.text_only else options.pop("image_sizes", None)
     allowed = options.get("prefix_allowed_tokens_fn")
     if allowed is not None:
@@ -231,7 +237,7 @@ def _prepared(
         **model_kwargs: Any,
     ) -> Any:
         call = (input_ids, logits_processor, stopping_criteria, generation_config)
-        prepared = prepare(model, vocabulary, *call, extras, chosen, model_kwargs, sizes)
+        prepared = prepare(model, vocabulary, *call, extras, chosen, model_kwargs, sizes, vectors)
         if codes:
             check_begins(prepared)
             prepared.codes = True

@@ -97,7 +97,8 @@ class Handle:
         if self._processor is None:
             raise ValueError("document() needs a processor: give one to the Engine")
         s = self._request.sequences[0]
-        [document] = to_documents(self._prepared.model, self._processor, [s.tokens], s.prompt_length)
+        tokens, start = (s.generated, 0) if s.vectors else (s.tokens, s.prompt_length)
+        [document] = to_documents(self._prepared.model, self._processor, [tokens], start)
         return document
 
     # --- events -------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -23,11 +23,19 @@ from fastdecode.generation.picture_sizes import sized_vocabularies
 from fastdecode.generation.prepared import Prepared
 from fastdecode.generation.prompt_checks import check_ids, check_positions, check_right_padding
 from fastdecode.generation.room_checks import check_begun, check_room, check_stream_room, check_stream_tokens
+from fastdecode.generation.unsupported import Unsupported
 from fastdecode.generation.validation import DRAWING_MODES, LENGTHS, check_forward, check_options
 from fastdecode.grammar import Grammar, compile_grammar
 from fastdecode.guidance import UNCONDITIONAL, Guidance, guidance_from, usual_stream
 from fastdecode.models.families import family_of
-from fastdecode.models.pictures import check_can_draw, encoded_pictures, fill_placeholders, read_pictures
+from fastdecode.models.pictures import (
+    check_can_draw,
+    encoded_pictures,
+    fill_placeholders,
+    placeholder_of,
+    read_pictures,
+)
+from fastdecode.models.vectors import fill_vectors
 from fastdecode.vocabulary import Vocabulary
 
 logger = logging.get_logger(__name__)
@@ -44,10 +52,12 @@ def prepare(
     chosen: frozenset[str],
     model_kwargs: dict[str, Any],
     image_sizes: Any = None,
+    vectors: Callable[[], Tensor] | None = None,
 ) -> Prepared:
     """Read what transformers prepared for a generation loop. `Unsupported` names what fastdecode does not decode and
     transformers would; ``ValueError`` what is wrong. ``vocabulary``: the model's, for a picture of its usual size.
-    ``image_sizes``: what the call gave beside a prompt without pixels (see `sized_vocabularies`).
+    ``image_sizes``: what the call gave beside a prompt without pixels (see `sized_vocabularies`). ``vectors``: computes
+    those of the prompts' pictures, (n, hidden), for models that read vectors.
     """
     check_options(model, {**model_kwargs, "generation_config": config}, made_by_transformers=True)
     check_forward(model_kwargs)
@@ -94,11 +104,12 @@ def prepare(
     image = image_base.override(extras.image or {}, "image", bool(config.do_sample))
     processors.check_modality("text", extras.text or {})
     processors.check_modality("image", extras.image or {})
-    prompts = _prompt_ids(model, input_ids, model_kwargs, vocabulary, repeats)
+    prompts, by_number = _prompt_ids(model, input_ids, model_kwargs, vocabulary, repeats, vectors)
     guidances = _guidances(processors, extras, grammar, len(prompts), repeats)
     seeds = _seeds(extras.seed, len(prompts), repeats)
     limits = _limits(prompts, input_ids.shape[1], config, stopping_criteria, grammars, chosen)
-    replaced = (input_ids == vocabulary.placeholder).any(1).tolist()
+    placeholder = vocabulary.placeholder if vectors is None else placeholder_of(model)
+    replaced = torch.eq(input_ids, -1 if placeholder is None else placeholder).any(1).tolist()
     sequences: list[Sequence] = []
     for number, ids in enumerate(prompts):
         guidance, limit = guidances[number], limits[number]
@@ -117,7 +128,8 @@ def prepare(
             text=text,
             image=image,
             rules=processors.rules.shifted(int(padding[number])),
-            also_seen=(vocabulary.placeholder,) if replaced[number] else (),
+            also_seen=(placeholder,) if replaced[number] and placeholder is not None else (),
+            vectors=by_number if replaced[number] else {},
             name=f"sequence {number}",
         )
         s.check_ahead()
@@ -170,9 +182,13 @@ def _prompt_ids(
     model_kwargs: dict[str, Any],
     vocabulary: Vocabulary,
     repeats: int,
-) -> list[list[int]]:
-    """The tokens of every prompt, without padding, with pictures in place of placeholders; one list per sequence."""
+    vectors: Callable[[], Tensor] | None,
+) -> tuple[list[list[int]], dict[int, Tensor]]:
+    """The tokens of every prompt, without padding, with pictures in place of placeholders; one list per sequence. Of
+    ``vectors`` the numbers stand there, and the vectors are returned by their numbers.
+    """
     single = input_ids[::repeats].cpu()
+    by_number: dict[int, Tensor] = {}
     pictures: list[Tensor] = []
     encoded = (model_kwargs.get("mm_encoder_outputs") or {}).get("image")
     if encoded is not None:  # transformers 5.2x encodes pictures before it calls us, and repeats only features
@@ -180,13 +196,18 @@ def _prompt_ids(
     elif model_kwargs.get("pixel_values") is not None:
         pixels, sizes = model_kwargs["pixel_values"], model_kwargs.get("image_sizes")
         pictures = read_pictures(model, pixels[::repeats], None if sizes is None else sizes[::repeats])
-    filled = fill_placeholders(single, [picture.cpu() for picture in pictures], vocabulary)
+    if vectors is None:
+        filled = fill_placeholders(single, [picture.cpu() for picture in pictures], vocabulary)
+    else:
+        filled, by_number = fill_vectors(single, vectors(), placeholder_of(model))
+        if (filled[:, -1] < 0).any():
+            raise Unsupported("a prompt that ends in a picture is not supported by fastdecode", "let text follow it")
     mask = model_kwargs.get("attention_mask")
     if mask is None:
         rows = filled.tolist()
     else:
         rows = [ids[kept != 0].tolist() for ids, kept in zip(filled, mask[::repeats].cpu(), strict=True)]
-    return [list(ids) for ids in rows for _ in range(repeats)]
+    return [list(ids) for ids in rows for _ in range(repeats)], by_number
 
 
 def _guidances(

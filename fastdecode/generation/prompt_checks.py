@@ -17,7 +17,9 @@ from fastdecode.models.pictures import (
     check_placeholders,
     lengths_of,
     pixel_tensor,
+    placeholder_of,
     reads_vectors,
+    why_no_pixels,
 )
 from fastdecode.vocabulary import Vocabulary
 from fastdecode.wording import kind_of
@@ -38,8 +40,7 @@ def check_prompt(
     if text_only:
         check_right_padding(mask)
     if (pixels is not None or options.get("mm_encoder_outputs")) and reads_vectors(model):
-        kind = type(model).__name__
-        raise Unsupported(f"{kind} reads pictures as vectors, and fastdecode reads them as tokens", "give text alone")
+        return _check_vectors(model, pixels, text_only)
     if pixels is not None:
         if text_only and vocabulary.problem is not None:
             raise Unsupported(vocabulary.problem, "mend the checkpoint")
@@ -57,6 +58,20 @@ def check_prompt(
     elif pixels is not None or not options.get("mm_encoder_outputs"):
         lengths = [] if pixels is None else lengths_of(model, pixels, options.get("image_sizes"))
         check_placeholders(input_ids, lengths, vocabulary)
+
+
+def _check_vectors(model: Any, pixels: Any, text_only: bool) -> None:
+    """``ValueError`` unless ``pixels`` are pictures for a model that reads vectors; `Unsupported` where fastdecode does
+    not read them.
+    """
+    kind = type(model).__name__
+    if not text_only:
+        raise Unsupported(f"{kind} reads pictures as vectors, and draws after text alone", "give text alone")
+    if pixels is None:
+        raise Unsupported(f"mm_encoder_outputs of {kind} are not supported by fastdecode", "give pixel_values")
+    if placeholder_of(model) is None:
+        raise Unsupported(why_no_pixels(model), "give text alone")
+    pixel_tensor(model, pixels)
 
 
 def _is_pictures(pixels: Any, channels: int) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastdecode.generation.generate_options import GenerateOptions
 from fastdecode.models.families import family_of, text_vocabulary_of, vocabulary_of
 from fastdecode.models.image_sizes import one_size
-from fastdecode.models.pictures import why_no_pixels, with_placeholders
+from fastdecode.models.pictures import reads_vectors, why_no_pixels, with_placeholders
 from fastdecode.models.reading import pictures_of, read_prompt, takes_pictures
 from fastdecode.wording import kind_of
 
@@ -81,7 +81,7 @@ def text_inputs(
     pictures, family = pictures_of(images), family_of(model)
     if pictures and (reason := why_no_pixels(model)):
         raise ValueError(f"{given_as} were given, but {reason}")
-    if not text_vocabulary_of(model).has_pictures:
+    if not text_vocabulary_of(model).has_pictures and not reads_vectors(model):
         return read_prompt(processor, text, [])
     prompt = with_placeholders(text, len(pictures), given_as)
     if family.size_in_prompt is not None and _found(model, options).multimodal_generation_mode == "image-only":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from fastdecode.decoder.own_tokens import OwnParts
+from fastdecode.decoder.vectors import embedded
 from fastdecode.generation.prepared import Prepared
 
 _FIELDS = {field.name for field in fields(GenerateDecoderOnlyOutput)}
@@ -29,8 +31,8 @@ def wanted(call: Prepared) -> bool:
 @torch.no_grad()
 def returned_cache(call: Prepared, sequences: Tensor) -> Any:
     """The keys and values of ``sequences`` (batch, length) int64 but for the last token, by one call of the model's own
-    forward. As in transformers, padding before a prompt is masked and padding after an end is not. Image tokens with
-    embeddings of their own, which that forward does not take, are given to it as embeddings.
+    forward. As in transformers, padding before a prompt is masked and padding after an end is not. Vectors of pictures,
+    and image tokens with embeddings of their own, which that forward does not take, are given to it as embeddings.
     """
     ids = sequences[:, :-1].clone()
     width = call.prompts.shape[1]
@@ -47,8 +49,10 @@ def returned_cache(call: Prepared, sequences: Tensor) -> Any:
     if call.mask is not None:
         options["attention_mask"] = mask
         options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-    own = OwnParts.of(model)
-    if own is None or not (ids >= own.first).any():
+    own, embed = OwnParts.of(model), model.get_input_embeddings()
+    if not (ids < 0).any() and (own is None or not (ids >= own.first).any()):
         return model(input_ids=ids, **options)[FIELD]
-    embedded = own.embeddings(ids, model.get_input_embeddings(), lambda module, x: module(x))
-    return model(inputs_embeds=embedded, **options)[FIELD]
+    if own is not None:
+        embed = partial(own.embeddings, of_text=embed, product=lambda module, x: module(x))
+    vectors = {number: vector for s in call.sequences for number, vector in s.vectors.items()}
+    return model(inputs_embeds=embedded(ids, vectors, embed), **options)[FIELD]

@@ -37,8 +37,9 @@ def pixel_tensor(model: Any, pixel_values: Any) -> Tensor:
     """Pixels as a tensor. ``ValueError`` unless they are a dense tensor, or a numpy array, of finite floats. Their
     shape is left to `check_pixels`.
     """
-    if family_of(model).pixels is None:
-        raise ValueError(f"pixel_values were given, but {why_no_pixels(model)}")
+    reason = why_no_pixels(model) if family_of(model).pixels is None else ""
+    if reason:
+        raise ValueError(f"pixel_values were given, but {reason}")
     wanted = "(pictures, channels, height, width) float, as its processor makes them"
     if isinstance(pixel_values, np.ndarray) and pixel_values.dtype.kind in "fiub":
         pixel_values = torch.from_numpy(np.array(pixel_values))
@@ -61,16 +62,32 @@ def pixel_tensor(model: Any, pixel_values: Any) -> Tensor:
 
 
 def reads_vectors(model: Any) -> bool:
-    """Whether the model takes pictures, and fastdecode cannot read them, since they do not become tokens."""
+    """Whether the model takes pictures that do not become tokens."""
     takes = "pixel_values" in inspect.signature(type(model).forward).parameters
     return takes and family_of(model).pixels is None
+
+
+def placeholder_of(model: Any) -> int | None:
+    """The token that stands for each vector of a picture in a prompt; None if the model does not say, or has no
+    ``get_image_features``.
+    """
+    found = getattr(model.config, "image_token_id", None)
+    return found if isinstance(found, int) and encoder_of(model) is not None else None
+
+
+def encoder_of(model: Any) -> Any:
+    """The function of the model, or of the model inside, that makes vectors of pixels; None without one."""
+    inside = getattr(model, "model", None)
+    return getattr(model, "get_image_features", getattr(inside, "get_image_features", None))
 
 
 def why_no_pixels(model: Any) -> str:
     """Why the model cannot be given pictures as pixels, and what to do; empty if it can."""
     kind, family, vocabulary = type(model).__name__, family_of(model), text_vocabulary_of(model)
     if reads_vectors(model):
-        return f"{kind} reads pictures as vectors, and fastdecode reads them as tokens: its own generate takes pictures"
+        if placeholder_of(model) is not None:
+            return ""
+        return f"this {kind} does not say which token stands for a picture: its own generate takes pictures"
     if vocabulary.problem is not None:
         return vocabulary.problem
     if family.pixels is not None:

@@ -8,22 +8,7 @@ import torch
 from torch import Tensor
 
 from fastdecode.decoder.vectors import numbers_of
-from fastdecode.wording import kind_of
-
-
-def placeholder_of(model: Any) -> int | None:
-    """The token that stands for each vector of a picture in a prompt; None if the model does not say."""
-    found = getattr(model.config, "image_token_id", None)
-    return found if isinstance(found, int) and hasattr(model, "get_image_features") else None
-
-
-def check_vector_pixels(model: Any, pixels: Any) -> None:
-    """``ValueError`` unless ``pixels`` are a dense tensor of finite floats."""
-    wanted = f"what the processor of {type(model).__name__} makes of pictures"
-    if not isinstance(pixels, Tensor) or not pixels.is_floating_point() or pixels.is_meta:
-        raise ValueError(f"pixel_values is {kind_of(pixels)}: give {wanted}, a tensor of floats")
-    if not pixels.numel() or not pixels.isfinite().all():
-        raise ValueError(f"pixel_values holds {'NaN or infinity' if pixels.numel() else 'no picture'}: give {wanted}")
+from fastdecode.models.pictures import encoder_of
 
 
 @torch.no_grad()
@@ -34,17 +19,17 @@ def read_vectors(model: Any, pixels: Tensor, sizes: Any = None) -> Tensor:
     sizes    ``image_sizes`` beside them, where it returns some
     """
     given = {} if sizes is None else {"image_sizes": torch.as_tensor(sizes).to(model.device)}
-    found = model.get_image_features(pixel_values=pixels.to(model.device), **given)
+    found = encoder_of(model)(pixel_values=pixels.to(model.device), **given)
     found = getattr(found, "pooler_output", found)
     parts = found if isinstance(found, (list, tuple)) else [found]
     return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
 
 
-def fill_vectors(input_ids: Tensor, vectors: Tensor, placeholder: int) -> tuple[Tensor, dict[int, Tensor]]:
+def fill_vectors(input_ids: Tensor, vectors: Tensor, placeholder: int | None) -> tuple[Tensor, dict[int, Tensor]]:
     """``input_ids`` (batch, length) with the number of a vector in place of each placeholder, in order; and the
     ``vectors`` (n, hidden) by their numbers. ``ValueError`` unless there are n placeholders.
     """
-    here = input_ids == placeholder
+    here = torch.eq(input_ids, -1 if placeholder is None else placeholder)
     if int(here.sum()) != len(vectors):
         raise ValueError(
             f"the prompts have {int(here.sum())} <image> placeholder tokens, and their pictures take {len(vectors)}: "
