@@ -132,8 +132,8 @@ def check_is_chameleon(model: Any, name: str) -> None:
     family = family_of(model).name
     if family != "Chameleon":
         kind = type(model).__name__ if family == "text" else family
-        task = "chat" if family == "text" else "text-to-image"
+        article, task = "an" if kind[0] in "AEIOU" else "a", "chat" if family == "text" else "text-to-image"
         raise Refused(
-            f"{name} is {'an' if kind[0] in 'AEIOU' else 'a'} {kind}, and without a task the command writes prompts of "
-            f"Chameleons, such as Anole: give a task, such as --task {task}"
+            f"{name} is {article} {kind}, and without a task the command writes prompts of Chameleons, such as Anole: "
+            f"give a task, such as --task {task}"
         )

@@ -43,7 +43,9 @@ def test_the_client_tells_what_is_wrong(served: Served, tmp_path: Path) -> None:
 
 
 def test_the_requests_of_the_readme_are_taken(served: Served) -> None:
-    [body] = re.findall(r"-d '(.*?)'", README, re.DOTALL)
+    body, with_task = re.findall(r"-d '(.*?)'", README, re.DOTALL)
+    status, _, answer = served.post(json.loads(with_task))
+    assert (status, [part["type"] for part in answer["document"]]) == (200, ["picture"])
     status, _, answer = served.post(json.loads(body))
     assert status == 200
     [shown] = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
