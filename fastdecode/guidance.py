@@ -136,16 +136,21 @@ class Guidance:
     ``contrast``: a pair (alpha, k). Where guidance acts, only tokens come that are likely in the full sequence, which
     are those of at least alpha times the probability of its k-th likeliest token. Of all tokens that the grammar allows
     there, and before they are mixed. See `contrastive`. Weights are numbers then.
+
+    ``text_weights``: the weights in text, where they are others than in pictures. They need ``everywhere=True``.
     """
 
     streams: tuple[Stream, ...] = (FULL,)
     weights: tuple[float | Schedule, ...] = (1.0,)
     everywhere: bool = False
     contrast: tuple[float, int] | None = None
+    text_weights: tuple[float | Schedule, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("streams", "weights"):
+        for name in ("streams", "weights", "text_weights"):
             value = getattr(self, name)
+            if name == "text_weights" and value is None:
+                continue
             if not isinstance(value, (tuple, list)):
                 raise ValueError(f"{name} of Guidance is {kind_of(value)}: give a tuple")
             object.__setattr__(self, name, tuple(value))
@@ -157,12 +162,16 @@ class Guidance:
             raise ValueError(
                 "the first stream of a Guidance must be Stream('full'): it is the sequence being generated"
             )
-        if len(self.streams) != len(self.weights):
-            raise ValueError(
-                f"Guidance has {len(self.streams)} streams but {len(self.weights)} weights: give one weight per stream"
-            )
-        numbers = tuple(scale_of(f"weights[{k}] of Guidance", weight) for k, weight in enumerate(self.weights))
-        object.__setattr__(self, "weights", numbers)
+        for name in ("weights", "text_weights") if self.text_weights is not None else ("weights",):
+            given = getattr(self, name)
+            if len(self.streams) != len(given):
+                raise ValueError(
+                    f"Guidance has {len(self.streams)} streams but {len(given)} {name}: give one weight per stream"
+                )
+            numbers = tuple(scale_of(f"{name}[{k}] of Guidance", weight) for k, weight in enumerate(given))
+            object.__setattr__(self, name, numbers)
+        if self.text_weights is not None and not self.everywhere:
+            raise ValueError("text_weights of Guidance guide text: give everywhere=True too, or leave them out")
         if self.contrast is not None:
             object.__setattr__(self, "contrast", self._checked(self.contrast))
 
@@ -180,6 +189,8 @@ class Guidance:
                 "a Guidance with a contrast has a Schedule among its weights: give numbers, since contrastive decoding "
                 "subtracts one stream from another with fixed weights"
             )
+        if self.text_weights is not None:
+            raise ValueError("a Guidance with a contrast has text_weights: leave one of them out")
         if len(self.streams) < 2 or self.weights[0] == 0:
             raise ValueError(
                 "a Guidance with a contrast compares the full sequence with another stream: give at least two streams, "
@@ -199,11 +210,13 @@ class Guidance:
         negative_prompt_ids: Sequence[int] | None = None,
         *,
         everywhere: bool = False,
+        text_scale: float | Schedule | None = None,
     ) -> Guidance:
         """Classifier-free guidance ``u + scale * (c - u)``.
 
         ``c`` is the full sequence; ``u`` is the unconditional stream, or the sequence with ``negative_prompt_ids`` in
-        place of its prompt.
+        place of its prompt. ``text_scale``: the scale in text, where it is another than in pictures; text is guided
+        then.
         """
         scale = scale_of("scale of Guidance.two_way", scale)
         other = UNCONDITIONAL
@@ -212,7 +225,10 @@ class Guidance:
             if not negative:
                 raise ValueError("negative_prompt_ids has no token: give at least one, or leave it out")
             other = Stream("prompt", negative)
-        return cls((FULL, other), (scale, 1.0 - scale), everywhere)
+        if text_scale is None:
+            return cls((FULL, other), (scale, 1.0 - scale), everywhere)
+        of_text = scale_of("text_scale of Guidance.two_way", text_scale)
+        return cls((FULL, other), (scale, 1.0 - scale), True, text_weights=(of_text, 1.0 - of_text))
 
     @classmethod
     def instruct(
@@ -278,36 +294,51 @@ class Guidance:
     @property
     def scheduled(self) -> bool:
         """Whether a weight is a schedule."""
-        return any(isinstance(weight, Schedule) for weight in self.weights)
+        return any(isinstance(weight, Schedule) for weight in (*self.weights, *(self.text_weights or ())))
+
+    @property
+    def changes(self) -> bool:
+        """Whether weights change with the position: by a schedule, or between text and pictures."""
+        return self.scheduled or self.text_weights is not None
 
     def plan(
         self, ids: Sequence[int], prompt_length: int, tail: int, vocabulary: Vocabulary
     ) -> tuple[list[tuple[int, ...]], list[float | Schedule]]:
-        """The tokens of each stream besides the full one, and the weights: the full stream's first, then theirs.
+        """As `plan_both`, without the weights in text."""
+        return self.plan_both(ids, prompt_length, tail, vocabulary)[:2]
+
+    def plan_both(
+        self, ids: Sequence[int], prompt_length: int, tail: int, vocabulary: Vocabulary
+    ) -> tuple[list[tuple[int, ...]], list[float | Schedule], list[float | Schedule]]:
+        """The tokens of each stream besides the full one, and the weights in pictures and in text: the full stream's
+        first, then theirs.
 
         Arguments: see `Stream.rewrite`. Streams with equal tokens become one stream with the sum of their weights.
         Streams of weight 0 are left out, except the full stream, which is the sequence itself. ``ValueError`` if only
-        the full stream is left and its weight is 0, or if that weight is 0 and there is a contrast.
+        the full stream has a weight there, which is 0, or if that weight is 0 and there is a contrast.
         """
-        rewritten: dict[tuple[int, ...], float | Schedule] = {}
-        for stream, weight in zip(self.streams, self.weights, strict=True):
-            if weight == 0.0 and stream != FULL:
+        sets = (self.weights, self.weights if self.text_weights is None else self.text_weights)
+        rewritten: dict[tuple[int, ...], tuple[float | Schedule, ...]] = {}
+        for stream, *weights in zip(self.streams, *sets, strict=True):
+            if not any(weights) and stream != FULL:
                 continue
             key = stream.rewrite(ids, prompt_length, tail, vocabulary)
-            rewritten[key] = rewritten.get(key, 0.0) + weight
+            rewritten[key] = tuple(a + b for a, b in zip(rewritten.get(key, (0.0, 0.0)), weights, strict=True))
         full = tuple(ids)
-        others = {key: weight for key, weight in rewritten.items() if key != full and weight != 0.0}
-        if self.contrast is not None and rewritten[full] == 0.0:
+        others = {key: weights for key, weights in rewritten.items() if key != full and any(weights)}
+        if self.contrast is not None and rewritten[full][0] == 0.0:
             raise ValueError(
                 "the contrast of this Guidance compares the full sequence with a stream of the same tokens, so that "
                 "nothing is left to draw from: give a longer prompt, or negative_prompt_ids that differ from it"
             )
-        if not others and rewritten[full] == 0.0:
-            raise ValueError(
-                f"the weights {self.weights} of this Guidance cancel to 0, since some of its streams are equal (or "
-                "have weight 0): nothing is left to draw from"
-            )
-        return list(others), [rewritten[full], *others.values()]
+        found = [rewritten[full], *others.values()]
+        for column, given in zip(zip(*found, strict=True), sets, strict=True):
+            if not any(column):
+                raise ValueError(
+                    f"the weights {given} of this Guidance cancel to 0, since some of its streams are equal (or have "
+                    "weight 0): nothing is left to draw from"
+                )
+        return list(others), [pair[0] for pair in found], [pair[1] for pair in found]
 
 
 def guidance_from(value: Any) -> Guidance:

@@ -46,8 +46,8 @@ class Sequence:
     ``streams``: its guidance streams besides the full sequence, as they were when it had ``streams_from`` tokens; every
     later token is added to each. ``rows``: its rows of the cache, the full sequence's first; none while it waits.
 
-    ``courses``: where a schedule changes the weights, those of its text and of its present picture, None where it has
-    none; ``needed``: the numbers of ``streams`` in its course, which are those with a weight now or on both sides.
+    ``courses``: where the weights change, by a schedule or between text and pictures, those of its text and of its
+    present picture, None where it has none; ``needed``: the numbers of ``streams`` in its course, which are those with a weight now or on both sides.
     """
 
     tokens: list[int]
@@ -193,9 +193,9 @@ class Sequence:
 
     def plan_streams(self) -> None:
         start = self.image_start if self.image_start >= 0 else len(self.tokens)
-        others, weights = self.guidance.plan(self.tokens, self.prompt_length, start, self.vocabulary)
+        others, weights, of_text = self.guidance.plan_both(self.tokens, self.prompt_length, start, self.vocabulary)
         self.streams_from = len(self.tokens)
-        self.courses = self._courses(others, weights)
+        self.courses = self._courses(others, weights, of_text)
         if self.courses is UNSCHEDULED:
             self.streams, self.weights = others, cast(list[float], weights)
         else:
@@ -209,14 +209,17 @@ class Sequence:
 
     # --- schedules ----------------------------------------------------------------------------------------------
 
-    def _courses(self, others: list[Tokens], weights: list[float | Schedule]) -> tuple[Course | None, Course | None]:
-        """Of its text and of its pictures, where a schedule is among the ``weights``."""
-        if not any(isinstance(weight, Schedule) for weight in weights):
+    def _courses(
+        self, others: list[Tokens], weights: list[float | Schedule], of_text: list[float | Schedule]
+    ) -> tuple[Course | None, Course | None]:
+        """Of its text and of its pictures, where a schedule is among the weights, or text has weights of its own."""
+        of_text = weights if self.mode == "image-only" else of_text
+        if weights == of_text and not any(isinstance(weight, Schedule) for weight in weights):
             return UNSCHEDULED
         everywhere, draws = self.guidance.everywhere, self.grammar.draws
         new = max(1, self.limit - self.prompt_length)
         skips = not (everywhere and draws)  # else the next picture may need what the text does not
-        text = Course(others, weights, new, skips=skips) if everywhere else None
+        text = Course(others, of_text, new, skips=skips) if everywhere else None
         return text, Course(others, weights, self.vocabulary.image_length, skips=skips) if draws else None
 
     @property
@@ -281,8 +284,8 @@ class Sequence:
         return [begun, *others], cast(list[float], weights)
 
     def course_planned(self) -> PlannedCourse | None:
-        """The course where guidance first acts: now, or in the next picture. None without a schedule."""
-        if not self.guidance.scheduled:
+        """The course where guidance first acts: now, or in the next picture. None if the weights never change."""
+        if not self.guidance.changes:
             return None
         tokens, course = tuple(self.tokens), self.course
         if course is not None:
@@ -291,11 +294,12 @@ class Sequence:
         if self.guidance.everywhere or self.image_start >= 0 or not self.grammar.draws:
             return None
         begun = (*tokens, self.vocabulary.begin_image)
-        _, course = self._courses(*self.guidance.plan(begun, self.prompt_length, len(tokens), self.vocabulary))
+        _, course = self._courses(*self.guidance.plan_both(begun, self.prompt_length, len(tokens), self.vocabulary))
         return None if course is None else PlannedCourse(course, 0, list(range(len(course.streams))), begun, ())
 
     @property
     def most_streams(self) -> int:
         """The maximum number of rows that it needs at once."""
         guided = self.guidance.everywhere or self.grammar.draws
-        return 1 + sum(weight != 0.0 for weight in self.guidance.weights[1:]) if guided else 1
+        sets = (self.guidance.weights, self.guidance.text_weights or self.guidance.weights)
+        return 1 + sum(any(weights) for weights in list(zip(*sets, strict=True))[1:]) if guided else 1

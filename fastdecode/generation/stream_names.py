@@ -16,13 +16,15 @@ def describe_streams(s: Sequence) -> list[str]:
     Streams with equal tokens are one stream, which has all their kinds.
     """
     planned, weights = s.streams_planned()
+    both = s.courses if s.guidance.text_weights is not None else (None, None)
     names: dict[tuple[int, ...], list[str]] = {}
     full = planned[0]
     in_picture = s.image_start >= 0
-    for stream, weight in zip(s.guidance.streams, s.guidance.weights, strict=True):
+    sets = (s.guidance.weights, s.guidance.text_weights or s.guidance.weights)
+    for stream, *of_stream in zip(s.guidance.streams, *sets, strict=True):
         if (
             stream != FULL
-            and weight != 0.0
+            and any(of_stream)
             and len(planned[0])
             and (s.guidance.everywhere or in_picture or s.grammar.draws)
         ):
@@ -33,7 +35,9 @@ def describe_streams(s: Sequence) -> list[str]:
     for number, (tokens, weight) in enumerate(zip(planned, weights, strict=True)):
         own = [*(["full"] if number == 0 else []), *names.get(tokens, [])]
         shown, where = f"{weight:+g}", ""
-        if course is not None:
+        if both[0] is not None and both[1] is not None:  # all streams are decoded all along
+            shown = " in text, ".join(_first_to_last(c.weights[:, number].tolist()) for c in both if c) + " in pictures"
+        elif course is not None:
             shown, where = _scheduled(course, number)
         found.append(f"{shown} x {' = '.join(dict.fromkeys(own)) or 'a stream'}, {len(tokens)} tokens{where}")
     return found
@@ -47,10 +51,13 @@ def _scheduled(planned: PlannedCourse, number: int) -> tuple[str, str]:
         column = 1 + planned.numbers[number - 1]
         begin, end = course.span(column - 1)
         first = max(first, begin)
-    weights = course.weights[first:end, column].tolist()
-    shown = f"{weights[0]:+g}" if len(set(weights)) == 1 else f"{weights[0]:+g} to {weights[-1]:+g}"
+    shown = _first_to_last(course.weights[first:end, column].tolist())
     whole = first == planned.position and end == course.length
     return shown, "" if whole else f", decoded at tokens {first} to {end - 1} of {course.length}"
+
+
+def _first_to_last(weights: list[float]) -> str:
+    return f"{weights[0]:+g}" if len(set(weights)) == 1 else f"{weights[0]:+g} to {weights[-1]:+g}"
 
 
 def describe_contrasts(guidances: Iterable[Guidance]) -> list[str]:
@@ -74,7 +81,11 @@ def describe_schedules(guidances: Iterable[Guidance]) -> list[str]:
     found: dict[str, None] = {}
     for guidance in dict.fromkeys(guidances):
         where = "of a picture, or of the new text outside of one" if guidance.everywhere else "of a picture"
-        for weight in guidance.weights:
-            for leaf in weight.leaves if isinstance(weight, Schedule) else []:
-                found[f"{leaf.words}, over the tokens {where}"] = None
+        sets = [(guidance.weights, where)]
+        if guidance.text_weights is not None:
+            sets = [(guidance.weights, "of a picture"), (guidance.text_weights, "of the new text")]
+        for weights, place in sets:
+            for weight in weights:
+                for leaf in weight.leaves if isinstance(weight, Schedule) else []:
+                    found[f"{leaf.words}, over the tokens {place}"] = None
     return list(found)

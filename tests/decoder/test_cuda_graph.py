@@ -51,6 +51,7 @@ def test_schedules(mode: dict, traces: Traces, monkeypatch: pytest.MonkeyPatch):
         Guidance.two_way(Schedule.table([1.0] * 9 + [4.0])),
         Guidance.two_way(Schedule.table([4.0] * 9 + [1.0])),
         Guidance.two_way(Schedule.linear(6.0, 0.5), everywhere=True),
+        Guidance.two_way(4.0, text_scale=1.5),
     ):
         both(model, traces, monkeypatch, **prompts_of(model), **mode, guidance=guidance)
         assert traces.captures > 0

@@ -32,6 +32,7 @@ MIXED: list[dict] = [
     {"mode": "text-only", "max_new_tokens": 12, "logits_processor": [lambda ids, scores: scores + 0.0]},
     {"mode": INTERLEAVED, "guidance": Guidance.contrastive(0.05, 4), "max_new_tokens": 50},
     {"mode": "text-only", "guidance": Guidance.contrastive(0.1, 9, everywhere=True), "max_new_tokens": 16},
+    {"mode": INTERLEAVED, "guidance": Guidance.two_way(3.0, text_scale=1.5), "max_new_tokens": 40},
 ]
 
 

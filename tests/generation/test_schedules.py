@@ -50,9 +50,10 @@ BY_NAME: dict[str, Guidance] = {
 # --- by hand ----------------------------------------------------------------------------------------------------------
 
 
-def scales_at(guidance: Guidance, place: int, length: int) -> list[float]:
-    """The weights at token ``place`` of ``length``."""
-    return [w.values(length)[min(place, length - 1)] if isinstance(w, Schedule) else w for w in guidance.weights]
+def scales_at(guidance: Guidance, place: int, length: int, inside: bool = True) -> list[float]:
+    """The weights at token ``place`` of ``length``, of a picture or (``inside=False``) of text."""
+    weights = guidance.weights if inside or guidance.text_weights is None else guidance.text_weights
+    return [w.values(length)[min(place, length - 1)] if isinstance(w, Schedule) else w for w in weights]
 
 
 def by_hand(prompt: list[int], guidance: Guidance, mode: str, new: int, begun: int = 0) -> list[int]:
@@ -76,7 +77,7 @@ def by_hand(prompt: list[int], guidance: Guidance, mode: str, new: int, begun: i
             ids.append(V.begin_image)
             continue
         if inside or guidance.everywhere:
-            weights = scales_at(guidance, place, N if inside else new)
+            weights = scales_at(guidance, place, N if inside else new, inside)
             parts = zip(guidance.streams, weights, strict=True)
             z = sum(w * whole_logits(MODEL, stream_of(s, ids, len(prompt), tail))[-1] for s, w in parts if w)
         else:
@@ -139,17 +140,100 @@ def test_text_by_its_new_tokens(schedule: Schedule):
         assert found == [by_hand(prompt, expected, "text-only", 14) for prompt in PROMPTS]
 
 
+APART = {
+    "scales": Guidance.two_way(3.0, NEGATIVE, text_scale=1.5),
+    "schedules": Guidance.two_way(DOWN, NEGATIVE, text_scale=Schedule.linear(1.0, 2.0)),
+    "pictures alone": Guidance.two_way(3.0, NEGATIVE, text_scale=1.0),
+    "text alone": Guidance.two_way(1.0, NEGATIVE, text_scale=2.0),
+    "streams": Guidance(
+        (Stream("full"), Stream("prompt", NEGATIVE), Stream("prompt", NEGATIVE[:2])),
+        (2.0, -1.0, 0.0),
+        everywhere=True,
+        text_weights=(1.5, 0.0, -0.5),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_text_and_pictures_with_weights_of_their_own(name: str):
+    check_everywhere(APART[name])
+    text = drawn(PROMPTS, APART[name], "text-only", max_new_tokens=14)
+    weights = APART[name].text_weights
+    alike = Guidance(APART[name].streams, weights, everywhere=True)
+    assert text == drawn(PROMPTS, alike, "text-only", max_new_tokens=14)
+    pictures = Guidance(APART[name].streams, APART[name].weights, everywhere=True)
+    assert drawn(PROMPTS, APART[name]) == drawn(PROMPTS, pictures)
+
+
+def test_weights_of_text_matter():
+    options = {"mode": INTERLEAVED, "max_new_tokens": 44}
+    found = [drawn(PROMPTS, APART[name], **options) for name in ("scales", "pictures alone", "text alone")]
+    found.append(drawn(PROMPTS, Guidance.two_way(3.0, NEGATIVE, everywhere=True), **options))
+    assert all(found.count(one) == 1 for one in found)
+
+
+def test_explain_tells_the_weights_of_text():
+    def explained(guidance, mode: str):
+        options = {"multimodal_generation_mode": mode, "max_new_tokens": 44}
+        return fastdecode.explain(MODEL, torch.tensor([PROMPTS[0]]), guidance=guidance, **options)
+
+    found = explained(APART["schedules"], INTERLEAVED)
+    assert found.where == "every token"
+    assert found.streams == [
+        [
+            "+1 to +2 in text, +5 to +1 in pictures x full, 10 tokens",
+            "+0 to -1 in text, -4 to +0 in pictures x prompt, 3 tokens",
+        ]
+    ]
+    assert any(line.endswith("over the tokens of the new text") for line in found.schedules)
+    assert any(line.endswith("over the tokens of a picture") for line in found.schedules)
+    assert explained(APART["scales"], "text-only").streams[0][0] == "+1.5 x full, 10 tokens"
+    assert explained(APART["scales"], IMAGE_ONLY).streams[0][0] == "+3 x full, 10 tokens"
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Guidance((Stream("full"),), (1.0,), text_weights=(2.0,)), "guide text: give everywhere=True too"),
+        (
+            lambda: Guidance((Stream("full"),), (1.0,), True, text_weights=(2.0, 1.0)),
+            "Guidance has 1 streams but 2 text_weights: give one weight per stream",
+        ),
+        (lambda: Guidance((Stream("full"),), (1.0,), True, text_weights=3.0), "text_weights of Guidance is a float"),
+        (lambda: Guidance.two_way(2.0, text_scale="x"), "text_scale of Guidance.two_way is 'x'"),
+        (
+            lambda: Guidance(
+                (Stream("full"), Stream("images")), (1.0, -1.0), True, contrast=(0.1, 1), text_weights=(1.0, 0.0)
+            ),
+            "a Guidance with a contrast has text_weights: leave one of them out",
+        ),
+    ],
+)
+def test_wrong_weights_of_text_are_refused(build, message: str):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build()
+
+
+def test_weights_of_text_that_cancel_are_refused():
+    guidance = Guidance((Stream("full"), Stream("images")), (2.0, -1.0), everywhere=True, text_weights=(1.0, -1.0))
+    with pytest.raises(ValueError, match=r"the weights \(1.0, -1.0\) of this Guidance cancel to 0"):
+        drawn([[BOS]], guidance, INTERLEAVED, max_new_tokens=40)
+
+
 def test_text_and_pictures_guided_everywhere():
-    guidance = Guidance.two_way(HOLES, NEGATIVE, everywhere=True)
+    check_everywhere(Guidance.two_way(HOLES, NEGATIVE, everywhere=True))
+
+
+def check_everywhere(guidance: Guidance) -> None:
     found = drawn(PROMPTS[:1], guidance, INTERLEAVED, max_new_tokens=44)
     assert V.begin_image in found[0]
     ids, prompt, tail = list(PROMPTS[0]), PROMPTS[0], -1
     for token in found[0]:  # each token is the likeliest after those before it
         place = len(ids) - tail - 1 if tail >= 0 else len(ids) - len(prompt)
         if place != N or tail < 0:
-            weights = scales_at(guidance, place, N if tail >= 0 else 44)
-            rows = [whole_logits(MODEL, row)[-1] for row in (ids, [*NEGATIVE, *ids[len(prompt) :]])]
-            z = weights[0] * rows[0] + weights[1] * rows[1]
+            weights = scales_at(guidance, place, N if tail >= 0 else 44, tail >= 0)
+            rows = [ids, *([*stream.ids, *ids[len(prompt) :]] for stream in guidance.streams[1:])]
+            z = sum(w * whole_logits(MODEL, row)[-1] for w, row in zip(weights, rows, strict=True))
             allowed = (
                 V.image_ids if tail >= 0 else set(range(V.size)) - V.image_ids - {V.end_image, V.placeholder, 0, 1}
             )
