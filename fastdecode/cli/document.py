@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL.PngImagePlugin import PngInfo
 
-    from fastdecode.cli.handed_over import HandedOver
     from fastdecode.generation.handle import Handle
 
 
@@ -25,7 +24,7 @@ class Wanted:
     """Begins the names of its files: "" for the only document, else ``document-N``."""
     how: dict[str, Any] = field(default_factory=dict)
     """The options that made it, for the metadata of its pictures."""
-    handle: Handle | HandedOver | None = None
+    handle: Handle | None = None
 
     def metadata(self, number: int) -> PngInfo:
         """What a PNG says of how it was made: the text ``fastdecode`` is JSON with prompt, seed and options."""

@@ -25,7 +25,6 @@ from fastdecode.cli.arguments import (
 )
 from fastdecode.cli.decode_options import MODALITIES, MODE, TEMPERATURE, TOP_P, guidance, sampling_options, size
 from fastdecode.cli.document import Wanted, markdown
-from fastdecode.cli.handed_over import HandedOver
 from fastdecode.cli.output import check_folder, whole_folder
 from fastdecode.cli.progress import loading
 from fastdecode.cli.prompts import open_pictures, read_prompts
@@ -189,7 +188,7 @@ def decode(engine: Engine, todo: Sequence[Wanted]) -> None:
         for document in todo:
             handle = document.handle
             assert handle is not None
-            while not isinstance(handle, HandedOver) and not handle.done:
+            while not handle.done:
                 engine.advance(handle)
                 bar.update(engine.statistics().tokens - bar.n)
             handle.result()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from fastdecode.cli.arguments import Refused, check_device, check_is_chameleon
 from fastdecode.cli.decode_options import MODE, chosen_options, parse_guidance, sampling_options
 from fastdecode.cli.document import Wanted
-from fastdecode.cli.handed_over import HandedOver
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -68,16 +67,11 @@ def submit(engine: Engine, todo: Sequence[Wanted], pictures: Sequence[Image.Imag
             else:
                 inputs, options = _by_recipe(engine, recipe, document.prompt, pictures, args)
             own = {**options, "seed": document.seed}
-            handed = HandedOver.needed(engine.model, inputs)
-            handle = HandedOver(engine.model, engine.processor, inputs, own) if handed else None
             if args.explain and n == 0:
                 parts = [] if recipe is None else [f"recipe of {recipe}"]
-                call = {**inputs, **own} if handle is None else handle.arguments
-                explained = "\n\n".join([*parts, str(explain(engine.model, **call))])
-            if handle is None:
-                submitted = engine.submit(inputs, **own)
-                document.how = how(submitted, options, len(pictures), args)
-            document.handle = submitted if handle is None else handle
+                explained = "\n\n".join([*parts, str(explain(engine.model, **inputs, **own))])
+            document.handle = engine.submit(inputs, **own)
+            document.how = how(document.handle, options, len(pictures), args)
         except (ValueError, TypeError, RuntimeError) as error:
             if len({each.prompt for each in todo}) == 1:
                 raise

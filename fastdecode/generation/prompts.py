@@ -79,7 +79,7 @@ def text_inputs(
     processor writes a part of the prompt.
     """
     pictures, family = pictures_of(images), family_of(model)
-    if pictures and (reason := why_no_pixels(model)):
+    if pictures and family.picture_tokens is None and (reason := why_no_pixels(model)):
         raise ValueError(f"{given_as} were given, but {reason}")
     if not text_vocabulary_of(model).has_pictures and not reads_vectors(model):
         return read_prompt(processor, text, [])

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from family_models import (
     TEXT,
     emu3_processor,
@@ -129,6 +128,7 @@ def test_every_family_draws(name: str, more: list[str], size: Any, folders: Any,
     ("name", "task"),
     [
         ("emu3", "caption"),
+        ("janus", "caption"),
         ("liquid", "caption"),
         ("janus", "chat"),
         ("emu3", "chat"),
@@ -147,25 +147,6 @@ def test_every_family_writes(
     expected = by_recipe(*loaded, task, "w20 w21", *given, seed=4, max_new_tokens=6)
     [document] = json.loads(capsys.readouterr().out)["documents"]
     assert [part["text"] for part in document["parts"]] == expected != []
-
-
-def test_janus_describes_pictures_through_transformers(
-    folders: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    task = [*folders["janus"], "--task", "caption", *WORDS, *folders["red"], "--max-new-tokens", "6"]
-    for seed, folder in ((4, "a"), (4, "b"), (5, "c")):
-        assert run(*task, "--text-temperature", "2.5", "--seed", str(seed), "--explain", "-o", tmp_path / folder) == 0
-        assert "transformers' own loop, because" in capsys.readouterr().out
-    texts = [(tmp_path / folder / "document.md").read_text() for folder in "abc"]
-    assert texts[0] == texts[1] != texts[2]
-    model, processor = fastdecode.load(folders["janus"][1])
-    recipe = fastdecode.recipe(model, "caption")
-    inputs = recipe.inputs(processor, "w20 w21", Image.new("RGB", (40, 30), "red"))
-    torch.manual_seed(4)
-    options = {"do_sample": True, "temperature": 2.5, "top_p": 0.95, "max_new_tokens": 6}
-    found = model.generate(**inputs, generation_mode="text", **options)
-    [expected] = fastdecode.to_documents(model, processor, found, start=inputs["input_ids"].shape[1])
-    assert texts[0] == "\n\n".join(expected) + "\n"
 
 
 def test_a_scale_keeps_the_negative_prompt_of_the_recipe(folders: Any, tmp_path: Path) -> None:

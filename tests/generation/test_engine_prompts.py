@@ -69,8 +69,18 @@ def test_pictures_that_nothing_reads_are_refused():
             engine.submit("w1 <image>", images=shown, **SHORT)
         assert engine.statistics().submitted == 0
         assert engine.submit("w1", **SHORT).result().shape[0] == 1
-    with pytest.raises(ValueError, match="reads pictures as vectors"):
-        Engine(tiny_janus(), janus_processor()).submit("w20", images=shown, **SHORT)
+
+
+def test_pictures_that_are_read_as_vectors():
+    """The engine reads what `generate` reads of what the processor returns."""
+    shown, model, processor = Image.new("RGB", (40, 30), "red"), tiny_janus(), janus_processor()
+    inputs = processor(
+        text="<image> w20".replace("<image>", processor.image_token), images=[shown], return_tensors="pt"
+    )
+    wanted = fastdecode.generate(model, **inputs, **SHORT)
+    found = Engine(model, processor).submit("<image> w20", images=shown, **SHORT)
+    assert torch.equal(found.result(), wanted)
+    assert found.document() == fastdecode.to_documents(model, processor, wanted, inputs["input_ids"].shape[1])[0]
 
 
 def emu3() -> tuple:
@@ -123,7 +133,7 @@ def test_what_emu3_does_not_draw_from():
     for wrong in ([(16, 16), (16, 16)], (0, 8), (8.0, 8), "8x8"):
         with pytest.raises(ValueError, match=r"image_size=.*: give \(width, height\)"):
             engine.submit("w20", image_size=wrong, **DRAW)
-    with pytest.raises(ValueError, match="must be multiples of 8 pixels, such as 16x8"):
+    with pytest.raises(ValueError, match="must be multiples of 8 pixels, such as 8x8"):
         engine.submit("w20", image_size=(12, 8), **DRAW)
     assert engine.statistics().submitted == 0
     assert engine.submit("w20", **SHORT).result().shape[1] == 2 + 3  # text as before: begin of sequence and one word

@@ -173,7 +173,7 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match=r"draws no pictures of 64x64 pixels .*: only of 8x8"):
         fastdecode.generate(model, **inputs, generation_mode="image", image_size=(64, 64))
     pictures = {"pixel_values": torch.zeros(1, 3, 32, 32)}
-    with pytest.raises(ValueError, match="reads pictures as vectors, and fastdecode reads them as tokens"):
+    with pytest.raises(ValueError, match="reads pictures as vectors, and draws after text alone"):
         fastdecode.generate(model, **inputs, **pictures, generation_mode="image")
     model.generation_config.generation_kwargs = {}
     with pytest.raises(ValueError, match="has no 'boi_token_id', the token that begins a picture"):
