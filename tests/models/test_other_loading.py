@@ -8,6 +8,7 @@ import pytest
 import torch
 from family_models import (
     LIQUID,
+    LUMINA_TARGET,
     TEXT,
     emu3_processor,
     filled,
@@ -25,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from transformers import JanusForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
 import fastdecode
+from fastdecode.models import lumina
 from fastdecode.models.families import family_of
 from fastdecode.models.janus import name_begin
 from fastdecode.models.pictures import missing_decoder_keys
@@ -81,12 +83,13 @@ def test_models_of_text_and_small_weights(tmp_path: Path):
         fastdecode.load(folder, vqgan=vqgan)
 
 
-def test_lumina_takes_its_vqgan_from_metas_file(tmp_path: Path):
+def test_lumina_takes_its_vqgan_from_metas_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Its checkpoints hold the language model alone."""
+    monkeypatch.setattr(lumina, "TARGETS", (LUMINA_TARGET,))  # else it has too few tokens for sizes
     original = tiny_lumina(context=400)
     processor = tiny_processor()
     processor.tokenizer = tiny_tokenizer(original.config.vocabulary_map)
-    folder = saved(tmp_path / "Lumina-mGPT-7B-768", original, processor)
+    folder = saved(tmp_path / f"Lumina-mGPT-7B-{LUMINA_TARGET}", original, processor)
     weights = load_file(folder / "model.safetensors")
     save_file({k: v for k, v in weights.items() if "vqmodel" not in k}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"is incomplete: it lacks .* the encoder of pictures; give Meta's vqgan"):
