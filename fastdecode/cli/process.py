@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 OPTIONAL_OF_TRANSFORMERS = ("scipy", "sklearn", "torchao")
-"""Packages that transformers imports wherever they are installed. Chameleons with ordinary weights need none."""
+"""Packages that transformers imports wherever they are installed. Models with ordinary weights need none."""
 
 NOISY = ("torchao", "torch.utils._pytree")
 """Loggers that warn while torchao is imported, whatever one does with it."""
