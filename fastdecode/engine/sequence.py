@@ -45,7 +45,8 @@ class Sequence:
     later token is added to each. ``rows``: its rows of the cache, the full sequence's first; none while it waits.
 
     ``courses``: where the weights change, by a schedule or between text and pictures, those of its text and of its
-    present picture, None where it has none; ``needed``: the numbers of ``streams`` in its course, which are those with a weight now or on both sides.
+    present picture, None where it has none.
+    ``needed``: the numbers of ``streams`` in its course, which are those with a weight now or on both sides.
     """
 
     tokens: list[int]
