@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from fastdecode.decoder.classes import NESTS, Nest, classes_of, inner_of
+from fastdecode.decoder.classes import NESTS, Nest, known_classes, text_config
+from fastdecode.decoder.others import check_supported
 from fastdecode.decoder.wrappers import unwrapped
 from fastdecode.models.chameleon import CHAMELEON
 from fastdecode.models.emu3 import EMU3
@@ -26,13 +27,13 @@ def supported(model: Any) -> Any:
     it is not one that can be decoded.
     """
     model = unwrapped(model)
-    classes_of(model)
+    check_supported(model)
     return model
 
 
 def family_of(model: Any) -> Family:
-    """The family of ``model``. TypeError for a model whose layers no decoder knows."""
-    classes_of(model)
+    """The family of ``model``. TypeError for a model that cannot be decoded."""
+    check_supported(model)
     return next(family for family in FAMILIES if family.matches(model))
 
 
@@ -58,8 +59,9 @@ def vocabulary_of(model: Any) -> Vocabulary:
 
 def token_count(model: Any) -> int:
     """The number of tokens: the language model's, and behind them image tokens with a head of their own."""
-    own = classes_of(model).own_tokens
-    return int(inner_of(model).config.vocab_size) + (0 if own is None else own.count(model))
+    known = known_classes(model)
+    own = None if known is None else known.own_tokens
+    return int(text_config(model).vocab_size) + (0 if own is None else own.count(model))
 
 
 def text_vocabulary_of(model: Any) -> Vocabulary:
