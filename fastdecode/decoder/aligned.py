@@ -10,8 +10,10 @@ from torch import Tensor
 
 from fastdecode.decoder.alterations import device_of
 from fastdecode.decoder.autocast import Autocast
-from fastdecode.decoder.base import PREFILL_IDS
+from fastdecode.decoder.base import PREFILL_IDS, Filling
+from fastdecode.decoder.classes import text_config
 from fastdecode.decoder.forward import ForwardDecoder, widest
+from fastdecode.decoder.grids import GRID_MODELS, Grids
 from fastdecode.decoder.others import traits_of
 from fastdecode.kv.aligned_cache import AlignedCache, AlignedCall
 from fastdecode.kv.kv_cache import StreamCache
@@ -34,7 +36,21 @@ class AlignedDecoder(ForwardDecoder):
         self.most_ids = PREFILL_IDS if self.keeps_last else PREFILL_IDS // 8
         self.autocast = Autocast.now(self.device)
         self.dtype = widest(model.parameters(), self.autocast)
+        self.grids = Grids() if isinstance(model, GRID_MODELS) else None
         self._ready = {}
+
+    def _fill(self, work: Filling) -> None:
+        if self.grids is not None:
+            self.grids.keep([work.cache.identity(row) for row in range(work.rows.start)])
+            for row, prompt in zip(range(work.rows.start, work.rows.stop), work.prompts, strict=True):
+                self.grids.begin(work.cache.identity(row), prompt)
+        super()._fill(work)
+
+    def logits(self, hidden: Tensor, spans: Sequence[tuple[int, int]] | None = None) -> Tensor:
+        """Logits (rows, vocab) float32. Tokens that the model's head does not have get -inf."""
+        logits = super().logits(hidden, spans)
+        missing = int(text_config(self.model).vocab_size) - logits.shape[1]
+        return torch.nn.functional.pad(logits, (0, missing), value=-torch.inf) if missing > 0 else logits
 
     def _forward(
         self,
@@ -62,6 +78,8 @@ class AlignedDecoder(ForwardDecoder):
             }
             if self.traits.takes_positions:
                 inputs["position_ids"] = positions
+                if self.grids is not None:
+                    inputs["position_ids"] = self.grids.positions(list(map(cache.identity, rows)), positions)
             if self.keeps_last:
                 inputs["logits_to_keep"] = 1
             logits: Tensor = self.model(**inputs).logits[:, -1]

@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from fastdecode.decoder.alterations import device_of
 from fastdecode.decoder.classes import NESTS, known_classes, text_config
+from fastdecode.decoder.grids import GRID_MODELS
 from fastdecode.kv.aligned_cache import LayerSizes
 
 CACHE_NAMES = ("cache", "past_key_values")
@@ -44,7 +45,7 @@ class Traits:
     cache_name       what it calls the cache
     layers           by ``layer_idx``, of the layers that keep keys and values
     takes_positions  whether it takes position_ids
-    outputs          the number of logits
+    outputs          the number of logits: the first tokens of the vocabulary
     """
 
     cache_name: str
@@ -86,7 +87,8 @@ def traits_of(model: Any) -> Traits:
     kind = (type(model), model.training, getattr(text_config(model), "num_hidden_layers", None))
     known = _found.get(model)
     if known is None or known[0] != kind:
-        check_kind(model)
+        if not isinstance(model, GRID_MODELS):
+            check_kind(model)
         known = _found[model] = (kind, _tried(model))
     return known[1]
 
@@ -128,8 +130,8 @@ def check_kind(model: Any) -> None:
         raise TypeError(f"{name} keeps {state}, and fastdecode has memory for keys and values alone: {ADVICE}")
     if model.config.model_type in CUT_BY_CACHE:
         raise TypeError(
-            f"{name} sees a window of keys that its cache cuts and its mask does not show, which fastdecode's cache does "
-            f"not do: {ADVICE}"
+            f"{name} sees a window of keys that its cache cuts and its mask does not show, which fastdecode's cache "
+            f"does not do: {ADVICE}"
         )
     missing = next((part for part in ("input_ids", "attention_mask") if part not in taken), None)
     if missing is None and not any(part in taken for part in CACHE_NAMES):

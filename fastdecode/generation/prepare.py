@@ -48,6 +48,8 @@ def prepare(
     (see `sized_vocabularies`).
     """
     check_options(model, {**model_kwargs, "generation_config": config}, made_by_transformers=True)
+    family, repeats, model_kwargs = family_of(model), config.num_return_sequences or 1, dict(model_kwargs)
+    grids = None if family.grids is None else family.grids(model, input_ids, model_kwargs, repeats)
     check_forward(model_kwargs)
     vocabulary = text_vocabulary_of(model) if extras.text_only else vocabulary_of(model)
     mask = model_kwargs.get("attention_mask")
@@ -56,10 +58,9 @@ def prepare(
         check_right_padding(mask)
     check_positions(model_kwargs.get("position_ids"), input_ids, mask)
     ends = [i for c in stopping_criteria if type(c) is EosTokenCriteria for i in c.eos_token_id.tolist()]
-    repeats = config.num_return_sequences or 1
     mode = extras.multimodal_generation_mode or "text-only"
     compile_grammar(mode, vocabulary, ends)  # what it refuses is said before anything about sizes
-    tell = family_of(model).size_in_prompt if mode != "text-only" else None
+    tell = family.size_in_prompt if mode != "text-only" else None
     told = [None if tell is None else tell(model, ids) for ids in input_ids[::repeats].tolist()]
     sized = sized_vocabularies(vocabulary, extras.image_size, image_sizes, told, draws=mode != "text-only")
     vocabularies = [v for v in sized for _ in range(repeats)]
@@ -88,6 +89,8 @@ def prepare(
     processors.check_modality("image", extras.image or {})
     prompts = _prompt_ids(model, input_ids, model_kwargs, vocabulary, repeats)
     guidances = _guidances(processors, extras, grammar, len(prompts), repeats)
+    if family.grids is not None and any(len(guidance.streams) > 1 for guidance in guidances):
+        raise ValueError(f"{family.name} draws without guidance: leave it out")
     seeds = _seeds(extras.seed, len(prompts), repeats)
     limits = _limits(prompts, input_ids.shape[1], config, stopping_criteria, grammars, chosen)
     replaced = (input_ids == vocabulary.placeholder).any(1).tolist()
@@ -136,6 +139,7 @@ def prepare(
         pool=extras.kv_pool,
         recorder=Recorder(*([] if _keeps(config, what) else None for what in ("scores", "logits"))),
         seeded=extras.seed is not None,
+        grids=grids,
         text_given=any(value is not None for value in (extras.text or {}).values()),
     )
 

@@ -50,6 +50,8 @@ class Prepared:
     """Whether the caller gave a seed."""
     text_given: bool
     """Whether the caller gave sampling parameters of text alone."""
+    grids: list[list[tuple[int, int]]] | None = None
+    """What `Family.grids` read, of every sequence."""
 
     @property
     def normalise(self) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdecode.generation.unsupported import Unsupported
-from fastdecode.models.families import text_vocabulary_of, vocabulary_of
+from fastdecode.models.families import family_of, text_vocabulary_of, vocabulary_of
 from fastdecode.models.pictures import (
     check_picture_count,
     check_pixels,
@@ -36,7 +36,9 @@ def check_prompt(model: Any, input_ids: Tensor | None, options: Mapping[str, Any
     if text_only:
         check_right_padding(mask)
     if (pixels is not None or options.get("mm_encoder_outputs")) and reads_vectors(model):
-        kind = type(model).__name__
+        kind, family = type(model).__name__, family_of(model)
+        if family.grids is not None:
+            raise Unsupported(f"fastdecode draws with {family.name} from texts alone", "give no pictures")
         raise Unsupported(f"{kind} reads pictures as vectors, and fastdecode reads them as tokens", "give text alone")
     if pixels is not None:
         if text_only and vocabulary.problem is not None:

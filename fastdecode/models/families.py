@@ -11,6 +11,7 @@ from fastdecode.decoder.wrappers import unwrapped
 from fastdecode.models.chameleon import CHAMELEON
 from fastdecode.models.emu3 import EMU3
 from fastdecode.models.family import Family
+from fastdecode.models.glm_image import GLM_IMAGE
 from fastdecode.models.janus import JANUS
 from fastdecode.models.liquid import LIQUID
 from fastdecode.models.lumina import LUMINA
@@ -18,7 +19,7 @@ from fastdecode.models.text import TEXT, without_pictures
 from fastdecode.vocabulary import Vocabulary
 from fastdecode.wording import kind_of
 
-FAMILIES = [LUMINA, CHAMELEON, JANUS, EMU3, LIQUID, TEXT]
+FAMILIES = [LUMINA, CHAMELEON, JANUS, EMU3, LIQUID, GLM_IMAGE, TEXT]
 """The first whose ``matches`` is true is a model's family."""
 
 

@@ -44,6 +44,9 @@ class Recipe:
         chat           whether the tokenizer's chat template makes the prompt
         guidance_of    makes the guidance of a prompt's tokens, for streams that repeat the prompt; the second argument
                        gives the tokens of a text. `inputs` then returns ``guidance`` too
+        tokens_of      makes all that the model needs for a prompt, for models whose processor makes more than tokens;
+                       of the processor, the prompt and its image_size, or None. `inputs` then returns
+                       ``max_new_tokens`` too
 
     ``fastdecode.generate(model, **recipe.inputs(processor, text), **recipe.options)`` follows it. The options are a
     dict like any other: ``recipe.options | {"seed": 7}``.
@@ -58,6 +61,7 @@ class Recipe:
     negative: str = ""
     chat: bool = False
     guidance_of: Callable[[list[int], Callable[[str], list[int]]], Guidance] | None = None
+    tokens_of: Callable[[Any, str, Size | None], dict[str, Any]] | None = None
     bound: Bound | None = field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -108,6 +112,8 @@ class Recipe:
         """
         vocabulary, texts = self.vocabulary, [text] if isinstance(text, str) else list(text)
         given = self._given(images, len(texts))
+        if self.tokens_of is not None:
+            return self._joined([self.tokens_of(processor, self.prompt(one), image_size) for one in texts])
         if image_size is not None:
             width, height = image_size
             vocabulary.sized(width, height)  # says what is wrong with it
@@ -139,6 +145,17 @@ class Recipe:
             other = self._read(processor, self.negative, [], image_size)["input_ids"]
             found["negative_prompt_ids"] = torch.as_tensor(other).expand(len(texts), -1)
             found["negative_prompt_attention_mask"] = torch.ones_like(found["negative_prompt_ids"])
+        return found
+
+    def _joined(self, made: list[dict[str, Any]]) -> dict[str, Any]:
+        """The inputs of several prompts as one, of what was made of each."""
+        rows = [[int(token) for token in one["input_ids"][0]] for one in made]
+        found: dict[str, Any] = padded(rows, self.vocabulary.pad or 0)
+        for name in made[0]:
+            if name == "max_new_tokens":
+                found[name] = max(one[name] for one in made)
+            elif name not in found:
+                found[name] = torch.cat([one[name] for one in made])
         return found
 
     def _given(self, images: Any, prompts: int) -> list[Image.Image]:

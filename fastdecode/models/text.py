@@ -17,7 +17,9 @@ def without_pictures(model: Any) -> Vocabulary:
     """The vocabulary of a model that writes text only."""
     config = text_config(model)
     return Vocabulary(
-        size=config.vocab_size if known_classes(model) is not None else traits_of(model).outputs,
+        size=config.vocab_size
+        if known_classes(model) is not None
+        else max(config.vocab_size, traits_of(model).outputs),
         code_ids=(),
         begin_image=-1,
         end_image=-1,
