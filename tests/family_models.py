@@ -17,6 +17,9 @@ from transformers import (
     Emu3Processor,
     GemmaConfig,
     GemmaForCausalLM,
+    GlmImageConfig,
+    GlmImageForConditionalGeneration,
+    GlmImageProcessor,
     JanusConfig,
     JanusForConditionalGeneration,
     JanusProcessor,
@@ -32,6 +35,7 @@ from transformers import (
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 from transformers.models.emu3.configuration_emu3 import Emu3TextConfig, Emu3VQVAEConfig
 from transformers.models.emu3.image_processing_emu3 import Emu3ImageProcessor
+from transformers.models.glm_image.image_processing_pil_glm_image import GlmImageImageProcessorPil
 from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
@@ -144,6 +148,37 @@ def tiny_liquid(seed: int = 0, **text: Any) -> GemmaForCausalLM:
     return model
 
 
+GLM_PAD, GLM_IMAGE_TOKEN, GLM_BEGIN, GLM_END, GLM_OUTPUTS = 300, 301, 128, 129, 140
+
+
+def tiny_glm_image(seed: int = 0, **text: Any) -> Any:
+    """Heads of 128 features and sections of the rotary embedding as in the checkpoint; 128 codes."""
+    torch.manual_seed(seed)
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [8, 12, 12]}
+    settings = {
+        "vocab_size": 331,
+        "vision_vocab_size": GLM_OUTPUTS,
+        "hidden_size": 256,
+        "intermediate_size": 160,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 400,
+        "pad_token_id": GLM_PAD,
+        "eos_token_id": GLM_END,
+        "rope_parameters": rope,
+    }
+    config = GlmImageConfig(
+        text_config=settings | text,
+        vision_config={"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "image_size": 32},
+        vq_config={"embed_dim": 16, "num_embeddings": GLM_BEGIN, "latent_channels": 32},
+        image_token_id=GLM_IMAGE_TOKEN,
+        image_start_token_id=GLM_BEGIN,
+        image_end_token_id=GLM_END,
+    )
+    return filled(GlmImageForConditionalGeneration(config))
+
+
 def tiny_llava(kind: str, text: str = "llama", seed: int = 0) -> Any:
     """``kind``: "llava" or "llava_next"; ``text``: "llama", "mistral" or "qwen2"."""
     torch.manual_seed(seed)
@@ -230,6 +265,15 @@ def janus_processor() -> JanusProcessor:
     tokenizer = word_tokenizer(TEXT["vocab_size"], special, named, pad_token="<pad>", eos_token="<eos>")
     pictures = JanusImageProcessorPil(size={"height": 32, "width": 32}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     return JanusProcessor(pictures, tokenizer, num_image_tokens=JANUS_SIDE**2)
+
+
+def glm_image_processor() -> GlmImageProcessor:
+    special = {"<pad>": GLM_PAD, "<image>": GLM_IMAGE_TOKEN, "<sop>": 302, "<eop>": 303, "<begin>": GLM_BEGIN}
+    special |= {str(number): 310 + number for number in range(20)}
+    named = {"image_token": "<image>", "grid_bos_token": "<sop>", "grid_eos_token": "<eop>"}
+    tokenizer = word_tokenizer(331, special, named, pad_token="<pad>", bos_token="<begin>")
+    shown = "{% for m in messages %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endfor %}"
+    return GlmImageProcessor(GlmImageImageProcessorPil(), tokenizer, chat_template=shown)
 
 
 def emu3_processor() -> Emu3Processor:

@@ -7,7 +7,7 @@ around those: a layer, its ``self_attn``, the language model that holds them and
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.utils._device import DeviceContext
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fastdecode.decoder.autocast import Autocast
-from fastdecode.decoder.classes import DECODED, NESTS, Classes, classes_of, inner_of, window_of
+from fastdecode.decoder.classes import DECODED, NESTS, Classes, classes_of, inner_of, known_classes, window_of
 from fastdecode.decoder.own_tokens import OwnParts
 from fastdecode.decoder.plain import DTYPES
 
@@ -112,7 +112,7 @@ def _replaced(classes: Any) -> type[nn.Module] | None:
 
 def needs_forward(model: Any) -> str | None:
     """Why this model can only be decoded by its own ``forward``, as what follows "because"; None if the fast decoders
-    compute the same. TypeError for a model that `classes_of` does not accept.
+    compute the same.
     """
     autocast = Autocast.now(device_of(model))
     return altered_reason(model) or (f"{autocast} is on" if autocast.on else None) or mode_of_torch()
@@ -129,7 +129,10 @@ def mode_of_torch() -> str | None:
 
 def altered_reason(model: Any) -> str | None:
     """As `needs_forward`, whatever `torch.autocast` is in this thread."""
-    known, inner = classes_of(model), inner_of(model)
+    known = known_classes(model)
+    if known is None:
+        return f"fastdecode does not know the layers of a {type(model).__name__}"
+    inner = inner_of(model)
     if global_hooks():
         return "torch has global forward hooks"
     for name, module, classes in _around_layers(model, known):
@@ -169,7 +172,7 @@ def _unusual_attention(config: Any, inner: Any) -> str | None:
 
 def device_of(model: Any) -> torch.device:
     """Where a model's embeddings are computed: where they are, or where accelerate brings them for the time."""
-    embed = inner_of(model).embed_tokens
+    embed = model.get_input_embeddings() if known_classes(model) is None else inner_of(model).embed_tokens
     weight = next(embed.parameters(), None)
     if weight is not None and weight.device.type != "meta":
         return weight.device
@@ -235,17 +238,23 @@ class Fingerprint:
         self.reason, self.parts = altered_reason(model), self._parts()
 
     def _parts(self) -> list[Any]:
+        if known_classes(self.model) is None:
+            return self._of_modules((), self.model.modules())
         inner = inner_of(self.model)
         below = [inner.embed_tokens, inner.layers, inner.norm, inner.rotary_emb, self.model.lm_head]
         below += _own_modules(self.model)
         around = [module for _, module, _ in _above(self.model, classes_of(self.model))]
+        return self._of_modules((*around, inner), chain.from_iterable(part.modules() for part in below))
+
+    def _of_modules(self, around: tuple[Any, ...], below: Iterable[Any]) -> list[Any]:
+        """``around``: modules whose own weights are not looked at."""
         found: list[Any] = [*torch_module._global_forward_hooks, *torch_module._global_forward_pre_hooks]
-        for module in chain((*around, inner), *(part.modules() for part in below)):
+        for module in chain(around, below):
             own = module.__dict__
             found += (id(module), own.get("_active_adapter"), own.get("_disable_adapters"))
             if module._forward_hooks or module._forward_pre_hooks or "forward" in own:
                 found += (*module._forward_hooks, None, *module._forward_pre_hooks, id(own.get("forward")))
-            if self.weights and module not in (*around, inner):
+            if self.weights and module not in around:
                 found += (_memory_of(p) for p in own["_parameters"].values())
         return found
 

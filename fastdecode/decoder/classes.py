@@ -171,27 +171,33 @@ QK_EPSILON = 1e-5
 """The epsilon of Chameleon's layer norms of queries and keys; their code has it as a constant."""
 
 
-def classes_of(model: Any) -> Classes:
-    """Those of ``model``. TypeError for an unsupported class."""
+def known_classes(model: Any) -> Classes | None:
+    """Those of ``model``; None for a model whose layers fastdecode does not know. TypeError for a model of `NESTS`
+    whose language model is none of `DECODED`.
+    """
     nest = next((n for n in NESTS if isinstance(model, n.model)), None)
     if nest is None:
-        known = next((f for f in DECODED if isinstance(model, f.model)), None)
-        if known is not None:
-            return known
-    else:
-        inner = reduce(getattr, nest.path, model)
-        known = next((f for f in DECODED if isinstance(inner, f.inner)), None)
-        if known is not None:
-            return _nested(nest, known)
+        return next((f for f in DECODED if isinstance(model, f.model)), None)
+    inner = reduce(getattr, nest.path, model)
+    known = next((f for f in DECODED if isinstance(inner, f.inner)), None)
+    if known is None:
         raise TypeError(
             f"the language model of this {type(model).__name__} is a {type(inner).__name__}, which fastdecode does not "
             f"decode: it decodes {', '.join(f.inner.__name__ for f in DECODED)}"
         )
-    raise TypeError(
-        "fastdecode decodes ChameleonForConditionalGeneration and its fine-tunes (Anole, AA-Chameleon, Lumina-mGPT "
-        f"in that class), {', '.join(n.model.__name__ for n in NESTS)}, and the text of "
-        f"{', '.join(f.model.__name__ for f in TEXT_CLASSES)}; got {type(model).__name__}"
-    )
+    return _nested(nest, known)
+
+
+def classes_of(model: Any) -> Classes:
+    """Those of ``model``. TypeError for a model whose layers fastdecode does not know."""
+    known = known_classes(model)
+    if known is None:
+        raise TypeError(
+            "fastdecode knows the layers of ChameleonForConditionalGeneration and its fine-tunes (Anole, AA-Chameleon, "
+            f"Lumina-mGPT in that class), {', '.join(n.model.__name__ for n in NESTS)}, and "
+            f"{', '.join(f.model.__name__ for f in TEXT_CLASSES)}; got {type(model).__name__}"
+        )
+    return known
 
 
 @lru_cache(maxsize=64)
@@ -202,6 +208,12 @@ def _nested(nest: Nest, known: Classes) -> Classes:
 def inner_of(model: Any) -> Any:
     """The language model inside: the module with ``embed_tokens``, ``layers``, ``norm`` and ``rotary_emb``."""
     return reduce(getattr, classes_of(model).path, model)
+
+
+def text_config(model: Any) -> Any:
+    """The config of the language model, for any model of transformers."""
+    known = known_classes(model)
+    return model.config.get_text_config(decoder=True) if known is None else reduce(getattr, known.path, model).config
 
 
 def window_of(config: Any) -> int | None:

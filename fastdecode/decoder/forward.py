@@ -7,7 +7,7 @@ and any dtype or attention of the model take part, as in transformers' own ``gen
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from itertools import chain
 from typing import Any, NamedTuple, cast
@@ -23,8 +23,11 @@ from fastdecode.decoder.base import PREFILL_IDS, BaseDecoder, Filling, padded_id
 from fastdecode.decoder.classes import CHAMELEON, Sizes, classes_of, inner_of, window_of
 from fastdecode.decoder.own_tokens import OwnParts
 from fastdecode.decoder.vectors import Vectors, embedded
+from fastdecode.kv.aligned_cache import AlignedCall
 from fastdecode.kv.kv_cache import StreamCache
 from fastdecode.kv.ragged_cache import RaggedCache, RaggedCall
+
+Call = RaggedCall | AlignedCall
 
 
 class _Ready(NamedTuple):
@@ -67,9 +70,14 @@ def check_callable(model: Any) -> Callable[[Tensor], Tensor]:
     """
     inner = inner_of(model)
     mask_of = _mask_kind(inner.config._attn_implementation, inner.embed_tokens.weight.dtype)
-    if any(m.training and getattr(m, "gradient_checkpointing", False) for m in (inner, *inner.layers)):
-        raise ValueError("the model is in training mode with gradient checkpointing, which keeps no cache: call eval()")
+    check_training(model)
     return mask_of
+
+
+def check_training(model: Any) -> None:
+    """ValueError for gradient checkpointing in training mode."""
+    if any(m.training and getattr(m, "gradient_checkpointing", False) for m in model.modules()):
+        raise ValueError("the model is in training mode with gradient checkpointing, which keeps no cache: call eval()")
 
 
 class ForwardDecoder(BaseDecoder):
@@ -102,7 +110,8 @@ class ForwardDecoder(BaseDecoder):
         self.keeps_last = self.whole and model._supports_logits_to_keep()
         self.most_ids = PREFILL_IDS if self.keeps_last or not self.whole else PREFILL_IDS // 8
         self.autocast = Autocast.now(self.device)
-        self.dtype = _widest(model, self.autocast)
+        parameters = chain(inner.embed_tokens.parameters(), inner.layers.parameters())
+        self.dtype = widest(parameters, self.autocast)
         self.window = window_of(inner.config)
         self.own = OwnParts.of(model)
         self.cache_name = (
@@ -132,12 +141,13 @@ class ForwardDecoder(BaseDecoder):
                 if part.starts[place] + part.counts[place] > len(prompts[i]):
                     self._keep(cache, rows.start + i, whole[i][-1], output[place], call, place)
 
-    def _keep(self, cache: StreamCache, row: int, token: int, output: Tensor, call: RaggedCall, place: int) -> None:
+    def _keep(self, cache: StreamCache, row: int, token: int, output: Tensor, call: Call, place: int) -> None:
         """Keep what `step` would compute for the next token of ``row``."""
         shape = (self.layer_count, self.kv_heads, self.head_dim)
         keys, values = (torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(2))
         for layer, (key, value) in call.newest.items():
-            keys[layer], values[layer] = key[place], value[place]
+            for kept, new in ((keys[layer], key[place]), (values[layer], value[place])):
+                kept[: new.shape[0], : new.shape[1]] = new
         self._ready[cache.identity(row)] = _Ready(token, cache.length(row), output.clone(), keys, values)
 
     # --- steps --------------------------------------------------------------------------------------------------
@@ -203,7 +213,7 @@ class ForwardDecoder(BaseDecoder):
         draws: Sequence[bool] | None,
         more: int = 0,
         vectors: Vectors | None = None,
-    ) -> tuple[Tensor, RaggedCall]:
+    ) -> tuple[Tensor, Call]:
         """The output for the last column of ``ids`` (rows, new) int64, which come at ``positions`` and are padding
         where ``real`` is False. Those before ``more`` tokens behind the end of their row are stored. ``vectors``: those
         whose numbers are among ``ids``.
@@ -287,10 +297,10 @@ def _mask_kind(kind: str, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     return lambda seen: torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
 
 
-def _widest(model: Any, autocast: Autocast) -> torch.dtype:
-    """A dtype that holds every key and value of the model."""
+def widest(parameters: Iterable[Tensor], autocast: Autocast) -> torch.dtype:
+    """A dtype that holds every key and value of a model with these ``parameters``."""
     found = autocast.dtype
-    for parameter in chain(inner_of(model).embed_tokens.parameters(), inner_of(model).layers.parameters()):
+    for parameter in parameters:
         if parameter.dtype.is_floating_point and parameter.dtype.itemsize > 1:
             found = parameter.dtype if found is None else torch.promote_types(found, parameter.dtype)
     return found or torch.float32

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastdecode.decoder import BaseDecoder, decoder_for
+from fastdecode.decoder.aligned import AlignedDecoder
 from fastdecode.engine.core import EngineCore
 from fastdecode.engine.request import Request
 from fastdecode.generation.prepared import Prepared
@@ -38,6 +39,9 @@ def progress_bar(requests: Sequence[Request]) -> Any:
 def decoder_of(call: Prepared) -> BaseDecoder:
     """A decoder with the options of the call. ``ValueError`` if the model cannot be decoded so."""
     decoder = decoder_for(call.model, call.deterministic)
+    if isinstance(decoder, AlignedDecoder) and decoder.grids is not None:
+        for s, sizes in zip(call.sequences, call.grids or (), strict=call.grids is not None):
+            decoder.grids.tell(s.tokens, sizes)
     check_deterministic(decoder)
     check_pool(decoder, call.pool)
     check_fits(call.sequences, call.pool)

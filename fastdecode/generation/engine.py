@@ -164,6 +164,8 @@ class Engine:
         if double is not None:
             raise ValueError(f"{double} was given twice: in the inputs, and as an option")
         prepared = self._prepare(prompt, dict(options))
+        if prepared.grids is not None:
+            raise ValueError("an engine takes no image_grid_thw: draw with fastdecode.generate")
         check_fits(prepared.sequences, self._core.cache.pool, "the engine", "the request")
         [request] = prepared.requests(priority=priority)
         if self._max_rows is not None and request.most_rows > self._max_rows:

@@ -60,6 +60,8 @@ def prepare(
     those of the prompts' pictures, (n, hidden), for models that read vectors.
     """
     check_options(model, {**model_kwargs, "generation_config": config}, made_by_transformers=True)
+    family, repeats, model_kwargs = family_of(model), config.num_return_sequences or 1, dict(model_kwargs)
+    grids = None if family.grids is None else family.grids(model, input_ids, model_kwargs, repeats)
     check_forward(model_kwargs)
     mask = model_kwargs.get("attention_mask")
     check_ids(input_ids, mask, vocabulary)
@@ -67,7 +69,6 @@ def prepare(
         check_right_padding(mask)
     check_positions(model_kwargs.get("position_ids"), input_ids, mask)
     ends = [i for c in stopping_criteria if type(c) is EosTokenCriteria for i in c.eos_token_id.tolist()]
-    repeats = config.num_return_sequences or 1
     mode = extras.multimodal_generation_mode or "text-only"
     compile_grammar(mode, vocabulary, ends)  # what it refuses is said before anything about sizes
     family = family_of(model)
@@ -106,6 +107,8 @@ def prepare(
     processors.check_modality("image", extras.image or {})
     prompts, by_number = _prompt_ids(model, input_ids, model_kwargs, vocabulary, repeats, vectors)
     guidances = _guidances(processors, extras, grammar, len(prompts), repeats)
+    if family.grids is not None and any(len(guidance.streams) > 1 for guidance in guidances):
+        raise ValueError(f"{family.name} draws without guidance: leave it out")
     seeds = _seeds(extras.seed, len(prompts), repeats)
     limits = _limits(prompts, input_ids.shape[1], config, stopping_criteria, grammars, chosen)
     placeholder = vocabulary.placeholder if vectors is None else placeholder_of(model)
@@ -156,6 +159,7 @@ def prepare(
         pool=extras.kv_pool,
         recorder=Recorder(*([] if _keeps(config, what) else None for what in ("scores", "logits"))),
         seeded=extras.seed is not None,
+        grids=grids,
         text_given=any(value is not None for value in (extras.text or {}).values()),
         columns=columns_of(model, grammars[0], prompts),
     )

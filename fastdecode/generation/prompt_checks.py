@@ -11,6 +11,7 @@ from torch import Tensor
 from fastdecode.decoder.own_tokens import OwnParts
 from fastdecode.decoder.wrappers import unwrapped
 from fastdecode.generation.unsupported import Unsupported
+from fastdecode.models.families import family_of
 from fastdecode.models.pictures import (
     check_picture_count,
     check_pixels,
@@ -64,7 +65,9 @@ def _check_vectors(model: Any, pixels: Any, text_only: bool) -> None:
     """``ValueError`` unless ``pixels`` are pictures for a model that reads vectors; `Unsupported` where fastdecode does
     not read them.
     """
-    kind = type(model).__name__
+    kind, family = type(model).__name__, family_of(model)
+    if family.grids is not None:
+        raise Unsupported(f"fastdecode draws with {family.name} from texts alone", "give no pictures")
     if not text_only:
         raise Unsupported(f"{kind} reads pictures as vectors, and draws after text alone", "give text alone")
     if pixels is None:

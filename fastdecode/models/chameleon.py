@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fastdecode.decoder.classes import CHAMELEON as LAYERS
-from fastdecode.decoder.classes import classes_of
+from fastdecode.decoder.classes import known_classes
 from fastdecode.layout import Grid
 from fastdecode.models.chameleon_recipes import recipes
 from fastdecode.models.family import Family
@@ -176,7 +176,7 @@ def paint(model: Any, grids: Sequence[Grid]) -> list[Image.Image]:
 
 CHAMELEON = Family(
     "Chameleon",
-    lambda model: classes_of(model) is LAYERS,
+    lambda model: known_classes(model) is LAYERS,
     vocabulary,
     paint=paint,
     missing=missing_keys,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from fastdecode.decoder.classes import NESTS, Nest, classes_of, inner_of
+from fastdecode.decoder.classes import NESTS, Nest, inner_of, known_classes, text_config
+from fastdecode.decoder.others import check_supported
 from fastdecode.decoder.wrappers import unwrapped
 from fastdecode.models.chameleon import CHAMELEON
 from fastdecode.models.emu3 import EMU3
 from fastdecode.models.family import Family
+from fastdecode.models.glm_image import GLM_IMAGE
 from fastdecode.models.janus import JANUS
 from fastdecode.models.liquid import LIQUID
 from fastdecode.models.lumina import LUMINA
@@ -17,7 +19,7 @@ from fastdecode.models.text import TEXT, without_pictures
 from fastdecode.vocabulary import Vocabulary
 from fastdecode.wording import kind_of
 
-FAMILIES = [LUMINA, CHAMELEON, JANUS, EMU3, LIQUID, TEXT]
+FAMILIES = [LUMINA, CHAMELEON, JANUS, EMU3, LIQUID, GLM_IMAGE, TEXT]
 """The first whose ``matches`` is true is a model's family."""
 
 
@@ -26,13 +28,13 @@ def supported(model: Any) -> Any:
     it is not one that can be decoded.
     """
     model = unwrapped(model)
-    classes_of(model)
+    check_supported(model)
     return model
 
 
 def family_of(model: Any) -> Family:
-    """The family of ``model``. TypeError for a model whose layers no decoder knows."""
-    classes_of(model)
+    """The family of ``model``. TypeError for a model that cannot be decoded."""
+    check_supported(model)
     return next(family for family in FAMILIES if family.matches(model))
 
 
@@ -72,12 +74,17 @@ def vocabulary_of(model: Any) -> Vocabulary:
 
 def token_count(model: Any) -> int:
     """The number of tokens: the language model's, and behind them image tokens with a head of their own."""
-    own = classes_of(model).own_tokens
-    return int(inner_of(model).config.vocab_size) + (0 if own is None else own.count(model))
+    known = known_classes(model)
+    own = None if known is None else known.own_tokens
+    return int(text_config(model).vocab_size) + (0 if own is None else own.count(model))
 
 
 def _check_rows(model: Any) -> None:
-    """``ValueError`` unless the language model has embeddings and logits of as many tokens as its config says."""
+    """``ValueError`` unless the language model has embeddings and logits of as many tokens as its config says. Models
+    of other layers may have others, as GLM-Image's head of image tokens.
+    """
+    if known_classes(model) is None:
+        return
     inner = inner_of(model)
     size = inner.config.vocab_size
     embedded = getattr(getattr(inner, "embed_tokens", None), "num_embeddings", size)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fastdecode.decoder.classes import known_classes
 from fastdecode.models.families import family_of, text_vocabulary_of, token_count
 from fastdecode.models.returned import checked_lengths, checked_list, checked_names, checked_pictures, checked_tokens
 from fastdecode.vocabulary import Vocabulary
@@ -68,11 +69,12 @@ def reads_vectors(model: Any) -> bool:
 
 
 def placeholder_of(model: Any) -> int | None:
-    """The token that stands for each vector of a picture in a prompt; None if the model does not say, or has no
-    ``get_image_features``.
+    """The token that stands for each vector of a picture in a prompt; None if the model does not say, has no
+    ``get_image_features``, or may read vectors otherwise than one after another.
     """
     found = getattr(model.config, "image_token_id", None)
-    return found if isinstance(found, int) and encoder_of(model) is not None else None
+    known = known_classes(model) is not None and encoder_of(model) is not None
+    return found if isinstance(found, int) and known else None
 
 
 def encoder_of(model: Any) -> Any:

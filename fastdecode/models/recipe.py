@@ -51,6 +51,9 @@ class Recipe:
         chat           whether the tokenizer's chat template makes the prompt
         guidance_of    makes the guidance of a prompt's tokens, for streams that repeat the prompt; the second argument
                        gives the tokens of a text. `inputs` then returns ``guidance`` too
+        tokens_of      makes all that the model needs for a prompt, for models whose processor makes more than tokens;
+                       of the processor, the prompt and its image_size, or None. `inputs` then returns
+                       ``max_new_tokens`` too
 
     ``fastdecode.generate(model, **recipe.inputs(processor, text), **recipe.options)`` follows it. The options are a
     dict like any other: ``recipe.options | {"seed": 7}``. ``str(recipe)`` tells all of it, each part with its source.
@@ -66,6 +69,7 @@ class Recipe:
     negative: str = ""
     chat: bool = False
     guidance_of: Callable[[list[int], Callable[[str], list[int]]], Guidance] | None = None
+    tokens_of: Callable[[Any, str, Size | None], dict[str, Any]] | None = None
     bound: Bound | None = field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -117,6 +121,8 @@ class Recipe:
         context.
         """
         vocabulary = self.vocabulary
+        if self.tokens_of is not None:
+            return None
         if not self.draws:
             return []
         if vocabulary.any_size:
@@ -167,6 +173,8 @@ class Recipe:
         given = self._given(images, len(texts))
         if self.guidance_of is not None and len(texts) != 1:
             raise ValueError(f"the task {self.task!r} of {self.family} takes one prompt: its guidance repeats it")
+        if self.tokens_of is not None:
+            return self._joined([self.tokens_of(processor, prompt, size) for prompt in prompts])
         rows, pixels, sizes = [], [], []
         for number, prompt in enumerate(prompts):
             pictures = given[number * self.pictures : (number + 1) * self.pictures]
@@ -212,6 +220,8 @@ class Recipe:
     def _size(self, image_size: Any) -> Size | None:
         """``image_size``, checked: a size that the task draws, or None."""
         size = one_size(image_size)
+        if self.tokens_of is not None:
+            return size  # which it checks
         if size is not None and not self.draws:
             raise ValueError(
                 f"image_size={size}: the task {self.task!r} of {self.family} draws no pictures; leave it out"
@@ -219,6 +229,17 @@ class Recipe:
         if size is not None:
             self.vocabulary.sized(*size)
         return size
+
+    def _joined(self, made: list[dict[str, Any]]) -> dict[str, Any]:
+        """The inputs of several prompts as one, of what was made of each."""
+        rows = [[int(token) for token in one["input_ids"][0]] for one in made]
+        found: dict[str, Any] = padded(rows, self.vocabulary.pad or 0)
+        for name in made[0]:
+            if name == "max_new_tokens":
+                found[name] = max(one[name] for one in made)
+            elif name not in found:
+                found[name] = torch.cat([one[name] for one in made])
+        return found
 
     def _given(self, images: Any, prompts: int) -> list[Image.Image]:
         given = pictures_of(images)

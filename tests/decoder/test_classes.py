@@ -8,8 +8,6 @@ import torch
 from transformers import (
     GemmaConfig,
     GemmaForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -228,7 +226,9 @@ def test_a_window_that_no_sequence_leaves_needs_no_forward():
     assert "own forward" not in str(fastdecode.explain(wide, ids, **options))
 
 
-def test_other_models_are_refused_by_name():
-    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=9))
-    with pytest.raises(TypeError, match=r"the text of LlamaForCausalLM, MistralForCausalLM.*; got GPT2LMHeadModel$"):
+def test_what_is_no_model_that_writes_is_refused_by_name():
+    model = text_model("llama").model
+    with pytest.raises(TypeError, match=r"^fastdecode decodes models of transformers that write .*got LlamaModel$"):
         fastdecode.generate(model, torch.tensor([[4, 5]]), max_new_tokens=3)
+    with pytest.raises(TypeError, match=r"^fastdecode knows the layers of .*GemmaForCausalLM; got LlamaModel$"):
+        classes_of(model)

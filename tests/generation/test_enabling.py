@@ -9,7 +9,7 @@ from types import MethodType
 import pytest
 import torch
 from models_for_tests import BOS, text_ids, tiny_model
-from transformers import GPT2Config, GPT2LMHeadModel, LogitsProcessorList
+from transformers import LogitsProcessorList, MambaConfig, MambaForCausalLM
 
 import fastdecode
 from fastdecode.generation import api
@@ -95,6 +95,6 @@ def test_it_looks_like_generate():
 
 
 def test_another_model():
-    other = GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=1))
-    with pytest.raises(TypeError, match="got GPT2LMHeadModel"):
+    other = MambaForCausalLM(MambaConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1))
+    with pytest.raises(TypeError, match=r"^MambaForCausalLM keeps a state of the sequence besides keys and values"):
         fastdecode.enable(other)

@@ -19,9 +19,9 @@ from PIL import Image
 from transformers import (
     DynamicCache,
     GenerationConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
     LogitsProcessorList,
+    MambaConfig,
+    MambaForCausalLM,
     StoppingCriteriaList,
 )
 
@@ -265,8 +265,8 @@ def test_a_scale_without_any_unconditional_prompt(way):
 
 
 def test_another_model():
-    other = GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=1))
-    message = "fastdecode decodes ChameleonForConditionalGeneration and its fine-tunes .* got GPT2LMHeadModel"
+    other = MambaForCausalLM(MambaConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1))
+    message = "MambaForCausalLM keeps a state of the sequence besides keys and values, and fastdecode has memory for"
     for call in (generate, plug, enabled, explain):
         with pytest.raises(TypeError, match=message):
             call(other, input_ids=torch.tensor([[1, 2]]), max_new_tokens=2)
