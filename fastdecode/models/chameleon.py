@@ -58,7 +58,7 @@ def _check_tokens(ids: Mapping[str, int], size: int) -> None:
     for name, token in ids.items():
         if not name.startswith("IMGIMG") and name not in (BEGIN_IMAGE, END_IMAGE, PLACEHOLDER):
             continue
-        check_token(f"{name} in config.vocabulary_map", token, size)
+        check_token(f"config.vocabulary_map gives {name} the token", token, size)
         if len(names[token]) > 1:
             raise ValueError(
                 f"config.vocabulary_map gives {' and '.join(names[token][:3])} the same token {token}: each image "

@@ -57,14 +57,14 @@ def vocabulary(model: Any) -> Vocabulary:
             "model.generation_config.generation_kwargs of this checkpoint has no 'boi_token_id', the token that "
             "begins a picture: load the checkpoint with fastdecode.load, or set it"
         )
-    check_token("boi_token_id of model.generation_config", begin, text.vocab_size)
+    check_token("boi_token_id of model.generation_config is", begin, text.vocab_size)
     if isinstance(end, (list, tuple)):
         end = next(iter(end), None)
     if end is None:
         raise ValueError(
             f"config.text_config.eos_token_id of this checkpoint is {text.eos_token_id}: it must be the end of sequence"
         )
-    check_token("config.text_config.eos_token_id", end, text.vocab_size)
+    check_token("config.text_config.eos_token_id is", end, text.vocab_size)
     rows, columns = model.model.vqmodel.quantize.quant_state_dims
     codes, layout = config.vq_config.num_embeddings, Layout(rows, columns)
     pad = model.generation_config.pad_token_id

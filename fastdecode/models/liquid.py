@@ -107,7 +107,7 @@ def _picture_tokens(config: Any) -> Mapping[str, int]:
             f"fastdecode.load, or set a dict of tokens with {', '.join(NAMED)}"
         )
     for name in NAMED:
-        check_token(f"model.config.picture_tokens[{name!r}]", tokens[name], config.vocab_size)
+        check_token(f"model.config.picture_tokens[{name!r}] is", tokens[name], config.vocab_size)
     return tokens
 
 

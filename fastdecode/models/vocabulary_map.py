@@ -22,14 +22,16 @@ def named_tokens(config: Any, names: Iterable[str], size: int, why: str = EVERY)
             f"config.vocabulary_map of this checkpoint has no {', '.join(absent)}: {why} (it has {len(ids)} entries)"
         )
     for name in names:
-        check_token(f"{name} in config.vocabulary_map", ids[name], size)
+        check_token(f"config.vocabulary_map gives {name} the token", ids[name], size)
     return ids
 
 
-def check_token(what: str, token: Any, size: int) -> int:
-    """``token``. ``ValueError`` unless it is one of ``size`` tokens."""
+def check_token(says: str, token: Any, size: int) -> int:
+    """``token``. ``ValueError`` unless it is one of ``size`` tokens. ``says``: what names it, with a verb."""
     if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < size:
-        raise ValueError(f"{what} is {shown(token)}, which is not a token of this checkpoint (0 to {size - 1})")
+        raise ValueError(
+            f"{says} {shown(token)}, which is not a token of this checkpoint: its tokens are 0 to {size - 1}"
+        )
     return token
 
 

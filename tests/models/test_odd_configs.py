@@ -70,11 +70,11 @@ ODD = {
     "a list of tokens": (*picture_tokens([7, 8]), "model.config.picture_tokens is [7, 8], without begin, end"),
     "a begin that is a str": (
         *picture_tokens({"begin": "x", "end": 8, "unconditional": 9, "first": 300}),
-        "model.config.picture_tokens['begin'] is 'x', which is not a token of this checkpoint (0 to 330)",
+        "model.config.picture_tokens['begin'] is 'x', which is not a token of this checkpoint: its tokens are 0 to 330",
     ),
     "a first below 0": (
         *picture_tokens({"begin": 7, "end": 8, "unconditional": 9, "first": -3}),
-        "model.config.picture_tokens['first'] is -3, which is not a token of this checkpoint (0 to 330)",
+        "model.config.picture_tokens['first'] is -3, which is not a token of this checkpoint: its tokens are 0 to 330",
     ),
     "a first too near to the end": (
         *picture_tokens({"begin": 7, "end": 8, "unconditional": 9, "first": 310}),
@@ -87,7 +87,7 @@ ODD = {
     "a VQ-GAN that is a str": (*vq_config("x"), "model.config.vq_config is a str: it must be a dict"),
     "a begin outside": (
         *janus_begin({"boi_token_id": 99999}),
-        "boi_token_id of model.generation_config is 99999, which is not a token of this checkpoint (0 to 330)",
+        "boi_token_id of model.generation_config is 99999, which is not a token of this checkpoint: its tokens",
     ),
     "a begin among image tokens": (
         *janus_begin({"boi_token_id": 340}),
@@ -117,9 +117,12 @@ ODD = {
     "no placeholder": (*janus_placeholder(999), "placeholder of a Vocabulary is 999: its 379 tokens are 0 to 378"),
     "an end of image in words": (
         *named(tiny_emu3, "<|image end|>", "x"),
-        "<|image end|> in config.vocabulary_map is 'x', which is not a token of this checkpoint (0 to 330)",
+        "config.vocabulary_map gives <|image end|> the token 'x', which is not a token of this checkpoint: its",
     ),
-    "a row end outside": (*named(tiny_emu3, "<|extra_200|>", 99999), "<|extra_200|> in config.vocabulary_map is 99999"),
+    "a row end outside": (
+        *named(tiny_emu3, "<|extra_200|>", 99999),
+        "config.vocabulary_map gives <|extra_200|> the token 99999",
+    ),
     "a row end that is an image token": (
         *named(tiny_emu3, "<|extra_200|>", 260),
         "code_ids and row_end of the layout of a Vocabulary have the same token 260",
@@ -134,7 +137,7 @@ ODD = {
     ),
     "sizes outside": (
         *named(tiny_lumina, "<reserved08800>", 99999),
-        "<reserved08800> in config.vocabulary_map is 99999",
+        "config.vocabulary_map gives <reserved08800> the token 99999",
     ),
     "no map": (*mapped(tiny_emu3, {}), "config.vocabulary_map of this checkpoint has no <image>, <|image token|>"),
 }
