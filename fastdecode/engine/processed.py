@@ -102,6 +102,7 @@ def _mix(batch: list[Sequence], sampling: list[int], logits: Tensor, normalise: 
                 readable &= z < torch.inf
                 banned[i] |= z == -torch.inf
                 mixed[i] += weight * (z.log_softmax(0) if normalise else z)
+        mixed[i].masked_fill_(~readable, torch.nan)  # a +inf that is subtracted would be a token that never comes
         if unlikely is not None:
             banned[i] |= unlikely & readable
         for token, value in s.rules.bias:

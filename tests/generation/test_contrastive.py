@@ -11,10 +11,11 @@ from models_for_tests import BOS, drawing_model, padded, text_ids, whole_logits
 from scipy import stats
 
 import fastdecode
-from fastdecode import Guidance, Schedule, Stream
+from fastdecode import Guidance, Schedule, Stream, ops
 from fastdecode.decoder import Decoder
 from fastdecode.engine.batch import Batch
 from fastdecode.engine.core import EngineCore
+from fastdecode.engine.processed import sample_processed
 from fastdecode.generation.api import prepare_call
 from fastdecode.models.families import vocabulary_of
 
@@ -162,6 +163,25 @@ def test_invalid_logits_are_told_where_logits_are_mixed_in_pytorch():
     for more in ({}, {"logits_processor": [lambda ids, scores: scores + 0.0]}):
         with pytest.raises(RuntimeError, match="logits"):
             fastdecode.generate(model, **given, **more)
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, None])
+def test_what_is_no_number_in_the_other_stream_is_told_there_too(wrong: float | None):
+    """Also of a token that the contrast excludes, as in the sampler."""
+    ids = torch.tensor([[*PROMPTS[0], V.begin_image]])
+    own = {"guidance": Guidance.contrastive(0.1, 1), **IMAGE_ONLY}
+    call = prepare_call(MODEL, ids, {"max_new_tokens": N + 1}, own | {"seed": 1})
+    [s] = call.sequences
+    logits = torch.zeros(2, V.size)
+    logits[0, CODES[0]] = 9.0
+    if wrong is not None:
+        logits[1, CODES[5]] = wrong
+    [request] = call.requests(lambda tokens: None)
+    request.callbacks.processors = [lambda ids, scores: scores + 0.0]
+    s.rows = [0, 1]
+    tokens, statuses = sample_processed(request, logits)
+    expected = ([CODES[0]], [ops.STATUS_OK]) if wrong is None else ([-1], [ops.STATUS_INVALID_LOGITS])
+    assert (tokens, statuses) == expected
 
 
 def test_requests_of_all_kinds_in_one_engine():
