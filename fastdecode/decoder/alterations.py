@@ -131,7 +131,7 @@ def altered_reason(model: Any) -> str | None:
     """As `needs_forward`, whatever `torch.autocast` is in this thread."""
     known = known_classes(model)
     if known is None:
-        return f"fastdecode does not know the layers of a {type(model).__name__}"
+        return f"fastdecode does not know the layers of {type(model).__name__}"
     inner = inner_of(model)
     if global_hooks():
         return "torch has global forward hooks"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastdecode.decoder.aligned import AlignedDecoder
-from fastdecode.decoder.alterations import check_inputs, needs_forward
+from fastdecode.decoder.alterations import altered_reason, check_inputs, needs_forward
 from fastdecode.decoder.base import BaseDecoder
 from fastdecode.decoder.classes import known_classes
 from fastdecode.decoder.decoder import Decoder
@@ -19,7 +19,7 @@ def check_decodable(model: Any) -> None:
     """
     if known_classes(model) is None:
         check_supported(model)
-        check_training(model)
+        check_training(model.modules())
         return
     check_inputs(model)
     if needs_forward(model) is not None:
@@ -34,7 +34,7 @@ def decoder_for(model: Any, deterministic: bool = False) -> BaseDecoder:
     """
     if known_classes(model) is None:
         check_supported(model)
-        return AlignedDecoder(model, deterministic, f"fastdecode does not know the layers of a {type(model).__name__}")
+        return AlignedDecoder(model, deterministic, str(altered_reason(model)))
     check_inputs(model)
     reason = needs_forward(model)
     return Decoder(model, deterministic) if reason is None else ForwardDecoder(model, deterministic, reason)

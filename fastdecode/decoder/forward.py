@@ -70,13 +70,13 @@ def check_callable(model: Any) -> Callable[[Tensor], Tensor]:
     """
     inner = inner_of(model)
     mask_of = _mask_kind(inner.config._attn_implementation, inner.embed_tokens.weight.dtype)
-    check_training(model)
+    check_training((inner, *inner.layers))
     return mask_of
 
 
-def check_training(model: Any) -> None:
+def check_training(modules: Iterable[Any]) -> None:
     """ValueError for gradient checkpointing in training mode."""
-    if any(m.training and getattr(m, "gradient_checkpointing", False) for m in model.modules()):
+    if any(m.training and getattr(m, "gradient_checkpointing", False) for m in modules):
         raise ValueError("the model is in training mode with gradient checkpointing, which keeps no cache: call eval()")
 
 

@@ -61,11 +61,14 @@ def test_a_seed_draws_the_same_alone_and_in_a_batch():
         assert torch.equal(one[:width], together[number, :width])
 
 
-def test_sequences_that_take_turns():
+def test_sequences_that_take_turns(monkeypatch):
     """In a pool too small for both, prompts and what follows are computed anew."""
+    begun, begin = [], Grids.begin
+    monkeypatch.setattr(Grids, "begin", lambda self, row, ids: (begun.append(len(ids)), begin(self, row, ids)))
     model, inputs = tiny_glm_image(), inputs_of(0, 1)
     pool = fastdecode.new_pool(model, pages=7, page_slots=8)
     assert torch.equal(fastdecode.generate(model, **inputs, **GREEDY, kv_pool=pool), theirs(model, inputs))
+    assert max(begun) > inputs["input_ids"].shape[1]
 
 
 def test_places():
