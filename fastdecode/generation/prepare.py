@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation import EosTokenCriteria, MaxLengthCriteria
 from transformers.utils import logging
 
-from fastdecode.decoder.classes import inner_of
+from fastdecode.decoder.classes import text_config
 from fastdecode.engine.callbacks import Recorder
 from fastdecode.engine.parameters import Sampling
 from fastdecode.engine.sequence import Sequence
@@ -71,7 +71,6 @@ def prepare(
     ends = [i for c in stopping_criteria if type(c) is EosTokenCriteria for i in c.eos_token_id.tolist()]
     mode = extras.multimodal_generation_mode or "text-only"
     compile_grammar(mode, vocabulary, ends)  # what it refuses is said before anything about sizes
-    family = family_of(model)
     tell = family.size_in_prompt if mode != "text-only" else None
     told = [None if tell is None else tell(model, ids) for ids in input_ids[::repeats].tolist()]
     sized = sized_vocabularies(vocabulary, extras.image_size, image_sizes, told, draws=mode != "text-only")
@@ -80,11 +79,6 @@ def prepare(
     grammar, vocabulary = grammars[0], vocabularies[0]
     padding = torch.zeros(len(input_ids), dtype=torch.long) if mask is None else (mask == 0).sum(1).cpu()
     if grammar.mode in DRAWING_MODES:
-        if family.paint is None:
-            raise ValueError(
-                f"the family {family.name} has no paint, so image tokens cannot become pictures: register it with one, "
-                "or choose 'text-only'"
-            )
         check_can_draw(model)
     if config.do_sample and config.top_p is not None:
         Sampling(top_p=config.top_p).checked()  # transformers silently ignores a top_p above 1
@@ -170,7 +164,7 @@ def columns_of(model: Any, grammar: Grammar, prompts: list[list[int]]) -> int:
     transformers, where image tokens have embeddings and a head of their own. Prompts with such tokens transformers
     cannot decode; their scores are for all tokens, so that each token of the prompt has one.
     """
-    vocabulary, known = grammar.vocabulary, int(inner_of(model).config.vocab_size)
+    vocabulary, known = grammar.vocabulary, int(text_config(model).vocab_size)
     alone = not grammar.draws and vocabulary.bans_images and max(map(max, prompts)) < known
     return min(known, vocabulary.size) if alone else vocabulary.size
 

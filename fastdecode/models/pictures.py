@@ -222,8 +222,8 @@ def check_can_draw(model: Any) -> None:
         if not vocabulary.has_pictures:
             raise ValueError(vocabulary.problem or f"{type(model).__name__} writes text only")
         raise ValueError(
-            f"the family {family.name} has no painter, so its picture tokens cannot become pictures: register it with "
-            "paint=. generate returns the tokens, and does not call it"
+            f"the family {family.name} has no paint, so image tokens cannot become pictures: register it with one, or "
+            "choose 'text-only'"
         )
     if missing:
         some = missing if len(missing) < 4 else [*missing[:2], f"… {missing[-1]}"]

@@ -270,7 +270,7 @@ def test_one_document_of_a_kind_may_be_greedy_and_penalised(caplog):
             ValueError,
             "kinds[1] has 'seed': documents of one prompt can differ in guidance, image,",
         ),
-        (2, [{}, {"guidance": "x"}], TypeError, "with kinds[1]: guidance='x': give a fastdecode.Guidance, or a number"),
+        (2, [{}, {"guidance": "x"}], TypeError, "with kinds[1]: guidance='x': give a number for two-way guidance"),
         (2, [{"image": {"top_p": 2}}], ValueError, "with kinds[0]: image.top_p=2 is out of range"),
         (3, [{}, {"image": {"temperature": 0}}], None, ""),
         (

@@ -102,9 +102,9 @@ def test_equal_prompts_share_pages_across_requests():
     prefilled = []
     prefill = made._core.decoder._prefill_in_chunks
 
-    def noting(cache, rows, known, prompts):
-        prefilled.append(known)
-        prefill(cache, rows, known, prompts)
+    def noting(work):
+        prefilled.append(work.known)
+        prefill(work)
 
     made._core.decoder._prefill_in_chunks = noting
     again = made.submit(prompt, seed=1, **SHORT).result()

@@ -120,6 +120,7 @@ INFILL = {
     "Janus": "Janus has no recipe for 'infill': it was trained for text-to-image, caption, chat",
     "Emu3": "Emu3 has no recipe for 'infill': it was trained for text-to-image, caption, chat",
     "Liquid": "Liquid has no recipe for 'infill': it was trained for text-to-image, caption, chat",
+    "GLM-Image": "GLM-Image has no recipe for 'infill': it was trained for text-to-image",
     "Llama, Mistral, Qwen2, Qwen3, Gemma": "LlamaForCausalLM has no recipe for 'infill': it was trained for chat",
 }
 
@@ -301,8 +302,7 @@ RETURNED = {
     ),
     "no painter": (
         {"paint": None},
-        "the family Changed has no painter, so its picture tokens cannot become pictures: register it with paint=. "
-        "generate returns the tokens, and does not call it",
+        "the family Changed has no paint, so image tokens cannot become pictures: register it with one, or choose",
     ),
     "a size in words": (
         {"size_in_prompt": lambda model, ids: "4x4"},

@@ -44,7 +44,7 @@ REASONS = {
 }
 
 
-@pytest.mark.parametrize("case", REASONS)
+@pytest.mark.parametrize("case", [case for case in REASONS if case != "liquid"])  # it reads PIL pictures
 def test_an_engine_says_why_a_model_is_given_no_pictures(case: str):
     make, reason = REASONS[case]
     with fastdecode.Engine(make(), Words()) as engine:
