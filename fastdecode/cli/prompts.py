@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,23 +45,9 @@ def _text(file: Path) -> str:
 
 def open_pictures(files: Sequence[Path]) -> list[Image.Image]:
     """Read the pictures of ``--image`` as RGB. `Refused` names a file that is not a picture or is too large."""
-    from PIL import Image
+    from fastdecode.models.picture_files import picture_of
 
-    pictures = []
-    for file in files:
-        name = f"--image {shown(file, 200)}"
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(file) as picture:
-                    pictures.append(picture.convert("RGB"))
-        except FileNotFoundError:
-            raise Refused(f"{name}: there is no such file") from None
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise Refused(f"{name} is too large: a picture may have {Image.MAX_IMAGE_PIXELS} pixels") from None
-        except MemoryError:
-            raise Refused(f"{name} is too large for this machine's memory") from None
-        except Exception as error:  # Pillow raises many kinds for broken files
-            said = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
-            raise Refused(f"{name} is not a picture that can be read: {said}") from None
-    return pictures
+    try:
+        return [picture_of(file, "--image") for file in files]
+    except ValueError as error:
+        raise Refused(str(error)) from None

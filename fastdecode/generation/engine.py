@@ -145,8 +145,8 @@ class Engine:
 
             inputs    the prompt: text (with ``images`` for its ``<image>``), what the processor returned, or tokens
                       (length,) or (1, length)
-            images    a PIL picture, or a list of them, for the ``<image>`` of a prompt given as text; without any
-                      ``<image>`` they go before the text
+            images    a PIL picture, the path of a file, an array (height, width, 3) uint8, or a list of these, for the
+                      ``<image>`` of a prompt given as text; without any ``<image>`` they go before the text
             priority  requests of a higher priority go first
             options   those of `fastdecode.generate`
 

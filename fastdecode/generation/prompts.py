@@ -14,8 +14,9 @@ from torch import Tensor
 from fastdecode.generation.generate_options import GenerateOptions
 from fastdecode.models.families import family_of, text_vocabulary_of, vocabulary_of
 from fastdecode.models.image_sizes import one_size
+from fastdecode.models.picture_files import pictures_of
 from fastdecode.models.pictures import reads_vectors, why_no_pixels, with_placeholders
-from fastdecode.models.reading import pictures_of, read_prompt, takes_pictures
+from fastdecode.models.reading import read_prompt, takes_pictures
 from fastdecode.wording import kind_of
 
 
@@ -30,7 +31,7 @@ def prompt_inputs(model: Any, processor: Any, inputs: Any, images: Any, options:
     """The prompt that `Engine.submit` was given, as keyword arguments of `fastdecode.generate`.
 
         inputs     text, a mapping, tokens, or None
-        images     PIL pictures for a text
+        images     for a text: see `pictures_of`
         options    the other options, to see what was given twice
 
     ValueError for another kind of prompt or picture, and for what was given twice.
@@ -71,7 +72,7 @@ def text_inputs(
 ) -> dict[str, Any]:
     """A text and its pictures as keyword arguments of `fastdecode.generate`.
 
-        images     PIL pictures for the ``<image>`` of the text, before it if it has none
+        images     for the ``<image>`` of the text, before it if it has none: see `pictures_of`
         options    those of the call: a model that draws what its prompt asks for has the size written into it
         given_as   the option that had the pictures, for messages
 

@@ -28,17 +28,6 @@ def takes_pictures(processor: Any) -> bool:
         return False
 
 
-def pictures_of(images: Any) -> list[Image.Image]:
-    """``images`` as a list; None is an empty one. ``ValueError`` names the first that is no PIL picture."""
-    given = [] if images is None else [images] if isinstance(images, Image.Image) else images
-    if not isinstance(given, (list, tuple)):
-        raise ValueError(f"images is {kind_of(images)}: give a PIL picture, or a list of them")
-    for number, picture in enumerate(given):
-        if not isinstance(picture, Image.Image):
-            raise ValueError(f"images[{number}] is {kind_of(picture)}: give PIL pictures")
-    return list(given)
-
-
 def read_prompt(
     processor: Any,
     prompt: str,

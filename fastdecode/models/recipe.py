@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fastdecode.guidance import Guidance
 from fastdecode.models.image_sizes import Size, one_size
-from fastdecode.models.reading import PICTURE, PictureTokens, pictures_of, read_prompt, takes_pictures
+from fastdecode.models.picture_files import pictures_of
+from fastdecode.models.reading import PICTURE, PictureTokens, read_prompt, takes_pictures
 from fastdecode.models.recipe_words import as_python
 from fastdecode.ops.scalars import shown
 from fastdecode.vocabulary import Vocabulary
@@ -153,14 +154,15 @@ class Recipe:
         self,
         processor: Any,
         text: str | Sequence[str] = "",
-        images: Image.Image | Sequence[Image.Image] | None = None,
+        images: Any = None,
         image_size: Size | None = None,
     ) -> dict[str, Any]:
         """The prompts as arguments of `fastdecode.generate`: input_ids and attention_mask, and what else is needed.
 
             processor    the model's own; its tokenizer will do where that makes the same prompt
             text         a prompt, or several
-            images       PIL pictures of the prompts, in order: as many for each as the template shows
+            images       those of the prompts, in order, as many for each as the template shows: PIL pictures, paths of
+                         files, or arrays (height, width, 3) uint8
             image_size   (width, height) in pixels of the pictures to draw; None: the model's usual size
 
         ``ValueError`` for a wrong kind of argument, another number of pictures, a size that the model cannot draw, and

@@ -21,8 +21,8 @@ from fastdecode import Engine, Guidance
         ({"inputs": [1.5]}, "the prompt is of type list: give text, what the processor returned, or tokens (integers)"),
         ({"inputs": b"x"}, "the prompt is bytes: give text"),
         ({"input_ids": torch.tensor([[5]])}, "input_ids was given twice: the prompt as text, and as an option"),
-        ({"images": "no.png"}, "images is a str: give a PIL picture, or a list of them"),
-        ({"images": [1]}, "images[0] is an int: give PIL pictures"),
+        ({"images": "no.png"}, "images 'no.png': there is no such file"),
+        ({"images": [1]}, "images[0] is an int: give a PIL picture, the path of a file, or an array"),
         (
             {"inputs": "<image><image>x", "images": [Image.new("RGB", (64, 64))]},
             "the prompt has 2 <image>, but 1 pictures",

@@ -43,9 +43,9 @@ def test_wrong_prompts():
         recipe.inputs(processor, ["w1", "w2"], picture(0))
     with pytest.raises(ValueError, match="2 pictures were given for 1 prompt:"):
         recipe.inputs(processor, "w1", [picture(0), picture(1)])
-    with pytest.raises(ValueError, match=r"images\[0\] is a str: give PIL pictures"):
+    with pytest.raises(ValueError, match=r"images\[0\] 'cat.png': there is no such file"):
         recipe.inputs(processor, "w1", ["cat.png"])
-    with pytest.raises(ValueError, match="images is an int: give a PIL picture, or a list of them"):
+    with pytest.raises(ValueError, match="images is an int: give a PIL picture, the path of a file, or an array"):
         recipe.inputs(processor, "w1", 5)
     with pytest.raises(ValueError, match="text has <image>: give pictures with images="):
         recipe.inputs(processor, "<image>w1", picture(0))
