@@ -68,8 +68,9 @@ class Stream:
             return tuple(ids)
         if self.kind == "images":
             kept = {vocabulary.begin_image, vocabulary.end_image, vocabulary.bos}
-            pictures = vocabulary.block_ids  # numbers below 0 are vectors of a picture
-            return tuple(i for i in ids if i in kept or i in pictures or i < 0) or tuple(ids[-1:])
+            pictures = vocabulary.block_ids  # numbers below 0 are vectors of a picture, which cannot end a stream
+            found = tuple(i for i in ids if i in kept or i in pictures or i < 0)
+            return found if found and found[-1] >= 0 else (*found, *ids[-1:])
         if self.kind == "blank":
             return self._blank(ids, min(prompt_length, tail), vocabulary)
         if self.kind == "prompt":

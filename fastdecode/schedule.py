@@ -31,6 +31,10 @@ def finite_number(name: str, value: Any) -> float:
     return float(value)
 
 
+KEPT = 8
+"""The most lengths for which a schedule keeps its weights."""
+
+
 @dataclass(frozen=True, repr=False)
 class Schedule:
     """A number that changes from the first token of a picture to its last; for the scales of `Guidance`.
@@ -106,6 +110,8 @@ class Schedule:
     def values(self, length: int) -> tuple[float, ...]:
         """Its values at the tokens of a picture of ``length`` tokens. ``ValueError`` if one is not a finite number."""
         if length not in self._tables:
+            while len(self._tables) >= KEPT:
+                del self._tables[next(iter(self._tables))]
             self._tables[length] = tuple(
                 finite_number(f"{self!r} at token {i} of {length}", value)
                 for i, value in enumerate(self._evaluated(length))

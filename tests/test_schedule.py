@@ -207,3 +207,11 @@ def test_equal_streams_are_merged():
 def test_it_is_exported():
     assert fastdecode.Schedule is Schedule
     assert "Schedule" in fastdecode.__all__
+
+
+def test_weights_of_few_lengths_are_kept():
+    schedule = Schedule.linear(3, 1)
+    for length in range(2, 40):
+        assert len(schedule.values(length)) == length
+    assert len(schedule._tables) <= 8
+    assert schedule.values(39) is schedule.values(39)

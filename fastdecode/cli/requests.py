@@ -23,6 +23,7 @@ MAX_ROWS = 64
 
 def load_engine(args: argparse.Namespace) -> Engine:
     """An engine of the model that ``args`` name. `Refused` before it is read if there is no such device."""
+    from fastdecode.generation.by_recipe import check_served
     from fastdecode.generation.engine import Engine
     from fastdecode.models.loading import load
     from fastdecode.models.pictures import check_can_draw
@@ -34,6 +35,7 @@ def load_engine(args: argparse.Namespace) -> Engine:
         check_is_chameleon(model, args.model)
     if mode_of(args, recipe_of(model, args)) != "text-only":
         check_can_draw(model)
+    check_served(model)
     return Engine(model, processor, max_rows=MAX_ROWS)
 
 

@@ -12,10 +12,10 @@ from fastdecode.decoder.alterations import device_of
 from fastdecode.decoder.autocast import Autocast
 from fastdecode.decoder.base import PREFILL_IDS, Filling
 from fastdecode.decoder.classes import text_config
-from fastdecode.decoder.forward import ForwardDecoder, widest
+from fastdecode.decoder.forward import ForwardDecoder, check_training, widest
 from fastdecode.decoder.grids import GRID_MODELS, Grids
 from fastdecode.decoder.others import traits_of
-from fastdecode.decoder.vectors import Vectors, embedded
+from fastdecode.decoder.vectors import Vectors
 from fastdecode.kv.aligned_cache import AlignedCache, AlignedCall
 from fastdecode.kv.kv_cache import StreamCache
 
@@ -30,6 +30,7 @@ class AlignedDecoder(ForwardDecoder):
 
     def __init__(self, model: Any, deterministic: bool = False, reason: str = "that was asked for") -> None:
         traits = self.traits = traits_of(model)
+        check_training(model.modules())
         self.model, self.deterministic, self.forward_reason = model, deterministic, reason
         self.layer_count, self.kv_heads, self.head_dim = len(traits.layers), traits.kv_heads, traits.head_dim
         self.device, self.own, self.whole = device_of(model), None, True
@@ -50,7 +51,7 @@ class AlignedDecoder(ForwardDecoder):
     def logits(self, hidden: Tensor, spans: Sequence[tuple[int, int]] | None = None) -> Tensor:
         """Logits (rows, vocab) float32. Tokens that the model's head does not have get -inf."""
         logits = super().logits(hidden, spans)
-        missing = int(text_config(self.model).vocab_size) - logits.shape[1]
+        missing = max(int(text_config(self.model).vocab_size), self.traits.outputs) - logits.shape[1]
         return torch.nn.functional.pad(logits, (0, missing), value=-torch.inf) if missing > 0 else logits
 
     def _forward(
@@ -82,8 +83,6 @@ class AlignedDecoder(ForwardDecoder):
                 inputs["position_ids"] = positions
                 if self.grids is not None:
                     inputs["position_ids"] = self.grids.positions(list(map(cache.identity, rows)), positions)
-            if vectors:
-                inputs["inputs_embeds"] = embedded(inputs.pop("input_ids"), vectors, self.model.get_input_embeddings())
             if self.keeps_last:
                 inputs["logits_to_keep"] = 1
             logits: Tensor = self.model(**inputs).logits[:, -1]

@@ -84,7 +84,8 @@ def traits_of(model: Any) -> Traits:
     """Those of a model whose layers fastdecode does not know. The first time its forward is called, with a few tokens.
     TypeError, one sentence, for a model that cannot be decoded.
     """
-    kind = (type(model), model.training, getattr(text_config(model), "num_hidden_layers", None))
+    config = text_config(model)
+    kind = (type(model), model.training, getattr(config, "num_hidden_layers", None), config.vocab_size)
     known = _found.get(model)
     if known is None or known[0] != kind:
         if not isinstance(model, GRID_MODELS):
@@ -214,9 +215,14 @@ def _tried(model: Any) -> Traits:
     if "position_ids" in taken:
         given["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
     try:
-        with torch.inference_mode(False), torch.no_grad():
+        devices = [device] if device.type == "cuda" else []
+        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices):  # dropout draws
             logits = model(**given, **{cache_name: recorder}).logits
     except Exception as error:
+        if model.get_input_embeddings().weight.is_meta:
+            raise TypeError(
+                f"the weights of this {name} are on the meta device, without values: load them first"
+            ) from error
         raise TypeError(
             f"a call of the forward of {name} with a cache and rows of different lengths fails "
             f"({type(error).__name__}: {error}): {ADVICE}"

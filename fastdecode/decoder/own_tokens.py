@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastdecode.decoder.classes import Chain, classes_of, inner_of
+from fastdecode.decoder.classes import Chain, inner_of, known_classes
 from fastdecode.decoder.plain import altered, plain
 
 Product = Callable[[nn.Module, Tensor], Tensor]
@@ -34,7 +34,8 @@ class OwnParts:
     @classmethod
     def of(cls, model: Any) -> OwnParts | None:
         """Those of a model; None if it has none."""
-        own = classes_of(model).own_tokens
+        known = known_classes(model)
+        own = None if known is None else known.own_tokens
         if own is None:
             return None
         first = int(inner_of(model).config.vocab_size)

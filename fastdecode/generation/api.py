@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -40,7 +39,7 @@ from fastdecode.guidance import Guidance
 from fastdecode.kv.page_pool import PAGE_SLOTS, PagePool
 from fastdecode.models.families import family_of, supported, text_vocabulary_of, vocabulary_of
 from fastdecode.models.pictures import check_pixels, pixel_tensor, reads_vectors
-from fastdecode.models.vectors import read_vectors
+from fastdecode.models.vectors import VectorReader
 from fastdecode.schedule import Schedule
 
 Output = Tensor | GenerateDecoderOnlyOutput
@@ -66,11 +65,12 @@ def generate(
 ) -> Output:
     """Generate text and pictures. Takes the arguments of ``model.generate``, and returns what it does.
 
-    The model is a Chameleon, Anole, Lumina-mGPT, Janus, Emu3 or Liquid, one of a family that was registered, or one
-    that writes text alone: Llama, Mistral, Qwen2, Qwen3, Gemma, LLaVA.
+    The model is a Chameleon, Anole, Lumina-mGPT, Janus, Emu3, Liquid or GLM-Image, one of a family that was registered,
+    or one that writes text: any decoder-only model of transformers that keeps keys and values alone, and LLaVA. Of a
+    model whose layers fastdecode does not know, the forward is called once with a few tokens, to see what it needs.
 
         inputs or input_ids   (batch, length) int64, left-padded with attention_mask (batch, length)
-        pixel_values          (pictures, 3, H, W) float: one for each <image> of the prompts
+        pixel_values          (pictures, …) float, as the processor returns them: one for each <image> of the prompts
         returns               (batch * num_return_sequences, length + new) int64, padded at the end, or
                               GenerateDecoderOnlyOutput with return_dict_in_generate=True
 
@@ -210,9 +210,9 @@ def _prepared(
     vectors = None
     if options.get("pixel_values") is None:
         options.pop("pixel_values", None)  # transformers would read None as pictures
-    elif reads_vectors(model):  # not by transformers, which would call its encoder before it checks the call
+    elif reads_vectors(model):  # not by transformers, which would call its encoder before fastdecode checks the call
         pixels = pixel_tensor(model, options.pop("pixel_values"))
-        vectors = partial(read_vectors, model, pixels, options.pop("image_sizes", None))
+        vectors = VectorReader(model, pixels, options.pop("image_sizes", None))
     else:
         options["pixel_values"] = check_pixels(model, options["pixel_values"])
     sizes = None if "pixel_values" in options or extras.text_only else options.pop("image_sizes", None)
@@ -315,14 +315,18 @@ def custom_generate(
         if own is not None:
             return _as_generate(model, own, given)
         option_kinds.check_call(model, None, {"generation_config": generation_config, **call})
+        vectors = None
         if call.get("pixel_values") is not None:
-            pixel_tensor(model, call["pixel_values"])
+            pixels = pixel_tensor(model, call["pixel_values"])
+            if reads_vectors(model):  # transformers may have encoded them already
+                prompt_checks.check_vectors(model, pixels, extras.text_only)
+                vectors = VectorReader(model, pixels, call.get("image_sizes"))
         validation.check_options(model, {"generation_config": generation_config, **call, "synced_gpus": synced})
         chosen = validation.chosen_options(model, call or generation_config.to_dict())
         prepared_call = (input_ids, logits_processor, stopping_criteria, generation_config)
         sizes = None if call.get("pixel_values") is not None else call.get("image_sizes")
         vocabulary = text_vocabulary_of(model) if extras.text_only else vocabulary_of(model)
-        prepared = prepare(model, vocabulary, *prepared_call, extras, chosen, model_kwargs, sizes)
+        prepared = prepare(model, vocabulary, *prepared_call, extras, chosen, model_kwargs, sizes, vectors)
     except Unsupported as error:
         raise error.refused(text_only=extras.text_only) from None
     return decode_call(prepared, call.get("streamer"), bool(extras.progress))

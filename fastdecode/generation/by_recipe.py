@@ -6,12 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastdecode.guidance import Guidance
+from fastdecode.models.families import family_of
 from fastdecode.models.recipe import Recipe
 
 SAMPLING = ("text", "image")
+SHAPES = ("temperature", "top_k", "top_p", "min_p")
+"""The parameters that act on sampled tokens alone."""
+
 NEGATIVE = ("negative_prompt_ids", "negative_prompt_attention_mask")
 UNUSED = {"text-only": ("image", "guidance", "guidance_scale"), "image-only": ("text", "max_new_tokens")}
 """By mode: the options of a recipe that have no effect in it, or are refused."""
+
+
+def check_served(model: Any) -> None:
+    """``ValueError`` for a model that the command and the server do not take: no engine places its tokens."""
+    family = family_of(model)
+    if family.grids is not None:
+        raise ValueError(f"{family.name} needs image_grid_thw, which an engine does not take: call fastdecode.generate")
 
 
 def request_by_recipe(
@@ -26,10 +37,17 @@ def request_by_recipe(
     """
     inputs = recipe.inputs(processor, text, images, image_size)
     options = dict(recipe.options) | {name: value for name, value in given.items() if name not in SAMPLING}
+    length = inputs.pop("max_new_tokens", None)  # of a recipe whose prompt says how much follows
+    if length is not None:
+        options.setdefault("max_new_tokens", length)
     mode = options.get("multimodal_generation_mode", "text-only")
     for name in SAMPLING:
         if name in given:
-            options[name] = {**(recipe.options.get(name) or {}), **given[name]}
+            chosen, usual = given[name] or {}, dict(recipe.options.get(name) or {})
+            if "do_sample" not in chosen and any(chosen.get(part) is not None for part in SHAPES):
+                usual.pop("do_sample", None)  # who chooses a temperature wants to sample
+                options["do_sample"] = options.get("do_sample") or True
+            options[name] = {**usual, **chosen}
     for name in UNUSED.get(mode, ()):
         if name not in given:
             options.pop(name, None)

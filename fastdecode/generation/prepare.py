@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation import EosTokenCriteria, MaxLengthCriteria
 from transformers.utils import logging
 
-from fastdecode.decoder.classes import text_config
+from fastdecode.decoder.classes import known_classes, text_config
 from fastdecode.engine.callbacks import Recorder
 from fastdecode.engine.parameters import Sampling
 from fastdecode.engine.sequence import Sequence
@@ -35,7 +35,7 @@ from fastdecode.models.pictures import (
     placeholder_of,
     read_pictures,
 )
-from fastdecode.models.vectors import fill_vectors
+from fastdecode.models.vectors import VectorReader, fill_vectors
 from fastdecode.vocabulary import Vocabulary
 
 logger = logging.get_logger(__name__)
@@ -52,12 +52,12 @@ def prepare(
     chosen: frozenset[str],
     model_kwargs: dict[str, Any],
     image_sizes: Any = None,
-    vectors: Callable[[], Tensor] | None = None,
+    vectors: VectorReader | None = None,
 ) -> Prepared:
     """Read what transformers prepared for a generation loop. `Unsupported` names what fastdecode does not decode and
     transformers would; ``ValueError`` what is wrong. ``vocabulary``: the model's, for a picture of its usual size.
-    ``image_sizes``: what the call gave beside a prompt without pixels (see `sized_vocabularies`). ``vectors``: computes
-    those of the prompts' pictures, (n, hidden), for models that read vectors.
+    ``image_sizes``: what the call gave beside a prompt without pixels (see `sized_vocabularies`). ``vectors``: those of
+    the prompts' pictures, for models that read vectors.
     """
     check_options(model, {**model_kwargs, "generation_config": config}, made_by_transformers=True)
     family, repeats, model_kwargs = family_of(model), config.num_return_sequences or 1, dict(model_kwargs)
@@ -99,11 +99,14 @@ def prepare(
     image = image_base.override(extras.image or {}, "image", bool(config.do_sample))
     processors.check_modality("text", extras.text or {})
     processors.check_modality("image", extras.image or {})
-    prompts, by_number = _prompt_ids(model, input_ids, model_kwargs, vocabulary, repeats, vectors)
-    guidances = _guidances(processors, extras, grammar, len(prompts), repeats)
+    guidances = _guidances(processors, extras, grammar, len(input_ids), repeats)
     if family.grids is not None and any(len(guidance.streams) > 1 for guidance in guidances):
         raise ValueError(f"{family.name} draws without guidance: leave it out")
-    seeds = _seeds(extras.seed, len(prompts), repeats)
+    seeds = _seeds(extras.seed, len(input_ids), repeats)
+    for guidance, vocabulary in zip(guidances, vocabularies, strict=True):
+        check_stream_tokens(guidance, vocabulary)
+    how = bool(extras.deterministic)
+    prompts, by_number = _prompt_ids(model, input_ids, model_kwargs, vocabularies[0], repeats, vectors, how)
     limits = _limits(prompts, input_ids.shape[1], config, stopping_criteria, grammars, chosen)
     placeholder = vocabulary.placeholder if vectors is None else placeholder_of(model)
     replaced = torch.eq(input_ids, -1 if placeholder is None else placeholder).any(1).tolist()
@@ -113,7 +116,6 @@ def prepare(
         grammar, vocabulary = grammars[number], vocabularies[number]
         check_begun(ids, vocabulary, grammar)
         check_room(ids, limit, grammar.start(ids), grammar)
-        check_stream_tokens(guidance, vocabulary)
         s = Sequence(
             ids,
             limit,
@@ -126,7 +128,7 @@ def prepare(
             image=image,
             rules=processors.rules.shifted(int(padding[number])),
             also_seen=(placeholder,) if replaced[number] and placeholder is not None else (),
-            vectors=by_number if replaced[number] else {},
+            vectors={token: by_number[token] for token in ids if token < 0},
             name=f"sequence {number}",
         )
         s.check_ahead()
@@ -164,7 +166,10 @@ def columns_of(model: Any, grammar: Grammar, prompts: list[list[int]]) -> int:
     transformers, where image tokens have embeddings and a head of their own. Prompts with such tokens transformers
     cannot decode; their scores are for all tokens, so that each token of the prompt has one.
     """
-    vocabulary, known = grammar.vocabulary, int(text_config(model).vocab_size)
+    vocabulary = grammar.vocabulary
+    if known_classes(model) is None:
+        return vocabulary.size
+    known = int(text_config(model).vocab_size)
     alone = not grammar.draws and vocabulary.bans_images and max(map(max, prompts)) < known
     return min(known, vocabulary.size) if alone else vocabulary.size
 
@@ -180,32 +185,39 @@ def _prompt_ids(
     model_kwargs: dict[str, Any],
     vocabulary: Vocabulary,
     repeats: int,
-    vectors: Callable[[], Tensor] | None,
+    vectors: VectorReader | None,
+    deterministic: bool,
 ) -> tuple[list[list[int]], dict[int, Tensor]]:
     """The tokens of every prompt, without padding, with pictures in place of placeholders; one list per sequence. Of
     ``vectors`` the numbers stand there, and the vectors are returned by their numbers.
     """
     single = input_ids[::repeats].cpu()
     by_number: dict[int, Tensor] = {}
-    pictures: list[Tensor] = []
-    encoded = (model_kwargs.get("mm_encoder_outputs") or {}).get("image")
-    if encoded is not None:  # transformers 5.2x encodes pictures before it calls us, and repeats only features
-        pictures = encoded_pictures(model, encoded)
-    elif model_kwargs.get("pixel_values") is not None:
-        pixels, sizes = model_kwargs["pixel_values"], model_kwargs.get("image_sizes")
-        pictures = read_pictures(model, pixels[::repeats], None if sizes is None else sizes[::repeats])
-    if vectors is None:
-        filled = fill_placeholders(single, [picture.cpu() for picture in pictures], vocabulary)
-    else:
-        filled, by_number = fill_vectors(single, vectors(), placeholder_of(model))
-        if (filled[:, -1] < 0).any():
+    if vectors is not None:
+        placeholder = placeholder_of(model)
+        if torch.eq(single[:, -1], -1 if placeholder is None else placeholder).any():
             raise Unsupported("a prompt that ends in a picture is not supported by fastdecode", "let text follow it")
+        filled, by_number = fill_vectors(single, vectors(deterministic), placeholder)
+    else:
+        filled = fill_placeholders(single, _pictures(model, model_kwargs, repeats), vocabulary)
     mask = model_kwargs.get("attention_mask")
     if mask is None:
         rows = filled.tolist()
     else:
         rows = [ids[kept != 0].tolist() for ids, kept in zip(filled, mask[::repeats].cpu(), strict=True)]
     return [list(ids) for ids in rows for _ in range(repeats)], by_number
+
+
+def _pictures(model: Any, model_kwargs: dict[str, Any], repeats: int) -> list[Tensor]:
+    """The tokens of the pictures of all prompts, in order."""
+    encoded = (model_kwargs.get("mm_encoder_outputs") or {}).get("image")
+    if encoded is not None:  # transformers 5.2x encodes pictures before it calls us, and repeats only features
+        return [picture.cpu() for picture in encoded_pictures(model, encoded)]
+    if model_kwargs.get("pixel_values") is None:
+        return []
+    pixels, sizes = model_kwargs["pixel_values"], model_kwargs.get("image_sizes")
+    found = read_pictures(model, pixels[::repeats], None if sizes is None else sizes[::repeats])
+    return [picture.cpu() for picture in found]
 
 
 def _guidances(

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastdecode.decoder.own_tokens import OwnParts
 from fastdecode.decoder.wrappers import unwrapped
 from fastdecode.generation.unsupported import Unsupported
-from fastdecode.models.families import family_of
+from fastdecode.models.families import family_of, text_vocabulary_of
 from fastdecode.models.pictures import (
     check_picture_count,
     check_pixels,
@@ -41,7 +41,7 @@ def check_prompt(
     if text_only:
         check_right_padding(mask)
     if (pixels is not None or options.get("mm_encoder_outputs")) and reads_vectors(model):
-        return _check_vectors(model, pixels, text_only)
+        return check_vectors(model, pixels, text_only)
     if pixels is not None:
         if text_only and vocabulary.problem is not None:
             raise Unsupported(vocabulary.problem, "mend the checkpoint")
@@ -61,7 +61,7 @@ def check_prompt(
         check_placeholders(input_ids, lengths, vocabulary)
 
 
-def _check_vectors(model: Any, pixels: Any, text_only: bool) -> None:
+def check_vectors(model: Any, pixels: Any, text_only: bool) -> None:
     """``ValueError`` unless ``pixels`` are pictures for a model that reads vectors; `Unsupported` where fastdecode does
     not read them.
     """
@@ -69,7 +69,9 @@ def _check_vectors(model: Any, pixels: Any, text_only: bool) -> None:
     if family.grids is not None:
         raise Unsupported(f"fastdecode draws with {family.name} from texts alone", "give no pictures")
     if not text_only:
-        raise Unsupported(f"{kind} reads pictures as vectors, and draws after text alone", "give text alone")
+        draws = text_vocabulary_of(model).has_pictures
+        what = "draws after text alone" if draws else "draws nothing"
+        raise Unsupported(f"{kind} reads pictures as vectors, and {what}", "choose 'text-only'")
     if pixels is None:
         raise Unsupported(f"mm_encoder_outputs of {kind} are not supported by fastdecode", "give pixel_values")
     if placeholder_of(model) is None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from fastdecode.decoder.classes import NESTS, Nest, inner_of, known_classes, text_config
-from fastdecode.decoder.others import check_supported
+from fastdecode.decoder.others import check_supported, traits_of
 from fastdecode.decoder.wrappers import unwrapped
 from fastdecode.models.chameleon import CHAMELEON
 from fastdecode.models.emu3 import EMU3
@@ -74,9 +74,10 @@ def vocabulary_of(model: Any) -> Vocabulary:
 
 def token_count(model: Any) -> int:
     """The number of tokens: the language model's, and behind them image tokens with a head of their own."""
-    known = known_classes(model)
-    own = None if known is None else known.own_tokens
-    return int(text_config(model).vocab_size) + (0 if own is None else own.count(model))
+    known, size = known_classes(model), int(text_config(model).vocab_size)
+    if known is None:
+        return max(size, traits_of(model).outputs)
+    return size + (0 if known.own_tokens is None else known.own_tokens.count(model))
 
 
 def _check_rows(model: Any) -> None:

@@ -27,7 +27,7 @@ class Family:
     """How the models of one family read and draw pictures.
 
     name            as people call it
-    matches         whether a model (with layers that `fastdecode.decoder` knows) belongs to it
+    matches         whether a model belongs to it
     vocabulary      the tokens of a model. ValueError names what is missing for pictures
     paint           grids of codes to RGB pictures, as many, one at a time; None: nothing makes pictures of its tokens
     missing         names of weights that painting lacks; empty if the model can paint

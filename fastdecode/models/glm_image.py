@@ -35,17 +35,20 @@ def grids(model: Any, input_ids: Tensor, given: dict[str, Any], repeats: int) ->
             raise ValueError("images_per_sample was given without image_grid_thw: pass all that the processor returned")
         return None
     for name, value, shape in ((NAMES[0], thw, "(pictures, 3)"), (NAMES[1], count, "(prompts,)")):
-        good = isinstance(value, Tensor) and not value.is_floating_point() and value.ndim == (2 if value is thw else 1)
+        whole = isinstance(value, Tensor) and not value.is_floating_point() and value.dtype != torch.bool
+        good = whole and value.ndim == (2 if value is thw else 1)
         if value is not None and not good:
             what = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else kind_of(value)
             raise ValueError(f"{name} is {what}: give integers {shape}, as the processor returns them")
     thw, prompts = thw[::repeats].cpu(), len(input_ids) // repeats
     counts = [len(thw) // prompts] * prompts if count is None else count[::repeats].tolist()
-    if thw.shape[1:] != (3,) or len(counts) != prompts or sum(counts) != len(thw) or (thw < 1).any():
+    if thw.shape[1:] != (3,) or len(counts) != prompts or sum(counts) != len(thw) or min(counts) < 1 or (thw < 1).any():
         raise ValueError(
             f"image_grid_thw is {tuple(thw.shape)} and images_per_sample {counts}, for {prompts} prompts: give three "
             "numbers of at least 1 for each picture, and as many pictures as images_per_sample says"
         )
+    if int(thw.prod(1, dtype=torch.float64).sum()) > MOST:
+        raise ValueError(f"image_grid_thw tells of more than {MOST:,} tokens: give what the processor returned")
     shows = (input_ids == model.config.image_end_token_id) | (input_ids == model.config.image_token_id)
     if shows.any():
         raise ValueError(
@@ -63,11 +66,14 @@ def recipes(model: Any) -> dict[str, Recipe]:
     return by_task([replace(named, sources={**named.sources, "prompt": "diffusers, GlmImagePipeline"})])
 
 
+MOST = 2**20
+"""Tokens of the pictures of a call."""
+
 CELL = 32
 """The pixels of a token's side."""
 
 
-def tokens(processor: Any, text: str, size: Size | None) -> dict[str, Any]:
+def tokens(processor: Any, text: str, size: tuple[int, int] | None) -> dict[str, Any]:
     """What GlmImagePipeline of diffusers gives the model for ``text``, and the length of preview, picture and end.
 
     ``size``: width and height in pixels; None: the processor's usual one. ``ValueError`` unless they are multiples of

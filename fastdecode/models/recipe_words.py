@@ -14,7 +14,8 @@ def as_python(value: Any) -> str:
     if not isinstance(value, Guidance):
         return repr(value)
     numbers, everywhere = [_number(weight) for weight in value.weights], ", everywhere=True" if value.everywhere else ""
-    if not value.scheduled and math.isclose(sum(numbers), 1.0, abs_tol=1e-9):
+    short = value.contrast is None and value.text_weights is None
+    if short and not value.scheduled and math.isclose(sum(numbers), 1.0, abs_tol=1e-9):
         if value == Guidance.none():
             return "Guidance.none()"
         if value.streams == (FULL, UNCONDITIONAL):
@@ -24,7 +25,10 @@ def as_python(value: Any) -> str:
         if value.streams == (FULL, IMAGES, UNCONDITIONAL):
             return f"Guidance.instruct(text={numbers[0]!r}, image={_number(sum(numbers[:2]))!r}{everywhere})"
     streams, weights = _tuple([_stream(stream) for stream in value.streams]), _tuple([repr(n) for n in numbers])
-    return f"Guidance({streams}, {weights}{everywhere})"
+    more = "" if value.contrast is None else f", contrast={tuple(value.contrast)!r}"
+    if value.text_weights is not None:
+        more += f", text_weights={_tuple([repr(_number(weight)) for weight in value.text_weights])}"
+    return f"Guidance({streams}, {weights}{everywhere}{more})"
 
 
 def _tuple(parts: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Models of text alone: everything that the decoder knows and no other family claims."""
+"""Models of text: everything that a decoder decodes and no other family claims."""
 
 from __future__ import annotations
 

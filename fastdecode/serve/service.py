@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from fastdecode.generation.by_recipe import request_by_recipe
+from fastdecode.generation.by_recipe import check_served, request_by_recipe
 from fastdecode.generation.engine import Engine
 from fastdecode.generation.handle import Handle
 from fastdecode.generation.prompts import text_inputs
@@ -37,7 +37,9 @@ class Service:
     def __init__(self, engine: Engine, limits: Limits, like: str | None = None) -> None:
         if engine.processor is None:
             raise ValueError("a server needs an engine with a processor: fastdecode.Engine(model, processor)")
-        check_like(supported(engine.model), like)
+        model = supported(engine.model)
+        check_like(model, like)
+        check_served(model)
         self.engine, self.limits, self.metrics, self.like = engine, limits, Metrics(engine), like
         self.vocabulary = vocabulary_of(engine.model)
         self.paints = self.vocabulary.has_pictures and not missing_decoder_keys(engine.model)

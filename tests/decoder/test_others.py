@@ -230,3 +230,35 @@ def test_adapters_and_offloaded_weights():
     moved = other_model("phi3")
     accelerate.cpu_offload(moved, execution_device="cpu")
     assert torch.equal(fastdecode.generate(moved, **inputs, **LONG), before)
+
+
+def test_a_head_of_more_tokens_than_the_config_says():
+    model = other_model("olmo2")
+    model.lm_head = torch.nn.Linear(32, 110, bias=False)
+    torch.nn.init.normal_(model.lm_head.weight, std=0.15)
+    ids = torch.tensor([[5, 9, 30, 8]])
+    options = {"max_new_tokens": 1, "do_sample": False, "suppress_tokens": list(range(101))}
+    found = fastdecode.generate(
+        model, ids, **options, fallback="error", return_dict_in_generate=True, output_scores=True
+    )
+    assert found.scores[0].shape == (1, 110)
+    assert int(found.sequences[0, 4]) >= 101
+    wanted = model(ids).logits[0, -1]
+    wanted[:101] = -torch.inf
+    assert int(found.sequences[0, 4]) == int(wanted.argmax())
+    assert vocabulary_of(model).size == 110
+
+
+def test_the_call_that_tries_a_forward_draws_no_numbers():
+    model = other_model("phi3", resid_pdrop=0.3).train()
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    fastdecode.recipe(model, "chat")
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_weights_without_values():
+    with torch.device("meta"):
+        model = transformers.Olmo2ForCausalLM(transformers.Olmo2Config(**SIZES))
+    with pytest.raises(TypeError, match="the weights of this Olmo2ForCausalLM are on the meta device, without values"):
+        fastdecode.generate(model, torch.tensor([[5, 9]]), max_new_tokens=2)

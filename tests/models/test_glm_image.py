@@ -122,6 +122,16 @@ def test_the_recipe_and_its_prompt():
         ({"image_grid_thw": torch.ones(2, 3)}, "image_grid_thw is (2, 3) torch.float32: give integers (pictures, 3)"),
         ({"image_grid_thw": [[1, 2, 3]]}, "image_grid_thw is a list: give integers (pictures, 3), as the processor"),
         ({"image_grid_thw": torch.ones(3, 3).long()}, "image_grid_thw is (3, 3) and images_per_sample [2], for 1 prom"),
+        ({"image_grid_thw": torch.ones(2, 3, dtype=torch.bool)}, "image_grid_thw is (2, 3) torch.bool: give integers"),
+        ({"images_per_sample": torch.tensor([3, -1])}, "image_grid_thw is (2, 3) and images_per_sample [3, -1], for 1"),
+        (
+            {"image_grid_thw": torch.ones(0, 3).long()},
+            "image_grid_thw is (0, 3) and images_per_sample [2], for 1 prompt",
+        ),
+        (
+            {"image_grid_thw": torch.tensor([[1, 10**6, 10**6], [1, 2, 3]])},
+            "image_grid_thw tells of more than 1,048,576",
+        ),
         ({"image_grid_thw": None}, "images_per_sample was given without image_grid_thw: pass all that the processor"),
         ({"input_ids": torch.tensor([[200, GLM_END, 7, 202, GLM_BEGIN]])}, "prompt 0 shows a picture, and fastdecode"),
         ({"input_ids": torch.tensor([[200, GLM_IMAGE_TOKEN, 7, 2, GLM_BEGIN]])}, "prompt 0 shows a picture, and fast"),

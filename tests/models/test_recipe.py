@@ -266,3 +266,23 @@ def test_guidance_as_python(guidance, words):
         assert made == guidance
     else:
         assert made.weights == pytest.approx(guidance.weights)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Guidance.none(),
+        Guidance.two_way(3.0),
+        Guidance.two_way(3.0, [4, 5]),
+        Guidance.two_way(3.0, text_scale=1.5),
+        Guidance.instruct(text=3.0, image=1.2),
+        Guidance.contrastive(0.1, 2),
+        Guidance.contrastive(0.2, 1, negative_prompt_ids=[7], everywhere=True),
+    ],
+    ids=str,
+)
+def test_guidance_in_words_is_python_that_makes_it(value: Guidance):
+    found = eval(as_python(value), {"Guidance": Guidance, "Stream": Stream})
+    assert (found.streams, found.contrast, found.everywhere) == (value.streams, value.contrast, value.everywhere)
+    assert found.weights == pytest.approx(value.weights)
+    assert found.text_weights == (None if value.text_weights is None else pytest.approx(value.text_weights))

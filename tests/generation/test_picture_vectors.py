@@ -7,8 +7,9 @@ import torch
 from family_models import JANUS_PLACEHOLDER, JANUS_SIDE, TEXT, tiny_janus, tiny_llava
 
 import fastdecode
+from fastdecode import Guidance
 from fastdecode.generation import api
-from fastdecode.models.vectors import fill_vectors, read_vectors
+from fastdecode.models.vectors import VectorReader, fill_vectors, read_vectors
 
 
 def _llava_next():
@@ -154,6 +155,9 @@ def test_what_is_refused():
         fastdecode.generate(model, **inputs | {"pixel_values": [1, 2]}, **NEW)
     with pytest.raises(ValueError, match="reads pictures as vectors, and draws after text alone"):
         fastdecode.generate(model, **inputs, multimodal_generation_mode="image-only")
+    llava = tiny_llava("llava")
+    with pytest.raises(ValueError, match="reads pictures as vectors, and draws nothing"):
+        fastdecode.generate(llava, **asked("llava", llava, 3), multimodal_generation_mode="image-only")
     ends = {name: value[:, :18] if name != "pixel_values" else value for name, value in inputs.items()}
     with pytest.raises(ValueError, match="a prompt that ends in a picture is not supported"):
         fastdecode.generate(model, **ends, **NEW, fallback="error")
@@ -174,3 +178,76 @@ def test_nothing_is_logged(caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.INFO):
         fastdecode.generate(model, **asked("llava", model, 4), **NEW)
     assert "own loop" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (
+            "llava",
+            {"pixel_values": torch.zeros(1, 1, 16, 16)},
+            r"cannot read pixel_values of \(1, 1, 16, 16\)",
+        ),
+        ("llava", {"pixel_values": torch.zeros(3, 16, 16)}, r"cannot read pixel_values of \(3, 16, 16\)"),
+        (
+            "llava",
+            {"image_sizes": torch.tensor([[16, 16]])},
+            "Generation takes no image_sizes: pass all",
+        ),
+        ("llava_next", {"image_sizes": None}, r"image_sizes=None: .* takes image_sizes \(1, 2\), at least 1"),
+        ("llava_next", {"image_sizes": "x"}, r"image_sizes='x': .* takes image_sizes \(1, 2\)"),
+        ("llava_next", {"image_sizes": [[0, 16]]}, r"image_sizes=\[\[0, 16\]\]: .* takes image_sizes"),
+        ("llava_next", {"image_sizes": [[16.5, 16]]}, "takes image_sizes"),
+    ],
+)
+def test_pixels_that_the_encoder_does_not_read(name: str, change: dict, message: str):
+    model = MODELS[name][0]()
+    with pytest.raises(ValueError, match=message):
+        fastdecode.generate(model, **asked(name, model, 3) | change, **NEW)
+
+
+def test_a_stream_of_pictures_ends_in_a_token():
+    """The pictures alone, without the text behind them: a step is given the last word."""
+    model = tiny_llava("llava")
+    inputs = asked("llava", model, 4, 7)
+    three = Guidance.instruct(text=2.0, image=1.5, everywhere=True)
+    both = fastdecode.generate(model, **inputs, **NEW, guidance=three)
+    for row in range(2):
+        kept = inputs["attention_mask"][row] != 0
+        one = {"input_ids": inputs["input_ids"][row][kept][None], "pixel_values": inputs["pixel_values"][row][None]}
+        assert torch.equal(fastdecode.generate(model, **one, **NEW, guidance=three)[0, -20:], both[row, -20:])
+    explained = fastdecode.explain(model, **one, **NEW, guidance=three)
+    assert any("images" in line for line in explained.streams[0])
+
+
+def test_the_plug_reads_them():
+    for name in ("llava", "llava_next", "janus"):
+        model = MODELS[name][0]()
+        inputs = asked(name, model, 3, 8)
+        wanted = fastdecode.generate(model, **inputs, **NEW)
+        found = model.generate(**inputs, **NEW, custom_generate=fastdecode.custom_generate)
+        assert torch.equal(found, wanted)
+
+
+def test_short_integers_and_one_picture_at_a_time():
+    model = tiny_llava("llava")
+    inputs = asked("llava", model, 3, 8)
+    wanted = fastdecode.generate(model, **inputs, **NEW, deterministic=True)
+    short = {**inputs, "input_ids": inputs["input_ids"].int()}
+    assert torch.equal(fastdecode.generate(model, **short, **NEW), wanted)
+    calls: list[int] = []
+    tower = model.model.vision_tower
+    tower.register_forward_hook(lambda module, args, output: calls.append(len(output.last_hidden_state)))
+    reader = VectorReader(model, inputs["pixel_values"])
+    torch.testing.assert_close(reader(one_by_one=True), read_vectors(model, inputs["pixel_values"]))
+    assert calls == [1, 1, 2]
+    assert reader() is reader(one_by_one=True)
+
+
+def test_nothing_is_encoded_for_a_call_that_is_refused():
+    model, calls = tiny_llava("llava"), []
+    inputs = asked("llava", model, 3)
+    model.model.vision_tower.register_forward_hook(lambda *given: calls.append(1))
+    with pytest.raises(ValueError, match="which is not a token of this checkpoint"):
+        fastdecode.generate(model, **inputs, **NEW, guidance=Guidance.two_way(2.0, [9999], everywhere=True))
+    assert not calls
