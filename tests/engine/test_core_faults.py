@@ -81,10 +81,10 @@ def test_a_prompt_that_cannot_be_read_fails_alone(monkeypatch: pytest.MonkeyPatc
     prefill = Decoder.prefill
     poison = tuple(call_of(3, MIXED[3])[0][0].tolist())[:4]
 
-    def failing(self, cache, prompts):
+    def failing(self, cache, prompts, **more):
         if any(tuple(p[:4]) == poison and len(p) > 20 for p in prompts):
             raise ValueError("unreadable")
-        return prefill(self, cache, prompts)
+        return prefill(self, cache, prompts, **more)
 
     monkeypatch.setattr(Decoder, "prefill", failing)
     engine = core()
