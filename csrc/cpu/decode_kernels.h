@@ -16,8 +16,8 @@ namespace fastdecode {
 
 constexpr int kFeatures = 4;  // of a tile of a linear layer
 
-// From so many rows on, layers of bfloat16 are multiplied in blocks of so many features where the
-// processor has products of bfloat16.
+// From so many rows on, layers are multiplied in blocks of so many features where the processor has
+// AVX2, or products of bfloat16.
 constexpr int kManyRows = 13, kBlockFeatures = 16;
 
 // How many ways there are of storing weights: fastdecode_weight_type.
