@@ -183,7 +183,7 @@ def test_captions_of_a_model_that_reads_vectors() -> None:
         status, _, answer = served.post(body)
     assert status == 200
     [expected] = by_recipe(model, processor, "caption", "w20", shown, seed=4, max_new_tokens=6)
-    assert answer["parts"] == [{"type": "text", "text": expected}]
+    assert as_document(answer["document"]) == [expected]
 
 
 def test_the_name_of_a_fine_tune(blocks: tuple[Any, Any]) -> None:
