@@ -209,7 +209,22 @@ def test_deterministic_needs_the_cpp_step():
         fastdecode.generate(model, torch.tensor([[5, 6]]), max_new_tokens=2, deterministic=True)
 
 
-def test_ctrl_c_at_any_moment_leaks_no_page():
+@pytest.fixture
+def torch_modes_are_as_before():
+    """A signal that comes while torch enters or leaves inference mode may leave it on in this thread: then it is turned
+    off again, for the tests that follow.
+    """
+    yield
+    if torch.is_inference_mode_enabled():
+        _KEPT.append(torch.inference_mode(False))
+        _KEPT[-1].__enter__()
+    torch.set_grad_enabled(True)
+
+
+_KEPT: list[torch.inference_mode] = []
+
+
+def test_ctrl_c_at_any_moment_leaks_no_page(torch_modes_are_as_before: None):
     """A signal's handler runs between any two instructions of the interpreter: of the pool, the cache or the engine."""
     model = drawing_model(6)
     pool = fastdecode.new_pool(model, page_slots=2)
