@@ -18,6 +18,8 @@ from transformers import (
 from transformers.models.emu3.configuration_emu3 import Emu3TextConfig, Emu3VQVAEConfig
 from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
 
+from fastdecode.models.move_weights import move_weights
+
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -48,6 +50,8 @@ def _made(kind: Any, config: Any, shape: Shape) -> Any:
     if kind is GemmaForCausalLM:
         inner.embed_tokens.embed_scale.fill_(config.hidden_size**0.5)  # not among the parameters
     inner.rotary_emb = type(inner.rotary_emb)(inner.config).to(shape.device)
+    if not shape.small:
+        move_weights(model.parameters())  # as `fastdecode.load` does; both sides read them
     return model
 
 
