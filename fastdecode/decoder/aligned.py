@@ -13,8 +13,8 @@ from fastdecode.decoder.autocast import Autocast
 from fastdecode.decoder.base import PREFILL_IDS, Filling
 from fastdecode.decoder.classes import text_config
 from fastdecode.decoder.forward import ForwardDecoder, check_training, widest
-from fastdecode.decoder.grids import GRID_MODELS, Grids
 from fastdecode.decoder.others import traits_of
+from fastdecode.decoder.places import PLACED_MODELS, Places
 from fastdecode.decoder.vectors import Vectors
 from fastdecode.kv.aligned_cache import AlignedCache, AlignedCall
 from fastdecode.kv.kv_cache import StreamCache
@@ -38,14 +38,14 @@ class AlignedDecoder(ForwardDecoder):
         self.most_ids = PREFILL_IDS if self.keeps_last else PREFILL_IDS // 8
         self.autocast = Autocast.now(self.device)
         self.dtype = widest(model.parameters(), self.autocast)
-        self.grids = Grids() if isinstance(model, GRID_MODELS) else None
+        self.places = Places() if isinstance(model, PLACED_MODELS) else None
         self._ready = {}
 
     def _fill(self, work: Filling) -> None:
-        if self.grids is not None:
-            self.grids.keep([work.cache.identity(row) for row in range(work.rows.start)])
+        if self.places is not None:
+            self.places.keep([work.cache.identity(row) for row in range(work.rows.start)])
             for row, prompt in zip(range(work.rows.start, work.rows.stop), work.prompts, strict=True):
-                self.grids.begin(work.cache.identity(row), prompt)
+                self.places.begin(work.cache.identity(row), prompt)
         super()._fill(work)
 
     def logits(self, hidden: Tensor, spans: Sequence[tuple[int, int]] | None = None) -> Tensor:
@@ -66,11 +66,7 @@ class AlignedDecoder(ForwardDecoder):
         vectors: Vectors | None = None,
     ) -> tuple[Tensor, AlignedCall]:
         with torch.inference_mode(False), torch.no_grad():
-            lengths = torch.tensor([cache.length(row) + more for row in rows], device="cpu")[:, None]
-            ids, positions, real, stored = (
-                t.clone().to(self.device) for t in (ids, positions, real, real & (positions < lengths))
-            )
-            pages = cache.page_table[torch.tensor(rows, device=self.device)].long()
+            ids, positions, real, stored, pages = self._where(cache, rows, ids, positions, real, more)
             call = AlignedCall(positions, real, stored, pages, cache.pool.page_slots)
             inputs: dict[str, Any] = {
                 "input_ids": ids,
@@ -81,8 +77,8 @@ class AlignedDecoder(ForwardDecoder):
             }
             if self.traits.takes_positions:
                 inputs["position_ids"] = positions
-                if self.grids is not None:
-                    inputs["position_ids"] = self.grids.positions(list(map(cache.identity, rows)), positions)
+                if self.places is not None:
+                    inputs["position_ids"] = self.places.positions(list(map(cache.identity, rows)), positions)
             if self.keeps_last:
                 inputs["logits_to_keep"] = 1
             logits: Tensor = self.model(**inputs).logits[:, -1]

@@ -7,7 +7,7 @@ and any dtype or attention of the model take part, as in transformers' own ``gen
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import chain
 from typing import Any, NamedTuple, cast
@@ -219,11 +219,7 @@ class ForwardDecoder(BaseDecoder):
         whose numbers are among ``ids``.
         """
         with torch.inference_mode(False), torch.no_grad():
-            lengths = torch.tensor([cache.length(row) + more for row in rows], device="cpu")[:, None]
-            ids, positions, real, stored = (
-                t.clone().to(self.device) for t in (ids, positions, real, real & (positions < lengths))
-            )
-            pages = cache.page_table[torch.tensor(rows, device=self.device)].long()
+            ids, positions, real, stored, pages = self._where(cache, rows, ids, positions, real, more)
             call = RaggedCall(positions, real, stored, pages, cache.pool.page_slots)
             inputs: dict[str, Any] = {
                 "input_ids": ids,
@@ -240,6 +236,17 @@ class ForwardDecoder(BaseDecoder):
                 f"the forward of this {type(self.model).__name__} puts no keys into the cache it is given"
             )
         return output, call
+
+    def _where(
+        self, cache: StreamCache, rows: list[int], ids: Tensor, positions: Tensor, real: Tensor, more: int
+    ) -> Iterator[Tensor]:
+        """Arguments of `_forward` on the model's device: ids, positions, real; which tokens are stored (rows, new)
+        bool, and the pages (rows, n) int64 of the rows.
+        """
+        lengths = torch.tensor([cache.length(row) + more for row in rows], device="cpu")[:, None]
+        for one in (ids, positions, real, real & (positions < lengths)):
+            yield one.clone().to(self.device)
+        yield cache.page_table[torch.tensor(rows, device=self.device)].long()
 
     def _embeddings(self, tokens: Tensor) -> Tensor:
         embed = self.inner.embed_tokens

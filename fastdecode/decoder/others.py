@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from fastdecode.decoder.alterations import device_of
 from fastdecode.decoder.classes import NESTS, known_classes, text_config
-from fastdecode.decoder.grids import GRID_MODELS
+from fastdecode.decoder.places import PLACED_MODELS
 from fastdecode.kv.aligned_cache import LayerSizes
 
 CACHE_NAMES = ("cache", "past_key_values")
@@ -88,7 +88,7 @@ def traits_of(model: Any) -> Traits:
     kind = (type(model), model.training, getattr(config, "num_hidden_layers", None), config.vocab_size)
     known = _found.get(model)
     if known is None or known[0] != kind:
-        if not isinstance(model, GRID_MODELS):
+        if not isinstance(model, PLACED_MODELS):
             check_kind(model)
         known = _found[model] = (kind, _tried(model))
     return known[1]

@@ -21,7 +21,7 @@ UNUSED = {"text-only": ("image", "guidance", "guidance_scale"), "image-only": ("
 def check_served(model: Any) -> None:
     """``ValueError`` for a model that the command and the server do not take: no engine places its tokens."""
     family = family_of(model)
-    if family.grids is not None:
+    if family.told_sizes is not None:
         raise ValueError(f"{family.name} needs image_grid_thw, which an engine does not take: call fastdecode.generate")
 
 

@@ -39,9 +39,9 @@ def progress_bar(requests: Sequence[Request]) -> Any:
 def decoder_of(call: Prepared) -> BaseDecoder:
     """A decoder with the options of the call. ``ValueError`` if the model cannot be decoded so."""
     decoder = decoder_for(call.model, call.deterministic)
-    if isinstance(decoder, AlignedDecoder) and decoder.grids is not None:
-        for s, sizes in zip(call.sequences, call.grids or (), strict=call.grids is not None):
-            decoder.grids.tell(s.tokens, sizes)
+    if isinstance(decoder, AlignedDecoder) and decoder.places is not None:
+        for s, sizes in zip(call.sequences, call.told_sizes or (), strict=call.told_sizes is not None):
+            decoder.places.tell(s.tokens, sizes)
     check_deterministic(decoder)
     check_pool(decoder, call.pool)
     check_fits(call.sequences, call.pool)

@@ -164,7 +164,7 @@ class Engine:
         if double is not None:
             raise ValueError(f"{double} was given twice: in the inputs, and as an option")
         prepared = self._prepare(prompt, dict(options))
-        if prepared.grids is not None:
+        if prepared.told_sizes is not None:
             raise ValueError("an engine takes no image_grid_thw: draw with fastdecode.generate")
         check_fits(prepared.sequences, self._core.cache.pool, "the engine", "the request")
         [request] = prepared.requests(priority=priority)

@@ -61,7 +61,7 @@ def prepare(
     """
     check_options(model, {**model_kwargs, "generation_config": config}, made_by_transformers=True)
     family, repeats, model_kwargs = family_of(model), config.num_return_sequences or 1, dict(model_kwargs)
-    grids = None if family.grids is None else family.grids(model, input_ids, model_kwargs, repeats)
+    told_sizes = None if family.told_sizes is None else family.told_sizes(model, input_ids, model_kwargs, repeats)
     check_forward(model_kwargs)
     mask = model_kwargs.get("attention_mask")
     check_ids(input_ids, mask, vocabulary)
@@ -100,7 +100,7 @@ def prepare(
     processors.check_modality("text", extras.text or {})
     processors.check_modality("image", extras.image or {})
     guidances = _guidances(processors, extras, grammar, len(input_ids), repeats)
-    if family.grids is not None and any(len(guidance.streams) > 1 for guidance in guidances):
+    if family.told_sizes is not None and any(len(guidance.streams) > 1 for guidance in guidances):
         raise ValueError(f"{family.name} draws without guidance: leave it out")
     seeds = _seeds(extras.seed, len(input_ids), repeats)
     for guidance, vocabulary in zip(guidances, vocabularies, strict=True):
@@ -155,7 +155,7 @@ def prepare(
         pool=extras.kv_pool,
         recorder=Recorder(*([] if _keeps(config, what) else None for what in ("scores", "logits"))),
         seeded=extras.seed is not None,
-        grids=grids,
+        told_sizes=told_sizes,
         text_given=any(value is not None for value in (extras.text or {}).values()),
         columns=columns_of(model, grammars[0], prompts),
     )

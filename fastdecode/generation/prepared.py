@@ -54,8 +54,8 @@ class Prepared:
     """How many tokens processors see, and scores have: see `fastdecode.generation.prepare.columns_of`."""
     codes: bool = False
     """Whether the caller wants the codes of a picture alone."""
-    grids: list[list[tuple[int, int]]] | None = None
-    """What `Family.grids` read, of every sequence."""
+    told_sizes: list[list[tuple[int, int]]] | None = None
+    """What `Family.told_sizes` read, of every sequence."""
 
     @property
     def normalise(self) -> bool:

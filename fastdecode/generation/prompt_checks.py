@@ -66,7 +66,7 @@ def check_vectors(model: Any, pixels: Any, text_only: bool) -> None:
     not read them.
     """
     kind, family = type(model).__name__, family_of(model)
-    if family.grids is not None:
+    if family.told_sizes is not None:
         raise Unsupported(f"fastdecode draws with {family.name} from texts alone", "give no pictures")
     if not text_only:
         draws = text_vocabulary_of(model).has_pictures

@@ -25,7 +25,7 @@ def wanted(call: Prepared) -> bool:
     is a kv_pool, which bounds the memory of keys and values.
     """
     config = call.config
-    drawn = call.grammar.draws or call.grids is not None
+    drawn = call.grammar.draws or call.told_sizes is not None
     return bool(config.return_dict_in_generate and config.use_cache and not drawn and call.pool is None)
 
 

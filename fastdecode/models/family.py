@@ -35,9 +35,9 @@ class Family:
     recipes         what is usual for the tasks that it was trained for, by task
     size_in_prompt  (rows, columns) of the picture that the tokens of a prompt ask for; None if they do not tell. None:
                     prompts never tell in tokens
-    grids           for models that place the tokens of pictures by what the call tells, beside the tokens: reads that,
+    told_sizes      for models that place the tokens of pictures by what the call tells, beside the tokens: reads that,
                     for the prompts (batch, length) and each of them several times, and returns what
-                    `fastdecode.decoder.aligned.AlignedDecoder.grids` is told of each. Such models take no guidance
+                    `fastdecode.decoder.aligned.AlignedDecoder.places` is told of each. Such models take no guidance
     own_generate    whether the class has a ``generate`` of its own that takes a generation_mode ("text" or "image")
 
     Pictures in prompts; all four, or none for a family that reads none:
@@ -70,13 +70,13 @@ class Family:
     recipes: Callable[[Any], dict[str, Recipe]] = lambda model: {}
     picture_tokens: Callable[[Any, Image.Image], list[int]] | None = None
     size_in_prompt: Callable[[Any, Sequence[int]], tuple[int, int] | None] | None = None
-    grids: Callable[[Any, Tensor, dict[str, Any], int], list[list[tuple[int, int]]] | None] | None = None
+    told_sizes: Callable[[Any, Tensor, dict[str, Any], int], list[list[tuple[int, int]]] | None] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"name of a Family is {kind_of(self.name)}: give a str that is not empty")
         needed = ("matches", "vocabulary", "missing", "recipes")
-        for name in (*needed, *READING, "paint", "picture_tokens", "size_in_prompt", "grids"):
+        for name in (*needed, *READING, "paint", "picture_tokens", "size_in_prompt", "told_sizes"):
             value = getattr(self, name)
             if not callable(value) and (value is not None or name in needed):
                 raise ValueError(f"{name} of the family {self.name} is {kind_of(value)}: give a function")

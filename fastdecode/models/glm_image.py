@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdecode.decoder.grids import GRID_MODELS, Size
+from fastdecode.decoder.places import PLACED_MODELS, Shape
 from fastdecode.models.family import Family
 from fastdecode.models.recipe import Recipe, by_task
 from fastdecode.models.text import without_pictures
@@ -23,7 +23,7 @@ NAMES = ("image_grid_thw", "images_per_sample")
 """What the processor returns beside the prompts: (pictures, 3) time, rows and columns; how many of them each has."""
 
 
-def grids(model: Any, input_ids: Tensor, given: dict[str, Any], repeats: int) -> list[list[Size]] | None:
+def told_sizes(model: Any, input_ids: Tensor, given: dict[str, Any], repeats: int) -> list[list[Shape]] | None:
     """(rows, columns) of the pictures that follow each of the prompts ``input_ids`` (batch, length), first to last;
     None without ``image_grid_thw``. Takes `NAMES` out of ``given``. Everything is there ``repeats`` times.
 
@@ -97,8 +97,8 @@ def tokens(processor: Any, text: str, size: tuple[int, int] | None) -> dict[str,
 
 GLM_IMAGE = Family(
     "GLM-Image",
-    lambda model: isinstance(model, GRID_MODELS),
+    lambda model: isinstance(model, PLACED_MODELS),
     without_pictures,
     recipes=recipes,
-    grids=grids,
+    told_sizes=told_sizes,
 )

@@ -7,7 +7,7 @@ import torch
 from family_models import GLM_BEGIN, GLM_END, GLM_IMAGE_TOKEN, GLM_OUTPUTS, GLM_PAD, glm_image_processor, tiny_glm_image
 
 import fastdecode
-from fastdecode.decoder.grids import Grids, places_after
+from fastdecode.decoder.places import Places, places_after
 from fastdecode.models.families import family_of
 
 SIZES = [[(4, 6), (2, 3)], [(5, 3), (3, 2)]]
@@ -63,8 +63,8 @@ def test_a_seed_draws_the_same_alone_and_in_a_batch():
 
 def test_sequences_that_take_turns(monkeypatch):
     """In a pool too small for both, prompts and what follows are computed anew."""
-    begun, begin = [], Grids.begin
-    monkeypatch.setattr(Grids, "begin", lambda self, row, ids: (begun.append(len(ids)), begin(self, row, ids)))
+    begun, begin = [], Places.begin
+    monkeypatch.setattr(Places, "begin", lambda self, row, ids: (begun.append(len(ids)), begin(self, row, ids)))
     model, inputs = tiny_glm_image(), inputs_of(0, 1)
     pool = fastdecode.new_pool(model, pages=7, page_slots=8)
     assert torch.equal(fastdecode.generate(model, **inputs, **GREEDY, kv_pool=pool), theirs(model, inputs))
@@ -78,16 +78,16 @@ def test_places():
         [5, 5, 5, 6, 6, 6, 8, 8, 10],
         [5, 6, 7, 5, 6, 7, 8, 9, 10],
     ]
-    grids, row = Grids(), object()
-    grids.tell([7, 8, 9], [(1, 2)])
-    grids.begin(row, [7, 8])
-    assert grids.positions([row, object()], torch.tensor([[1, 2, 4], [3, 4, 5]])).tolist() == [
+    places, row = Places(), object()
+    places.tell([7, 8, 9], [(1, 2)])
+    places.begin(row, [7, 8])
+    assert places.positions([row, object()], torch.tensor([[1, 2, 4], [3, 4, 5]])).tolist() == [
         [[1, 2, 3], [3, 4, 5]],
         [[1, 2, 3], [3, 4, 5]],
         [[1, 2, 4], [3, 4, 5]],
     ]
     with pytest.raises(ValueError, match="two equal prompts have different image_grid_thw"):
-        grids.tell([7, 8, 9], [(2, 1)])
+        places.tell([7, 8, 9], [(2, 1)])
 
 
 def test_the_recipe_and_its_prompt():

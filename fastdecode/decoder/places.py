@@ -13,15 +13,15 @@ import torch
 import transformers
 from torch import Tensor
 
-Size = tuple[int, int]
+Shape = tuple[int, int]
 
-GRID_MODELS = tuple(
+PLACED_MODELS = tuple(
     getattr(transformers, name) for name in ("GlmImageForConditionalGeneration",) if hasattr(transformers, name)
 )
 """The classes of such models. transformers 5.24, models/glm_image: ``get_rope_index``."""
 
 
-def places_after(start: int, sizes: Sequence[Size]) -> Tensor:
+def places_after(start: int, sizes: Sequence[Shape]) -> Tensor:
     """The positions (3, tokens + 1) int64 of pictures of ``sizes`` (rows, columns), and of the token behind them."""
     found = []
     for rows, columns in sizes:
@@ -32,17 +32,17 @@ def places_after(start: int, sizes: Sequence[Size]) -> Tensor:
     return torch.cat([*found, torch.full((3, 1), start, device="cpu")], 1)
 
 
-class Grids:
+class Places:
     """The sizes of the pictures that follow the prompts of a call, and the positions of their tokens.
 
     A prompt that it was not told of is text: its tokens have positions 0, 1, 2, … whatever follows.
     """
 
     def __init__(self) -> None:
-        self._told: dict[tuple[int, ...], tuple[Size, ...]] = {}
+        self._told: dict[tuple[int, ...], tuple[Shape, ...]] = {}
         self._rows: dict[Any, tuple[int, Tensor]] = {}
 
-    def tell(self, prompt: Sequence[int], sizes: Sequence[Size]) -> None:
+    def tell(self, prompt: Sequence[int], sizes: Sequence[Shape]) -> None:
         """``sizes``, (rows, columns), of the pictures after ``prompt``, in order. ValueError for two kinds of them."""
         if self._told.setdefault(tuple(prompt), tuple(sizes)) != tuple(sizes):
             raise ValueError("two equal prompts have different image_grid_thw: write the sizes into the prompts too")
