@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -26,8 +27,7 @@ def _token_set(name: str, tokens: tuple[int, ...], size: int) -> frozenset[int]:
         wrong = next(token for token in tokens if not 0 <= token < size)
         raise ValueError(f"{name} of a Vocabulary have {shown(wrong)}: {_range(size)}")
     if len(found) < len(tokens):
-        seen: set[int] = set()
-        double = next(token for token in tokens if token in seen or seen.add(token))  # type: ignore[func-returns-value]
+        [(double, _)] = Counter(tokens).most_common(1)
         raise ValueError(f"{name} of a Vocabulary have {double} twice: each image token means one thing")
     return found
 
