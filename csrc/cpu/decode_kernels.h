@@ -115,9 +115,9 @@ struct DecodeKernels {
   void (*linear[kLinears])(const LinearArgs& args);  // by fastdecode_weight_type
   // If not null, linear[FASTDECODE_BFLOAT16] takes x in bfloat16, and this rounds n values to that.
   void (*round)(const float* x, int64_t n, uint16_t* out);
-  // Rounds one row (k,) of x.
   // Whether linear takes x_apart, with kManyRows rows or more.
   bool takes_rows_apart;
+  // Rounds one row (k,) of x.
   void (*round_to_int8)(const float* x, int64_t k, const RoundedRows& out, int64_t row);
 
   // out = activation(gate) * up, n values; out may be gate or up. By fastdecode_activation.
