@@ -126,6 +126,8 @@ def measure(case: Case, shape: Shape, turns: Sequence[int]) -> list[dict[str, An
                 run(model, ids, True, shape.side).tolist()  # the host waits for the tokens
                 turn[who] = time.perf_counter() - start
             times.append(turn)
+            told = ", ".join(f"{who} {seconds:.1f} s" for who, seconds in turn.items())
+            print(f"{case.name}, {count} pictures: {told}", file=sys.stderr, flush=True)
         times = times[-wanted:]  # the very first warms up
         medians = {who: statistics.median(turn[who] for turn in times) for who in runs}
         tokens = count * shape.side**2
