@@ -19,7 +19,6 @@ constexpr int kFeatures = 4;  // of a tile of a linear layer
 // From so many rows on, layers are multiplied in blocks of so many features where the processor has
 // AVX2, or products of bfloat16.
 constexpr int kManyRows = 13, kBlockFeatures = 16;
-constexpr int kApart = 16;
 
 // How many ways there are of storing weights: fastdecode_weight_type.
 constexpr int kLinears = 8;
@@ -53,9 +52,6 @@ struct LinearArgs {
   // (rows, k) dense: float32, or what DecodeKernels::round makes of it; for weights of 8 bits or
   // less a RoundedRows
   const void* x;
-  // The same rows in float32, kApart floats more than k apart, or null. Many rows are read
-  // together: a multiple of a page apart, they would push each other out of the nearest cache.
-  const float* x_apart;
   int64_t rows, k, lo, hi;
   float* out;
   int64_t out_stride;
@@ -115,8 +111,6 @@ struct DecodeKernels {
   void (*linear[kLinears])(const LinearArgs& args);  // by fastdecode_weight_type
   // If not null, linear[FASTDECODE_BFLOAT16] takes x in bfloat16, and this rounds n values to that.
   void (*round)(const float* x, int64_t n, uint16_t* out);
-  // Whether linear takes x_apart, with kManyRows rows or more.
-  bool takes_rows_apart;
   // Rounds one row (k,) of x.
   void (*round_to_int8)(const float* x, int64_t k, const RoundedRows& out, int64_t row);
 

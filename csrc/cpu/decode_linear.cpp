@@ -22,9 +22,6 @@ constexpr int64_t kWorkPerThread = FASTDECODE_WORK_TO_SHARE;
 // An item of work is about so many bytes of weights: whole tiles of features.
 constexpr int64_t kBytesPerItem = 1 << 15;
 
-// Addresses so far apart share their places in the nearest cache.
-constexpr int64_t kPage = 4096;
-
 struct Job {
   const DecodeKernels& kernels;
   const Linear* linears;
@@ -76,17 +73,6 @@ const void* rounded(const DecodeKernels& kernels, const float* x, int64_t rows, 
   static thread_local Memory memory;
   uint16_t* out = static_cast<uint16_t*>(memory.reserve(rows * k * 2));
   if (out != nullptr) kernels.round(x, rows * k, out);
-  return out;
-}
-
-// The rows of x (rows, k), kApart floats apart; null if there is no memory.
-const float* apart(const float* x, int64_t rows, int64_t k) {
-  static thread_local Memory memory;
-  const int64_t stride = k + kApart;
-  float* out = static_cast<float*>(memory.reserve(rows * stride * int64_t{sizeof(float)}));
-  for (int64_t r = 0; out != nullptr && r < rows; ++r) {
-    std::copy(x + r * k, x + (r + 1) * k, out + r * stride);
-  }
   return out;
 }
 
@@ -163,10 +149,6 @@ bool run_linears(const Linear* linears, int count, const float* x, int64_t rows,
     const double features = static_cast<double>(linears[i].features);
     bytes += features * static_cast<double>(bytes_of_feature(type, k));
     work += features * static_cast<double>(k) * static_cast<double>(rows);
-  }
-  const bool together = k * int64_t{sizeof(float)} % kPage == 0;
-  if (kernels.takes_rows_apart && rows >= kManyRows && together) {
-    job.args.x_apart = apart(x, rows, k);
   }
   job.args.rows = rows;
   job.args.k = k;
