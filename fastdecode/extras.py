@@ -11,6 +11,7 @@ EXTRAS = {
     "PIL": "hf",
     "tqdm": "hf",
     "gguf": "gguf",
+    "pyarrow": "jobs",
     "fastapi": "serve",
     "starlette": "serve",
     "uvicorn": "serve",

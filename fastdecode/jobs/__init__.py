@@ -1,0 +1,1 @@
+"""Jobs: many documents from a file of rows, made once each whatever happens meanwhile."""

@@ -1,0 +1,163 @@
+"""Rows in, items out: a model, its engine, and the requests of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fastdecode.generation.by_recipe import check_served, request_by_recipe
+from fastdecode.generation.engine import Engine
+from fastdecode.generation.handle import Handle, RequestFailed
+from fastdecode.generation.prompts import text_inputs
+from fastdecode.jobs.items import Item, told
+from fastdecode.jobs.rows import Row
+from fastdecode.models.families import text_vocabulary_of, vocabulary_of
+from fastdecode.models.loading import load
+from fastdecode.models.picture_files import picture_of
+from fastdecode.models.recipes import recipe
+
+WINDOW = 2
+"""So many times ``max_rows`` requests are submitted at once: some wait, so that no row of a step is ever empty."""
+
+NOT_ITS_OWN = (MemoryError, torch.OutOfMemoryError, KeyboardInterrupt)
+"""Errors that say nothing about the item that met them: they end the job, and the item is made later."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What holds for all rows.
+
+    model, dtype, device, vqgan, weights   as of `fastdecode.load`
+    like           which Chameleon it is, for tasks: as of `fastdecode.recipe`
+    options        what rows have unless they say otherwise: options of `fastdecode.generate`, task, image_size, mode
+    seed           the seeds of rows without one are made from it and their ids
+    pages          most pages of keys and values; None: what the memory has room for
+    max_rows       most streams in a step
+    deterministic  an item's tokens do not depend on what is decoded beside it; None: where the model can
+    """
+
+    model: str = "blocks"
+    dtype: str | None = None
+    device: str | None = None
+    vqgan: str | None = None
+    weights: str | None = None
+    like: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    pages: int | None = None
+    max_rows: int = 64
+    deterministic: bool | None = None
+
+
+class Worker:
+    """An engine of the job's model."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        model, processor = load(job.model, dtype=job.dtype, device=job.device, vqgan=job.vqgan, weights=job.weights)
+        check_served(model)
+        self.model, self.processor = model, processor
+        self.engine, self.deterministic = self._engine()
+
+    def _engine(self) -> tuple[Engine, bool]:
+        job = self.job
+        sizes: dict[str, Any] = {"pages": job.pages, "max_rows": job.max_rows}
+        if job.deterministic is None:
+            try:
+                return Engine(self.model, self.processor, deterministic=True, **sizes), True
+            except ValueError:  # this model cannot
+                return Engine(self.model, self.processor, **sizes), False
+        return Engine(self.model, self.processor, deterministic=job.deterministic, **sizes), job.deterministic
+
+    # --- rows ---------------------------------------------------------------------------------------------------
+
+    def request(self, row: Row) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The prompt and the options of a row, as arguments of `fastdecode.Engine.submit`. Errors of both as there."""
+        options = {**self.job.options, **row.options}
+        task, size, mode = (options.pop(name, None) for name in ("task", "image_size", "mode"))
+        if mode is not None:
+            options["multimodal_generation_mode"] = mode
+        pictures = [picture_of(file, "the picture") for file in row.pictures]
+        if task is not None:
+            found = recipe(self.model, task, like=self.job.like)
+            inputs, options = request_by_recipe(found, self.processor, row.prompt, pictures, size, options)
+        else:
+            if size is not None:
+                options["image_size"] = size
+            inputs = text_inputs(self.model, self.processor, row.prompt, pictures, options)
+            if options.get("max_new_tokens") is None and options.get("multimodal_generation_mode") != "image-only":
+                options["max_new_tokens"] = max(1, self._context - inputs["input_ids"].shape[1])
+        device = self.model.device
+        inputs = {name: value.to(device) if hasattr(value, "to") else value for name, value in inputs.items()}
+        return inputs, {**options, "seed": row.seed}
+
+    @property
+    def _context(self) -> int:
+        has_pictures = text_vocabulary_of(self.model).has_pictures
+        return (vocabulary_of if has_pictures else text_vocabulary_of)(self.model).context
+
+    def submit(self, row: Row) -> Handle:
+        inputs, options = self.request(row)
+        return self.engine.submit(inputs, **options)
+
+    def check(self, row: Row) -> None:
+        """Raises what `submit` would."""
+        self.submit(row).abort()
+
+    def items(self, rows: Iterable[Row]) -> Generator[Item, None, None]:
+        """The items of ``rows``, as they end. Those that fail have an error among their facts. Errors that are no
+        item's own, such as MemoryError, are raised.
+        """
+        source, window = iter(rows), max(1, WINDOW * self.job.max_rows)
+        open_now: dict[int, tuple[Row, Handle]] = {}
+        more = True
+        try:
+            while more or open_now:
+                while more and len(open_now) < window:
+                    row = next(source, None)
+                    if row is None:
+                        more = False
+                        break
+                    try:
+                        handle = self.submit(row)
+                    except Exception as error:
+                        yield failed(row, error)
+                        continue
+                    open_now[handle.number] = (row, handle)
+                if not open_now:
+                    continue
+                self.engine.advance(next(iter(open_now.values()))[1])
+                for number in [number for number, (_, handle) in open_now.items() if handle.done]:
+                    yield self.item(*open_now.pop(number))
+        finally:
+            for _, handle in open_now.values():
+                handle.abort()
+
+    def item(self, row: Row, handle: Handle) -> Item:
+        """The item of a request that has ended."""
+        try:
+            handle.result()
+            parts = handle.document()
+        except RequestFailed as error:
+            return failed(row, error.__cause__ or error)
+        except Exception as error:
+            return failed(row, error)
+        return Item(row.id, parts, {**_facts(row), "tokens": len(handle.tokens), "ended": handle.reason})
+
+
+def failed(row: Row, error: BaseException) -> Item:
+    """The item of a row that cannot be made. Raises ``error`` if it is not the row's own."""
+    if isinstance(error, NOT_ITS_OWN):
+        raise error
+    said = " ".join(str(error).split()) or type(error).__name__
+    return Item(row.id, [], {**_facts(row), "error": f"{type(error).__name__}: {said}"})
+
+
+def _facts(row: Row) -> dict[str, Any]:
+    found: dict[str, Any] = {"prompt": row.prompt, "seed": row.seed}
+    if row.pictures:
+        found["pictures"] = list(row.pictures)
+    return found | {name: told(value) for name, value in (("options", row.options), ("more", row.more)) if value}
