@@ -137,3 +137,17 @@ def check_is_chameleon(model: Any, name: str) -> None:
             f"{name} is {article} {kind}, and without a task the command writes prompts of Chameleons, such as Anole: "
             f"give a task, such as --task {task}"
         )
+
+
+def add_model_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the options that say which model is loaded, and how."""
+    model = command.add_argument_group("model")
+    model.add_argument("--model", default="blocks", help="'blocks', a folder or a hub id (default: %(default)s)")
+    model.add_argument(
+        "--dtype", choices=DTYPES, default="auto", help="dtype of the weights (default: the checkpoint's)"
+    )
+    model.add_argument(
+        "--weights", choices=WEIGHTS, help="make the weights small, on the CPU (default: as in the checkpoint)"
+    )
+    model.add_argument("--device", type=device, help="cpu, cuda or cuda:N (default: cpu)")
+    model.add_argument("--vqgan", type=file, help="Meta's vqgan.ckpt, for a checkpoint without decoder")

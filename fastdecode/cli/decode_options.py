@@ -7,7 +7,7 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
-from fastdecode.cli.arguments import Refused, shown
+from fastdecode.cli.arguments import Refused, number, shown, whole
 
 if TYPE_CHECKING:
     from fastdecode.guidance import Guidance
@@ -17,8 +17,34 @@ MODE = "interleaved-text-image"
 TEMPERATURE, TOP_P = 0.7, 0.9
 """Without a task."""
 MODALITIES = {"text": "text", "image": "pictures"}
+MODES = ("text-only", "image-only", "interleaved-text-image", "unrestricted")
+TASKS = ("text-to-image", "interleaved", "edit", "caption", "chat", "infill")
+"""Of `fastdecode.recipe`; the parser does not wait for torch."""
 SAMPLING = ("temperature", "top_k", "top_p")
 GUIDANCE_HELP = "give none, a number such as 3.0, or instruct, or instruct:TEXT,IMAGE such as instruct:3.0,1.2"
+
+
+def add_sampling_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the options that say how tokens are sampled."""
+    sampling = command.add_argument_group(
+        "sampling",
+        "--temperature, --top-k and --top-p set text and pictures alike; the options that name one set it alone.",
+    )
+    sampling.add_argument(
+        "--temperature", type=number(0), help=f"0 takes the likeliest (default: the task's, or {TEMPERATURE})"
+    )
+    sampling.add_argument(
+        "--top-k",
+        type=whole(0),
+        help="tokens that are considered; 0: all (default: the task's, or as the checkpoint says)",
+    )
+    sampling.add_argument("--top-p", type=number(0, 1, above=True), help=f"(default: the task's, or {TOP_P})")
+    for name, words in MODALITIES.items():
+        sampling.add_argument(f"--{name}-temperature", type=number(0), metavar="T", help=f"temperature of {words} only")
+        sampling.add_argument(f"--{name}-top-k", type=whole(0), metavar="K", help=f"top-k of {words} only")
+        sampling.add_argument(
+            f"--{name}-top-p", type=number(0, 1, above=True), metavar="P", help=f"top-p of {words} only"
+        )
 
 
 def guidance(text: str) -> str:

@@ -11,19 +11,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fastdecode.cli.arguments import (
-    DTYPES,
     SEEDS,
-    WEIGHTS,
     Refused,
+    add_model_arguments,
     check_weights,
-    device,
     file,
     folder,
-    number,
     seed,
     whole,
 )
-from fastdecode.cli.decode_options import MODALITIES, MODE, TEMPERATURE, TOP_P, guidance, sampling_options, size
+from fastdecode.cli.decode_options import MODE, MODES, TASKS, add_sampling_arguments, guidance, sampling_options, size
 from fastdecode.cli.document import Wanted, markdown
 from fastdecode.cli.output import check_folder, whole_folder
 from fastdecode.cli.progress import loading
@@ -36,9 +33,6 @@ if TYPE_CHECKING:
 COMMAND = "generate"
 NAMES = re.compile(r"document(-\d+)?\.md|(document-\d+-)?picture-\d+\.png")
 """The files that this command writes."""
-MODES = ("text-only", "image-only", "interleaved-text-image", "unrestricted")
-TASKS = ("text-to-image", "interleaved", "edit", "caption", "chat", "infill")
-"""Of `fastdecode.recipe`; the parser does not wait for torch."""
 
 
 def add_arguments(generate: argparse.ArgumentParser) -> None:
@@ -62,16 +56,7 @@ def add_arguments(generate: argparse.ArgumentParser) -> None:
     )
     prompt.add_argument("--like", metavar="NAME", help="with a task: which Chameleon the model is, such as Anole")
     prompt.add_argument("--completion", action="store_true", help="do not end the prompts with the turn separator")
-    model = generate.add_argument_group("model")
-    model.add_argument("--model", default="blocks", help="'blocks', a folder or a hub id (default: %(default)s)")
-    model.add_argument(
-        "--dtype", choices=DTYPES, default="auto", help="dtype of the weights (default: the checkpoint's)"
-    )
-    model.add_argument(
-        "--weights", choices=WEIGHTS, help="make the weights small, on the CPU (default: as in the checkpoint)"
-    )
-    model.add_argument("--device", type=device, help="cpu, cuda or cuda:N (default: cpu)")
-    model.add_argument("--vqgan", type=file, help="Meta's vqgan.ckpt, for a checkpoint without decoder")
+    add_model_arguments(generate)
     made = generate.add_argument_group("what is made")
     made.add_argument(
         "--mode",
@@ -101,25 +86,7 @@ def add_arguments(generate: argparse.ArgumentParser) -> None:
         default=0,
         help="seed of the first document; the next ones get the next numbers (default: %(default)s)",
     )
-    sampling = generate.add_argument_group(
-        "sampling",
-        "--temperature, --top-k and --top-p set text and pictures alike; the options that name one set it alone.",
-    )
-    sampling.add_argument(
-        "--temperature", type=number(0), help=f"0 takes the likeliest (default: the task's, or {TEMPERATURE})"
-    )
-    sampling.add_argument(
-        "--top-k",
-        type=whole(0),
-        help="tokens that are considered; 0: all (default: the task's, or as the checkpoint says)",
-    )
-    sampling.add_argument("--top-p", type=number(0, 1, above=True), help=f"(default: the task's, or {TOP_P})")
-    for name, words in MODALITIES.items():
-        sampling.add_argument(f"--{name}-temperature", type=number(0), metavar="T", help=f"temperature of {words} only")
-        sampling.add_argument(f"--{name}-top-k", type=whole(0), metavar="K", help=f"top-k of {words} only")
-        sampling.add_argument(
-            f"--{name}-top-p", type=number(0, 1, above=True), metavar="P", help=f"top-p of {words} only"
-        )
+    add_sampling_arguments(generate)
     written = generate.add_argument_group("output")
     written.add_argument("-o", "--output", type=folder, required=True, help="folder to write to")
     written.add_argument("--overwrite", action="store_true", help="remove the files that an earlier run wrote there")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fastdecode.cli import arguments as types
 from fastdecode.cli import generate as generate_documents
+from fastdecode.cli import run as run_rows
 from fastdecode.cli import serve
 from fastdecode.cli.process import hide_unneeded, silence
 from fastdecode.extras import missing_package
@@ -23,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"fastdecode {metadata.version('fastdecode')}")
     commands = top.add_subparsers(
-        dest="command", required=True, metavar="demo | generate | serve | bench | config | env"
+        dest="command", required=True, metavar="demo | generate | run | serve | bench | config | env"
     )
 
     demo = commands.add_parser("demo", help="draw with the embedded model and write a page to look at")
@@ -37,6 +38,14 @@ def parser() -> argparse.ArgumentParser:
         "and so on for several documents, and prints the text.",
     )
     generate_documents.add_arguments(generate)
+
+    run = commands.add_parser(
+        "run",
+        help="make a document of every row of a file, each once",
+        description="Make a document of every row of a file. Give the same command again after it was stopped: items "
+        "that are there are not made again.",
+    )
+    run_rows.add_arguments(run)
 
     server = commands.add_parser(
         "serve",
@@ -111,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = args.command
         if arguments is None:  # the process is ours
             silence()
-            if command in ("demo", "generate", "serve"):
+            if command in ("demo", "generate", "run", "serve"):
                 hide_unneeded(getattr(args, "model", "blocks"))
         if args.command == "env":
             from fastdecode.cli.env import show
@@ -121,6 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from fastdecode.cli.demo import run_demo
 
             run_demo(args.output, args.seed)
+        elif args.command == "run":
+            return run_rows.run_job(args)
         elif args.command == "serve":
             serve.serve(args)
         elif args.command == "config":

@@ -12,6 +12,8 @@ from typing import Any
 
 from PIL import Image
 
+from fastdecode.models.recipe_words import as_python
+
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 """The ids that are names of files as they are."""
 
@@ -73,4 +75,4 @@ def told(value: Any) -> Any:
         return {str(name): told(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [told(each) for each in value]
-    return value if value is None or isinstance(value, (str, bool, int, float)) else repr(value)
+    return value if value is None or isinstance(value, (str, bool, int, float)) else as_python(value)

@@ -69,14 +69,15 @@ def run(
         raise ValueError(f"part {number} of {count} has no rows: the input has fewer rows than parts")
     target = target if count == 1 else target / f"part-{number}-of-{count}"
     manifest = describe(job, rows, per_shard, part)
-    check_target(target, manifest, any_version)
+    goes_on = check_target(target, manifest, any_version)
     ids = [row.id for row in rows]
     store = Store(target, ids) if per_shard is None else Shards(target, ids, per_shard)
     again = store.failed() if retry_failed else set()
     waiting = [row for row in rows if row.id in again or row.id not in store.done()]
     if make is None and waiting:
         worker = Worker(job)
-        check_options(worker, waiting)
+        if not goes_on:
+            check_options(worker, waiting)
         make = worker.items
     begun = time.perf_counter()
     with held(target, manifest, any_version):
@@ -174,7 +175,7 @@ def describe(job: Job, rows: Sequence[Row], per_shard: int | None, part: tuple[i
     return {
         "format": FORMAT,
         "model": model,
-        "parameters": {**parameters, "options": told(job.options)},
+        "parameters": {**parameters, "options": told(job.options), "usual": told(job.usual)},
         "input": {"rows": len(rows), "sha256": digest(rows)},
         "output": {"items per shard": per_shard},
         "part": {"number": part[0], "of": part[1]},

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from fastdecode.generation.by_recipe import check_served, request_by_recipe
+from fastdecode.generation.api import new_pool
+from fastdecode.generation.by_recipe import SAMPLING, check_served, request_by_recipe
 from fastdecode.generation.engine import Engine
 from fastdecode.generation.handle import Handle, RequestFailed
 from fastdecode.generation.prompts import text_inputs
@@ -16,11 +17,15 @@ from fastdecode.jobs.items import Item, told
 from fastdecode.jobs.rows import Row
 from fastdecode.models.families import text_vocabulary_of, vocabulary_of
 from fastdecode.models.loading import load
+from fastdecode.models.memory import available
 from fastdecode.models.picture_files import picture_of
 from fastdecode.models.recipes import recipe
 
 WINDOW = 2
 """So many times ``max_rows`` requests are submitted at once: some wait, so that no row of a step is ever empty."""
+
+MEMORY = 0.4
+"""The share of the free memory that keys and values may fill: a pool that grows is copied, and pictures need some."""
 
 NOT_ITS_OWN = (MemoryError, torch.OutOfMemoryError, KeyboardInterrupt)
 """Errors that say nothing about the item that met them: they end the job, and the item is made later."""
@@ -33,6 +38,7 @@ class Job:
     model, dtype, device, vqgan, weights   as of `fastdecode.load`
     like           which Chameleon it is, for tasks: as of `fastdecode.recipe`
     options        what rows have unless they say otherwise: options of `fastdecode.generate`, task, image_size, mode
+    usual          what rows without a task have unless the job's options or the row say otherwise
     seed           the seeds of rows without one are made from it and their ids
     pages          most pages of keys and values; None: what the memory has room for
     max_rows       most streams in a step
@@ -46,10 +52,18 @@ class Job:
     weights: str | None = None
     like: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    usual: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     pages: int | None = None
     max_rows: int = 64
     deterministic: bool | None = None
+
+
+def pages_for(model: Any) -> int | None:
+    """How many pages of keys and values the memory of ``model``'s device has room for; None if that cannot be told."""
+    device = model.device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available()
+    return None if free is None else max(1, int(free * MEMORY) // new_pool(model, pages=1).page_bytes)
 
 
 class Worker:
@@ -64,7 +78,8 @@ class Worker:
 
     def _engine(self) -> tuple[Engine, bool]:
         job = self.job
-        sizes: dict[str, Any] = {"pages": job.pages, "max_rows": job.max_rows}
+        pages = job.pages or pages_for(self.model)
+        sizes: dict[str, Any] = {"pages": pages, "max_rows": job.max_rows}
         if job.deterministic is None:
             try:
                 return Engine(self.model, self.processor, deterministic=True, **sizes), True
@@ -77,6 +92,8 @@ class Worker:
     def request(self, row: Row) -> tuple[dict[str, Any], dict[str, Any]]:
         """The prompt and the options of a row, as arguments of `fastdecode.Engine.submit`. Errors of both as there."""
         options = {**self.job.options, **row.options}
+        if options.get("task") is None:
+            options = _merged(self.job.usual, options)
         task, size, mode = (options.pop(name, None) for name in ("task", "image_size", "mode"))
         if mode is not None:
             options["multimodal_generation_mode"] = mode
@@ -146,6 +163,15 @@ class Worker:
         except Exception as error:
             return failed(row, error)
         return Item(row.id, parts, {**_facts(row), "tokens": len(handle.tokens), "ended": handle.reason})
+
+
+def _merged(usual: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` before ``usual``; the parameters of text and of pictures one by one."""
+    found = {**usual, **given}
+    for name in SAMPLING:
+        if name in usual and isinstance(given.get(name), Mapping):
+            found[name] = {**usual[name], **given[name]}
+    return found
 
 
 def failed(row: Row, error: BaseException) -> Item:

@@ -154,7 +154,7 @@ def test_wrong_commands_are_one_sentence(arguments: list[str], capsys: pytest.Ca
 
 def test_a_command_that_is_none_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("draw", "-o", "x") == 2
-    said = "fastdecode: there is no command draw; there are demo, generate, serve, bench, config and env"
+    said = "fastdecode: there is no command draw; there are demo, generate, run, serve, bench, config and env"
     assert capsys.readouterr().err == f"{said}; see fastdecode --help\n"
     assert run("env", "--steps", "3") == 2
     assert capsys.readouterr().err.endswith("unrecognized arguments: --steps 3; see fastdecode env --help\n")

@@ -1,0 +1,191 @@
+"""``fastdecode run``: makes a document of every row of a file, each once, however often the command is stopped."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from fastdecode.cli.arguments import (
+    Refused,
+    add_model_arguments,
+    check_device,
+    check_weights,
+    file,
+    folder,
+    seed,
+    whole,
+)
+from fastdecode.cli.decode_options import (
+    MODE,
+    MODES,
+    TASKS,
+    add_sampling_arguments,
+    guidance,
+    parse_guidance,
+    sampling_options,
+    size,
+)
+
+if TYPE_CHECKING:
+    from fastdecode.jobs.worker import Job
+
+
+def add_arguments(run: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    rows = run.add_argument_group("rows", "Columns of the input that are options go before these.")
+    rows.add_argument(
+        "--input",
+        type=file,
+        required=True,
+        metavar="FILE",
+        help="rows with id, prompt, pictures, seed and any option of generate: .jsonl, .csv or .parquet",
+    )
+    rows.add_argument("--shard", type=part, default=(1, 1), metavar="I/N", help="only every N-th row, from the I-th on")
+    rows.add_argument(
+        "--task", choices=TASKS, metavar="TASK", help=f"of rows without one: as fastdecode.recipe: {', '.join(TASKS)}"
+    )
+    rows.add_argument("--like", metavar="NAME", help="with tasks: which Chameleon the model is, such as Anole")
+    rows.add_argument("--mode", choices=MODES, metavar="MODE", help=f"(default: the task's, or {MODE})")
+    rows.add_argument("--image-size", type=size, metavar="WxH", help="of pictures to draw, in pixels")
+    rows.add_argument("--max-new-tokens", type=whole(1), help="(default: the task's, or what the context allows)")
+    rows.add_argument("--guidance", type=guidance, help="as for generate")
+    rows.add_argument(
+        "--seed", type=seed, default=0, help="rows without a seed get one of this and their id (default: %(default)s)"
+    )
+    add_model_arguments(run)
+    add_sampling_arguments(run)
+    engine = run.add_argument_group("engine")
+    engine.add_argument(
+        "--pages", type=whole(1), help="pages of keys and values (default: what the memory has room for)"
+    )
+    engine.add_argument("--max-rows", type=whole(1), default=64, help="most streams in a step (default: %(default)s)")
+    engine.add_argument(
+        "--deterministic",
+        action=argparse.BooleanOptionalAction,
+        help="items do not depend on what is decoded beside them (default: where the model can)",
+    )
+    written = run.add_argument_group("output", "A run that was stopped goes on when the same command is given again.")
+    written.add_argument("-o", "--output", type=folder, required=True, help="folder to write to")
+    written.add_argument(
+        "--webdataset", type=whole(1), metavar="N", help="tar files of N items (default: a folder for each item)"
+    )
+    written.add_argument("--retry-failed", action="store_true", help="make items again that failed")
+    written.add_argument(
+        "--any-version", action="store_true", help="go on with a job that other versions of the packages began"
+    )
+    written.add_argument("--json", action="store_true", help="print what was done as JSON")
+
+
+def part(text: str) -> tuple[int, int]:
+    """The type of ``--shard``: I/N, counted from 1."""
+    number, _, count = text.partition("/")
+    found = (int(number), int(count)) if number.isdecimal() and count.isdecimal() else (0, 0)
+    if not 1 <= found[0] <= found[1]:
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a part: give I/N such as 1/8, counted from 1")
+    return found
+
+
+def job_of(args: argparse.Namespace) -> Job:
+    """The job that the arguments describe."""
+    from fastdecode.jobs.worker import Job
+
+    given: dict[str, Any] = {
+        "task": args.task,
+        "mode": args.mode,
+        "image_size": args.image_size,
+        "max_new_tokens": args.max_new_tokens,
+    }
+    options = {name: value for name, value in given.items() if value is not None}
+    if args.guidance is not None:
+        options["guidance"] = guidance_of(args.guidance)
+    usual: dict[str, Any] = {}
+    if args.task is None:
+        mode = args.mode or MODE
+        usual = {"mode": mode, **sampling_options(args)}
+        if mode != "text-only":
+            usual["guidance"] = parse_guidance(None, draws=True)
+    # With a task in place, sampling_options gives only what the command says.
+    task, args.task = args.task, args.task or TASKS[0]
+    options |= sampling_options(args)
+    args.task = task
+    return Job(
+        model=args.model,
+        dtype=None if args.dtype == "auto" else args.dtype,
+        device=args.device,
+        vqgan=None if args.vqgan is None else str(args.vqgan),
+        weights=args.weights,
+        like=args.like,
+        options=options,
+        usual=usual,
+        seed=args.seed,
+        pages=args.pages,
+        max_rows=args.max_rows,
+        deterministic=args.deterministic,
+    )
+
+
+def guidance_of(text: str) -> Any:
+    """The guidance of ``--guidance``; with none, one that takes the place of a task's."""
+    from fastdecode.guidance import Guidance
+
+    return Guidance.none() if text == "none" else parse_guidance(text, draws=True)
+
+
+def run_job(args: argparse.Namespace) -> int:
+    """Make the items that the output lacks. Returns the exit status: 3 if items failed."""
+    check_weights(args.weights, args.device)
+    check_device(args.device)
+    import pyarrow  # noqa: F401  told before minutes of loading
+
+    from fastdecode.jobs.rows import read_rows
+    from fastdecode.jobs.run import run
+
+    rows = read_rows(args.input, args.seed, args.task)
+    try:
+        with sigterm_interrupts():
+            done = run(
+                job_of(args),
+                rows,
+                args.output,
+                per_shard=args.webdataset,
+                part=args.shard,
+                retry_failed=args.retry_failed,
+                any_version=args.any_version,
+            )
+    except OSError as error:
+        raise Refused(
+            f"{args.output} cannot be written: {error.strerror or error}; items that are whole stay, and the same "
+            "command goes on from there"
+        ) from error
+    except KeyboardInterrupt:
+        print("fastdecode: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    if args.json:
+        print(json.dumps({"output": str(args.output), **vars(done)}))
+    else:
+        rate = f" in {done.seconds:.1f} s, {done.made / done.seconds:.2f} items/s" if done.made else ""
+        there = f"; {done.there} were there already" if done.there else ""
+        print(f"{done.made} items made{rate}{there}; written to {args.output}")
+    if done.failed:
+        print(f"{done.failed} of them failed: index.parquet has their errors", file=sys.stderr)
+        return 3
+    return 0
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """A scheduler's SIGTERM ends the job as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

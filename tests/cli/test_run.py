@@ -1,0 +1,103 @@
+"""``fastdecode run``: the command, its messages and its exit statuses. `tests/jobs` has what a job does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytest.importorskip("pyarrow")
+
+from fastdecode.cli import main
+
+OPTIONS = ["--mode", "image-only", "--guidance", "3", "--max-rows", "8"]
+
+
+@pytest.fixture
+def rows(tmp_path):
+    lines = [{"id": f"r{n}", "prompt": f"Draw: In column {n % 3 + 1} a red circle."} for n in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path / "rows.jsonl"
+
+
+def test_rows_become_items_once(rows, tmp_path, capsys):
+    command = ["run", "--input", str(rows), "-o", str(tmp_path / "out"), *OPTIONS]
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith("4 items made in ")
+    assert main([*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["made"], told["failed"], told["there"]) == (0, 0, 4)
+    facts = json.loads((tmp_path / "out" / "items" / "r2" / "item.json").read_text())
+    assert facts["parts"] == [{"picture": "picture-1.png"}]
+
+
+def test_shards_of_the_rows_are_jobs_of_their_own(rows, tmp_path, capsys):
+    command = ["run", "--input", str(rows), "-o", str(tmp_path / "out"), *OPTIONS]
+    assert main([*command, "--shard", "2/3"]) == 0
+    assert [each.name for each in (tmp_path / "out" / "part-2-of-3" / "items").iterdir()] == ["r1"]
+    assert main([*command, "--shard", "1/9"]) == 0
+    assert main([*command, "--shard", "9/9"]) == 2
+    assert "part 9 of 9 has no rows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--temperature", "-1"], "is not a number of at least 0"),
+        (["--shard", "0/3"], "'0/3' is not a part: give I/N such as 1/8"),
+        (["--guidance", "much"], "'much' is not understood"),
+        (["--text-top-p", "0.5"], "--text-top-p is for text, and --mode image-only makes none"),
+        (["--task", "infill"], "infill"),
+        (["--device", "cuda:99"], "there is no such GPU"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_written(rows, tmp_path, capsys, arguments, sentence):
+    assert main(["run", "--input", str(rows), "-o", str(tmp_path / "out"), *OPTIONS, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_items_that_fail_are_told_by_the_exit_status(tmp_path, capsys):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    lines = [{"id": "a", "prompt": "Draw: a red circle."}, {"id": "b", "prompt": "<image>", "pictures": "broken.png"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = ["run", "--input", str(tmp_path / "rows.jsonl"), "-o", str(tmp_path / "out"), *OPTIONS]
+    assert main(command) == 3
+    assert "1 of them failed: index.parquet has their errors" in capsys.readouterr().err
+    assert main(command) == 0  # nothing was made
+    assert main([*command, "--retry-failed"]) == 3
+
+
+def test_a_row_of_a_missing_picture_is_refused(tmp_path, capsys):
+    (tmp_path / "rows.csv").write_text("id,prompt,pictures\na,What is this?,nowhere.png\n")
+    assert main(["run", "--input", str(tmp_path / "rows.csv"), "-o", str(tmp_path / "out")]) == 2
+    assert "nowhere.png': there is no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_says_so_and_goes_on(tmp_path, number):
+    lines = [{"id": f"r{n}", "prompt": f"Draw: In column {n % 3 + 1} a red circle."} for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = [sys.executable, "-m", "fastdecode", "run", "--input", str(tmp_path / "rows.jsonl")]
+    command += ["-o", str(tmp_path / "out"), *OPTIONS]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "out" / "items").is_dir() or len(os.listdir(tmp_path / "out" / "items")) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert error.endswith("fastdecode: stopped; the same command goes on from here\n")
+    there = [name for name in os.listdir(tmp_path / "out" / "items") if name.startswith(".")]
+    assert not there
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout)
+    assert told["there"] >= 2
+    assert told["made"] + told["there"] == 40
