@@ -45,14 +45,14 @@ class Item:
     def files(self) -> dict[str, bytes]:
         """Its files: ``item.json``, and ``picture-1.png`` and so on, with the recipe in their metadata."""
         found: dict[str, bytes] = {}
-        parts: list[dict[str, str]] = []
+        parts: list[dict[str, Any]] = []
         for part in self.parts:
             if isinstance(part, str):
                 parts.append({"text": part})
             else:
                 name = f"picture-{len(found) + 1}.png"
                 found[name] = png(part, {**self.facts, "picture": len(found) + 1})
-                parts.append({"picture": name})
+                parts.append({"picture": name, "bytes": len(found[name])})
         facts = {"id": self.id, **self.facts, "parts": parts}
         text = json.dumps(facts, ensure_ascii=False, indent=1, sort_keys=False)
         return {"item.json": (text + "\n").encode("utf-8", "surrogatepass"), **found}

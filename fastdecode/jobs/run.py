@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,9 +20,6 @@ from fastdecode.jobs.worker import Job, Worker
 INDEX = "index.parquet"
 TRIED = 3
 """Rows on which a set of options is tried. If it fails on all of them, the job does not begin."""
-
-WRITES_AHEAD = 16
-"""Items that may wait for the disk."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +42,7 @@ def run(
     part: tuple[int, int] = (1, 1),
     retry_failed: bool = False,
     any_version: bool = False,
-    make: Callable[[Sequence[Row]], Iterator[Item]] | None = None,
+    make: Callable[[Sequence[Row]], Generator[list[Item], None, None]] | None = None,
     progress: bool | None = None,
 ) -> Summary:
     """Make the items of ``rows`` that ``target`` does not have, and its index. Returns what was done.
@@ -56,7 +51,7 @@ def run(
         part          (number, count): only every count-th row, from ``number`` on, into a folder of its own
         retry_failed  make items again that failed
         any_version   go on with a job that was begun with other versions of fastdecode, torch or transformers
-        make          makes items of rows; None: one engine in this process
+        make          makes items of rows, several at a time; None: one engine in this process
         progress      show a bar; None: on a terminal
 
     ValueError before anything is written if rows or options are wrong, or ``target`` holds something else. OSError if
@@ -88,38 +83,17 @@ def run(
         made = failed = tokens = 0
         if todo:
             assert make is not None
-            with closing(_written(store, make(todo))) as items, bar(len(rows), len(there), progress) as shown:
-                for item in items:
-                    made += 1
-                    failed += item.failed
-                    tokens += item.facts.get("tokens", 0)
-                    shown.update()
+            with closing(make(todo)) as batches, bar(len(rows), len(there), progress) as shown:
+                for items in batches:
+                    store.write(items)
+                    made += len(items)
+                    failed += sum(item.failed for item in items)
+                    tokens += sum(item.facts.get("tokens", 0) for item in items)
+                    shown.update(len(items))
         seconds = time.perf_counter() - begun
         write_index(store, target)
         store.close()
     return Summary(made, failed, len(there), tokens, seconds)
-
-
-def _written(store: Store, items: Iterator[Item]) -> Generator[Item, None, None]:
-    """``items``, each after it was written. Another thread writes, so that decoding does not wait for the disk."""
-    with ThreadPoolExecutor(1, "fastdecode write") as writer:
-        waiting: deque[tuple[Item, Future[None]]] = deque()
-        try:
-            for item in items:
-                waiting.append((item, writer.submit(store.write, item)))
-                while waiting and (len(waiting) > WRITES_AHEAD or waiting[0][1].done()):
-                    yield _after(waiting)
-            while waiting:
-                yield _after(waiting)
-        finally:
-            for _, future in waiting:
-                future.cancel()
-
-
-def _after(waiting: deque[tuple[Item, Future[None]]]) -> Item:
-    item, future = waiting.popleft()
-    future.result()
-    return item
 
 
 def bar(total: int, there: int, progress: bool | None) -> Any:

@@ -22,7 +22,9 @@ FACTS = "item.json"
 class Store:
     """A folder ``items`` with a folder for each item.
 
-    Files are written under another name and synchronised with the disk; then they get their name, all at once.
+    Files are written into a folder of another name, which then gets its own: a killed process leaves only whole items.
+    The disk is not waited for, so that a machine that loses power may lose what was just written; ``item.json`` has the
+    sizes of the other files, and an item that lacks a part of them is made again.
     """
 
     def __init__(self, target: Path, ids: Sequence[str]) -> None:
@@ -30,23 +32,27 @@ class Store:
         self.folder = target / "items"
 
     def open(self) -> None:
-        """Make the folder, and remove what a killed job left unfinished."""
+        """Make the folder, and remove what a job that was stopped left unfinished."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        whole = {key_of(facts["id"]) for facts in Store.facts(self)}
+        for entry in list(self.folder.iterdir()):
+            if entry.name not in whole and not entry.name.startswith(UNFINISHED):
+                remove(entry)
         for folder in (self.target, self.folder):
             for left in folder.glob(f"{UNFINISHED}*"):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def done(self) -> set[str]:
-        """The ids of all items that are there, also of those that failed."""
-        there = {entry.name for entry in os.scandir(self.folder)} if self.folder.is_dir() else set()
-        return {name for name in self.ids if key_of(name) in there}
+        """The ids of all items that are there whole, also of those that failed."""
+        return {facts["id"] for facts in self.facts()}
 
     def failed(self) -> set[str]:
         """The ids of items that failed."""
         return {facts["id"] for facts in self.facts() if "error" in facts}
 
-    def write(self, item: Item) -> None:
-        write_folder(self.folder / item.key, item.files())
+    def write(self, items: Iterable[Item]) -> None:
+        for item in items:
+            write_folder(self.folder / item.key, item.files())
 
     def forget(self, ids: Iterable[str]) -> None:
         """Remove these items, so that they are made again."""
@@ -56,9 +62,9 @@ class Store:
     def facts(self) -> Iterator[dict[str, Any]]:
         """What ``item.json`` says of every item that is there, in the order of the ids, and where its files are."""
         for name in self.ids:
-            file = self.folder / key_of(name) / FACTS
-            if file.is_file():
-                yield {**json.loads(file.read_bytes()), "files": f"items/{key_of(name)}"}
+            facts = facts_in(self.folder / key_of(name))
+            if facts is not None:
+                yield {**facts, "files": f"items/{key_of(name)}"}
 
     def close(self) -> None:
         """All rows are done."""
@@ -99,11 +105,13 @@ class Shards(Store):
         packed = {name for shard in range(self.count) if self.file(shard).is_file() for name in self.members(shard)}
         return packed | super().done()
 
-    def write(self, item: Item) -> None:
-        super().write(item)
-        shard = self.shard_of[item.id]
-        self._missing[shard].discard(item.id)
-        self._pack(shard)
+    def write(self, items: Iterable[Item]) -> None:
+        items = list(items)
+        super().write(items)
+        for item in items:
+            self._missing[self.shard_of[item.id]].discard(item.id)
+        for shard in sorted({self.shard_of[item.id] for item in items}):
+            self._pack(shard)
 
     def forget(self, ids: Iterable[str]) -> None:
         wanted = set(ids)
@@ -142,7 +150,7 @@ class Shards(Store):
                         add(tar, member_name(folder.name, file.name), file.read_bytes())
             synchronise(out)
         os.replace(draft, self.file(shard))
-        synchronise_folder(self.target)
+        synchronise_path(self.target)
         self._remove(shard)
 
     def _remove(self, shard: int) -> None:
@@ -160,7 +168,7 @@ class Shards(Store):
             remove(self.folder / key)
             write_folder(self.folder / key, files)
         self.file(shard).unlink()
-        synchronise_folder(self.target)
+        synchronise_path(self.target)
         self._missing[shard] = set()
 
 
@@ -186,20 +194,28 @@ def content_of(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return b"" if source is None else source.read()
 
 
+def facts_in(folder: Path) -> dict[str, Any] | None:
+    """What ``item.json`` says in the folder of an item; None unless all its files are there in their sizes."""
+    try:
+        facts = json.loads((folder / FACTS).read_bytes())
+        pictures = [part for part in facts["parts"] if "picture" in part]
+        whole = all((folder / part["picture"]).stat().st_size == part["bytes"] for part in pictures)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return facts if whole else None
+
+
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """A folder that is there with all its files, or not at all."""
     draft = folder.with_name(f"{UNFINISHED}{folder.name}")
     draft.mkdir()
     try:
         for name, content in files.items():
-            with open(draft / name, "wb") as file:
-                file.write(content)
-                synchronise(file)
+            (draft / name).write_bytes(content)
         os.rename(draft, folder)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    synchronise_folder(folder.parent)
 
 
 def write_file(file: Path, content: bytes) -> None:
@@ -213,7 +229,7 @@ def write_file(file: Path, content: bytes) -> None:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
-    synchronise_folder(file.parent)
+    synchronise_path(file.parent)
 
 
 def remove(folder: Path) -> None:
@@ -229,8 +245,8 @@ def synchronise(file: Any) -> None:
     os.fsync(file.fileno())
 
 
-def synchronise_folder(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY)
+def synchronise_path(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
     finally:

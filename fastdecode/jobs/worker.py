@@ -124,9 +124,9 @@ class Worker:
         """Raises what `submit` would."""
         self.submit(row).abort()
 
-    def items(self, rows: Iterable[Row]) -> Generator[Item, None, None]:
-        """The items of ``rows``, as they end. Those that fail have an error among their facts. Errors that are no
-        item's own, such as MemoryError, are raised.
+    def items(self, rows: Iterable[Row]) -> Generator[list[Item], None, None]:
+        """The items of ``rows`` as they end, those that end in the same step together. Items that fail have an error
+        among their facts. Errors that are no item's own, such as MemoryError, are raised.
         """
         source, window = iter(rows), max(1, WINDOW * self.job.max_rows)
         open_now: dict[int, tuple[Row, Handle]] = {}
@@ -141,14 +141,15 @@ class Worker:
                     try:
                         handle = self.submit(row)
                     except Exception as error:
-                        yield failed(row, error)
+                        yield [failed(row, error)]
                         continue
                     open_now[handle.number] = (row, handle)
                 if not open_now:
                     continue
                 self.engine.advance(next(iter(open_now.values()))[1])
-                for number in [number for number, (_, handle) in open_now.items() if handle.done]:
-                    yield self.item(*open_now.pop(number))
+                ended = [number for number, (_, handle) in open_now.items() if handle.done]
+                if ended:
+                    yield [self.item(*open_now.pop(number)) for number in ended]
         finally:
             for _, handle in open_now.values():
                 handle.abort()

@@ -31,7 +31,9 @@ def test_rows_become_items_once(rows, tmp_path, capsys):
     told = json.loads(capsys.readouterr().out)
     assert (told["made"], told["failed"], told["there"]) == (0, 0, 4)
     facts = json.loads((tmp_path / "out" / "items" / "r2" / "item.json").read_text())
-    assert facts["parts"] == [{"picture": "picture-1.png"}]
+    assert facts["parts"] == [
+        {"picture": "picture-1.png", "bytes": (tmp_path / "out" / "items" / "r2" / "picture-1.png").stat().st_size}
+    ]
 
 
 def test_shards_of_the_rows_are_jobs_of_their_own(rows, tmp_path, capsys):

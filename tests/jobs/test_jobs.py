@@ -197,3 +197,16 @@ def test_another_job_is_refused_before_anything_changes(tmp_path):
         run(JOB, rows, tmp_path / "foreign")
     assert os.listdir(tmp_path / "foreign") == ["letter.txt"]
     assert contents(tmp_path / "out") == before
+
+
+def test_an_item_that_lacks_a_part_of_a_file_is_made_again(tmp_path):
+    rows = read_rows(write(tmp_path / "rows.jsonl", 4))
+    run(JOB, rows, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    items = tmp_path / "out" / "items"
+    os.truncate(items / "r0" / "picture-1.png", 9)
+    os.truncate(items / "r1" / "item.json", 9)
+    (items / "r2" / "picture-1.png").unlink()
+    summary = run(JOB, rows, tmp_path / "out")
+    assert (summary.made, summary.there) == (3, 1)
+    assert contents(tmp_path / "out") == before
