@@ -26,6 +26,10 @@ def key_of(name: str) -> str:
     return f"{begin or 'item'}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
 
 
+COMPRESSION = 1
+"""Of PNG: three times as fast as Pillow's usual 6, and files a quarter larger at most."""
+
+
 @dataclass(frozen=True)
 class Item:
     """``parts``: text and pictures in order. ``facts``: what else is told of it; with an "error" if it failed."""
@@ -65,7 +69,7 @@ def png(picture: Image.Image, facts: Mapping[str, Any]) -> bytes:
     info = PngInfo()
     info.add_itxt("fastdecode", json.dumps(facts, ensure_ascii=False))
     out = io.BytesIO()
-    picture.save(out, "png", pnginfo=info)
+    picture.save(out, "png", pnginfo=info, compress_level=COMPRESSION)
     return out.getvalue()
 
 

@@ -68,7 +68,8 @@ def run(
     ids = [row.id for row in rows]
     store = Store(target, ids) if per_shard is None else Shards(target, ids, per_shard)
     again = store.failed() if retry_failed else set()
-    waiting = [row for row in rows if row.id in again or row.id not in store.done()]
+    missing = set(ids) - store.done() | again
+    waiting = [row for row in rows if row.id in missing]
     if make is None and waiting:
         worker = Worker(job)
         if not goes_on:
