@@ -3,7 +3,7 @@
     python benchmarks/bench_jobs.py [--rows 120] [--turns 5] [--json FILE]
 
 The bare engine decodes all prompts and makes documents of them, in memory. A run also writes PNGs and their index, as
-folders or as WebDataset shards. All take turns in one process, in an order that changes, and share the loaded model;
+folders or as tars for WebDataset. All take turns in one process, in an order that changes, and share the loaded model;
 every run gets a folder of its own, since removing the last one would keep the disk busy while the next is written.
 """
 
@@ -21,8 +21,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fastdecode.bench.machine import describe
+from fastdecode.jobs import run
 from fastdecode.jobs.rows import Row, seed_of
-from fastdecode.jobs.run import run
 from fastdecode.jobs.worker import Job, Worker
 
 MODES = {"image-only": {}, "interleaved-text-image": {"max_new_tokens": 480}}
@@ -34,7 +34,7 @@ PROMPTS = {
 
 def measure(mode: str, count: int, turns: int, folder: Path) -> dict[str, object]:
     """Seconds of ``count`` rows: medians of the bare engine and of both forms of output."""
-    options = {"mode": mode, "guidance": 2.0, "image": {"temperature": 0.7, "top_p": 0.9}, **MODES[mode]}
+    options = {"multimodal_generation_mode": mode, "guidance": 2.0, "image": {"temperature": 0.7, "top_p": 0.9}, **MODES[mode]}
     job = Job(options=options)
     rows = [Row(f"r{n}", PROMPTS[mode].format(column=n % 4 + 1), seed_of(f"r{n}")) for n in range(count)]
     worker = Worker(job)
@@ -47,18 +47,18 @@ def measure(mode: str, count: int, turns: int, folder: Path) -> dict[str, object
             handle.document()
         return time.perf_counter() - start
 
-    def written(per_shard: int | None) -> Callable[[int], float]:
+    def written(per_tar: int | None) -> Callable[[int], float]:
         def whole(number: int) -> float:
             start = time.perf_counter()
-            target = folder / f"{mode}-{per_shard}-{number}"
-            done = run(job, rows, target, per_shard=per_shard, make=worker.items, progress=False)
+            target = folder / f"{mode}-{per_tar}-{number}"
+            done = run(job, rows, target, per_tar=per_tar, make=worker.items, progress=False)
             if (done.made, done.failed) != (count, 0):
                 raise SystemExit(f"a run made {done.made} items, of which {done.failed} failed; wanted {count}")
             return time.perf_counter() - start
 
         return whole
 
-    ways = {"bare engine": bare, "folders": written(None), "shards": written(max(1, count // 2))}
+    ways = {"bare engine": bare, "folders": written(None), "tars": written(max(1, count // 2))}
     for way in ways.values():  # the first of each warms up
         way(-1)
     times: dict[str, list[float]] = {name: [] for name in ways}
@@ -72,7 +72,7 @@ def measure(mode: str, count: int, turns: int, folder: Path) -> dict[str, object
         "turns": turns,
         "seconds of the bare engine": medians["bare engine"],
     }
-    for name in ("folders", "shards"):
+    for name in ("folders", "tars"):
         ratios = [b / o for b, o in zip(times["bare engine"], times[name], strict=True)]
         row[f"throughput of {name}"] = statistics.median(ratios)
         row[f"{name}, of the turns"] = [round(ratio, 3) for ratio in sorted(ratios)]

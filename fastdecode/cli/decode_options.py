@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 MODE = "interleaved-text-image"
 """Without a task."""
 TEMPERATURE, TOP_P = 0.7, 0.9
+USUAL = {"temperature": TEMPERATURE, "top_p": TOP_P}
 """Without a task."""
 MODALITIES = {"text": "text", "image": "pictures"}
 MODES = ("text-only", "image-only", "interleaved-text-image", "unrestricted")
@@ -88,18 +89,18 @@ def parse_guidance(text: str | None, draws: bool) -> Guidance | float | None:
 
 def sampling_options(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """The options ``text`` and ``image`` of `fastdecode.generate`, of the modalities that the mode has. `Refused` for
-    an option of another one. With ``args.task`` only what was given; else also the command's defaults.
+    an option of another one. With ``args.task`` only what was given; else also `USUAL`.
     """
-    usual = {} if args.task is not None else {"temperature": TEMPERATURE, "top_p": TOP_P}
+    usual = {} if args.task is not None else USUAL
     mode = args.mode or (MODE if args.task is None else None)
     options: dict[str, dict[str, Any]] = {}
     for modality in MODALITIES:
-        own = {name: getattr(args, f"{modality}_{name}") for name in SAMPLING}
+        own = own_options(args, modality)
         check_modality(mode, modality, own, "--mode")
         if mode in ("text-only", "image-only") and mode != f"{modality}-only":
             continue
         common = {name: getattr(args, name) for name in SAMPLING}
-        chosen = {name: _first(own[name], common[name], usual.get(name)) for name in SAMPLING}
+        chosen = {name: _first(own.get(name), common[name], usual.get(name)) for name in SAMPLING}
         if chosen["temperature"] == 0:
             options[modality] = {"do_sample": False}
         elif any(value is not None for value in chosen.values()):
@@ -107,9 +108,15 @@ def sampling_options(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return options
 
 
+def own_options(args: argparse.Namespace, modality: str) -> dict[str, Any]:
+    """The sampling parameters that were given for a modality alone."""
+    own = {name: getattr(args, f"{modality}_{name}") for name in SAMPLING}
+    return {name: value for name, value in own.items() if value is not None}
+
+
 def check_modality(mode: str | None, modality: str, own: dict[str, Any], why: str) -> None:
     """`Refused` if one of ``own``, the options of a modality alone, was given and the mode has none of it."""
-    given = [f"--{modality}-{name.replace('_', '-')}" for name, value in own.items() if value is not None]
+    given = [f"--{modality}-{name.replace('_', '-')}" for name in own]
     if given and mode in ("text-only", "image-only") and mode != f"{modality}-only":
         raise Refused(f"{given[0]} is for {MODALITIES[modality]}, and {why} {mode} makes none")
 
@@ -120,9 +127,7 @@ def chosen_options(args: argparse.Namespace, mode: str) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for modality, values in sampling_options(args).items():
-        check_modality(
-            mode, modality, {n: getattr(args, f"{modality}_{n}") for n in SAMPLING}, f"--task {args.task} is"
-        )
+        check_modality(mode, modality, own_options(args, modality), f"--task {args.task} is")
         if mode not in ("text-only", "image-only") or mode == f"{modality}-only":
             found[modality] = values
     if args.mode is not None:

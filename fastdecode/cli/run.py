@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdecode.cli.arguments import (
@@ -21,18 +22,26 @@ from fastdecode.cli.arguments import (
     whole,
 )
 from fastdecode.cli.decode_options import (
+    MODALITIES,
     MODE,
     MODES,
+    SAMPLING,
     TASKS,
+    USUAL,
     add_sampling_arguments,
+    check_modality,
     guidance,
+    own_options,
     parse_guidance,
-    sampling_options,
     size,
 )
+from fastdecode.wording import count_of
 
 if TYPE_CHECKING:
-    from fastdecode.jobs.worker import Job
+    from fastdecode.jobs import Job, Summary
+
+FAILED = 3
+"""The exit status if items failed."""
 
 
 def add_arguments(run: argparse.ArgumentParser) -> None:
@@ -45,7 +54,13 @@ def add_arguments(run: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="rows with id, prompt, pictures, seed and any option of generate: .jsonl, .csv or .parquet",
     )
-    rows.add_argument("--shard", type=part, default=(1, 1), metavar="I/N", help="only every N-th row, from the I-th on")
+    rows.add_argument(
+        "--shard",
+        type=shard,
+        default=(1, 1),
+        metavar="I/N",
+        help="only every N-th row, from the I-th on, into a folder of its own",
+    )
     rows.add_argument(
         "--task", choices=TASKS, metavar="TASK", help=f"of rows without one: as fastdecode.recipe: {', '.join(TASKS)}"
     )
@@ -81,38 +96,35 @@ def add_arguments(run: argparse.ArgumentParser) -> None:
     written.add_argument("--json", action="store_true", help="print what was done as JSON")
 
 
-def part(text: str) -> tuple[int, int]:
+def shard(text: str) -> tuple[int, int]:
     """The type of ``--shard``: I/N, counted from 1."""
     number, _, count = text.partition("/")
     found = (int(number), int(count)) if number.isdecimal() and count.isdecimal() else (0, 0)
     if not 1 <= found[0] <= found[1]:
-        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a part: give I/N such as 1/8, counted from 1")
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a shard: give I/N such as 1/8, counted from 1")
     return found
 
 
 def job_of(args: argparse.Namespace) -> Job:
     """The job that the arguments describe."""
-    from fastdecode.jobs.worker import Job
+    from fastdecode.jobs import Job
 
+    for modality in MODALITIES:
+        check_modality(args.mode, modality, own_options(args, modality), "--mode")
     given: dict[str, Any] = {
         "task": args.task,
-        "mode": args.mode,
+        "multimodal_generation_mode": args.mode,
         "image_size": args.image_size,
         "max_new_tokens": args.max_new_tokens,
+        "guidance": None if args.guidance is None else guidance_of(args.guidance),
+        **{name: getattr(args, name) for name in SAMPLING},
+        **{modality: own_options(args, modality) or None for modality in MODALITIES},
     }
-    options = {name: value for name, value in given.items() if value is not None}
-    if args.guidance is not None:
-        options["guidance"] = guidance_of(args.guidance)
-    usual: dict[str, Any] = {}
-    if args.task is None:
-        mode = args.mode or MODE
-        usual = {"mode": mode, **sampling_options(args)}
-        if mode != "text-only":
-            usual["guidance"] = parse_guidance(None, draws=True)
-    # With a task in place, sampling_options gives only what the command says.
-    task, args.task = args.task, args.task or TASKS[0]
-    options |= sampling_options(args)
-    args.task = task
+    usual = {
+        "multimodal_generation_mode": MODE,
+        "guidance": parse_guidance(None, draws=True),
+        **{modality: {"do_sample": True, **USUAL} for modality in MODALITIES},
+    }
     return Job(
         model=args.model,
         dtype=None if args.dtype == "auto" else args.dtype,
@@ -120,7 +132,7 @@ def job_of(args: argparse.Namespace) -> Job:
         vqgan=None if args.vqgan is None else str(args.vqgan),
         weights=args.weights,
         like=args.like,
-        options=options,
+        options={name: value for name, value in given.items() if value is not None},
         usual=usual,
         seed=args.seed,
         pages=args.pages,
@@ -137,44 +149,45 @@ def guidance_of(text: str) -> Any:
 
 
 def run_job(args: argparse.Namespace) -> int:
-    """Make the items that the output lacks. Returns the exit status: 3 if items failed."""
+    """Make the items that the output lacks. Returns the exit status: `FAILED` if items have."""
     check_weights(args.weights, args.device)
     check_device(args.device)
     import pyarrow  # noqa: F401  told before minutes of loading
 
-    from fastdecode.jobs.rows import read_rows
-    from fastdecode.jobs.run import run
+    from fastdecode.jobs import read_rows, run
 
     rows = read_rows(args.input, args.seed, args.task)
+    if args.like is not None and args.task is None and not any("task" in row.options for row in rows):
+        raise Refused("--like needs a task, such as --task text-to-image, or a column task")
     try:
         with sigterm_interrupts():
             done = run(
                 job_of(args),
                 rows,
                 args.output,
-                per_shard=args.webdataset,
-                part=args.shard,
+                per_tar=args.webdataset,
+                shard=args.shard,
                 retry_failed=args.retry_failed,
                 any_version=args.any_version,
             )
-    except OSError as error:
-        raise Refused(
-            f"{args.output} cannot be written: {error.strerror or error}; items that are whole stay, and the same "
-            "command goes on from there"
-        ) from error
     except KeyboardInterrupt:
         print("fastdecode: stopped; the same command goes on from here", file=sys.stderr)
         return 130
     if args.json:
         print(json.dumps({"output": str(args.output), **vars(done)}))
     else:
-        rate = f" in {done.seconds:.1f} s, {done.made / done.seconds:.2f} items/s" if done.made else ""
-        there = f"; {done.there} were there already" if done.there else ""
-        print(f"{done.made} items made{rate}{there}; written to {args.output}")
-    if done.failed:
-        print(f"{done.failed} of them failed: index.parquet has their errors", file=sys.stderr)
-        return 3
-    return 0
+        print(sentence(done, args.output))
+    failed = done.failed + done.failed_before
+    if failed:
+        print(f"fastdecode: {count_of(failed, 'item')} failed; index.parquet says why", file=sys.stderr)
+    return FAILED if failed else 0
+
+
+def sentence(done: Summary, output: Path) -> str:
+    """What a run did, for people."""
+    rate = f" in {done.seconds:.1f} s, {done.made / done.seconds:.2f} items/s" if done.made else ""
+    there = f"; {done.there} there already" if done.there else ""
+    return f"{count_of(done.made, 'item')} made{rate}{there}; written to {output}"
 
 
 @contextmanager

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fastdecode.generation.prompts import text_inputs
 from fastdecode.guidance import Guidance
 from fastdecode.models.families import family_of
 from fastdecode.models.recipe import Recipe
+from fastdecode.models.recipes import recipe
 
 SAMPLING = ("text", "image")
 SHAPES = ("temperature", "top_k", "top_p", "min_p")
@@ -23,6 +25,26 @@ def check_served(model: Any) -> None:
     family = family_of(model)
     if family.told_sizes is not None:
         raise ValueError(f"{family.name} needs image_grid_thw, which an engine does not take: call fastdecode.generate")
+
+
+def request_of(
+    model: Any,
+    processor: Any,
+    text: str,
+    images: Any,
+    options: Mapping[str, Any],
+    *,
+    task: str | None,
+    like: str | None = None,
+    image_size: Any = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The prompt and the options of a request, two parts of the arguments of `fastdecode.generate`: with a ``task`` as
+    `request_by_recipe`, else the text as it is. Errors as of these and of `fastdecode.recipe`.
+    """
+    if task is not None:
+        return request_by_recipe(recipe(model, task, like=like), processor, text, images, image_size, options)
+    given = dict(options) if image_size is None else {**options, "image_size": image_size}
+    return text_inputs(model, processor, text, images, given), given
 
 
 def request_by_recipe(

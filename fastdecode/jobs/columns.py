@@ -1,4 +1,4 @@
-"""The columns of a job's input: which there are, and what a cell of each holds."""
+"""The columns of a job's rows: which there are, and what a cell of each holds."""
 
 from __future__ import annotations
 
@@ -8,59 +8,60 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
+from fastdecode.generation.generate_options import GenerateOptions
+from fastdecode.guidance import Guidance
+from fastdecode.ops.scalars import shown
 from fastdecode.wording import kind_of
 
 OWN = ("id", "prompt", "pictures", "seed")
 """What a row is. Further columns are options, or carried along."""
 
-REQUEST = ("task", "image_size", "mode")
-"""Options that say how the prompt is written, and the short name of multimodal_generation_mode."""
+SHORT = {"mode": "multimodal_generation_mode"}
+"""Other names of options, as the command and the server have them."""
 
-GUIDANCE_NAMES = ("none", "instruct")
 NOT_FOR_ROWS = {
     "num_return_sequences": "write as many rows, with ids of their own",
-    "deterministic": "it is for the whole job: give --deterministic or --no-deterministic",
+    "deterministic": "it holds for the whole job, as --deterministic",
     "kv_pool": "the job's engine has pages of its own",
     "progress": "the job shows one bar for all its rows",
-    "fallback": "a job's engine decodes every row itself",
+    "fallback": "the job's engine decodes every row itself",
     "generation_config": "write its entries as columns",
 }
 
 
 @cache
-def options() -> frozenset[str]:
-    """The names of the columns that are options of `fastdecode.generate`."""
+def option_names() -> frozenset[str]:
+    """The names of columns that are options: task, and those of `fastdecode.generate`."""
     from transformers import GenerationConfig
 
-    from fastdecode.generation.generate_options import GenerateOptions
-
     theirs = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
-    return frozenset(
-        (theirs | set(GenerateOptions.__dataclass_fields__) | set(REQUEST)) - set(OWN) - {"transformers_version"}
-    )
+    ours = set(GenerateOptions.__dataclass_fields__)
+    return frozenset((theirs | ours | set(SHORT) | {"task"}) - set(OWN) - set(NOT_FOR_ROWS) - {"transformers_version"})
 
 
 def check_columns(names: Iterable[str], where: str) -> None:
-    """``ValueError`` for a column that no row may have, and for one whose name looks like a misspelt one."""
-    known = [*OWN, *sorted(options())]
+    """``ValueError`` for a column that no row may have, and for one whose name looks like a misspelt one. ``where``
+    begins the message.
+    """
+    known = [*OWN, *sorted(option_names())]
     for name in names:
         if name in NOT_FOR_ROWS:
-            raise ValueError(f"{where} has {name!r}, which a row cannot set: {NOT_FOR_ROWS[name]}")
+            raise ValueError(f"{where}: a row cannot set {name}: {NOT_FOR_ROWS[name]}")
         if name in known:
             continue
         near = difflib.get_close_matches(name.strip().lower().replace("-", "_"), known, 1, 0.8)
         if near:
             raise ValueError(
-                f"{where} has {name!r}, which looks like {near[0]!r} misspelt: write that, or give the column another "
-                "name; columns that are no options are carried along"
+                f"{where}: the column {shown(name)} looks like {near[0]!r} misspelt: write that, or give the column "
+                "another name; columns that are no options are carried along"
             )
 
 
 def value_of_text(name: str, text: str) -> Any:
-    """The value of a cell of CSV: text in the columns that are text, else JSON where it is that. Empty: None."""
+    """What a cell of CSV holds: text in the columns that are text, else JSON where it is that. Empty: None."""
     if text == "":
         return "" if name == "prompt" else None
-    if name in ("id", "prompt") or name not in (*OWN, *options()):
+    if name in ("id", "prompt") or name not in (*OWN, *option_names()):
         return text
     try:
         return json.loads(text)
@@ -68,42 +69,58 @@ def value_of_text(name: str, text: str) -> Any:
         return text
 
 
-def option_of(name: str, value: Any) -> Any:
-    """The value of an option, as `fastdecode.generate` takes it. ``ValueError`` if it cannot be one."""
-    if name == "guidance":
-        return _guidance(value)
-    if name == "image_size":
-        return _size(value)
-    if name in ("text", "image") and isinstance(value, Mapping):
-        return {key: each for key, each in value.items() if each is not None}  # Parquet has every field in every row
+def options_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options among the columns of a row, sorted by name, as `fastdecode.generate` takes them; and its task.
+    ``ValueError`` for a value that cannot be read, and for an option that is given by two names.
+    """
+    found: dict[str, Any] = {}
+    for column in sorted(values):
+        if column not in option_names():
+            continue
+        name = SHORT.get(column, column)
+        if name in found:
+            raise ValueError(f"{column} is another name of {name}: give one of them")
+        found[name] = _READ.get(name, _as_it_is)(values[column])
+    return found
+
+
+def _as_it_is(value: Any) -> Any:
     return value
 
 
 def _guidance(value: Any) -> Any:
-    from fastdecode.guidance import Guidance
-
     if isinstance(value, Mapping) and set(value) == {"text", "image"}:
         return Guidance.instruct(value["text"], value["image"])
-    if isinstance(value, str):
-        if value == "none":
-            return Guidance.none()
-        if value == "instruct":
-            return Guidance.instruct()
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+    if value == "none":
+        return Guidance.none()
+    if value == "instruct":
+        return Guidance.instruct()
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value
     raise ValueError(
-        f'guidance is {value!r}: give a number such as 3.0, "none", "instruct", or the two scales of instruct, '
+        f'guidance is {shown(value)}: give a number such as 3.0, "none", "instruct", or the two scales of instruct, '
         '{"text": 3.0, "image": 1.2}'
     )
 
 
 def _size(value: Any) -> tuple[int, int]:
-    if isinstance(value, str):
-        value = value.replace("×", "x").split("x")
+    sides = value.replace("×", "x").split("x") if isinstance(value, str) else value
     try:
-        width, height = (int(side) for side in value)
+        width, height = (int(side) for side in sides)
     except (TypeError, ValueError):
         raise ValueError(
-            f'image_size is {value!r}, {kind_of(value)}: give width and height, such as "768x512" or [768, 512]'
+            f'image_size is {shown(value)}: give width and height in pixels, such as "768x512" or [768, 512]'
         ) from None
     return width, height
+
+
+def _parameters(value: Any) -> Any:
+    """Those that are set: in Parquet every row has all fields."""
+    if not isinstance(value, Mapping):
+        raise ValueError(
+            f'text and image are {{"temperature": 0.7, "top_p": 0.9}} or the like, and {kind_of(value)} was given'
+        )
+    return {name: each for name, each in value.items() if each is not None}
+
+
+_READ = {"guidance": _guidance, "image_size": _size, "text": _parameters, "image": _parameters}

@@ -11,28 +11,34 @@ from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from fastdecode.models.recipe_words import as_python
+FACTS = "item.json"
+PICTURE = "picture-{}.png"
 
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 """The ids that are names of files as they are."""
 
+COMPRESSION = 1
+"""Of PNG: three times as fast as Pillow's usual 6, and files at most a quarter larger."""
+
 
 def key_of(name: str) -> str:
-    """The name of an id's files: the id, or what it begins like and a hash of it."""
+    """The name of an id's files: the id, or what it begins like, ``~`` and a hash of it."""
     if PLAIN.fullmatch(name):
         return name
     begin = re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")[:60]
-    return f"{begin or 'item'}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
-
-
-COMPRESSION = 1
-"""Of PNG: three times as fast as Pillow's usual 6, and files a quarter larger at most."""
+    return f"{begin}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True)
 class Item:
-    """``parts``: text and pictures in order. ``facts``: what else is told of it; with an "error" if it failed."""
+    """A document, or why there is none.
+
+    id      of its row
+    parts   text and pictures in their order
+    facts   what ``item.json`` says of it besides: JSON. Of an item that failed, with "error", why
+    """
 
     id: str
     parts: Sequence[str | Image.Image]
@@ -42,41 +48,36 @@ class Item:
     def failed(self) -> bool:
         return "error" in self.facts
 
-    @property
-    def key(self) -> str:
-        return key_of(self.id)
-
     def files(self) -> dict[str, bytes]:
-        """Its files: ``item.json``, and ``picture-1.png`` and so on, with the recipe in their metadata."""
+        """Its files by their names: ``item.json``, and ``picture-1.png`` and so on, which have the facts in them."""
         found: dict[str, bytes] = {}
         parts: list[dict[str, Any]] = []
         for part in self.parts:
             if isinstance(part, str):
                 parts.append({"text": part})
-            else:
-                name = f"picture-{len(found) + 1}.png"
-                found[name] = png(part, {**self.facts, "picture": len(found) + 1})
-                parts.append({"picture": name, "bytes": len(found[name])})
+                continue
+            number = len(found) + 1
+            name = PICTURE.format(number)
+            found[name] = _png(part, {"id": self.id, **self.facts, "picture": number})
+            parts.append({"picture": name, "bytes": len(found[name])})
         facts = {"id": self.id, **self.facts, "parts": parts}
-        text = json.dumps(facts, ensure_ascii=False, indent=1, sort_keys=False)
-        return {"item.json": (text + "\n").encode("utf-8", "surrogatepass"), **found}
+        return {FACTS: (json.dumps(facts, ensure_ascii=False, indent=1) + "\n").encode(), **found}
 
 
-def png(picture: Image.Image, facts: Mapping[str, Any]) -> bytes:
-    """A picture as PNG, with ``facts`` as JSON under "fastdecode"."""
-    from PIL.PngImagePlugin import PngInfo
-
-    info = PngInfo()
+def _png(picture: Image.Image, facts: Mapping[str, Any]) -> bytes:
+    """A picture as PNG, whose text "fastdecode" is ``facts`` as JSON."""
+    info, out = PngInfo(), io.BytesIO()
     info.add_itxt("fastdecode", json.dumps(facts, ensure_ascii=False))
-    out = io.BytesIO()
     picture.save(out, "png", pnginfo=info, compress_level=COMPRESSION)
     return out.getvalue()
 
 
-def told(value: Any) -> Any:
-    """``value`` as JSON can say it: what it cannot is written as Python would."""
-    if isinstance(value, Mapping):
-        return {str(name): told(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [told(each) for each in value]
-    return value if value is None or isinstance(value, (str, bool, int, float)) else as_python(value)
+def facts_of(content: bytes, sizes: Mapping[str, int]) -> dict[str, Any] | None:
+    """What ``item.json`` says; None unless it and all pictures, whose ``sizes`` these are, are whole."""
+    try:
+        facts = json.loads(content)
+        pictures = [part for part in facts["parts"] if "picture" in part]
+        whole = isinstance(facts["id"], str) and all(sizes.get(each["picture"]) == each["bytes"] for each in pictures)
+    except (ValueError, KeyError, TypeError):
+        return None
+    return facts if whole else None

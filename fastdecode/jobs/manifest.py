@@ -7,18 +7,20 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from fastdecode.jobs.store import UNFINISHED, write_file
+from fastdecode.jobs.files import UNFINISHED, writing, written_file
+from fastdecode.jobs.rows import Row, digest
+from fastdecode.jobs.told import told
+from fastdecode.jobs.worker import Job
 from fastdecode.models.checkpoint import Checkpoint
 from fastdecode.models.loading import EMBEDDED
 
 NAME = "manifest.json"
 FORMAT = 1
-READ_AT_ONCE = 1 << 22
 CHECKPOINT = ("*.safetensors", "*.bin", "*.json", "*.model", "*.txt", "*.ckpt", "*.jinja")
 """The files of a checkpoint."""
 
@@ -27,7 +29,7 @@ WORDS = {
     "parameters": "other parameters",
     "input": "other rows",
     "output": "another form of output",
-    "part": "another part of the rows",
+    "shard": "another shard of the rows",
     "versions": "other versions",
 }
 
@@ -39,27 +41,50 @@ def versions() -> dict[str, str]:
 
 
 def files_of(model: str) -> dict[str, str]:
-    """The SHA-256 of each file of a checkpoint that a document depends on, by name; of one on the hub, its revision."""
+    """The SHA-256 of each file of a checkpoint that a document depends on, by name; of one on the hub, its revision.
+    ``FileNotFoundError`` for what is neither.
+    """
     folder = EMBEDDED.get(model, Path(model).expanduser())
     if not folder.is_dir():
-        config = Checkpoint(model, {}).file("config.json")
-        return {} if config is None else {"revision": config.parent.name}
+        checkpoint = Checkpoint(model, {})
+        checkpoint.config()
+        file = checkpoint.file("config.json")
+        return {} if file is None else {"revision": file.parent.name}
     files = sorted({file for pattern in CHECKPOINT for file in folder.glob(pattern) if file.is_file()})
     return {file.name: hash_of(file) for file in files}
 
 
 def hash_of(file: Path) -> str:
-    found = hashlib.sha256()
-    with open(file, "rb") as source:
-        while block := source.read(READ_AT_ONCE):
-            found.update(block)
-    return found.hexdigest()
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def describe(job: Job, rows: Sequence[Row], per_tar: int | None, shard: tuple[int, int]) -> dict[str, Any]:
+    """The manifest of a job: what its items depend on."""
+    named = {"model": job.model, "vqgan": job.vqgan}  # the files may lie elsewhere next time
+    model = {name: getattr(job, name) for name in ("dtype", "device", "weights", "like")}
+    files = files_of(job.model)
+    if job.vqgan is not None:
+        files["vqgan"] = hash_of(Path(job.vqgan))
+    engine: dict[str, Any] = {"deterministic": job.deterministic}
+    if job.deterministic is False:  # else they change no token
+        engine |= {"pages": job.pages, "max_rows": job.max_rows}
+    return {
+        "format": FORMAT,
+        "named": named,
+        "model": {**model, "files": files},
+        "parameters": {"options": told(job.options), "usual": told(job.usual), "seed": job.seed, "engine": engine},
+        "input": {"rows": len(rows), "sha256": digest(rows)},
+        "output": {"items per tar": per_tar},
+        "shard": {"number": shard[0], "of": shard[1]},
+        "versions": versions(),
+    }
 
 
 def check_same(old: Mapping[str, Any], new: Mapping[str, Any], target: Path, any_version: bool = False) -> None:
     """``ValueError`` says in what the job in ``target`` differs from this one."""
     if old.get("format") != FORMAT:
-        raise ValueError(f"{target / NAME} is of another version of fastdecode: name another output folder")
+        raise ValueError(f"{target / NAME} is not as this version of fastdecode writes it: name another output folder")
     for part, words in WORDS.items():
         if part == "versions" and any_version:
             continue
@@ -127,32 +152,26 @@ def held(target: Path, wanted: Mapping[str, Any], any_version: bool = False) -> 
     """The job ``wanted`` in ``target``, begun or gone on with, which no other process works on meanwhile.
     ``ValueError`` as of `check_target`, and if another process works on it.
     """
-    if not check_target(target, wanted, any_version):
+    with writing(target):
         target.mkdir(parents=True, exist_ok=True)
-        write_file(target / NAME, (json.dumps(wanted, indent=1, ensure_ascii=False) + "\n").encode())
-    with open(target / NAME, "r+b") as file:
-        _lock(file, target)
-        yield
-
-
-def _lock(file: BinaryIO, target: Path) -> None:
+        folder = os.open(target, os.O_RDONLY)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(folder, target)
+        if not check_target(target, wanted, any_version):
+            with writing(target), written_file(target / NAME) as draft:
+                draft.write_text(json.dumps(wanted, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        yield
+    finally:
+        os.close(folder)
+
+
+def _lock(folder: int, target: Path) -> None:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ValueError(
-            f"another process works on the job in {target}: wait for it, or give each a part with --shard I/N"
+            f"another process works on the job in {target}: wait for it, or give each a shard of the rows with "
+            "--shard I/N"
         ) from None
     except OSError:
-        pass  # a file system without locks
-
-
-def part_of(text: str) -> tuple[int, int]:
-    """I/N, counted from 1, as ``--shard`` has it."""
-    number, _, count = text.partition("/")
-    try:
-        found = int(number), int(count)
-    except ValueError:
-        found = (0, 0)
-    if not 1 <= found[0] <= found[1]:
-        raise ValueError(f"{text!r} is not a part: give I/N such as 1/8, counted from 1")
-    return found
+        pass  # this file system has no locks

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastdecode.jobs.columns import OWN, check_columns, option_of, options, value_of_text
+from fastdecode.jobs.columns import OWN, check_columns, option_names, options_of, value_of_text
+from fastdecode.jobs.told import told
+from fastdecode.ops.scalars import shown
 from fastdecode.wording import kind_of
 
 KINDS = (".jsonl", ".csv", ".parquet")
@@ -21,12 +23,15 @@ KINDS = (".jsonl", ".csv", ".parquet")
 class Row:
     """One document to be made.
 
-    id        its name, unique in the job
-    prompt    text; ``<image>`` marks where a picture goes
-    pictures  paths of the files that the prompt shows
-    seed      given, or made from the job's seed and the id
-    options   of `fastdecode.generate`, with task, image_size and mode
-    more      the other columns, carried along
+        id        its name, unique in the job
+        prompt    text; ``<image>`` marks where a picture goes
+        seed      64 bits; of a row without one see `seed_of`
+        pictures  paths of the files that the prompt shows, as the row has them
+        options   of `fastdecode.generate`, and ``task``
+        more      the other columns, carried along
+        folder    where relative paths of pictures begin
+
+    All of it is plain data; `read_rows` checks it.
     """
 
     id: str
@@ -35,6 +40,12 @@ class Row:
     pictures: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path = field(default=Path(), compare=False)
+
+    @property
+    def files(self) -> list[Path]:
+        """Its pictures."""
+        return [self.folder / picture for picture in self.pictures]
 
 
 def seed_of(name: str, seed: int = 0) -> int:
@@ -43,36 +54,40 @@ def seed_of(name: str, seed: int = 0) -> int:
 
 
 def row_of(values: Mapping[str, Any], where: str, seed: int = 0, folder: Path = Path()) -> Row:
-    """The row of these columns. ``ValueError``, which begins with ``where``, for a cell that is wrong.
+    """The row of these columns; None in one means that it is not given. ``ValueError``, which begins with ``where``,
+    for a cell that is wrong.
 
-    seed     the job's; folder   where relative paths of pictures begin
+        seed     the job's
+        folder   where relative paths of pictures begin
     """
     found = {name: value for name, value in values.items() if value is not None}
     name = found.get("id")
     if isinstance(name, int) and not isinstance(name, bool):
         name = str(name)
     if not isinstance(name, str) or not name.strip():
-        raise ValueError(
-            f"{where}: the id is {_cell(values, 'id')}: give every row a text or a whole number of its own"
-        )
+        given = "missing" if name is None else shown(name)
+        raise ValueError(f"{where}: the id is {given}: give every row a text or a whole number of its own")
     prompt = found.get("prompt", "")
     if not isinstance(prompt, str):
         raise ValueError(f"{where}: the prompt is {kind_of(prompt)}: give text")
+    for what, text in (("id", name), ("prompt", prompt)):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError(f"{where}: the {what} {shown(text)} has half of a character of UTF-16, which is not text")
     own = found.get("seed")
     if own is None:
         own = seed_of(name, seed)
     if isinstance(own, bool) or not isinstance(own, int) or not -(2**63) <= own < 2**63:
-        raise ValueError(f"{where}: the seed is {own!r}: give a whole number of 64 bits, or leave it out")
+        raise ValueError(f"{where}: the seed is {shown(own)}: give a whole number of 64 bits, or leave it out")
     pictures = found.get("pictures", ())
     pictures = [pictures] if isinstance(pictures, str) else pictures
     if not isinstance(pictures, (list, tuple)) or not all(isinstance(each, str) and each for each in pictures):
-        raise ValueError(f"{where}: pictures is {kind_of(pictures)}: give the path of a file, or a list of paths")
+        raise ValueError(f"{where}: pictures is {shown(pictures)}: give the path of a file, or a list of paths")
     try:
-        chosen = {key: option_of(key, found[key]) for key in sorted(found) if key in options()}
-    except ValueError as error:
+        options = options_of(found)
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: {error}") from None
-    more = {key: value for key, value in found.items() if key not in OWN and key not in options()}
-    return Row(name, prompt, own, tuple(str(folder / each) for each in pictures), chosen, more)
+    more = {key: value for key, value in found.items() if key not in OWN and key not in option_names()}
+    return Row(name, prompt, own, tuple(pictures), options, more, folder)
 
 
 def read_rows(file: Path, seed: int = 0, task: str | None = None) -> list[Row]:
@@ -96,7 +111,7 @@ def read_rows(file: Path, seed: int = 0, task: str | None = None) -> list[Row]:
         if not row.prompt and "prompt" not in values and row.options.get("task", task) != "caption":
             raise ValueError(f"{where}: there is no prompt")
         if row.id in first:
-            raise ValueError(f"{where}: the id {_cut(row.id)} is that of {first[row.id]} too: give every row its own")
+            raise ValueError(f"{where}: the id {shown(row.id)} is that of {first[row.id]} too: give every row its own")
         first[row.id] = where.removeprefix(f"{file.name}, ")
         rows.append(row)
     if not rows:
@@ -122,10 +137,10 @@ def _csv(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     lines = csv.reader(io.StringIO(_text(file), newline=""), strict=True)
     try:
         names = next(lines, [])
-        check_columns(names, f"{file.name}, line 1,")
+        check_columns(names, f"{file.name}, line 1")
         double = next((name for name in names if names.count(name) > 1), None)
         if double is not None:
-            raise ValueError(f"{file.name}, line 1, has the column {double!r} twice")
+            raise ValueError(f"{file.name}, line 1: the column {double!r} is there twice")
         for cells in lines:
             where = f"{file.name}, line {lines.line_num}"
             if not cells:
@@ -161,22 +176,26 @@ def _text(file: Path) -> str:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from None
 
 
-def _cell(values: Mapping[str, Any], name: str) -> str:
-    return "missing" if values.get(name) is None else _cut(values[name])
-
-
-def _cut(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
-
-
 def digest(rows: Iterable[Row]) -> str:
-    """A hash of all that the rows say; pictures by their paths."""
-    found = hashlib.sha256()
+    """A hash of all that the rows say, and of what is in the files of their pictures. ``ValueError`` for a file that
+    cannot be read.
+    """
+    found, files = hashlib.sha256(), {}
     for row in rows:
-        found.update(
-            json.dumps(
-                [row.id, row.prompt, row.seed, row.pictures, row.options, row.more], sort_keys=True, default=repr
-            ).encode()
-        )
+        for file in row.files:
+            if file not in files:
+                files[file] = _hash_of(file, row)
+        said = [row.id, row.prompt, row.seed, row.pictures, told(row.options), told(row.more)]
+        found.update(json.dumps([*said, [files[file] for file in row.files]], sort_keys=True).encode())
     return found.hexdigest()
+
+
+def _hash_of(file: Path, row: Row) -> str:
+    try:
+        with open(file, "rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise ValueError(f"the row {shown(row.id)} shows {shown(str(file))}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise ValueError(f"the row {shown(row.id)} shows {shown(str(file))}, which cannot be read: {said}") from None

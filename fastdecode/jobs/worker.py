@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from fastdecode.generation.api import new_pool
-from fastdecode.generation.by_recipe import SAMPLING, check_served, request_by_recipe
+from fastdecode.generation.by_recipe import check_served, request_of
 from fastdecode.generation.engine import Engine
 from fastdecode.generation.handle import Handle, RequestFailed
-from fastdecode.generation.prompts import text_inputs
-from fastdecode.jobs.items import Item, told
+from fastdecode.jobs.items import Item
+from fastdecode.jobs.layers import MODE, options_of_row
 from fastdecode.jobs.rows import Row
-from fastdecode.models.families import text_vocabulary_of, vocabulary_of
+from fastdecode.jobs.told import told
+from fastdecode.models.families import text_vocabulary_of
 from fastdecode.models.loading import load
 from fastdecode.models.memory import available
 from fastdecode.models.picture_files import picture_of
@@ -27,22 +28,24 @@ WINDOW = 2
 MEMORY = 0.4
 """The share of the free memory that keys and values may fill: a pool that grows is copied, and pictures need some."""
 
-NOT_ITS_OWN = (MemoryError, torch.OutOfMemoryError, KeyboardInterrupt)
+NOT_ITS_OWN = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
 """Errors that say nothing about the item that met them: they end the job, and the item is made later."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What holds for all rows.
+    """What holds for all rows. Options of a row go before these.
 
-    model, dtype, device, vqgan, weights   as of `fastdecode.load`
-    like           which Chameleon it is, for tasks: as of `fastdecode.recipe`
-    options        what rows have unless they say otherwise: options of `fastdecode.generate`, task, image_size, mode
-    usual          what rows without a task have unless the job's options or the row say otherwise
-    seed           the seeds of rows without one are made from it and their ids
-    pages          most pages of keys and values; None: what the memory has room for
-    max_rows       most streams in a step
-    deterministic  an item's tokens do not depend on what is decoded beside it; None: where the model can
+        model, dtype, device, vqgan, weights   as of `fastdecode.load`
+        like           which Chameleon it is, for tasks: as of `fastdecode.recipe`
+        options        of `fastdecode.generate`, and ``task``
+        usual          the same, for rows without a task: what they have if nothing else is said
+        seed           64 bits; rows without a seed get one of this and their id
+        pages          most pages of keys and values; None: what the memory has room for
+        max_rows       most streams in a step
+        deterministic  an item's tokens do not depend on what is decoded beside it; None: where the model can
+
+    It is plain data: an engine, made of it in any process, makes the same items of the same rows.
     """
 
     model: str = "blocks"
@@ -57,6 +60,13 @@ class Job:
     pages: int | None = None
     max_rows: int = 64
     deterministic: bool | None = None
+
+
+def mode_of(model: Any, task: str | None, like: str | None) -> str:
+    """The mode of a request that names none: that of its task."""
+    usual = "text-only"
+    mode: str = usual if task is None else recipe(model, task, like=like).options.get(MODE, usual)
+    return mode
 
 
 def pages_for(model: Any) -> int | None:
@@ -91,30 +101,22 @@ class Worker:
 
     def request(self, row: Row) -> tuple[dict[str, Any], dict[str, Any]]:
         """The prompt and the options of a row, as arguments of `fastdecode.Engine.submit`. Errors of both as there."""
-        options = {**self.job.options, **row.options}
-        if options.get("task") is None:
-            options = _merged(self.job.usual, options)
-        task, size, mode = (options.pop(name, None) for name in ("task", "image_size", "mode"))
-        if mode is not None:
-            options["multimodal_generation_mode"] = mode
-        pictures = [picture_of(file, "the picture") for file in row.pictures]
-        if task is not None:
-            found = recipe(self.model, task, like=self.job.like)
-            inputs, options = request_by_recipe(found, self.processor, row.prompt, pictures, size, options)
-        else:
-            if size is not None:
-                options["image_size"] = size
-            inputs = text_inputs(self.model, self.processor, row.prompt, pictures, options)
-            if options.get("max_new_tokens") is None and options.get("multimodal_generation_mode") != "image-only":
-                options["max_new_tokens"] = max(1, self._context - inputs["input_ids"].shape[1])
+        job = self.job
+        task = row.options.get("task", job.options.get("task"))
+        usual = job.usual if task is None else {}
+        options, mode = options_of_row(usual, job.options, row.options, mode_of(self.model, task, job.like))
+        options.pop("task", None)
+        size = options.pop("image_size", None)
+        pictures = [picture_of(file, "the picture") for file in row.files]
+        inputs, options = request_of(
+            self.model, self.processor, row.prompt, pictures, options, task=task, like=job.like, image_size=size
+        )
+        if mode != "image-only" and not options.keys() & {"max_new_tokens", "max_length"}:
+            room = text_vocabulary_of(self.model).context - inputs["input_ids"].shape[1]
+            options["max_new_tokens"] = max(1, room)
         device = self.model.device
         inputs = {name: value.to(device) if hasattr(value, "to") else value for name, value in inputs.items()}
         return inputs, {**options, "seed": row.seed}
-
-    @property
-    def _context(self) -> int:
-        has_pictures = text_vocabulary_of(self.model).has_pictures
-        return (vocabulary_of if has_pictures else text_vocabulary_of)(self.model).context
 
     def submit(self, row: Row) -> Handle:
         inputs, options = self.request(row)
@@ -164,15 +166,6 @@ class Worker:
         except Exception as error:
             return failed(row, error)
         return Item(row.id, parts, {**_facts(row), "tokens": len(handle.tokens), "ended": handle.reason})
-
-
-def _merged(usual: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """``given`` before ``usual``; the parameters of text and of pictures one by one."""
-    found = {**usual, **given}
-    for name in SAMPLING:
-        if name in usual and isinstance(given.get(name), Mapping):
-            found[name] = {**usual[name], **given[name]}
-    return found
 
 
 def failed(row: Row, error: BaseException) -> Item:

@@ -8,15 +8,12 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from PIL import Image
-
-from fastdecode.generation.by_recipe import check_served, request_by_recipe
+from fastdecode.generation.by_recipe import check_served, request_of
 from fastdecode.generation.engine import Engine
 from fastdecode.generation.handle import Handle
-from fastdecode.generation.prompts import text_inputs
 from fastdecode.models.families import supported, vocabulary_of
 from fastdecode.models.pictures import missing_decoder_keys
-from fastdecode.models.recipes import check_like, recipe
+from fastdecode.models.recipes import check_like
 from fastdecode.serve.job import Job
 from fastdecode.serve.limits import Limits, Refused
 from fastdecode.serve.metrics import Metrics
@@ -102,7 +99,17 @@ class Service:
         pictures = open_pictures(asked.images, limits)
         seed = secrets.randbits(31) if asked.seed is None else asked.seed
         try:
-            inputs, options = (self._plain if asked.task is None else self._by_recipe)(asked, pictures)
+            engine = self.engine
+            inputs, options = request_of(
+                engine.model,
+                engine.processor,
+                asked.prompt,
+                pictures,
+                asked.options(),
+                task=asked.task,
+                like=self.like,
+                image_size=asked.image_size,
+            )
             options |= self._length(asked, options, inputs["input_ids"].shape[1])
             return asked, seed, self.engine.submit(inputs, seed=seed, priority=asked.priority, **options)
         except (ValueError, TypeError) as error:
@@ -111,19 +118,6 @@ class Service:
             if self.stopping:
                 raise Refused(503, STOPPING) from None
             raise
-
-    def _plain(self, asked: GenerateRequest, pictures: list[Image.Image]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The prompt and the options of a request as it is."""
-        engine, options = self.engine, asked.options()
-        return text_inputs(engine.model, engine.processor, asked.prompt, pictures, options), options
-
-    def _by_recipe(self, asked: GenerateRequest, pictures: list[Image.Image]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The prompt and the options of a task, with the request's own options in place of the recipe's."""
-        assert asked.task is not None
-        found = recipe(self.engine.model, asked.task, like=self.like)
-        return request_by_recipe(
-            found, self.engine.processor, asked.prompt, pictures, asked.image_size, asked.options()
-        )
 
     def _length(self, asked: GenerateRequest, options: dict[str, Any], prompt_tokens: int) -> dict[str, Any]:
         """``max_new_tokens`` as it is submitted. `Refused` if the limit or the context has no room for it."""

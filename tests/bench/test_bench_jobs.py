@@ -18,6 +18,6 @@ def test_the_benchmark_of_jobs_reports_ratios_of_each_turn(tmp_path):
     rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
     assert [row["mode"] for row in rows] == ["image-only", "interleaved-text-image"]
     for row in rows:
-        for name in ("folders", "shards"):
+        for name in ("folders", "tars"):
             assert row[f"{name}, of the turns"] == [round(row[f"throughput of {name}"], 3)]
             assert 0 < row[f"throughput of {name}"] < 100

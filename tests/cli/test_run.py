@@ -12,6 +12,8 @@ import pytest
 pytest.importorskip("pyarrow")
 
 from fastdecode.cli import main
+from fastdecode.guidance import Guidance
+from fastdecode.jobs import Summary
 
 OPTIONS = ["--mode", "image-only", "--guidance", "3", "--max-rows", "8"]
 
@@ -39,17 +41,17 @@ def test_rows_become_items_once(rows, tmp_path, capsys):
 def test_shards_of_the_rows_are_jobs_of_their_own(rows, tmp_path, capsys):
     command = ["run", "--input", str(rows), "-o", str(tmp_path / "out"), *OPTIONS]
     assert main([*command, "--shard", "2/3"]) == 0
-    assert [each.name for each in (tmp_path / "out" / "part-2-of-3" / "items").iterdir()] == ["r1"]
+    assert [each.name for each in (tmp_path / "out" / "shard-2-of-3" / "items").iterdir()] == ["r1"]
     assert main([*command, "--shard", "1/9"]) == 0
     assert main([*command, "--shard", "9/9"]) == 2
-    assert "part 9 of 9 has no rows" in capsys.readouterr().err
+    assert "shard 9 of 9 has no rows" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["--temperature", "-1"], "is not a number of at least 0"),
-        (["--shard", "0/3"], "'0/3' is not a part: give I/N such as 1/8"),
+        (["--shard", "0/3"], "'0/3' is not a shard: give I/N such as 1/8"),
         (["--guidance", "much"], "'much' is not understood"),
         (["--text-top-p", "0.5"], "--text-top-p is for text, and --mode image-only makes none"),
         (["--task", "infill"], "infill"),
@@ -69,10 +71,38 @@ def test_items_that_fail_are_told_by_the_exit_status(tmp_path, capsys):
     lines = [{"id": "a", "prompt": "Draw: a red circle."}, {"id": "b", "prompt": "<image>", "pictures": "broken.png"}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     command = ["run", "--input", str(tmp_path / "rows.jsonl"), "-o", str(tmp_path / "out"), *OPTIONS]
-    assert main(command) == 3
-    assert "1 of them failed: index.parquet has their errors" in capsys.readouterr().err
-    assert main(command) == 0  # nothing was made
-    assert main([*command, "--retry-failed"]) == 3
+    for more, made in (([], 2), ([], 0), (["--retry-failed"], 1)):
+        assert main([*command, *more, "--json"]) == 3
+        said = capsys.readouterr()
+        assert json.loads(said.out)["made"] == made
+        assert said.err.endswith("fastdecode: 1 item failed; index.parquet says why\n")
+
+
+def test_like_is_for_tasks(rows, tmp_path, capsys):
+    assert main(["run", "--input", str(rows), "-o", str(tmp_path / "out"), *OPTIONS, "--like", "Anole"]) == 2
+    assert capsys.readouterr().err == (
+        "fastdecode: --like needs a task, such as --task text-to-image, or a column task\n"
+    )
+
+
+def test_a_model_that_is_not_there_is_no_fault_of_the_output(rows, tmp_path, capsys):
+    command = ["run", "--input", str(rows), "-o", str(tmp_path / "out"), "--model", str(tmp_path / "nowhere")]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "nowhere is neither a folder here nor a repository" in error
+    assert "cannot be written" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_without_a_task_have_what_generate_has(rows, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("fastdecode.jobs.run", lambda job, *_, **__: seen.append(job) or Summary(0, 0, 0, 0, 0, 1.0))
+    command = ["run", "--input", str(rows), "-o", str(tmp_path / "out")]
+    assert main([*command, "--temperature", "0.5", "--image-top-k", "3", "--guidance", "none"]) == 0
+    [job] = seen
+    assert job.usual["multimodal_generation_mode"] == "interleaved-text-image"
+    assert job.usual["text"] == job.usual["image"] == {"do_sample": True, "temperature": 0.7, "top_p": 0.9}
+    assert job.options == {"temperature": 0.5, "image": {"top_k": 3}, "guidance": Guidance.none()}
 
 
 def test_a_row_of_a_missing_picture_is_refused(tmp_path, capsys):
@@ -89,7 +119,8 @@ def test_a_stopped_run_says_so_and_goes_on(tmp_path, number):
     command += ["-o", str(tmp_path / "out"), *OPTIONS]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120
-        while not (tmp_path / "out" / "items").is_dir() or len(os.listdir(tmp_path / "out" / "items")) < 2:
+        items = tmp_path / "out" / "items"
+        while not items.is_dir() or len([name for name in os.listdir(items) if not name.startswith(".")]) < 2:
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.005)

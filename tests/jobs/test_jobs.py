@@ -1,24 +1,50 @@
-"""Jobs: rows in, items out, each made once whatever happens meanwhile."""
+"""A job: items of rows, each made once, whatever stops it."""
 
+import errno
+import io
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from fastdecode.jobs.items import Item, key_of
-from fastdecode.jobs.rows import Row, read_rows, seed_of
-from fastdecode.jobs.run import run
-from fastdecode.jobs.store import UNFINISHED
-from fastdecode.jobs.worker import Job, Worker
+import fastdecode
+from fastdecode.jobs import Job, Row, read_rows, run
+from fastdecode.jobs.files import UNFINISHED, CannotWrite
+from fastdecode.jobs.items import key_of
+from fastdecode.jobs.worker import Worker
 
 parquet = pytest.importorskip("pyarrow.parquet")
 
-JOB = Job(options={"mode": "image-only", "guidance": 3.0, "image": {"temperature": 0.7, "top_p": 0.9}}, max_rows=8)
+OPTIONS = {
+    "multimodal_generation_mode": "image-only",
+    "guidance": 3.0,
+    "image": {"temperature": 0.7, "top_p": 0.9},
+}
+JOB = Job(options=OPTIONS, max_rows=8)
+
+
+LOADED = {}
+
+
+@pytest.fixture(autouse=True)
+def load_once(monkeypatch):
+    """The tests of this process share their models."""
+
+    def load(name, **options):
+        key = (name, tuple(options.items()))
+        if key not in LOADED:
+            LOADED[key] = fastdecode.load(name, **options)
+        return LOADED[key]
+
+    monkeypatch.setattr("fastdecode.jobs.worker.load", load)
 
 
 def write(file, count):
@@ -27,186 +53,351 @@ def write(file, count):
     return file
 
 
+@pytest.fixture
+def rows(tmp_path):
+    return read_rows(write(tmp_path / "rows.jsonl", 6))
+
+
 def contents(folder):
-    """All files that a job wrote, by their names; the index as a table."""
-    found = {}
-    for file in sorted(folder.rglob("*")):
-        if file.is_file():
-            found[str(file.relative_to(folder))] = file.read_bytes()
+    """All files that a job wrote, by their names."""
+    found = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     assert not [name for name in found if UNFINISHED in name]
     return found
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("rows.jsonl", '{"id": 1, "prompt": "a", "seed": 5, "top_k": 3, "note": "x"}\n\n{"id": "b", "prompt": "ü"}\n'),
-        ("rows.csv", "id,prompt,seed,top_k,note\n1,a,5,3,x\nb,ü,,,\n"),
-    ],
-)
-def test_rows_are_the_same_from_each_kind_of_file(tmp_path, name, text):
-    (tmp_path / name).write_text(text, encoding="utf-8")
-    first, second = read_rows(tmp_path / name)
-    assert first == Row("1", "a", 5, options={"top_k": 3}, more={"note": "x"})
-    assert second == Row("b", "ü", seed_of("b"))
+def index(folder):
+    return parquet.read_table(folder / "index.parquet").to_pylist()
 
 
-def test_rows_of_parquet(tmp_path):
-    import pyarrow
-
-    columns = {
-        "id": ["1", "b"],
-        "prompt": ["a", "ü"],
-        "seed": [5, None],
-        "image": [{"top_p": 0.5, "top_k": None}, None],
-    }
-    parquet.write_table(pyarrow.table(columns), tmp_path / "rows.parquet")
-    first, second = read_rows(tmp_path / "rows.parquet")
-    assert first == Row("1", "a", 5, options={"image": {"top_p": 0.5}})
-    assert second == Row("b", "ü", seed_of("b"))
+def counts(summary):
+    return summary.made, summary.failed, summary.there, summary.failed_before
 
 
-@pytest.mark.parametrize(
-    ("line", "sentence"),
-    [
-        ('{"prompt": "a"}', "line 2: the id is missing"),
-        ('{"id": "0", "prompt": "a"}', "line 2: the id '0' is that of line 1 too"),
-        ('{"id": "1"}', "line 2: there is no prompt"),
-        ('{"id": "1", "prompt": 3}', "line 2: the prompt is an int: give text"),
-        ('{"id": "1", "prompt": "a", "temprature": 3}', "'temprature', which looks like 'temperature' misspelt"),
-        ('{"id": "1", "prompt": "a", "seed": 1.5}', "line 2: the seed is 1.5"),
-        ('{"id": "1", "prompt": "a", "pictures": 3}', "line 2: pictures is an int"),
-        ('{"id": "1", "prompt": "a", "guidance": "much"}', "line 2: guidance is 'much'"),
-        ('{"id": "1", "prompt": "a", "image_size": "big"}', "line 2: image_size is "),
-        ('{"id": "1", "prompt": "a", "num_return_sequences": 2}', "num_return_sequences', which a row cannot set"),
-        ("[1]", "line 2 is a list: give an object"),
-        ("{", "line 2 is not JSON"),
-    ],
-)
-def test_a_wrong_row_is_named(tmp_path, line, sentence):
-    (tmp_path / "rows.jsonl").write_text(f'{{"id": "0", "prompt": "a"}}\n{line}\n')
-    with pytest.raises(ValueError, match=r"rows\.jsonl") as caught:
-        read_rows(tmp_path / "rows.jsonl")
-    assert sentence in str(caught.value)
+def test_items_are_what_the_engine_makes_alone(rows, tmp_path):
+    assert counts(run(JOB, rows, tmp_path / "out")) == (6, 0, 0, 0)
+    model, processor = fastdecode.load("blocks")
+    table = index(tmp_path / "out")
+    assert [each["id"] for each in table] == [row.id for row in rows]
+    for row, each in zip(rows, table, strict=True):
+        engine = fastdecode.Engine(model, processor, deterministic=True)
+        handle = engine.submit(row.prompt, seed=row.seed, **OPTIONS)
+        [picture] = handle.document()
+        file = tmp_path / "out" / each["files"] / "picture-1.png"
+        with Image.open(file) as made:
+            assert made.tobytes() == picture.tobytes()
+            told = json.loads(made.text["fastdecode"])
+        assert (told["id"], told["prompt"], told["seed"], told["picture"]) == (row.id, row.prompt, row.seed, 1)
+        assert (each["prompt"], each["seed"], each["error"]) == (row.prompt, row.seed, None)
+        assert (each["tokens"], each["pictures"], each["text"]) == (len(handle.tokens), ["picture-1.png"], "")
+        facts = json.loads((file.parent / "item.json").read_text())
+        assert facts["parts"] == [{"picture": "picture-1.png", "bytes": file.stat().st_size}]
 
 
-def test_ids_that_are_no_names_of_files_get_names_of_their_own():
-    names = ["a", "a/b", "a.b", "..", "x" * 300, "ü", ""]
-    keys = [key_of(name) for name in names]
-    assert keys[0] == "a"
-    assert len(set(keys)) == len(names)
-    assert all(len(key) <= 100 and not set(key) & set("/.") for key in keys)
+@pytest.mark.parametrize("per_tar", [None, 4])
+def test_nothing_is_made_twice(rows, tmp_path, per_tar):
+    def make(todo):
+        raise AssertionError("there is nothing to be made")
 
-
-def test_a_job_makes_what_the_engine_makes_and_nothing_twice(tmp_path):
-    rows = read_rows(write(tmp_path / "rows.jsonl", 6))
-    summary = run(JOB, rows, tmp_path / "out")
-    assert (summary.made, summary.failed, summary.there) == (6, 0, 0)
-    table = parquet.read_table(tmp_path / "out" / "index.parquet").to_pylist()
-    assert [row["id"] for row in table] == [row.id for row in rows]
-    worker = Worker(JOB)
-    handle = worker.submit(rows[4])
-    [picture] = handle.document()
-    item = Item("r4", [picture], {"prompt": rows[4].prompt, "seed": rows[4].seed})
-    assert item.files()["picture-1.png"][:8] == b"\x89PNG\r\n\x1a\n"
-    from PIL import Image
-
-    with Image.open(tmp_path / "out" / table[4]["files"] / "picture-1.png") as made:
-        assert made.tobytes() == picture.tobytes()
+    run(JOB, rows, tmp_path / "out", per_tar=per_tar)
     before = contents(tmp_path / "out")
-    again = run(JOB, rows, tmp_path / "out")
-    assert (again.made, again.there) == (0, 6)
+    assert counts(run(JOB, rows, tmp_path / "out", per_tar=per_tar, make=make)) == (0, 0, 6, 0)
     assert contents(tmp_path / "out") == before
 
 
-def test_shards_hold_the_rows_in_their_order(tmp_path):
-    rows = read_rows(write(tmp_path / "rows.jsonl", 5))
-    run(JOB, rows, tmp_path / "out", per_shard=2)
-    assert sorted(contents(tmp_path / "out")) == [
-        "index.parquet",
-        "manifest.json",
-        *(f"shard-0000{n}.tar" for n in range(3)),
-    ]
-    with tarfile.open(tmp_path / "out" / "shard-00001.tar") as tar:
+def test_tars_hold_the_rows_in_their_order(rows, tmp_path):
+    run(JOB, rows[:5], tmp_path / "out", per_tar=2)
+    run(JOB, rows[:5], tmp_path / "folders")
+    tars = [f"items-0000{n}.tar" for n in range(3)]
+    assert sorted(contents(tmp_path / "out")) == ["index.parquet", *tars, "manifest.json"]
+    assert [each["files"] for each in index(tmp_path / "out")] == [tars[n // 2] for n in range(5)]
+    with tarfile.open(tmp_path / "out" / tars[1]) as tar:
         assert tar.getnames() == ["r2.json", "r2.1.png", "r3.json", "r3.1.png"]
+        assert {member.mtime for member in tar} == {0}
+        picture = tar.extractfile("r3.1.png").read()
+    assert picture == (tmp_path / "folders" / "items" / "r3" / "picture-1.png").read_bytes()
 
 
-def test_a_broken_item_is_recorded_and_the_rest_is_made(tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    lines = [{"id": f"r{n}", "prompt": "Draw: In column 1 a red circle."} for n in range(3)]
-    lines[1] |= {"prompt": "What is in <image>?", "pictures": ["broken.png"]}
-    file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    summary = run(JOB, read_rows(file), tmp_path / "out", per_shard=3)
-    assert (summary.made, summary.failed) == (3, 1)
-    errors = [row["error"] for row in parquet.read_table(tmp_path / "out" / "index.parquet").to_pylist()]
-    assert errors[0] is None
-    assert errors[2] is None
-    assert "broken.png" in errors[1]
+def test_items_in_tars_have_their_pictures_in_order(tmp_path):
+    """More than nine of them: 10 comes after 9, not after 1."""
+    from fastdecode.jobs.items import Item
+
+    picture = Image.new("RGB", (4, 4))
+
+    def make(todo):
+        yield [Item(row.id, ["a", *[picture] * 11], {"prompt": row.prompt, "seed": row.seed}) for row in todo]
+
+    run(JOB, [Row("a", "", 0)], tmp_path / "out", per_tar=1, make=make)
+    with tarfile.open(tmp_path / "out" / "items-00000.tar") as tar:
+        assert tar.getnames() == ["a.json", *(f"a.{n}.png" for n in range(1, 12))]
+    [facts] = index(tmp_path / "out")
+    assert facts["pictures"] == [f"picture-{n}.png" for n in range(1, 12)]
+    assert facts["text"] == "a"
+
+
+def test_ids_that_cannot_be_names_of_files_get_others():
+    names = ["a", "a/b", "a.b", "a b", "..", ".", "x" * 300, "ü", "é", "e\u0301", "a~b", UNFINISHED]
+    keys = [key_of(name) for name in names]
+    assert keys[0] == "a"
+    assert len({key.lower() for key in keys}) == len(names)
+    assert all(key.isascii() and len(key) <= 100 and not set(key) & set("/. ") for key in keys)
+
+
+# --- what stops a job -------------------------------------------------------------------------------------------
 
 
 KILLED = """
 import sys
 from pathlib import Path
-from fastdecode.jobs.rows import read_rows
-from fastdecode.jobs.run import run
+from fastdecode.jobs import read_rows, run
 from tests.jobs.test_jobs import JOB
-print("begun", flush=True)
-run(JOB, read_rows(Path(sys.argv[1])), Path(sys.argv[2]), per_shard=int(sys.argv[3]) or None)
+run(JOB, read_rows(Path(sys.argv[1])), Path(sys.argv[2]), per_tar=int(sys.argv[3]) or None)
 """
 
 
-@pytest.mark.parametrize("per_shard", [0, 4])
-def test_a_killed_job_goes_on_and_ends_as_if_it_had_not_been(tmp_path, per_shard):
-    file = write(tmp_path / "rows.jsonl", 18)
+def start(file, out, per_tar):
+    """A process that does the job."""
+    return subprocess.Popen([sys.executable, "-c", KILLED, str(file), str(out), str(per_tar)])
+
+
+def there(out):
+    """How many items are in ``out``, as folders."""
+    folders = [out / "items", out / ".items"]
+    names = [name for folder in folders if folder.is_dir() for name in os.listdir(folder)]
+    return len([name for name in names if not name.startswith(UNFINISHED)])
+
+
+def wait_for(ready, process):
+    deadline = time.monotonic() + 120
+    while not ready():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("per_tar", [0, 5])
+def test_a_killed_job_ends_as_if_it_had_not_been(tmp_path, per_tar):
+    file, out = write(tmp_path / "rows.jsonl", 18), tmp_path / "out"
     rows = read_rows(file)
-    run(JOB, rows, tmp_path / "whole", per_shard=per_shard or None)
-    for items in (3, 9):
-        command = [sys.executable, "-c", KILLED, str(file), str(tmp_path / "out"), str(per_shard)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-            folder = tmp_path / "out" / ("items" if not per_shard else "")
-            deadline = time.monotonic() + 120
-            wanted = items if not per_shard else items // per_shard + 1
-            pattern = "r*" if not per_shard else "shard-*"
-            while process.poll() is None and len(list(folder.glob(pattern))) < wanted:
-                assert time.monotonic() < deadline
-                time.sleep(0.002)
-            process.send_signal(signal.SIGKILL)
-            assert process.wait() in (0, -signal.SIGKILL)
-    summary = run(JOB, rows, tmp_path / "out", per_shard=per_shard or None)
+    run(JOB, rows, tmp_path / "whole", per_tar=per_tar or None)
+    for tars in (0, 1):
+        before = there(out)
+        with start(file, out, per_tar) as process:
+            wait_for(lambda at=before, n=tars: (out / f"items-0000{n - 1}.tar").exists() or there(out) > at, process)
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+        assert not (out / "index.parquet").exists()
+    summary = run(JOB, rows, out, per_tar=per_tar or None)
     assert summary.there > 0
+    assert summary.made > 0
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("per_tar", [0, 40])
+def test_a_job_of_300_rows_is_killed_five_times_at_random(tmp_path, per_tar):
+    file, out = write(tmp_path / "rows.jsonl", 300), tmp_path / "out"
+    rows = read_rows(file)
+    run(JOB, rows, tmp_path / "whole", per_tar=per_tar or None)
+    moments = random.Random(17)
+    for _ in range(5):
+        with start(file, out, per_tar) as process:
+            begun = out / "manifest.json"
+            wait_for(begun.exists, process)
+            time.sleep(moments.uniform(3.0, 8.0))  # loading takes seconds
+            process.kill()
+        assert process.returncode == -signal.SIGKILL, "the job ended before it was killed: give it more rows"
+    made = []
+
+    def counted(todo):
+        for items in Worker(JOB).items(todo):
+            made.extend(item.id for item in items)
+            yield items
+
+    summary = run(JOB, rows, out, per_tar=per_tar or None, make=counted)
+    assert summary.there > 0
+    assert len(made) == len(set(made)) == 300 - summary.there
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("per_tar", [None, 3])
+def test_an_item_that_lacks_a_part_of_a_file_is_made_again(rows, tmp_path, per_tar):
+    run(JOB, rows, tmp_path / "out", per_tar=per_tar)
+    before = contents(tmp_path / "out")
+    if per_tar is None:
+        items = tmp_path / "out" / "items"
+        os.truncate(items / "r0" / "picture-1.png", 9)
+        os.truncate(items / "r1" / "item.json", 9)
+        (items / "r2" / "picture-1.png").unlink()
+    else:
+        file = tmp_path / "out" / "items-00000.tar"
+        os.truncate(file, file.stat().st_size // 3)
+    assert counts(run(JOB, rows, tmp_path / "out", per_tar=per_tar)) == (3, 0, 3, 0)
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("per_tar", [None, 2])
+def test_a_full_disk_ends_the_job_with_a_sentence(rows, tmp_path, monkeypatch, per_tar):
+    write_bytes, left = Path.write_bytes, [7]
+
+    def full(file, content):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+        return write_bytes(file, content)
+
+    run(JOB, rows, tmp_path / "whole", per_tar=per_tar)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(CannotWrite, match="cannot be written: No space left on device; the items that are there stay"):
+        run(JOB, rows, tmp_path / "out", per_tar=per_tar)
+    monkeypatch.undo()
+    contents(tmp_path / "out")  # nothing is unfinished
+    assert counts(run(JOB, rows, tmp_path / "out", per_tar=per_tar)) == (3, 0, 3, 0)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_another_job_is_refused_before_anything_changes(tmp_path):
-    file = write(tmp_path / "rows.jsonl", 2)
-    rows = read_rows(file)
+def test_two_processes_do_not_work_on_one_job(rows, tmp_path):
+    def make(todo):
+        with pytest.raises(ValueError, match=r"another process works on the job in .*out: wait for it"):
+            run(JOB, rows, tmp_path / "out", make=make)
+        yield from Worker(JOB).items(todo)
+
+    assert counts(run(JOB, rows, tmp_path / "out", make=make)) == (6, 0, 0, 0)
+
+
+# --- items that fail --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("per_tar", [None, 2])
+def test_a_broken_item_is_recorded_and_made_again_when_asked(tmp_path, per_tar):
+    good = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(good, "png")
+    (tmp_path / "broken.png").write_bytes(good.getvalue()[:90])
+    prompts = ["Draw: In column 1 a red circle."] * 4
+    lines = [{"id": f"r{n}", "prompt": prompt} for n, prompt in enumerate(prompts)]
+    lines[1] |= {"prompt": "Paint the circle of <image> green.", "pictures": ["broken.png"]}
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out, rows = tmp_path / "out", read_rows(file)
+    assert counts(run(JOB, rows, out, per_tar=per_tar)) == (4, 1, 0, 0)
+    errors = [each["error"] for each in index(out)]
+    assert [error is None for error in errors] == [True, False, True, True]
+    assert "broken.png' is not a picture that can be read" in errors[1]
+    before = contents(out)
+    assert counts(run(JOB, rows, out, per_tar=per_tar)) == (0, 0, 4, 1)
+    assert counts(run(JOB, rows, out, per_tar=per_tar, retry_failed=True)) == (1, 1, 3, 0)
+    assert contents(out) == before
+
+
+def test_an_error_that_is_no_items_own_ends_the_job_and_records_nothing(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastdecode.models.documents.decode_pictures", out_of_memory)
+    monkeypatch.setattr("fastdecode.generation.handle.to_documents", out_of_memory)
+    with pytest.raises(MemoryError):
+        run(JOB, rows, tmp_path / "out")
+    monkeypatch.undo()
+    assert counts(run(JOB, rows, tmp_path / "out")) == (6, 0, 0, 0)
+
+
+def out_of_memory(*_, **__):
+    raise MemoryError("too large")
+
+
+# --- what is refused --------------------------------------------------------------------------------------------
+
+
+def test_another_job_is_refused_before_anything_changes(rows, tmp_path, monkeypatch):
     run(JOB, rows, tmp_path / "out")
     before = contents(tmp_path / "out")
     others = {
-        "other parameters": (Job(options={"mode": "image-only"}), rows, None),
-        "other rows": (JOB, rows[:1], None),
-        "another form of output": (JOB, rows, 2),
+        "other parameters: parameters.options.guidance was 3.0 and is 2.0": (
+            Job(options={**OPTIONS, "guidance": 2.0}),
+            rows,
+            None,
+        ),
+        "other parameters: parameters.seed was 0 and is 1": (Job(options=OPTIONS, seed=1), rows, None),
+        "another model or other weights: model.dtype was nothing and is": (
+            Job(options=OPTIONS, dtype="bfloat16"),
+            rows,
+            None,
+        ),
+        "other rows: input.rows was 6 and is 1": (JOB, rows[:1], None),
+        "another form of output: output.items per tar was nothing and is 2": (JOB, rows, 2),
     }
-    for words, (job, some, per_shard) in others.items():
+    for words, (job, some, per_tar) in others.items():
         with pytest.raises(ValueError, match=words):
-            run(job, some, tmp_path / "out", per_shard=per_shard)
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign" / "letter.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"letter\.txt"):
-        run(JOB, rows, tmp_path / "foreign")
-    assert os.listdir(tmp_path / "foreign") == ["letter.txt"]
+            run(job, some, tmp_path / "out", per_tar=per_tar)
+    monkeypatch.setattr("fastdecode.jobs.manifest.versions", lambda: {"torch": "1.0"})
+    with pytest.raises(ValueError, match=r"other versions: versions.fastdecode was .* or give --any-version"):
+        run(JOB, rows, tmp_path / "out")
+    assert run(JOB, rows, tmp_path / "out", any_version=True).there == 6
     assert contents(tmp_path / "out") == before
 
 
-def test_an_item_that_lacks_a_part_of_a_file_is_made_again(tmp_path):
-    rows = read_rows(write(tmp_path / "rows.jsonl", 4))
-    run(JOB, rows, tmp_path / "out")
-    before = contents(tmp_path / "out")
-    items = tmp_path / "out" / "items"
-    os.truncate(items / "r0" / "picture-1.png", 9)
-    os.truncate(items / "r1" / "item.json", 9)
-    (items / "r2" / "picture-1.png").unlink()
-    summary = run(JOB, rows, tmp_path / "out")
-    assert (summary.made, summary.there) == (3, 1)
-    assert contents(tmp_path / "out") == before
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("letter.txt", "mine", r"holds letter.txt and no manifest.json, so it is of no job"),
+        ("manifest.json", "{", r"does not say what job this is"),
+        ("manifest.json", "{}", r"is not as this version of fastdecode writes it"),
+    ],
+)
+def test_a_folder_of_something_else_is_refused(rows, tmp_path, name, content, sentence):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text(content)
+    with pytest.raises(ValueError, match=sentence):
+        run(JOB, rows, out)
+    assert os.listdir(out) == [name]
+    assert (out / name).read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"guidance": 1e400}, "guidance"),
+        ({"image": {"top_p": 2}}, "top_p"),
+        ({"multimodal_generation_mode": "draw"}, "multimodal_generation_mode='draw' is unknown"),
+        ({"task": "paint"}, "paint"),
+        ({"image_size": (7, 7)}, "7"),
+        ({"top_k": "many"}, "top_k"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"text": {"top_k": 1}}, "text says how text is sampled, and image-only writes none"),
+    ],
+)
+def test_options_that_no_row_can_have_are_refused_before_anything_is_written(tmp_path, options, sentence):
+    rows = [Row(f"r{n}", "Draw: In column 1 a red circle.", n, options=options) for n in range(4)]
+    good = [Row("good", "Draw: In column 1 a red circle.", 9)]
+    for some in (rows, rows[:1], good + rows):
+        with pytest.raises(ValueError, match="the row 'r0' cannot be made: ") as caught:
+            run(JOB, some, tmp_path / "out")
+        assert sentence in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_a_row_go_before_those_of_the_job():
+    worker = Worker(Job(options=OPTIONS, usual={"text": {"top_p": 0.5}}))
+    prompt = "Build a tree in column 2."
+    _, options = worker.request(Row("a", prompt, 3, options={"temperature": 0.0, "max_new_tokens": 7}))
+    assert options == {
+        "multimodal_generation_mode": "image-only",
+        "guidance": 3.0,
+        "image": {"temperature": 0.0, "top_p": 0.9},
+        "max_new_tokens": 7,
+        "seed": 3,
+    }
+    mode = {"multimodal_generation_mode": "text-only"}
+    inputs, options = worker.request(Row("a", prompt, 3, options=mode))
+    room = worker.model.config.max_position_embeddings - inputs["input_ids"].shape[1]
+    assert options == {**mode, "guidance": 3.0, "text": {"top_p": 0.5}, "max_new_tokens": room, "seed": 3}
+
+
+def test_shards_share_the_rows(rows, tmp_path):
+    found = []
+    for number in (1, 2, 3, 4):
+        run(JOB, rows, tmp_path / "out", shard=(number, 4))
+        found.append([each["id"] for each in index(tmp_path / "out" / f"shard-{number}-of-4")])
+    assert found == [["r0", "r4"], ["r1", "r5"], ["r2"], ["r3"]]
+    run(JOB, rows, tmp_path / "whole")
+    whole, part = tmp_path / "whole" / "items", tmp_path / "out" / "shard-2-of-4" / "items"
+    assert contents(part / "r5") == contents(whole / "r5")
+    with pytest.raises(ValueError, match="shard 7 of 7 has no rows"):
+        run(JOB, rows, tmp_path / "out", shard=(7, 7))

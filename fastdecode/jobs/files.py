@@ -1,0 +1,86 @@
+"""Files and folders that are there whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+UNFINISHED = ".unfinished-"
+"""Begins the names of files and folders that are not whole yet, or that are being removed."""
+
+
+class CannotWrite(RuntimeError):
+    """The disk is full, or the like. What was whole before stays."""
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """`CannotWrite` in place of the system's errors, for the job in ``target``."""
+    try:
+        yield
+    except OSError as error:
+        raise CannotWrite(
+            f"the output folder {target} cannot be written: {error.strerror or error}; the items that are there stay, "
+            "and the same command goes on from there"
+        ) from error
+
+
+def draft_of(path: Path) -> Path:
+    return path.with_name(f"{UNFINISHED}{path.name}")
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """A folder with these files. It must not be there yet. The disk is not waited for."""
+    draft = draft_of(folder)
+    draft.mkdir()
+    try:
+        for name, content in files.items():
+            (draft / name).write_bytes(content)
+        os.rename(draft, folder)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def written_file(file: Path) -> Iterator[Path]:
+    """Another name, to write the contents of ``file`` to. They replace it when the block ends and they are on the disk;
+    if it fails, ``file`` stays as it was.
+    """
+    draft = draft_of(file)
+    try:
+        yield draft
+        synchronise(draft)
+        os.replace(draft, file)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    synchronise(file.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if it is there: all of it, whatever stops the process meanwhile."""
+    if folder.is_dir():
+        os.rename(folder, draft_of(folder))
+        shutil.rmtree(draft_of(folder))
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a process that was stopped left in ``folder``."""
+    for left in folder.glob(f"{UNFINISHED}*"):
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+
+
+def synchronise(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

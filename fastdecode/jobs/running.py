@@ -1,0 +1,166 @@
+"""A job from its rows to its output folder: what is there is not made again."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastdecode.jobs.files import writing
+from fastdecode.jobs.index import NAME as INDEX
+from fastdecode.jobs.index import write_index
+from fastdecode.jobs.items import Item
+from fastdecode.jobs.manifest import check_target, describe, held
+from fastdecode.jobs.rows import Row
+from fastdecode.jobs.store import Store
+from fastdecode.jobs.tars import Tars
+from fastdecode.jobs.worker import Job, Worker
+from fastdecode.ops.scalars import shown
+
+Make = Callable[[Sequence[Row]], Generator[list[Item], None, None]]
+
+TRIED, KINDS = 3, 100
+"""Before a job begins, each set of options is tried on so many rows, and so many sets of them."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did.
+
+    made            items
+    failed          of these
+    there           items that were there before
+    failed_before   of these
+    tokens          of the items that were made
+    seconds         to make and write them, without loading
+    """
+
+    made: int
+    failed: int
+    there: int
+    failed_before: int
+    tokens: int
+    seconds: float
+
+
+def run(
+    job: Job,
+    rows: Sequence[Row],
+    target: Path,
+    *,
+    per_tar: int | None = None,
+    shard: tuple[int, int] = (1, 1),
+    retry_failed: bool = False,
+    any_version: bool = False,
+    make: Make | None = None,
+    progress: bool | None = None,
+) -> Summary:
+    """Make the items of ``rows`` that ``target`` does not have, and an index of all.
+
+        rows          from `read_rows`, each with an id of its own
+        target        the output folder: new, empty, or with this job in it
+        per_tar       items in a tar file; None: a folder for each item
+        shard         (number, count): every count-th row, from the number-th on, counted from 1. With a count above 1
+                      into a folder of its own in ``target``
+        retry_failed  make items again that failed
+        any_version   go on with a job that was begun with other versions of fastdecode, torch or transformers
+        make          makes items of rows, several at a time; None: an engine in this process
+        progress      show a bar; None: on a terminal
+
+    ValueError, before anything is written, if rows or options are wrong, if ``target`` holds something else, or if
+    another process works there; errors of `fastdecode.load`. `fastdecode.jobs.files.CannotWrite` if the disk is full,
+    or the like; what is whole stays, and the next run goes on from there.
+    """
+    number, count = shard
+    rows = rows[number - 1 :: count]
+    if not rows:
+        raise ValueError(f"shard {number} of {count} has no rows: there are fewer rows than shards")
+    target = target if count == 1 else target / f"shard-{number}-of-{count}"
+    ids = [row.id for row in rows]
+    manifest = describe(job, rows, per_tar, shard)
+    store = Store(target, ids) if per_tar is None else Tars(target, ids, per_tar)
+    begun = check_target(target, manifest, any_version)
+    if make is None and _left(store, rows, retry_failed):
+        worker = Worker(job)
+        if not begun:
+            check_options(worker, rows)
+        make = worker.items
+    with held(target, manifest, any_version):
+        start = time.perf_counter()
+        with writing(target):
+            store.open()
+            if retry_failed:
+                store.forget([facts["id"] for facts in store.facts() if "error" in facts])
+            before = {facts["id"]: "error" in facts for facts in store.facts()}
+        todo = [row for row in rows if row.id not in before]
+        made = failed = tokens = 0
+        if todo:
+            if make is None:  # another process has removed items meanwhile
+                make = Worker(job).items
+            with writing(target):
+                (target / INDEX).unlink(missing_ok=True)  # it is there if and only if all items are
+            with closing(make(todo)) as batches, bar(len(rows), len(before), progress) as shown_bar:
+                for items in batches:
+                    with writing(target):
+                        store.write(items)
+                    made += len(items)
+                    failed += sum(item.failed for item in items)
+                    tokens += sum(item.facts.get("tokens", 0) for item in items)
+                    shown_bar.update(len(items))
+        seconds = time.perf_counter() - start
+        with writing(target):
+            write_index(store.facts(), target)
+            store.close()
+    return Summary(made, failed, len(before), sum(before.values()), tokens, seconds)
+
+
+def _left(store: Store, rows: Sequence[Row], retry_failed: bool) -> bool:
+    """Whether there is anything to be made."""
+    there = [facts for facts in store.facts() if not (retry_failed and "error" in facts)]
+    return len(there) < len(rows)
+
+
+def bar(total: int, there: int, progress: bool | None) -> Any:
+    """A bar with the rate and the time left. ``progress``: None shows it on a terminal only."""
+    from tqdm.auto import tqdm
+
+    hidden = None if progress is None else not progress
+    return tqdm(total=total, initial=there, unit="item", disable=hidden, file=sys.stderr)
+
+
+def check_options(worker: Worker, rows: Sequence[Row]) -> None:
+    """``ValueError`` for options with which none of the rows that they are tried on can be made, and if no row that is
+    tried can. Else rows that fail have a reason of their own, which does not stop a job.
+    """
+    kinds: dict[str, list[Row]] = {}
+    for row in rows:
+        kinds.setdefault(repr((row.options, len(row.pictures))), []).append(row)
+    wrong: list[tuple[Row, Exception]] = []
+    good = False
+    for some in list(kinds.values())[:KINDS]:
+        errors = _errors(worker, some[:TRIED])
+        if len(errors) == TRIED:
+            wrong, good = errors, False
+            break
+        wrong += errors
+        good = good or len(errors) < len(some)
+    if wrong and not good:
+        row, error = wrong[0]
+        raise ValueError(f"the row {shown(row.id)} cannot be made: {error}") from error
+
+
+def _errors(worker: Worker, rows: Sequence[Row]) -> list[tuple[Row, Exception]]:
+    """Rows that cannot be made, until one can."""
+    found: list[tuple[Row, Exception]] = []
+    for row in rows:
+        try:
+            worker.check(row)
+        except Exception as error:
+            found.append((row, error))
+        else:
+            break
+    return found
