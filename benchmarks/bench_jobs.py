@@ -34,7 +34,8 @@ PROMPTS = {
 
 def measure(mode: str, count: int, turns: int, folder: Path) -> dict[str, object]:
     """Seconds of ``count`` rows: medians of the bare engine and of both forms of output."""
-    options = {"multimodal_generation_mode": mode, "guidance": 2.0, "image": {"temperature": 0.7, "top_p": 0.9}, **MODES[mode]}
+    image = {"temperature": 0.7, "top_p": 0.9}
+    options = {"multimodal_generation_mode": mode, "guidance": 2.0, "image": image, **MODES[mode]}
     job = Job(options=options)
     rows = [Row(f"r{n}", PROMPTS[mode].format(column=n % 4 + 1), seed_of(f"r{n}")) for n in range(count)]
     worker = Worker(job)

@@ -41,6 +41,9 @@ class CapturableDecoder(Protocol):
     def stand_in_for(self, other: Any) -> bool: ...
 
 
+Columns = tuple[Tensor, Tensor, Tensor]
+"""Tokens, statuses and log probabilities, as `fastdecode.ops.sample` returns them."""
+
 MOST_STEPS = 64
 """The maximum number of steps in one run. The host reads the tokens of a run together."""
 
@@ -155,7 +158,8 @@ class CapturedStep:
         self.place = torch.zeros(1, dtype=torch.long, device=device)
         self.tokens = torch.full((MOST_STEPS, groups), -1, dtype=torch.long, device=device)
         self.statuses = torch.zeros((MOST_STEPS, groups), dtype=torch.int32, device=device)
-        self.reader = _Reader(self.tokens, self.statuses)
+        self.logprobs = torch.zeros((MOST_STEPS, groups), dtype=torch.float32, device=device)
+        self.reader = _Reader(self.drawn)
         self.rows.page_table.fill_(spare)
         self._load(draws, state)
         begin = time.perf_counter()
@@ -163,6 +167,10 @@ class CapturedStep:
             self.replay = capture(self._step)
         self.seconds = time.perf_counter() - begin
         self.kept = decoder.logits_buffer  # the capture writes here, even if the decoder gets another buffer
+
+    @property
+    def drawn(self) -> Columns:
+        return self.tokens, self.statuses, self.logprobs
 
     def fits(self, decoder: CapturableDecoder, cache: StreamCache, draws: Draws, state: ops.DecodeState) -> bool:
         """Whether `run` computes with these what ``decoder`` would. If so, norms and biases are copied from it."""
@@ -218,8 +226,8 @@ class CapturedStep:
         if self.rows.some_alike:
             self.inputs.copy_(self.inputs[self.rows.like])
         lengths.add_(1)
-        self.tokens.index_copy_(0, self.place, drawn.token[None])
-        self.statuses.index_copy_(0, self.place, drawn.status[None])
+        for mine, new in zip(self.drawn, (drawn.token, drawn.status, drawn.logprob), strict=True):
+            mine.index_copy_(0, self.place, new[None])
         self.place.add_(1)
 
     def _replay(self, draws: Draws, step: int) -> None:
@@ -227,9 +235,9 @@ class CapturedStep:
             _fill(self.weights, draws.weights_ahead[step])
         self.replay()
 
-    def run(self, cache: StreamCache, draws: Draws, state: ops.DecodeState, steps: int) -> tuple[Tensor, Tensor]:
+    def run(self, cache: StreamCache, draws: Draws, state: ops.DecodeState, steps: int) -> Columns:
         """Run ``steps`` steps of ``cache``, which must have room for them, from ``state`` on; updates ``state.seen``.
-        Returns tokens and statuses, each (steps, groups): views that the next run overwrites.
+        Returns tokens, statuses and log probabilities, each (steps, groups): views that the next run overwrites.
         """
         self._begin(cache, draws, state)
         with torch.cuda.device_of(self.inputs):
@@ -239,12 +247,13 @@ class CapturedStep:
         if state.seen is not None and self.state.seen is not None:
             state.seen.copy_(self.state.seen[: len(state.seen)])
         groups = len(draws.streams)
-        return self.tokens[:steps, :groups], self.statuses[:steps, :groups]
+        tokens, statuses, logprobs = (column[:steps, :groups] for column in self.drawn)
+        return tokens, statuses, logprobs
 
     def run_ahead(
         self, cache: StreamCache, draws: Draws, state: ops.DecodeState, steps: int
-    ) -> Iterator[tuple[list[int], list[int]]]:
-        """As `run`, at most ``steps`` steps. Yields the tokens and statuses of a step after the next step has been
+    ) -> Iterator[tuple[list[int], list[int], list[float]]]:
+        """As `run`, at most ``steps`` steps. Yields what `run` returns, of one step, after the next step has been
         launched and ``cache`` has grown. If the iterator is closed, the result of that next step is not used.
         """
         self._begin(cache, draws, state)
@@ -256,18 +265,18 @@ class CapturedStep:
             if step + 1 < steps:
                 with torch.cuda.device_of(self.inputs):
                     self._replay(draws, step + 1)
-            tokens, statuses = self.reader.receive(step)
+            tokens, statuses, logprobs = self.reader.receive(step)
             cache.grow()
-            yield tokens[:groups], statuses[:groups]
+            yield tokens[:groups], statuses[:groups], logprobs[:groups]
 
 
 class _Reader:
-    """Copies tokens and statuses (steps, groups) to the host, one step at a time, without waiting for later steps."""
+    """Copies ``columns`` (steps, groups) to the host, one step at a time, without waiting for later steps."""
 
-    def __init__(self, tokens: Tensor, statuses: Tensor) -> None:
-        self.device, self.there = (tokens, statuses), tokens.device.type == "cuda"
+    def __init__(self, columns: Columns) -> None:
+        self.device, self.there = columns, columns[0].device.type == "cuda"
         self.host = tuple(torch.empty(t.shape, dtype=t.dtype, device="cpu", pin_memory=self.there) for t in self.device)
-        self.sent = [torch.cuda.Event() for _ in tokens] if self.there else []
+        self.sent = [torch.cuda.Event() for _ in columns[0]] if self.there else []
 
     def send(self, step: int) -> None:
         """Start the copy: call it after the launch of ``step`` and before that of the next step."""
@@ -276,11 +285,11 @@ class _Reader:
         if self.there:
             self.sent[step].record()
 
-    def receive(self, step: int) -> tuple[list[int], list[int]]:
+    def receive(self, step: int) -> tuple[list[int], list[int], list[float]]:
         if self.there:
             self.sent[step].synchronize()
-        tokens, statuses = (t[step].tolist() for t in self.host)
-        return tokens, statuses
+        tokens, statuses, logprobs = (t[step].tolist() for t in self.host)
+        return tokens, statuses, logprobs
 
 
 class CapturedSteps:

@@ -9,7 +9,7 @@ from fastdecode.decoder.cuda_graph import MOST_STEPS
 from fastdecode.engine.request import Request
 from fastdecode.engine.runner import Runner, Step
 from fastdecode.engine.scheduler import Plan, Scheduler
-from fastdecode.engine.sequence import Sequence, Tokens
+from fastdecode.engine.sequence import Draw, Sequence, Tokens
 from fastdecode.grammar import DONE
 from fastdecode.kv.kv_cache import StreamCache
 from fastdecode.kv.page_pool import PagePool, PoolExhausted
@@ -90,8 +90,8 @@ class EngineCore:
         self.scheduler.hold = False
         for request, error in step.failed:
             self.fail(request, error)
-        by_request: dict[int, tuple[Request, dict[int, int]]] = {}
-        for s, token, status in zip(step.sequences, step.tokens, step.statuses, strict=True):
+        by_request: dict[int, tuple[Request, dict[int, Draw]]] = {}
+        for s, token, status, logprob in zip(step.sequences, *step.drawn, strict=True):
             owner = self._owners.get(id(s))
             if owner is None or owner.done or s.done:
                 continue  # it ended in an earlier step of this plan
@@ -99,17 +99,17 @@ class EngineCore:
                 self.fail(owner, no_distribution(s, status))
                 changed = True
                 continue
-            by_request.setdefault(id(owner), (owner, {}))[1][id(s)] = token
+            by_request.setdefault(id(owner), (owner, {}))[1][id(s)] = token, logprob
         for request, tokens in by_request.values():
             if not request.done:
                 changed |= self._commit_to(request, tokens)
         return not changed
 
-    def _commit_to(self, request: Request, tokens: dict[int, int]) -> bool:
+    def _commit_to(self, request: Request, drawn: dict[int, Draw]) -> bool:
         """Append a token to each live sequence, and final tokens that need no step. Returns whether its rows change."""
-        changed = self._append(request, tokens)
+        changed = self._append(request, drawn)
         while request.live and all(self._ends_by_force(s) for s in request.live) and not request.records:
-            changed |= self._append(request, {id(s): s.forced for s in request.live})
+            changed |= self._append(request, {id(s): (s.forced, 0.0) for s in request.live})
         if not request.done and not request.live:
             self._finish(request)
         elif request.on_change is not None:
@@ -127,12 +127,11 @@ class EngineCore:
             state, length = s.grammar.advance(state, token), length + 1
         return True
 
-    def _append(self, request: Request, tokens: dict[int, int]) -> bool:
+    def _append(self, request: Request, drawn: dict[int, Draw]) -> bool:
         changed = False
         for s in list(request.live):
-            token = tokens[id(s)]
             grammar, was_inside, had_rows, needed = s.grammar, s.in_picture, bool(s.rows), s.needed
-            begins = s.append(token)
+            begins = s.append(*drawn[id(s)])
             if s.done:
                 self._end(request, s)
                 changed = True
@@ -153,7 +152,7 @@ class EngineCore:
                 self.runner.batch = None
                 changed = True
         if request.callbacks is not None:
-            changed |= self._call_back(request, [tokens.get(id(s), -1) for s in request.sequences])
+            changed |= self._call_back(request, [drawn.get(id(s), (-1, 0.0))[0] for s in request.sequences])
         return changed
 
     def _follow_schedule(self, s: Sequence, before: Tokens) -> None:
@@ -193,7 +192,7 @@ class EngineCore:
         if request not in self.scheduler.waiting:
             self.scheduler.add(request)
         while request.live and all(s.forced >= 0 for s in request.live) and not request.records:
-            self._append(request, {id(s): s.forced for s in request.live})
+            self._append(request, {id(s): (s.forced, 0.0) for s in request.live})
         if not request.live and not request.done:
             self._finish(request)
 

@@ -29,8 +29,8 @@ from fastdecode.engine.sequence import Sequence
 from fastdecode.ops.sample.reference import likely_tokens
 
 
-def sample_processed(request: Request, logits: Tensor) -> tuple[list[int], list[int]]:
-    """Tokens and statuses of all sequences of ``request``, in order. A sequence that has ended gets token -1 and status
+def sample_processed(request: Request, logits: Tensor) -> tuple[list[int], list[int], list[float]]:
+    """Tokens, statuses and log probabilities of all sequences of ``request``, in order. A sequence that has ended gets token -1 and status
     `fastdecode.ops.STATUS_FINISHED`; a sequence with a forced token gets that token.
 
     ``logits`` (rows, vocab): of all rows of the cache.
@@ -40,6 +40,7 @@ def sample_processed(request: Request, logits: Tensor) -> tuple[list[int], list[
     batch = request.sequences
     tokens = [-1] * len(batch)
     statuses = [ops.STATUS_FINISHED] * len(batch)
+    logprobs = [0.0] * len(batch)
     sampling = []
     for i, s in enumerate(batch):
         if not s.done:
@@ -47,7 +48,7 @@ def sample_processed(request: Request, logits: Tensor) -> tuple[list[int], list[
             if s.forced < 0:
                 sampling.append(i)
     if not sampling and not callbacks.recorder.wanted:
-        return tokens, statuses
+        return tokens, statuses, logprobs
     raw, mixed, banned = _mix(batch, sampling, logits[:, : callbacks.columns], callbacks.normalise)
     so_far = callbacks.tokens.to(mixed.device)
     scores = mixed
@@ -62,7 +63,7 @@ def sample_processed(request: Request, logits: Tensor) -> tuple[list[int], list[
         scores = scores.masked_fill(banned, -torch.inf)
     _record(callbacks, batch, sampling, raw, scores)
     if not sampling:
-        return tokens, statuses
+        return tokens, statuses, logprobs
     rows = torch.tensor([[i] for i in sampling], dtype=torch.int32, device=scores.device)
     chosen = [batch[i] for i in sampling]
     drawn = ops.sample(
@@ -73,9 +74,10 @@ def sample_processed(request: Request, logits: Tensor) -> tuple[list[int], list[
         step=torch.tensor([len(s.tokens) for s in chosen], device=scores.device),
         **parameters_of([s.sampling for s in chosen], scores.device),
     )
-    for i, token, status in zip(sampling, drawn.token.tolist(), drawn.status.tolist(), strict=True):
-        tokens[i], statuses[i] = token, status
-    return tokens, statuses
+    columns = (column.tolist() for column in (drawn.token, drawn.status, drawn.logprob))
+    for i, token, status, logprob in zip(sampling, *columns, strict=True):
+        tokens[i], statuses[i], logprobs[i] = token, status, logprob
+    return tokens, statuses, logprobs
 
 
 def _mix(batch: list[Sequence], sampling: list[int], logits: Tensor, normalise: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -45,7 +45,7 @@ class Request:
             steps = min(len(s.tokens) - s.prompt_length for s in running)
             for s in self.sequences:
                 if len(s.tokens) - s.prompt_length > steps:  # of a step that was not finished
-                    del s.tokens[s.prompt_length + steps :]
+                    del s.tokens[s.prompt_length + steps :], s.logprobs[steps:]
                     s.reason = None
         for s in self.sequences:
             s.rows, s.inputs, s.seen = [], [], None

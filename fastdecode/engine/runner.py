@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,16 +21,23 @@ from fastdecode.kv.kv_cache import StreamCache
 from fastdecode.kv.page_pool import PoolExhausted
 
 
+class Drawn(NamedTuple):
+    """The tokens of a step, their statuses and their log probabilities, as `fastdecode.ops.sample` returns them."""
+
+    tokens: list[int]
+    statuses: list[int]
+    logprobs: list[float]
+
+
 @dataclass(slots=True)
 class Step:
-    """The tokens and statuses of one step, in the order of ``sequences``. ``failed``: requests whose processors raised,
-    with their errors.
+    """What one step drew, in the order of ``sequences``. ``failed``: requests whose processors raised, with their
+    errors.
     """
 
     sequences: list[Sequence]
-    tokens: list[int]
-    statuses: list[int]
-    failed: list[tuple[Request, BaseException]]
+    drawn: Drawn
+    failed: list[tuple[Request, BaseException]] = field(default_factory=list)
 
 
 class Runner:
@@ -149,28 +156,29 @@ class Runner:
         if not self.processed:
             if all(s.forced >= 0 and not s.in_block for s in sampled):
                 self.batch = None
-                return Step(sampled, [s.forced for s in sampled], [ops.STATUS_OK] * len(sampled), [])
-            drawn = batch.sample(self.decoder.logits(hidden, batch.draws.spans if batch.draws else None))
-            return Step(sampled, drawn.token.tolist(), drawn.status.tolist(), [])
+                count = len(sampled)
+                return Step(sampled, Drawn([s.forced for s in sampled], [ops.STATUS_OK] * count, [0.0] * count))
+            return Step(
+                sampled,
+                read(batch.sample(self.decoder.logits(hidden, batch.draws.spans if batch.draws else None))),
+            )
         logits = self.decoder.logits(hidden)
-        step = Step(list(sampled), [], [], [])
-        if sampled:
-            drawn = batch.sample(logits)
-            step.tokens, step.statuses = drawn.token.tolist(), drawn.status.tolist()
+        step = Step(list(sampled), read(batch.sample(logits)) if sampled else Drawn([], [], []))
         for request in self.processed:
             try:
-                tokens, statuses = sample_processed(request, logits)
+                columns = sample_processed(request, logits)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # whatever a caller's processor raises is its own request's
                 step.failed.append((request, error))
                 continue
-            for s, token, status in zip(request.sequences, tokens, statuses, strict=True):
+            for s, token, status, logprob in zip(request.sequences, *columns, strict=True):
                 if status == ops.STATUS_FINISHED:
                     continue
                 step.sequences.append(s)
-                step.tokens.append(token)
-                step.statuses.append(status)
+                step.drawn.tokens.append(token)
+                step.drawn.statuses.append(status)
+                step.drawn.logprobs.append(logprob)
                 batch.inputs[s.rows] = token
         return step
 
@@ -194,10 +202,10 @@ class Runner:
         samples = []
         for _ in range(steps):
             drawn = batch.sample(self.decoder.logits(self._step(batch), draws.spans))
-            samples.append((drawn.token.clone(), drawn.status.clone()))
-        tokens, statuses = (torch.stack(column).tolist() for column in zip(*samples, strict=True))
-        for row, status in zip(tokens, statuses, strict=True):
-            yield Step(batch.sampled, row, status, [])
+            samples.append([column.clone() for column in (drawn.token, drawn.status, drawn.logprob)])
+        columns = [torch.stack(column).tolist() for column in zip(*samples, strict=True)]
+        for of_step in zip(*columns, strict=True):
+            yield Step(batch.sampled, Drawn(*of_step))
 
     def _captured(self, batch: Batch, plan: Plan) -> Generator[Step, None, None] | None:
         """Run the steps by replaying a captured step. None if there is none."""
@@ -218,18 +226,24 @@ class Runner:
         assert draws is not None
         draws.weights_ahead = batch.weights_ahead(plan.steps)
         if plan.unseen:
-            tokens, statuses = captured.run(self.cache, draws, state, plan.steps)
-            for row, status in zip(tokens.tolist(), statuses.tolist(), strict=True):
-                yield Step(sampled, row, status, [])
+            columns = captured.run(self.cache, draws, state, plan.steps)
+            for of_step in zip(*(column.tolist() for column in columns), strict=True):
+                yield Step(sampled, Drawn(*of_step))
             return
         accepted: list[list[int]] = []
         try:
-            for tokens, statuses in captured.run_ahead(self.cache, draws, state, plan.steps):
-                accepted.append(tokens)
-                yield Step(sampled, tokens, statuses, [])
+            for columns in captured.run_ahead(self.cache, draws, state, plan.steps):
+                drawn = Drawn(*columns)
+                accepted.append(drawn.tokens)
+                yield Step(sampled, drawn)
         finally:
             for tokens in accepted:
                 batch.advance_seen(tokens)
+
+
+def read(sample: ops.Sample) -> Drawn:
+    """What a step drew, on the host."""
+    return Drawn(sample.token.tolist(), sample.status.tolist(), sample.logprob.tolist())
 
 
 def _vectors(sequences: Iterable[Sequence]) -> dict[int, Tensor]:

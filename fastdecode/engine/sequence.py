@@ -18,6 +18,9 @@ from fastdecode.vocabulary import Vocabulary
 
 Tokens = tuple[int, ...]
 
+Draw = tuple[int, float]
+"""A token, and its log probability among the tokens that could be drawn: 0 if it was forced."""
+
 UNSCHEDULED: tuple[None, None] = (None, None)
 
 
@@ -40,7 +43,7 @@ class Sequence:
     ``tokens``: the prompt (without padding, pictures in place of placeholders) and the generated tokens. ``limit``: its
     maximum length. ``also_seen``: further tokens that the repetition penalty applies to (placeholders that pictures
     replaced). ``vectors``: those whose numbers stand among its ``tokens``, all of them in the prompt. ``name``: its
-    name in errors.
+    name in errors. ``logprobs``: of the generated tokens.
 
     ``state``: its state in ``grammar``. ``image_start``: the position where the picture being drawn begins, or -1.
     ``streams``: its guidance streams besides the full sequence, as they were when it had ``streams_from`` tokens; every
@@ -78,6 +81,7 @@ class Sequence:
     inputs: list[int] = field(default_factory=list, init=False)
     seen: Tensor | None = field(default=None, init=False)
     reason: str | None = field(default=None, init=False)
+    logprobs: list[float] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)
@@ -144,9 +148,10 @@ class Sequence:
 
     # --- one more token -----------------------------------------------------------------------------------------
 
-    def append(self, token: int) -> bool:
+    def append(self, token: int, logprob: float = 0.0) -> bool:
         """Append ``token`` and advance the grammar. Returns whether a picture begins with it."""
         before = self.state
+        self.logprobs.append(logprob)
         self.tokens.append(token)
         self.inputs = []
         self.state = self.grammar.advance(before, token)
@@ -168,19 +173,19 @@ class Sequence:
 
     def recover(self) -> None:
         """Find the place in the grammar anew, from the tokens: something interrupted a step."""
-        tokens = self.tokens
+        tokens, logprobs = self.tokens, self.logprobs[: len(self.generated)]  # one more if this interrupted `append`
         try:
-            self.tokens = tokens[: self.prompt_length]
+            self.tokens, self.logprobs = tokens[: self.prompt_length], []
             self.end_streams()
             self.__post_init__()
-            for token in tokens[self.prompt_length :]:
+            for token, logprob in zip(tokens[self.prompt_length :], logprobs, strict=True):
                 was_inside = self.in_picture
-                if self.append(token):
+                if self.append(token, logprob):
                     self.begin_picture()
                 elif was_inside and not self.in_picture and not self.guidance.everywhere:
                     self.end_streams()
         finally:
-            self.tokens = tokens  # also if this is interrupted
+            self.tokens, self.logprobs = tokens, logprobs  # also if this is interrupted
 
     # --- streams ------------------------------------------------------------------------------------------------
 

@@ -75,6 +75,14 @@ class Handle:
         """The tokens generated so far."""
         return self._request.sequences[0].generated
 
+    @property
+    def logprobs(self) -> list[float]:
+        """The natural logarithm of the probability of each of `tokens`, among those that could be drawn in its place:
+        after guidance, temperature and the other sampling parameters. 0 for forced tokens and without sampling.
+        """
+        s = self._request.sequences[0]
+        return s.logprobs[: len(s.generated)]
+
     def abort(self) -> None:
         """End the request. Its pages are free after at most one step. No effect if it has ended."""
         self._engine.abort(self)

@@ -18,6 +18,7 @@ COLUMNS = {
     "text": "string",
     "pictures": "list<string>",
     "tokens": "int64",
+    "logprob": "float64",
     "ended": "string",
     "error": "string",
 }

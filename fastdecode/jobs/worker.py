@@ -165,7 +165,10 @@ class Worker:
             return failed(row, error.__cause__ or error)
         except Exception as error:
             return failed(row, error)
-        return Item(row.id, parts, {**_facts(row), "tokens": len(handle.tokens), "ended": handle.reason})
+        logprob = round(sum(handle.logprobs), 4)
+        return Item(
+            row.id, parts, {**_facts(row), "tokens": len(handle.tokens), "logprob": logprob, "ended": handle.reason}
+        )
 
 
 def failed(row: Row, error: BaseException) -> Item:

@@ -347,3 +347,20 @@ def test_a_capture_that_fails_gives_its_page_back(traces: Traces, monkeypatch: p
     with pytest.raises(RuntimeError, match="cannot be captured"):
         fastdecode.generate(model, **prompts_of(model), **IMAGE_ONLY, kv_pool=pool)
     assert pool.used == 0
+
+
+@pytest.mark.parametrize("mode", [IMAGE_ONLY, {**INTERLEAVED, "max_new_tokens": 60}], ids=["image-only", "interleaved"])
+def test_log_probabilities_come_with_the_tokens(mode: dict, traces: Traces, monkeypatch: pytest.MonkeyPatch):
+    """Captured steps tell those of steps that are not."""
+    model, found = drawing_model(5, resolution=24), []
+    for captures in (True, False):
+        with monkeypatch.context() as patch:
+            if not captures:
+                uncaptured(patch)
+            handle = fastdecode.Engine(model).submit(prompts_of(model, (9,))["input_ids"], **mode, guidance=2.0)
+            handle.result()
+            found.append((handle.tokens, handle.logprobs))
+            assert len(handle.logprobs) == len(handle.tokens)
+    assert traces.replays > 30
+    assert found[0] == found[1]
+    assert min(found[0][1]) < -0.1

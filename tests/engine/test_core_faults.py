@@ -207,10 +207,10 @@ def test_an_interrupt_of_a_batch_in_lock_step_loses_and_doubles_nothing(monkeypa
     expected = fastdecode.generate(MODEL, **options, **own)
     append, generator = Sequence.append, random.Random(4)
 
-    def interrupted(self, token):
+    def interrupted(self, *drawn):
         if generator.random() < 0.1:
             raise KeyboardInterrupt
-        return append(self, token)
+        return append(self, *drawn)
 
     call = prepare_call(MODEL, None, dict(options), own)
     [request] = call.requests()

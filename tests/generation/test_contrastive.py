@@ -179,7 +179,7 @@ def test_what_is_no_number_in_the_other_stream_is_told_there_too(wrong: float | 
     [request] = call.requests(lambda tokens: None)
     request.callbacks.processors = [lambda ids, scores: scores + 0.0]
     s.rows = [0, 1]
-    tokens, statuses = sample_processed(request, logits)
+    tokens, statuses, _ = sample_processed(request, logits)
     expected = ([CODES[0]], [ops.STATUS_OK]) if wrong is None else ([-1], [ops.STATUS_INVALID_LOGITS])
     assert (tokens, statuses) == expected
 
