@@ -30,8 +30,8 @@ from fastdecode.ops.sample.reference import likely_tokens
 
 
 def sample_processed(request: Request, logits: Tensor) -> tuple[list[int], list[int], list[float]]:
-    """Tokens, statuses and log probabilities of all sequences of ``request``, in order. A sequence that has ended gets token -1 and status
-    `fastdecode.ops.STATUS_FINISHED`; a sequence with a forced token gets that token.
+    """Tokens, statuses and log probabilities of all sequences of ``request``, in order. A sequence that has ended gets
+    token -1 and status `fastdecode.ops.STATUS_FINISHED`; a sequence with a forced token gets that token.
 
     ``logits`` (rows, vocab): of all rows of the cache.
     """
