@@ -52,7 +52,7 @@ def measure(mode: str, count: int, turns: int, folder: Path) -> dict[str, object
         def whole(number: int) -> float:
             start = time.perf_counter()
             target = folder / f"{mode}-{per_tar}-{number}"
-            done = run(job, rows, target, per_tar=per_tar, make=worker.items, progress=False)
+            done = run(job, rows, target, per_tar=per_tar, maker=lambda: worker, progress=False)
             if (done.made, done.failed) != (count, 0):
                 raise SystemExit(f"a run made {done.made} items, of which {done.failed} failed; wanted {count}")
             return time.perf_counter() - start

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -31,6 +31,21 @@ def key_of(name: str) -> str:
     return f"{begin}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
+class Made(Protocol):
+    """What a store writes of an item: see `Item`."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def facts(self) -> Mapping[str, Any]: ...
+
+    @property
+    def failed(self) -> bool: ...
+
+    def files(self) -> Mapping[str, bytes]: ...
+
+
 @dataclass(frozen=True)
 class Item:
     """A document, or why there is none.
@@ -38,11 +53,13 @@ class Item:
     id      of its row
     parts   text and pictures in their order
     facts   what ``item.json`` says of it besides: JSON. Of an item that failed, with "error", why
+    tokens  those that were generated
     """
 
     id: str
     parts: Sequence[str | Image.Image]
     facts: Mapping[str, Any]
+    tokens: tuple[int, ...] = ()
 
     @property
     def failed(self) -> bool:

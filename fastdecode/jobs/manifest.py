@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,12 @@ def files_of(model: str) -> dict[str, str]:
 
 
 def hash_of(file: Path) -> str:
+    stat = file.stat()
+    return _hash_of(file, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _hash_of(file: Path, size: int, changed: int) -> str:
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 

@@ -7,24 +7,29 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fastdecode.jobs.files import writing
 from fastdecode.jobs.index import NAME as INDEX
 from fastdecode.jobs.index import write_index
-from fastdecode.jobs.items import Item
+from fastdecode.jobs.items import Made
 from fastdecode.jobs.manifest import check_target, describe, held
 from fastdecode.jobs.rows import Row
 from fastdecode.jobs.store import Store
 from fastdecode.jobs.tars import Tars
 from fastdecode.jobs.worker import Job, Worker
-from fastdecode.ops.scalars import shown
 
-Make = Callable[[Sequence[Row]], Generator[list[Item], None, None]]
 
-TRIED, KINDS = 3, 100
-"""Before a job begins, each set of options is tried on so many rows, and so many sets of them."""
+class Maker(Protocol):
+    """Makes items of rows: a `fastdecode.jobs.worker.Worker`, or many of them."""
+
+    def check(self, rows: Sequence[Row]) -> None:
+        """``ValueError`` for options with which no row of those that are tried can be made."""
+
+    def items(self, rows: Sequence[Row]) -> Generator[Sequence[Made], None, None]:
+        """The items of ``rows``, in any order, several at a time."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ def run(
     shard: tuple[int, int] = (1, 1),
     retry_failed: bool = False,
     any_version: bool = False,
-    make: Make | None = None,
+    maker: Callable[[], Maker] | None = None,
     progress: bool | None = None,
 ) -> Summary:
     """Make the items of ``rows`` that ``target`` does not have, and an index of all.
@@ -68,7 +73,7 @@ def run(
                       into a folder of its own in ``target``
         retry_failed  make items again that failed
         any_version   go on with a job that was begun with other versions of fastdecode, torch or transformers
-        make          makes items of rows, several at a time; None: an engine in this process
+        maker         called if there is something to make, for what makes it; None: an engine in this process
         progress      show a bar; None: on a terminal
 
     ValueError, before anything is written, if rows or options are wrong, if ``target`` holds something else, or if
@@ -81,14 +86,15 @@ def run(
         raise ValueError(f"shard {number} of {count} has no rows: there are fewer rows than shards")
     target = target if count == 1 else target / f"shard-{number}-of-{count}"
     ids = [row.id for row in rows]
+    maker = maker or partial(Worker, job)
     manifest = describe(job, rows, per_tar, shard)
     store = Store(target, ids) if per_tar is None else Tars(target, ids, per_tar)
     begun = check_target(target, manifest, any_version)
-    if make is None and _left(store, rows, retry_failed):
-        worker = Worker(job)
+    makes = None
+    if _left(store, rows, retry_failed):
+        makes = maker()
         if not begun:
-            check_options(worker, rows)
-        make = worker.items
+            makes.check(rows)
     with held(target, manifest, any_version):
         start = time.perf_counter()
         with writing(target):
@@ -99,11 +105,10 @@ def run(
         todo = [row for row in rows if row.id not in before]
         made = failed = tokens = 0
         if todo:
-            if make is None:  # another process has removed items meanwhile
-                make = Worker(job).items
+            makes = maker() if makes is None else makes  # another process may have removed items meanwhile
             with writing(target):
                 (target / INDEX).unlink(missing_ok=True)  # it is there if and only if all items are
-            with closing(make(todo)) as batches, bar(len(rows), len(before), progress) as shown_bar:
+            with closing(makes.items(todo)) as batches, bar(len(rows), len(before), progress) as shown_bar:
                 for items in batches:
                     with writing(target):
                         store.write(items)
@@ -130,37 +135,3 @@ def bar(total: int, there: int, progress: bool | None) -> Any:
 
     hidden = None if progress is None else not progress
     return tqdm(total=total, initial=there, unit="item", disable=hidden, file=sys.stderr)
-
-
-def check_options(worker: Worker, rows: Sequence[Row]) -> None:
-    """``ValueError`` for options with which none of the rows that they are tried on can be made, and if no row that is
-    tried can. Else rows that fail have a reason of their own, which does not stop a job.
-    """
-    kinds: dict[str, list[Row]] = {}
-    for row in rows:
-        kinds.setdefault(repr((row.options, len(row.pictures))), []).append(row)
-    wrong: list[tuple[Row, Exception]] = []
-    good = False
-    for some in list(kinds.values())[:KINDS]:
-        errors = _errors(worker, some[:TRIED])
-        if len(errors) == TRIED:
-            wrong, good = errors, False
-            break
-        wrong += errors
-        good = good or len(errors) < len(some)
-    if wrong and not good:
-        row, error = wrong[0]
-        raise ValueError(f"the row {shown(row.id)} cannot be made: {error}") from error
-
-
-def _errors(worker: Worker, rows: Sequence[Row]) -> list[tuple[Row, Exception]]:
-    """Rows that cannot be made, until one can."""
-    found: list[tuple[Row, Exception]] = []
-    for row in rows:
-        try:
-            worker.check(row)
-        except Exception as error:
-            found.append((row, error))
-        else:
-            break
-    return found

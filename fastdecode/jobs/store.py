@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdecode.jobs.files import remove_folder, remove_unfinished, write_folder
-from fastdecode.jobs.items import FACTS, Item, facts_of, key_of
+from fastdecode.jobs.items import FACTS, Made, facts_of, key_of
 
 
 class Store:
@@ -55,7 +55,7 @@ class Store:
             if self._facts_of(name) is None:
                 remove_folder(self.folder / key_of(name))
 
-    def write(self, items: Iterable[Item]) -> None:
+    def write(self, items: Iterable[Made]) -> None:
         """Add items that are not there."""
         for item in items:
             write_folder(self.folder / key_of(item.id), item.files())

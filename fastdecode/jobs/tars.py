@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdecode.jobs.files import remove_folder, write_folder, written_file
-from fastdecode.jobs.items import FACTS, PICTURE, Item, facts_of, key_of
+from fastdecode.jobs.items import FACTS, PICTURE, Made, facts_of, key_of
 from fastdecode.jobs.store import Store
 
 
@@ -57,7 +57,7 @@ class Tars(Store):
             else:  # a process that was stopped may have left its folders
                 super().forget(members)
 
-    def write(self, items: Iterable[Item]) -> None:
+    def write(self, items: Iterable[Made]) -> None:
         items = list(items)
         super().write(items)
         for item in items:

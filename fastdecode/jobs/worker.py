@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from fastdecode.jobs.items import Item
 from fastdecode.jobs.layers import MODE, options_of_row
 from fastdecode.jobs.rows import Row
 from fastdecode.jobs.told import told
+from fastdecode.jobs.trials import check_options
 from fastdecode.models.families import text_vocabulary_of
 from fastdecode.models.loading import load
 from fastdecode.models.memory import available
@@ -122,9 +123,13 @@ class Worker:
         inputs, options = self.request(row)
         return self.engine.submit(inputs, **options)
 
-    def check(self, row: Row) -> None:
+    def try_row(self, row: Row) -> None:
         """Raises what `submit` would."""
         self.submit(row).abort()
+
+    def check(self, rows: Sequence[Row]) -> None:
+        """``ValueError`` for options with which no row of those that are tried can be made."""
+        check_options(self, rows)
 
     def items(self, rows: Iterable[Row]) -> Generator[list[Item], None, None]:
         """The items of ``rows`` as they end, those that end in the same step together. Items that fail have an error
@@ -166,9 +171,8 @@ class Worker:
         except Exception as error:
             return failed(row, error)
         logprob = round(sum(handle.logprobs), 4)
-        return Item(
-            row.id, parts, {**_facts(row), "tokens": len(handle.tokens), "logprob": logprob, "ended": handle.reason}
-        )
+        facts = {**_facts(row), "tokens": len(handle.tokens), "logprob": logprob, "ended": handle.reason}
+        return Item(row.id, parts, facts, tuple(handle.tokens))
 
 
 def failed(row: Row, error: BaseException) -> Item:

@@ -11,6 +11,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -45,6 +46,11 @@ def load_once(monkeypatch):
         return LOADED[key]
 
     monkeypatch.setattr("fastdecode.jobs.worker.load", load)
+
+
+def by(items):
+    """A maker whose items these are."""
+    return lambda: SimpleNamespace(items=items, check=lambda rows: None)
 
 
 def write(file, count):
@@ -100,7 +106,7 @@ def test_nothing_is_made_twice(rows, tmp_path, per_tar):
 
     run(JOB, rows, tmp_path / "out", per_tar=per_tar)
     before = contents(tmp_path / "out")
-    assert counts(run(JOB, rows, tmp_path / "out", per_tar=per_tar, make=make)) == (0, 0, 6, 0)
+    assert counts(run(JOB, rows, tmp_path / "out", per_tar=per_tar, maker=by(make))) == (0, 0, 6, 0)
     assert contents(tmp_path / "out") == before
 
 
@@ -126,7 +132,7 @@ def test_items_in_tars_have_their_pictures_in_order(tmp_path):
     def make(todo):
         yield [Item(row.id, ["a", *[picture] * 11], {"prompt": row.prompt, "seed": row.seed}) for row in todo]
 
-    run(JOB, [Row("a", "", 0)], tmp_path / "out", per_tar=1, make=make)
+    run(JOB, [Row("a", "", 0)], tmp_path / "out", per_tar=1, maker=by(make))
     with tarfile.open(tmp_path / "out" / "items-00000.tar") as tar:
         assert tar.getnames() == ["a.json", *(f"a.{n}.png" for n in range(1, 12))]
     [facts] = index(tmp_path / "out")
@@ -213,7 +219,7 @@ def test_a_job_of_300_rows_is_killed_five_times_at_random(tmp_path, per_tar):
             made.extend(item.id for item in items)
             yield items
 
-    summary = run(JOB, rows, out, per_tar=per_tar or None, make=counted)
+    summary = run(JOB, rows, out, per_tar=per_tar or None, maker=by(counted))
     assert summary.there > 0
     assert len(made) == len(set(made)) == 300 - summary.there
     assert contents(out) == contents(tmp_path / "whole")
@@ -258,10 +264,10 @@ def test_a_full_disk_ends_the_job_with_a_sentence(rows, tmp_path, monkeypatch, p
 def test_two_processes_do_not_work_on_one_job(rows, tmp_path):
     def make(todo):
         with pytest.raises(ValueError, match=r"another process works on the job in .*out: wait for it"):
-            run(JOB, rows, tmp_path / "out", make=make)
+            run(JOB, rows, tmp_path / "out", maker=by(make))
         yield from Worker(JOB).items(todo)
 
-    assert counts(run(JOB, rows, tmp_path / "out", make=make)) == (6, 0, 0, 0)
+    assert counts(run(JOB, rows, tmp_path / "out", maker=by(make))) == (6, 0, 0, 0)
 
 
 # --- items that fail --------------------------------------------------------------------------------------------
