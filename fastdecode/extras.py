@@ -12,6 +12,7 @@ EXTRAS = {
     "tqdm": "hf",
     "gguf": "gguf",
     "pyarrow": "jobs",
+    "ray": "ray",
     "fastapi": "serve",
     "starlette": "serve",
     "uvicorn": "serve",

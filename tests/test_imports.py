@@ -11,7 +11,7 @@ FASTDECODE = Package(
     "fastdecode",
     {"fastdecode": ROOT / "fastdecode", "fastdecode.triton_kernels": ROOT / "triton_kernels"},
     layers=(
-        ("__main__", "generation", "cli", "jobs", "serve", "bench", "environment"),
+        ("__main__", "generation", "cli", "jobs", "ray", "serve", "bench", "environment"),
         ("engine",),
         ("models",),
         ("guidance", "grammar", "layout", "schedule", "token_rules", "vocabulary"),
@@ -20,7 +20,7 @@ FASTDECODE = Package(
         ("ops",),
         ("triton_kernels", "_C", "build_info", "extras", "versions", "wording"),
     ),
-    facade_by=("__main__", "generation", "cli", "jobs", "serve", "bench", "environment"),
+    facade_by=("__main__", "generation", "cli", "jobs", "ray", "serve", "bench", "environment"),
     compiled=("fastdecode._C",),
 )
 

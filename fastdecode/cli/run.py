@@ -6,8 +6,9 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from fastdecode.cli.arguments import (
     check_weights,
     file,
     folder,
+    number,
     seed,
     whole,
 )
@@ -38,7 +40,7 @@ from fastdecode.cli.decode_options import (
 from fastdecode.wording import count_of
 
 if TYPE_CHECKING:
-    from fastdecode.jobs import Job, Summary
+    from fastdecode.jobs import Job, Maker, Summary
 
 FAILED = 3
 """The exit status if items failed."""
@@ -84,6 +86,17 @@ def add_arguments(run: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="items do not depend on what is decoded beside them (default: where the model can)",
     )
+    cluster = run.add_argument_group("cluster", "Engines on the machines of a cluster of Ray; this process writes.")
+    cluster.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="HOST:PORT, or auto for one that runs on this machine (default: that, or else a new one)",
+    )
+    cluster.add_argument("--actors", type=whole(1), metavar="N", help="engines (default: as many as there is room for)")
+    cluster.add_argument("--cpus", type=whole(1), metavar="N", help="of each engine (default: all of a machine)")
+    cluster.add_argument("--gpus", type=number(0), metavar="N", help="of each engine (default: 1 where there are any)")
     written = run.add_argument_group("output", "A run that was stopped goes on when the same command is given again.")
     written.add_argument("-o", "--output", type=folder, required=True, help="folder to write to")
     written.add_argument(
@@ -151,24 +164,28 @@ def guidance_of(text: str) -> Any:
 def run_job(args: argparse.Namespace) -> int:
     """Make the items that the output lacks. Returns the exit status: `FAILED` if items have."""
     check_weights(args.weights, args.device)
-    check_device(args.device)
+    if args.ray is None:
+        check_device(args.device)
     import pyarrow  # noqa: F401  told before minutes of loading
 
     from fastdecode.jobs import read_rows, run
 
+    job = job_of(args)
+    maker = maker_of(args, job)
     rows = read_rows(args.input, args.seed, args.task)
     if args.like is not None and args.task is None and not any("task" in row.options for row in rows):
         raise Refused("--like needs a task, such as --task text-to-image, or a column task")
     try:
         with sigterm_interrupts():
             done = run(
-                job_of(args),
+                job,
                 rows,
                 args.output,
                 per_tar=args.webdataset,
                 shard=args.shard,
                 retry_failed=args.retry_failed,
                 any_version=args.any_version,
+                maker=maker,
             )
     except KeyboardInterrupt:
         print("fastdecode: stopped; the same command goes on from here", file=sys.stderr)
@@ -181,6 +198,19 @@ def run_job(args: argparse.Namespace) -> int:
     if failed:
         print(f"fastdecode: {count_of(failed, 'item')} failed; index.parquet says why", file=sys.stderr)
     return FAILED if failed else 0
+
+
+def maker_of(args: argparse.Namespace, job: Job) -> Callable[[], Maker] | None:
+    """The engines of a cluster; None: an engine in this process."""
+    if args.ray is None:
+        given = next((name for name in ("actors", "cpus", "gpus") if getattr(args, name) is not None), None)
+        if given is not None:
+            raise Refused(f"--{given} is for engines on a cluster: give --ray too")
+        return None
+    from fastdecode.ray import RayMaker
+
+    sizes = {"actors": args.actors, "cpus": args.cpus, "gpus": args.gpus}
+    return partial(RayMaker, job, args.ray or None, **sizes, any_version=args.any_version)
 
 
 def sentence(done: Summary, output: Path) -> str:
