@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ from fastdecode.jobs.rows import Row, row_of
 from fastdecode.jobs.worker import Job, Worker
 from fastdecode.ops.scalars import shown
 from fastdecode.ray.alike import Expected
+
+EXACT = 2**53
+"""From here on floats do not hold every whole number."""
 
 SCHEMA = pyarrow.schema(
     {
@@ -87,15 +91,30 @@ def rows_of(batch: Any, seed: int = 0) -> list[Row]:
     """The rows of a batch of Ray Data: a mapping of columns, a pandas frame or a pyarrow table."""
     if not isinstance(batch, pyarrow.Table):
         columns = batch if isinstance(batch, Mapping) else {name: batch[name] for name in batch.columns}
-        batch = pyarrow.table({name: _arrow(column) for name, column in columns.items()})
+        batch = pyarrow.table({name: _arrow(name, column) for name, column in columns.items()})
     check_columns(batch.column_names, "the dataset")
     return [row_of(values, f"row {number} of a batch", seed) for number, values in enumerate(batch.to_pylist(), 1)]
 
 
-def _arrow(column: Iterable[Any]) -> pyarrow.Array:
-    """A column of a batch; NaN, with which NumPy says that there is no number, becomes null."""
+def _arrow(name: str, column: Iterable[Any]) -> pyarrow.Array:
+    """A column of a batch. NaN becomes null: with it NumPy and pandas say that there is no number, for which they turn
+    whole numbers into floats.
+    """
     values = [value.tolist() if hasattr(value, "tolist") else value for value in column]
-    return pyarrow.array([None if value != value else value for value in values])
+    values = [None if isinstance(value, float) and math.isnan(value) else value for value in values]
+    if name in ("id", "seed"):
+        values = [_whole(value, name) for value in values]
+    return pyarrow.array(values)
+
+
+def _whole(value: Any, name: str) -> Any:
+    if not isinstance(value, float) or not value.is_integer():
+        return value
+    if abs(value) >= EXACT:
+        raise ValueError(
+            f"the column {name} is of floats, which cannot hold {value:.0f} exactly: make it int64 or text"
+        )
+    return int(value)
 
 
 def columns_of(item: Item) -> dict[str, Any]:
