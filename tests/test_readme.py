@@ -54,8 +54,16 @@ def commands(block: Block) -> list[str]:
 
 
 QUICK = ("make", "fastdecode env", "fastdecode serve")
+ON_RAY = re.compile(r"^ray |--ray|^import ray$", re.MULTILINE)
+"""What needs a cluster of Ray: one at a time is enough for this machine."""
+
+
+def marks(text: str, quick: bool) -> list[pytest.MarkDecorator]:
+    return [*([] if quick else [pytest.mark.long]), *([pytest.mark.xdist_group("ray")] if ON_RAY.search(text) else [])]
+
+
 SHELL = [
-    pytest.param(block, id=f"{page.name}:{block.line}", marks=[] if quick else pytest.mark.long)
+    pytest.param(block, id=f"{page.name}:{block.line}", marks=marks(block.text, quick))
     for page in PAGES
     for block in blocks(page, "bash")
     if NOT_RUN not in block.title
@@ -76,7 +84,10 @@ def test_only_what_needs_a_large_checkpoint_is_not_run() -> None:
     assert titled == {"anole.md"}
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, id=p.name, marks=marks(p.read_text(), True)) for p in PAGES if blocks(p, "python")],
+)
 def test_programs(
     page: Path,
     tmp_path: Path,
@@ -113,9 +124,9 @@ def test_commands(block: Block, tmp_path: Path) -> None:
         words = shlex.split(command)
         if words[0] == "make":  # what make would do here is what this test run is part of; the target must exist
             done = subprocess.run(["make", "-n", words[1]], cwd=ROOT, capture_output=True, text=True, check=False)
-        elif words[0] in (".", "gcc", "g++", "cmake", "echo"):
+        elif words[0] in (".", "gcc", "g++", "cmake", "echo", "ray", "python"):
             command = f"{command}; fastdecode --version" if words[0] == "." else command
-            environment = {**os.environ, "PATH": path}
+            environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
             done = subprocess.run(
                 ["bash", "-ec", command], cwd=tmp_path, env=environment, capture_output=True, text=True
             )
