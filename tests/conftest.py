@@ -37,7 +37,7 @@ def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch, name, poisoning(getattr(torch, name)))
 
 
-FIRST = ("tests/cuda", "tests/triton_kernels/test_interpreter.py", "tests/fuzz")
+FIRST = ("tests/cuda", "tests/triton_kernels/test_interpreter.py", "tests/fuzz", "tests/ray")
 """The longest tests start first, so that two processes end at about the same time."""
 
 BUILDS = ("tests/cuda", "tests/test_linkers.py", "tests/cpp_server")
@@ -55,6 +55,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     items.sort(key=turn)
     for item in items:
+        if item.get_closest_marker("xdist_group") is not None:  # such as "ray": one cluster at a time
+            continue
         alone = item.get_closest_marker("alone") is not None
         group = item.nodeid if alone else "builds" if path(item).startswith(BUILDS) else path(item)
         item.add_marker(pytest.mark.xdist_group(group))

@@ -41,6 +41,12 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("fastdecode", "torch", "transformers")}
 
 
+def hashes_of(job: Job) -> dict[str, str]:
+    """What `files_of` says of the job's checkpoint, and the hash of its ``vqgan``."""
+    vqgan = {} if job.vqgan is None else {"vqgan": hash_of(Path(job.vqgan))}
+    return {**files_of(job.model), **vqgan}
+
+
 def files_of(model: str) -> dict[str, str]:
     """The SHA-256 of each file of a checkpoint that a document depends on, by name; of one on the hub, its revision.
     ``FileNotFoundError`` for what is neither.
@@ -70,16 +76,13 @@ def describe(job: Job, rows: Sequence[Row], per_tar: int | None, shard: tuple[in
     """The manifest of a job: what its items depend on."""
     named = {"model": job.model, "vqgan": job.vqgan}  # the files may lie elsewhere next time
     model = {name: getattr(job, name) for name in ("dtype", "device", "weights", "like")}
-    files = files_of(job.model)
-    if job.vqgan is not None:
-        files["vqgan"] = hash_of(Path(job.vqgan))
     engine: dict[str, Any] = {"deterministic": job.deterministic}
     if job.deterministic is False:  # else they change no token
         engine |= {"pages": job.pages, "max_rows": job.max_rows}
     return {
         "format": FORMAT,
         "named": named,
-        "model": {**model, "files": files},
+        "model": {**model, "files": hashes_of(job)},
         "parameters": {"options": told(job.options), "usual": told(job.usual), "seed": job.seed, "engine": engine},
         "input": {"rows": len(rows), "sha256": digest(rows)},
         "output": {"items per tar": per_tar},

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fastdecode.jobs.manifest import files_of, versions
+from fastdecode.jobs.manifest import hashes_of, versions
+from fastdecode.jobs.worker import Job
 
 
 @dataclass(frozen=True)
 class Expected:
     """What a machine must have to make the same items as the one that began the job.
 
-    files      SHA-256 of the checkpoint's files, by name
+    files      SHA-256 of the checkpoint's files and of its vqgan, by name
     versions   of fastdecode, torch and transformers, by name; None: any
     """
 
@@ -20,11 +21,11 @@ class Expected:
     versions: Mapping[str, str] | None
 
     @staticmethod
-    def here(model: str, any_version: bool = False) -> Expected:
+    def here(job: Job, any_version: bool = False) -> Expected:
         """What this machine has."""
-        return Expected(files_of(model), None if any_version else versions())
+        return Expected(hashes_of(job), None if any_version else versions())
 
-    def check(self, model: str) -> None:
+    def check(self, job: Job) -> None:
         """``ValueError`` says in what this machine differs."""
         found = versions()
         for name, version in (self.versions or found).items():
@@ -33,9 +34,9 @@ class Expected:
                     f"this machine has {name} {found[name]}, and the job was begun with {version}: install that, or "
                     "give --any-version: its tokens may differ"
                 )
-        files = files_of(model)
+        files = hashes_of(job)
         for name in sorted({*self.files, *files}):
             if files.get(name) != self.files.get(name):
                 raise ValueError(
-                    f"{name} of {model} is not on this machine what it is where the job was begun: copy that there"
+                    f"{name} of {job.model} is not on this machine what it is where the job was begun: copy that there"
                 )

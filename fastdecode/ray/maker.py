@@ -58,7 +58,7 @@ class RayMaker:
         connect(address)
         check_machines(any_version)
         self.sizes = sizes(actors, cpus, gpus, job.device)
-        self.expected = Expected.here(job.model, any_version)
+        self.expected = Expected.here(job, any_version)
         self.job = on_all_machines(job)
 
     @property

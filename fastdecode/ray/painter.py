@@ -68,7 +68,7 @@ class Painter:
     def __init__(self, job: Job | None = None, *, threads: int | None = None, expected: Expected | None = None) -> None:
         self.job = job or Job()
         if expected is not None:
-            expected.check(self.job.model)
+            expected.check(self.job)
         if threads is not None:
             torch.set_num_threads(threads)
         self.worker = Worker(self.job)

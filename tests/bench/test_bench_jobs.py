@@ -21,3 +21,4 @@ def test_the_benchmark_of_jobs_reports_ratios_of_each_turn(tmp_path):
         for name in ("folders", "tars"):
             assert row[f"{name}, of the turns"] == [round(row[f"throughput of {name}"], 3)]
             assert 0 < row[f"throughput of {name}"] < 100
+            assert 0 < row[f"{name}, share of time beside the engine"] < 1

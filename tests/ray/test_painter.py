@@ -100,11 +100,11 @@ def test_wrong_rows_are_refused(painter, columns, message):
 
 
 def test_other_weights_and_other_versions_are_refused():
-    here = Expected.here("blocks")
-    here.check("blocks")
+    here = Expected.here(Job())
+    here.check(Job())
     name = next(name for name in here.files if name.endswith(".safetensors"))
     with pytest.raises(ValueError, match=f"{name} of blocks is not on this machine what it is where the job was begun"):
         Painter(expected=Expected({**here.files, name: "0"}, here.versions))
     with pytest.raises(ValueError, match=r"this machine has torch .*, and the job was begun with 1.0: install that"):
         Painter(expected=Expected(here.files, {**here.versions, "torch": "1.0"}))
-    Expected.here("blocks", any_version=True).check("blocks")
+    Expected.here(Job(), any_version=True).check(Job())

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -189,3 +190,17 @@ def test_addresses_that_do_not_answer(address, message):
     with pytest.raises(ValueError, match=message):
         of_ray.connect(address)
     assert not ray.is_initialized()
+
+
+def test_engines_that_cannot_start_end_the_job_with_a_sentence(tmp_path, machines):
+    maker = RayMaker(JOB, actors=1, cpus=1)
+    name = next(name for name in maker.expected.files if name.endswith(".safetensors"))
+    maker.expected = replace(maker.expected, files={**maker.expected.files, name: "0"})
+    message = f"{name} of blocks is not on this machine what it is where the job was begun"
+    with pytest.raises(ValueError, match=message):
+        run(JOB, rows_of(3), tmp_path / "out", maker=lambda: maker, progress=False)
+    assert not (tmp_path / "out").exists()
+    maker.check = lambda rows: None  # as if a machine had come later
+    with pytest.raises(RuntimeError, match=f"the cluster failed: .*{message}"):
+        run(JOB, rows_of(3), tmp_path / "out", maker=lambda: maker, progress=False)
+    assert sorted(contents(tmp_path / "out")) == ["manifest.json"]
