@@ -275,6 +275,18 @@ def _vqgan_weights(path: Path) -> DecoderWeights:
     return DecoderWeights(found, {key: state[key] for key in BEFORE_DECODER if key in state}, others)
 
 
+def add_decoder(model: Any) -> None:
+    """Give a Chameleon that transformers has loaded the VQ decoder of its checkpoint, which transformers drops. No
+    effect if the model has one, or its checkpoint has none.
+    """
+    if model.config.model_type != "chameleon" or hasattr(model.model.vqmodel, "decoder"):
+        return
+    revision = getattr(model.config, "_commit_hash", None)
+    painting = Checkpoint(model.config.name_or_path, {"revision": revision}).decoder_weights()
+    if painting.decoder:
+        _attach_decoder(model, painting)
+
+
 def _attach_decoder(model: Any, painting: DecoderWeights) -> None:
     attach_decoder(model, painting.decoder, painting.before)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +26,11 @@ from fastdecode.ray.painter import Painter
 
 BATCH = 32
 """The most rows that an engine is given at once. If it dies, they are made again."""
+
+
+OF_RAY = r"(?!.*\b(UserCodeException|SystemException|RayTaskError)\b)"
+REASON = re.compile(OF_RAY + r"([\w.]+\.)?\w*(Error|Exception)\b(: .|$)")
+"""A line of Ray's pages that says what went wrong, and not only that something did."""
 
 
 class RayMaker:
@@ -73,7 +79,7 @@ class RayMaker:
     def check(self, rows: Sequence[Row]) -> None:
         """As `fastdecode.jobs.worker.Worker.check`, by an engine of the cluster."""
         trial = ray.remote(**self._resources, max_retries=2, max_calls=1)(_trial)
-        with _in_words():
+        with in_words():
             said = ray.get(trial.remote(self._engine, [absolute(row) for row in rows]))
         if said is not None:
             raise ValueError(said)
@@ -90,8 +96,8 @@ class RayMaker:
             compute=ray.data.ActorPoolStrategy(size=self.sizes.actors),
             **self._resources,
         )
-        with _in_words():
-            for table in _tables(data):
+        with in_words():
+            for table in tables(data):
                 yield [PackedItem(**values) for values in table.to_pylist()]
 
 
@@ -165,7 +171,7 @@ def _trial(engine: Mapping[str, Any], rows: Sequence[Row]) -> str | None:
     return None
 
 
-def _tables(data: ray.data.Dataset) -> Iterator[pyarrow.Table]:
+def tables(data: ray.data.Dataset) -> Iterator[pyarrow.Table]:
     """The batches of ``data`` as they come. Ray Data says nothing meanwhile: the job has a bar of its own."""
     context = data.context
     context.enable_progress_bars = context.print_on_execution_start = False
@@ -174,13 +180,11 @@ def _tables(data: ray.data.Dataset) -> Iterator[pyarrow.Table]:
 
 
 @contextmanager
-def _in_words() -> Iterator[None]:
+def in_words() -> Iterator[None]:
     """RuntimeError says in a sentence what Ray says in pages."""
     try:
         yield
     except RayError as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None or getattr(cause, "cause", None) is not None:
-            cause = getattr(cause, "cause", None) or cause.__cause__  # type: ignore[assignment]
-        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-        raise RuntimeError(f"the cluster failed: {lines[-1] if lines else type(cause).__name__}") from error
+        said = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reasons = [line for line in said if REASON.match(line)]
+        raise RuntimeError(f"the cluster failed: {[*said, *reasons][-1] if said else type(error).__name__}") from error

@@ -21,6 +21,7 @@ from fastdecode.jobs.files import UNFINISHED
 from fastdecode.jobs.rows import seed_of
 from fastdecode.ray import Painter, RayMaker
 from fastdecode.ray import cluster as of_ray
+from fastdecode.ray.maker import in_words, tables
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -165,6 +166,17 @@ def test_a_dataset_of_ray_and_what_is_refused(tmp_path, machines):
 
 def _columns(rows):
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ValueError("the reason why")])
+def test_what_an_engine_raises_is_told_in_a_line(machines, error):
+    class Broken:
+        def __call__(self, batch):
+            raise error
+
+    data = ray.data.from_items([{"id": 1}]).map_batches(Broken, compute=ray.data.ActorPoolStrategy(size=1), num_cpus=1)
+    with pytest.raises(RuntimeError, match=f"^the cluster failed: {type(error).__name__}(: {error})?$"), in_words():
+        list(tables(data))
 
 
 def test_machines_with_other_versions_are_refused(tmp_path, machines, monkeypatch):
