@@ -24,12 +24,12 @@ from fastdecode.cli.arguments import (
     whole,
 )
 from fastdecode.cli.decode_options import (
+    GUIDANCE_HELP,
     MODALITIES,
     MODE,
     MODES,
     SAMPLING,
     TASKS,
-    USUAL,
     add_sampling_arguments,
     check_modality,
     guidance,
@@ -48,7 +48,7 @@ FAILED = 3
 
 def add_arguments(run: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    rows = run.add_argument_group("rows", "Columns of the input that are options go before these.")
+    rows = run.add_argument_group("rows", "An option in a row of the input wins over one that is given here.")
     rows.add_argument(
         "--input",
         type=file,
@@ -63,14 +63,12 @@ def add_arguments(run: argparse.ArgumentParser) -> None:
         metavar="I/N",
         help="only every N-th row, from the I-th on, into a folder of its own",
     )
-    rows.add_argument(
-        "--task", choices=TASKS, metavar="TASK", help=f"of rows without one: as fastdecode.recipe: {', '.join(TASKS)}"
-    )
+    rows.add_argument("--task", choices=TASKS, metavar="TASK", help=f"of rows that name none: {', '.join(TASKS)}")
     rows.add_argument("--like", metavar="NAME", help="with tasks: which Chameleon the model is, such as Anole")
     rows.add_argument("--mode", choices=MODES, metavar="MODE", help=f"(default: the task's, or {MODE})")
     rows.add_argument("--image-size", type=size, metavar="WxH", help="of pictures to draw, in pixels")
     rows.add_argument("--max-new-tokens", type=whole(1), help="(default: the task's, or what the context allows)")
-    rows.add_argument("--guidance", type=guidance, help="as for generate")
+    rows.add_argument("--guidance", type=guidance, help=GUIDANCE_HELP)
     rows.add_argument(
         "--seed", type=seed, default=0, help="rows without a seed get one of this and their id (default: %(default)s)"
     )
@@ -133,11 +131,6 @@ def job_of(args: argparse.Namespace) -> Job:
         **{name: getattr(args, name) for name in SAMPLING},
         **{modality: own_options(args, modality) or None for modality in MODALITIES},
     }
-    usual = {
-        "multimodal_generation_mode": MODE,
-        "guidance": parse_guidance(None, draws=True),
-        **{modality: {"do_sample": True, **USUAL} for modality in MODALITIES},
-    }
     return Job(
         model=args.model,
         dtype=None if args.dtype == "auto" else args.dtype,
@@ -146,7 +139,6 @@ def job_of(args: argparse.Namespace) -> Job:
         weights=args.weights,
         like=args.like,
         options={name: value for name, value in given.items() if value is not None},
-        usual=usual,
         seed=args.seed,
         pages=args.pages,
         max_rows=args.max_rows,
@@ -196,7 +188,11 @@ def run_job(args: argparse.Namespace) -> int:
         print(sentence(done, args.output))
     failed = done.failed + done.failed_before
     if failed:
-        print(f"fastdecode: {count_of(failed, 'item')} failed; index.parquet says why", file=sys.stderr)
+        print(
+            f"fastdecode: {count_of(failed, 'item')} failed, {done.first_error}; index.parquet says why each did, and "
+            "--retry-failed tries again",
+            file=sys.stderr,
+        )
     return FAILED if failed else 0
 
 
@@ -215,9 +211,11 @@ def maker_of(args: argparse.Namespace, job: Job) -> Callable[[], Maker] | None:
 
 def sentence(done: Summary, output: Path) -> str:
     """What a run did, for people."""
+    failed = f", {done.failed} failed" if done.failed else ""
     rate = f" in {done.seconds:.1f} s, {done.made / done.seconds:.2f} items/s" if done.made else ""
     there = f"; {done.there} there already" if done.there else ""
-    return f"{count_of(done.made, 'item')} made{rate}{there}; written to {output}"
+    before = f", of which {done.failed_before} failed" if done.failed_before else ""
+    return f"{count_of(done.made - done.failed, 'item')} made{failed}{rate}{there}{before}; written to {output}"
 
 
 @contextmanager

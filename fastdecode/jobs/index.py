@@ -22,7 +22,9 @@ COLUMNS = {
     "ended": "string",
     "error": "string",
 }
-"""By name, what they hold. ``files``: the item's folder or tar, seen from the output folder."""
+"""By name, what they hold. ``files``: the item's folder or tar, seen from the output folder. ``pictures``: the names of
+those that it drew, in there.
+"""
 
 
 def write_index(items: Iterable[Mapping[str, Any]], target: Path) -> None:
@@ -32,14 +34,13 @@ def write_index(items: Iterable[Mapping[str, Any]], target: Path) -> None:
 
     kinds = {"list<string>": pyarrow.list_(pyarrow.string())}
     schema = pyarrow.schema([(name, kinds.get(kind, kind)) for name, kind in COLUMNS.items()])
-    rows = [{**{name: facts.get(name) for name in COLUMNS}, **_parts(facts["parts"])} for facts in items]
+    rows = [
+        {**{name: facts.get(name) for name in COLUMNS}, "text": _text(facts["parts"]), "pictures": facts["drawn"]}
+        for facts in items
+    ]
     with written_file(target / NAME) as draft:
         parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), draft)
 
 
-def _parts(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    parts = list(parts)
-    return {
-        "text": "\n\n".join(part["text"] for part in parts if "text" in part),
-        "pictures": [part["picture"] for part in parts if "picture" in part],
-    }
+def _text(parts: Iterable[Mapping[str, Any]]) -> str:
+    return "\n\n".join(part["text"] for part in parts if "text" in part)

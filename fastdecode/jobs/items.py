@@ -89,6 +89,11 @@ def _png(picture: Image.Image, facts: Mapping[str, Any]) -> bytes:
     return out.getvalue()
 
 
+def drawn(facts: Mapping[str, Any]) -> list[str]:
+    """The names of an item's pictures, as `Item.files` names them."""
+    return [part["picture"] for part in facts["parts"] if "picture" in part]
+
+
 def facts_of(content: bytes, sizes: Mapping[str, int]) -> dict[str, Any] | None:
     """What ``item.json`` says; None unless it and all pictures, whose ``sizes`` these are, are whole."""
     try:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastdecode.generation.by_recipe import SAMPLING
+from fastdecode.guidance import Guidance
 
 BOTH = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 """Options that set text and pictures alike, unless ``text`` or ``image`` of the same layer says otherwise."""
@@ -17,6 +18,13 @@ ABSENT = {"text-only": "image", "image-only": "text"}
 """By mode: the modality that it has none of."""
 
 MODE = "multimodal_generation_mode"
+
+USUAL: Mapping[str, Any] = {
+    MODE: "interleaved-text-image",
+    "guidance": Guidance.instruct(text=1.5, image=1.2),
+    **{modality: {"do_sample": True, "temperature": 0.7, "top_p": 0.9} for modality in SAMPLING},
+}
+"""What rows without a task have if nothing else is said, as ``fastdecode generate`` has it."""
 
 
 def options_of_row(

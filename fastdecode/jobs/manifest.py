@@ -121,7 +121,7 @@ def _first_difference(old: Any, new: Any, name: str) -> tuple[str, Any, Any] | N
 
 
 def _cut(value: Any) -> str:
-    text = "nothing" if value is None else json.dumps(value, ensure_ascii=False)
+    text = "not given" if value is None else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from fastdecode.jobs.files import writing
 from fastdecode.jobs.index import NAME as INDEX
 from fastdecode.jobs.index import write_index
 from fastdecode.jobs.items import Made
 from fastdecode.jobs.manifest import check_target, describe, held
+from fastdecode.jobs.progress import bar
 from fastdecode.jobs.rows import Row
 from fastdecode.jobs.store import Store
 from fastdecode.jobs.tars import Tars
 from fastdecode.jobs.worker import Job, Worker
+from fastdecode.ops.scalars import shown
 
 
 class Maker(Protocol):
@@ -40,6 +41,7 @@ class Summary:
     failed          of these
     there           items that were there before
     failed_before   of these
+    first_error     of all items that failed, the first in the order of the rows: which, and why; None if none has
     tokens          of the items that were made
     seconds         to make and write them, without loading
     """
@@ -48,6 +50,7 @@ class Summary:
     failed: int
     there: int
     failed_before: int
+    first_error: str | None
     tokens: int
     seconds: float
 
@@ -118,20 +121,14 @@ def run(
                     shown_bar.update(len(items))
         seconds = time.perf_counter() - start
         with writing(target):
-            write_index(store.facts(), target)
+            facts = list(store.facts())
+            write_index(facts, target)
             store.close()
-    return Summary(made, failed, len(before), sum(before.values()), tokens, seconds)
+    error = next((f"{shown(each['id'])}: {each['error']}" for each in facts if "error" in each), None)
+    return Summary(made, failed, len(before), sum(before.values()), error, tokens, seconds)
 
 
 def _left(store: Store, rows: Sequence[Row], retry_failed: bool) -> bool:
     """Whether there is anything to be made."""
     there = [facts for facts in store.facts() if not (retry_failed and "error" in facts)]
     return len(there) < len(rows)
-
-
-def bar(total: int, there: int, progress: bool | None) -> Any:
-    """A bar with the rate and the time left. ``progress``: None shows it on a terminal only."""
-    from tqdm.auto import tqdm
-
-    hidden = None if progress is None else not progress
-    return tqdm(total=total, initial=there, unit="item", disable=hidden, file=sys.stderr)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdecode.jobs.files import remove_folder, remove_unfinished, write_folder
-from fastdecode.jobs.items import FACTS, Made, facts_of, key_of
+from fastdecode.jobs.items import FACTS, Made, drawn, facts_of, key_of
 
 
 class Store:
@@ -28,8 +28,8 @@ class Store:
         self.folder = target / self.name
 
     def facts(self) -> Iterator[dict[str, Any]]:
-        """What ``item.json`` says of each item that is there, in the order of the rows; and "files", where they are,
-        seen from the output folder.
+        """What ``item.json`` says of each item that is there, in the order of the rows; "files", where they are, seen
+        from the output folder; and "drawn", the names that its pictures have there.
         """
         for name in self.ids:
             facts = self._facts_of(name)
@@ -44,7 +44,7 @@ class Store:
         except OSError:
             return None
         facts = facts_of(content, sizes)
-        return None if facts is None else {**facts, "files": f"{self.name}/{folder.name}"}
+        return None if facts is None else {**facts, "files": f"{self.name}/{folder.name}", "drawn": drawn(facts)}
 
     def open(self) -> None:
         """Make the folder. Remove what a process that was stopped left, and items that are not whole."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdecode.jobs.files import remove_folder, write_folder, written_file
-from fastdecode.jobs.items import FACTS, PICTURE, Made, facts_of, key_of
+from fastdecode.jobs.items import FACTS, PICTURE, Made, drawn, facts_of, key_of
 from fastdecode.jobs.store import Store
 
 
@@ -116,7 +116,11 @@ class Tars(Store):
             return None
         keys = [key_of(name) for name in self.members(number)]
         found = [facts_of(facts.get(key, b""), sizes.get(key, {})) for key in keys]
-        whole = [{**each, "files": self.file(number).name} for each in found if each is not None]
+        whole = [
+            {**each, "files": self.file(number).name, "drawn": [f"{key}.{_kind_of(name)}" for name in drawn(each)]}
+            for key, each in zip(keys, found, strict=True)
+            if each is not None
+        ]
         return whole if len(whole) == len(keys) else None
 
 

@@ -13,7 +13,7 @@ from fastdecode.generation.by_recipe import check_served, request_of
 from fastdecode.generation.engine import Engine
 from fastdecode.generation.handle import Handle, RequestFailed
 from fastdecode.jobs.items import Item
-from fastdecode.jobs.layers import MODE, options_of_row
+from fastdecode.jobs.layers import MODE, USUAL, options_of_row
 from fastdecode.jobs.rows import Row
 from fastdecode.jobs.told import told
 from fastdecode.jobs.trials import check_options
@@ -40,7 +40,8 @@ class Job:
         model, dtype, device, vqgan, weights   as of `fastdecode.load`
         like           which Chameleon it is, for tasks: as of `fastdecode.recipe`
         options        of `fastdecode.generate`, and ``task``
-        usual          the same, for rows without a task: what they have if nothing else is said
+        usual          the same, for rows without a task, if nothing else is said: as ``fastdecode generate`` decodes,
+                       text and pictures, with temperature 0.7, top-p 0.9 and guidance
         seed           64 bits; rows without a seed get one of this and their id
         pages          most pages of keys and values; None: what the memory has room for
         max_rows       most streams in a step
@@ -56,7 +57,7 @@ class Job:
     weights: str | None = None
     like: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    usual: Mapping[str, Any] = field(default_factory=dict)
+    usual: Mapping[str, Any] = field(default_factory=lambda: dict(USUAL))
     seed: int = 0
     pages: int | None = None
     max_rows: int = 64

@@ -75,7 +75,8 @@ def test_items_that_fail_are_told_by_the_exit_status(tmp_path, capsys):
         assert main([*command, *more, "--json"]) == 3
         said = capsys.readouterr()
         assert json.loads(said.out)["made"] == made
-        assert said.err.endswith("fastdecode: 1 item failed; index.parquet says why\n")
+        assert said.err.endswith("index.parquet says why each did, and --retry-failed tries again\n")
+        assert "fastdecode: 1 item failed, 'b': ValueError: the picture '" in said.err
 
 
 def test_like_is_for_tasks(rows, tmp_path, capsys):
@@ -96,7 +97,9 @@ def test_a_model_that_is_not_there_is_no_fault_of_the_output(rows, tmp_path, cap
 
 def test_rows_without_a_task_have_what_generate_has(rows, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("fastdecode.jobs.run", lambda job, *_, **__: seen.append(job) or Summary(0, 0, 0, 0, 0, 1.0))
+    monkeypatch.setattr(
+        "fastdecode.jobs.run", lambda job, *_, **__: seen.append(job) or Summary(0, 0, 0, 0, None, 0, 1.0)
+    )
     command = ["run", "--input", str(rows), "-o", str(tmp_path / "out")]
     assert main([*command, "--temperature", "0.5", "--image-top-k", "3", "--guidance", "none"]) == 0
     [job] = seen

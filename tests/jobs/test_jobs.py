@@ -121,6 +121,7 @@ def test_tars_hold_the_rows_in_their_order(rows, tmp_path):
         assert {member.mtime for member in tar} == {0}
         picture = tar.extractfile("r3.1.png").read()
     assert picture == (tmp_path / "folders" / "items" / "r3" / "picture-1.png").read_bytes()
+    assert [each["pictures"] for each in index(tmp_path / "out")] == [[f"r{n}.1.png"] for n in range(5)]
 
 
 def test_items_in_tars_have_their_pictures_in_order(tmp_path):
@@ -136,7 +137,7 @@ def test_items_in_tars_have_their_pictures_in_order(tmp_path):
     with tarfile.open(tmp_path / "out" / "items-00000.tar") as tar:
         assert tar.getnames() == ["a.json", *(f"a.{n}.png" for n in range(1, 12))]
     [facts] = index(tmp_path / "out")
-    assert facts["pictures"] == [f"picture-{n}.png" for n in range(1, 12)]
+    assert facts["pictures"] == [f"a.{n}.png" for n in range(1, 12)]
     assert facts["text"] == "a"
 
 
@@ -320,13 +321,13 @@ def test_another_job_is_refused_before_anything_changes(rows, tmp_path, monkeypa
             None,
         ),
         "other parameters: parameters.seed was 0 and is 1": (Job(options=OPTIONS, seed=1), rows, None),
-        "another model or other weights: model.dtype was nothing and is": (
+        "another model or other weights: model.dtype was not given and is": (
             Job(options=OPTIONS, dtype="bfloat16"),
             rows,
             None,
         ),
         "other rows: input.rows was 6 and is 1": (JOB, rows[:1], None),
-        "another form of output: output.items per tar was nothing and is 2": (JOB, rows, 2),
+        "another form of output: output.items per tar was not given and is 2": (JOB, rows, 2),
     }
     for words, (job, some, per_tar) in others.items():
         with pytest.raises(ValueError, match=words):
