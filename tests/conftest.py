@@ -44,6 +44,7 @@ BUILDS = ("tests/cuda", "tests/test_linkers.py", "tests/cpp_server")
 """These share programs that are built once per process."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     def path(item: pytest.Item) -> str:
         return item.path.relative_to(Path(__file__).parents[1]).as_posix()
@@ -60,6 +61,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         alone = item.get_closest_marker("alone") is not None
         group = item.nodeid if alone else "builds" if path(item).startswith(BUILDS) else path(item)
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """In the processes of pytest-xdist: the groups are in the names by which tests are given out."""
+    grouped = hasattr(session.config, "workerinput") and session.config.getoption("loadgroup", False)
+    if grouped and not all("@" in item.nodeid for item in session.items):
+        raise pytest.UsageError("this pytest-xdist does not keep groups of tests together with this pytest")
 
 
 settings.register_profile("short", derandomize=True, max_examples=500, **_EVERY_PROFILE)
