@@ -161,7 +161,9 @@ def run_job(args: argparse.Namespace) -> int:
     import pyarrow  # noqa: F401  told before minutes of loading
 
     from fastdecode.jobs import read_rows, run
+    from fastdecode.jobs.manifest import folder_of_shard
 
+    output = folder_of_shard(args.output, args.shard)
     job = job_of(args)
     maker = maker_of(args, job)
     rows = read_rows(args.input, args.seed, args.task)
@@ -179,13 +181,19 @@ def run_job(args: argparse.Namespace) -> int:
                 any_version=args.any_version,
                 maker=maker,
             )
+    except MemoryError as error:
+        said = " ".join(str(error).split())
+        raise RuntimeError(
+            f"the memory is full{': ' * bool(said)}{said}; the items that are there stay, and the same command goes on "
+            "from there; fewer --pages or --max-rows take less"
+        ) from error
     except KeyboardInterrupt:
         print("fastdecode: stopped; the same command goes on from here", file=sys.stderr)
         return 130
     if args.json:
-        print(json.dumps({"output": str(args.output), **vars(done)}))
+        print(json.dumps({"output": str(output), **vars(done)}))
     else:
-        print(sentence(done, args.output))
+        print(sentence(done, output))
     failed = done.failed + done.failed_before
     if failed:
         print(

@@ -63,9 +63,11 @@ def value_of_text(name: str, text: str) -> Any:
         return "" if name == "prompt" else None
     if name in ("id", "prompt") or name not in (*OWN, *option_names()):
         return text
+    if text in ("True", "False"):  # as pandas writes them
+        return text == "True"
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -75,13 +77,19 @@ def options_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for column in sorted(values):
-        if column not in option_names():
+        value = values[column]
+        if column not in option_names() or _empty(value):
             continue
         name = SHORT.get(column, column)
         if name in found:
             raise ValueError(f"{column} is another name of {name}: give one of them")
-        found[name] = _READ.get(name, _as_it_is)(values[column])
+        found[name] = _READ.get(name, _as_it_is)(value)
     return found
+
+
+def _empty(value: Any) -> bool:
+    """Whether it is a struct without values, as Parquet has it in rows that do not give it."""
+    return isinstance(value, Mapping) and bool(value) and all(each is None for each in value.values())
 
 
 def _as_it_is(value: Any) -> Any:
@@ -106,12 +114,19 @@ def _guidance(value: Any) -> Any:
 def _size(value: Any) -> tuple[int, int]:
     sides = value.replace("×", "x").split("x") if isinstance(value, str) else value
     try:
-        width, height = (int(side) for side in sides)
+        width, height = (_whole(side) for side in sides)
     except (TypeError, ValueError):
         raise ValueError(
             f'image_size is {shown(value)}: give width and height in pixels, such as "768x512" or [768, 512]'
         ) from None
     return width, height
+
+
+def _whole(side: Any) -> int:
+    """``ValueError`` or ``TypeError`` for what is no whole number above 0. Parquet may hold it as a float."""
+    if isinstance(side, bool) or (isinstance(side, float) and not side.is_integer()) or int(side) < 1:
+        raise ValueError(side)
+    return int(side)
 
 
 def _parameters(value: Any) -> Any:

@@ -12,6 +12,10 @@ UNFINISHED = ".unfinished-"
 """Begins the names of files and folders that are not whole yet, or that are being removed."""
 
 
+LOCK = f"{UNFINISHED}lock"
+"""What is locked where folders cannot be."""
+
+
 class CannotWrite(RuntimeError):
     """The disk is full, or the like. What was whole before stays."""
 
@@ -71,7 +75,9 @@ def remove_folder(folder: Path) -> None:
 def remove_unfinished(folder: Path) -> None:
     """Remove what a process that was stopped left in ``folder``."""
     for left in folder.glob(f"{UNFINISHED}*"):
-        if left.is_dir():
+        if left.name == LOCK:
+            continue
+        if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left)
         else:
             left.unlink()

@@ -38,8 +38,8 @@ def write_index(items: Iterable[Mapping[str, Any]], target: Path) -> None:
         {**{name: facts.get(name) for name in COLUMNS}, "text": _text(facts["parts"]), "pictures": facts["drawn"]}
         for facts in items
     ]
-    with written_file(target / NAME) as draft:
-        parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), draft)
+    with written_file(target / NAME) as draft, open(draft, "wb") as opened:  # pyarrow opens no name that is not UTF-8
+        parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), opened)
 
 
 def _text(parts: Iterable[Mapping[str, Any]]) -> str:

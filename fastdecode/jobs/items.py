@@ -94,12 +94,14 @@ def drawn(facts: Mapping[str, Any]) -> list[str]:
     return [part["picture"] for part in facts["parts"] if "picture" in part]
 
 
-def facts_of(content: bytes, sizes: Mapping[str, int]) -> dict[str, Any] | None:
-    """What ``item.json`` says; None unless it and all pictures, whose ``sizes`` these are, are whole."""
+def facts_of(content: bytes, sizes: Mapping[str, int], name: str) -> dict[str, Any] | None:
+    """What ``item.json`` says of the item ``name``; None unless it and all pictures, whose ``sizes`` these are, are
+    whole.
+    """
     try:
         facts = json.loads(content)
         pictures = [part for part in facts["parts"] if "picture" in part]
-        whole = isinstance(facts["id"], str) and all(sizes.get(each["picture"]) == each["bytes"] for each in pictures)
+        whole = facts["id"] == name and all(sizes.get(each["picture"]) == each["bytes"] for each in pictures)
     except (ValueError, KeyError, TypeError):
         return None
     return facts if whole else None

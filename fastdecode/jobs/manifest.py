@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fastdecode.jobs.files import UNFINISHED, writing, written_file
+from fastdecode.jobs.files import LOCK, draft_of, writing, written_file
 from fastdecode.jobs.rows import Row, digest
 from fastdecode.jobs.told import told
 from fastdecode.jobs.worker import Job
@@ -75,7 +75,7 @@ def _hash_of(file: Path, size: int, changed: int) -> str:
 def describe(job: Job, rows: Sequence[Row], per_tar: int | None, shard: tuple[int, int]) -> dict[str, Any]:
     """The manifest of a job: what its items depend on."""
     named = {"model": job.model, "vqgan": job.vqgan}  # the files may lie elsewhere next time
-    model = {name: getattr(job, name) for name in ("dtype", "device", "weights", "like")}
+    model = {name: getattr(job, name) for name in ("dtype", "weights", "like")} | {"device": job.device or "cpu"}
     engine: dict[str, Any] = {"deterministic": job.deterministic}
     if job.deterministic is False:  # else they change no token
         engine |= {"pages": job.pages, "max_rows": job.max_rows}
@@ -138,7 +138,7 @@ def check_target(target: Path, wanted: Mapping[str, Any], any_version: bool = Fa
             raise ValueError(f"the output folder {target} cannot be written: {os.strerror(errno.EACCES)}")
         if not file.is_file():
             found = sorted(each.name for each in target.iterdir()) if target.is_dir() else []
-            other = next((name for name in found if not name.startswith(UNFINISHED)), None)
+            other = next((name for name in found if name not in (draft_of(file).name, LOCK)), None)
             if other is None:
                 return False
             raise ValueError(
@@ -157,6 +157,28 @@ def check_target(target: Path, wanted: Mapping[str, Any], any_version: bool = Fa
     return True
 
 
+def folder_of_shard(target: Path, shard: tuple[int, int]) -> Path:
+    """Where a shard of the job in ``target`` is written."""
+    number, count = shard
+    return target if count == 1 else target / f"shard-{number}-of-{count}"
+
+
+def check_shards(target: Path, wanted: Mapping[str, Any], any_version: bool = False) -> None:
+    """``ValueError`` if ``target`` holds something else than shards of the job ``wanted``."""
+    number, count = wanted["shard"]["number"], wanted["shard"]["of"]
+    own = {folder_of_shard(target, (each, count)).name: each for each in range(1, count + 1)}
+    found = sorted(target.iterdir()) if target.is_dir() else []
+    for path in found:
+        if path.name not in own:
+            raise ValueError(
+                f"the output folder {target} holds {path.name}, which is none of {count} shards: name another output "
+                "folder"
+            )
+        if own[path.name] != number and (path / NAME).is_file():
+            shard = {"number": own[path.name], "of": count}
+            check_target(path, {**wanted, "shard": shard}, any_version)
+
+
 @contextmanager
 def held(target: Path, wanted: Mapping[str, Any], any_version: bool = False) -> Iterator[None]:
     """The job ``wanted`` in ``target``, begun or gone on with, which no other process works on meanwhile.
@@ -165,23 +187,40 @@ def held(target: Path, wanted: Mapping[str, Any], any_version: bool = False) -> 
     with writing(target):
         target.mkdir(parents=True, exist_ok=True)
         folder = os.open(target, os.O_RDONLY)
+    lock = None
     try:
-        _lock(folder, target)
+        lock = _lock(folder, target)
         if not check_target(target, wanted, any_version):
             with writing(target), written_file(target / NAME) as draft:
                 draft.write_text(json.dumps(wanted, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         yield
     finally:
+        if lock is not None:
+            (target / LOCK).unlink(missing_ok=True)
+            os.close(lock)
         os.close(folder)
 
 
-def _lock(folder: int, target: Path) -> None:
+def _lock(folder: int, target: Path) -> int | None:
+    """Lock ``folder``; where folders cannot be locked, as on NFS, a file in it, which is returned."""
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return None
+        except BlockingIOError:
+            raise
+        except OSError:
+            file = os.open(target / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BaseException:
+                os.close(file)
+                raise
+            return file
     except BlockingIOError:
         raise ValueError(
             f"another process works on the job in {target}: wait for it, or give each a shard of the rows with "
             "--shard I/N"
         ) from None
     except OSError:
-        pass  # this file system has no locks
+        return None  # this file system has no locks

@@ -6,8 +6,12 @@ import csv
 import hashlib
 import io
 import json
+import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import date, time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from fastdecode.jobs.told import told
 from fastdecode.ops.scalars import shown
 from fastdecode.wording import kind_of
 
+HALF = re.compile("[\ud800-\udfff]")
 KINDS = (".jsonl", ".csv", ".parquet")
 
 
@@ -70,9 +75,13 @@ def row_of(values: Mapping[str, Any], where: str, seed: int = 0, folder: Path = 
     prompt = found.get("prompt", "")
     if not isinstance(prompt, str):
         raise ValueError(f"{where}: the prompt is {kind_of(prompt)}: give text")
-    for what, text in (("id", name), ("prompt", prompt)):
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise ValueError(f"{where}: the {what} {shown(text)} has half of a character of UTF-16, which is not text")
+    for column, value in found.items():
+        if HALF.search(json.dumps([column, told(value)], ensure_ascii=False)):
+            raise ValueError(
+                f"{where}: the {column} {shown(value)} has half of a character of UTF-16, which is not text"
+                if not HALF.search(column)
+                else f"{where}: the column {shown(column)} has half of a character of UTF-16 in its name"
+            )
     own = found.get("seed")
     if own is None:
         own = seed_of(name, seed)
@@ -108,7 +117,7 @@ def read_rows(file: Path, seed: int = 0, task: str | None = None) -> list[Row]:
             check_columns(values.keys() - keys, where)
             keys |= values.keys()
         row = row_of(values, where, seed, file.parent)
-        if not row.prompt and "prompt" not in values and row.options.get("task", task) != "caption":
+        if values.get("prompt") is None and row.options.get("task", task) != "caption":
             raise ValueError(f"{where}: there is no prompt")
         if row.id in first:
             raise ValueError(f"{where}: the id {shown(row.id)} is that of {first[row.id]} too: give every row its own")
@@ -126,7 +135,7 @@ def _json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
         try:
             values = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{where} is not JSON: {error}") from None
         if not isinstance(values, dict):
             raise ValueError(f'{where} is {kind_of(values)}: give an object, such as {{"id": "1", "prompt": "…"}}')
@@ -134,6 +143,7 @@ def _json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _csv(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    csv.field_size_limit(sys.maxsize)  # Python's own limit is 128 KB
     lines = csv.reader(io.StringIO(_text(file), newline=""), strict=True)
     try:
         names = next(lines, [])
@@ -164,7 +174,14 @@ def _parquet(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for batch in table.to_batches(max_chunksize=1024):
         for values in batch.to_pylist():
             number += 1
-            yield f"{file.name}, row {number}", values
+            yield f"{file.name}, row {number}", {name: _plain(value, name) for name, value in values.items()}
+
+
+def _plain(value: Any, name: str) -> Any:
+    """What JSON has no word for: dates as text, decimals as text or, of options, as numbers."""
+    if isinstance(value, Decimal):
+        return float(value) if name in option_names() else str(value)
+    return value.isoformat() if isinstance(value, (date, time)) else value
 
 
 def _text(file: Path) -> str:
@@ -192,6 +209,8 @@ def digest(rows: Iterable[Row]) -> str:
 
 def _hash_of(file: Path, row: Row) -> str:
     try:
+        if file.exists() and not file.is_file():  # a pipe would be waited for
+            raise ValueError("it is no file")
         with open(file, "rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     except FileNotFoundError:

@@ -14,7 +14,7 @@ from fastdecode.jobs.files import writing
 from fastdecode.jobs.index import NAME as INDEX
 from fastdecode.jobs.index import write_index
 from fastdecode.jobs.items import Made
-from fastdecode.jobs.manifest import check_target, describe, held
+from fastdecode.jobs.manifest import check_shards, check_target, describe, folder_of_shard, held
 from fastdecode.jobs.progress import bar
 from fastdecode.jobs.rows import Row
 from fastdecode.jobs.store import Store
@@ -27,7 +27,7 @@ class Maker(Protocol):
     """Makes items of rows: a `fastdecode.jobs.worker.Worker`, or many of them."""
 
     def check(self, rows: Sequence[Row]) -> None:
-        """``ValueError`` for options with which no row of those that are tried can be made."""
+        """``ValueError`` for the first row whose options cannot be followed."""
 
     def items(self, rows: Sequence[Row]) -> Generator[Sequence[Made], None, None]:
         """The items of ``rows``, in any order, several at a time."""
@@ -84,13 +84,15 @@ def run(
     or the like; what is whole stays, and the next run goes on from there.
     """
     number, count = shard
-    rows = rows[number - 1 :: count]
+    all_rows, rows = rows, rows[number - 1 :: count]
     if not rows:
         raise ValueError(f"shard {number} of {count} has no rows: there are fewer rows than shards")
-    target = target if count == 1 else target / f"shard-{number}-of-{count}"
     ids = [row.id for row in rows]
     maker = maker or partial(Worker, job)
-    manifest = describe(job, rows, per_tar, shard)
+    manifest = describe(job, all_rows, per_tar, shard)
+    if count > 1:
+        check_shards(target, manifest, any_version)
+    target = folder_of_shard(target, shard)
     store = Store(target, ids) if per_tar is None else Tars(target, ids, per_tar)
     begun = check_target(target, manifest, any_version)
     makes = None
@@ -101,6 +103,8 @@ def run(
     with held(target, manifest, any_version):
         start = time.perf_counter()
         with writing(target):
+            if _left(store, rows, retry_failed):
+                (target / INDEX).unlink(missing_ok=True)  # it is there if and only if all items are
             store.open()
             if retry_failed:
                 store.forget([facts["id"] for facts in store.facts() if "error" in facts])
@@ -109,8 +113,6 @@ def run(
         made = failed = tokens = 0
         if todo:
             makes = maker() if makes is None else makes  # another process may have removed items meanwhile
-            with writing(target):
-                (target / INDEX).unlink(missing_ok=True)  # it is there if and only if all items are
             with closing(makes.items(todo)) as batches, bar(len(rows), len(before), progress) as shown_bar:
                 for items in batches:
                     with writing(target):

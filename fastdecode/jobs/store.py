@@ -43,7 +43,7 @@ class Store:
             sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
         except OSError:
             return None
-        facts = facts_of(content, sizes)
+        facts = facts_of(content, sizes, name)
         return None if facts is None else {**facts, "files": f"{self.name}/{folder.name}", "drawn": drawn(facts)}
 
     def open(self) -> None:

@@ -115,7 +115,10 @@ class Tars(Store):
         except (OSError, tarfile.TarError):
             return None
         keys = [key_of(name) for name in self.members(number)]
-        found = [facts_of(facts.get(key, b""), sizes.get(key, {})) for key in keys]
+        found = [
+            facts_of(facts.get(key, b""), sizes.get(key, {}), name)
+            for key, name in zip(keys, self.members(number), strict=True)
+        ]
         whole = [
             {**each, "files": self.file(number).name, "drawn": [f"{key}.{_kind_of(name)}" for name in drawn(each)]}
             for key, each in zip(keys, found, strict=True)

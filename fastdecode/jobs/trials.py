@@ -1,4 +1,4 @@
-"""Whether a job's options are right, before it begins: each set of them is tried on a few rows."""
+"""Whether a job's options are right, before it begins."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Protocol
 from fastdecode.jobs.rows import Row
 from fastdecode.ops.scalars import shown
 
-TRIED, KINDS = 3, 100
-"""Each set of options is tried on so many rows, and so many sets of them."""
+KINDS = 1000
+"""So many sets of options are tried."""
 
 
 class Tries(Protocol):
@@ -17,36 +17,30 @@ class Tries(Protocol):
 
     def try_row(self, row: Row) -> None: ...
 
+    def try_options(self, row: Row) -> None:
+        """As `try_row`, with a prompt and pictures that are right."""
+
 
 def check_options(worker: Tries, rows: Sequence[Row]) -> None:
-    """``ValueError`` for options with which none of the rows that they are tried on can be made, and if no row that is
-    tried can. Else rows that fail have a reason of their own, which does not stop a job.
+    """``ValueError`` for the first row whose options cannot be followed, whatever its prompt and pictures are. Where
+    only those are wrong, the row fails by itself, which does not stop a job.
     """
-    kinds: dict[str, list[Row]] = {}
+    kinds: dict[str, Row] = {}
     for row in rows:
-        kinds.setdefault(repr((row.options, len(row.pictures))), []).append(row)
-    wrong: list[tuple[Row, Exception]] = []
-    good = False
-    for some in list(kinds.values())[:KINDS]:
-        errors = _errors(worker, some[:TRIED])
-        if len(errors) == TRIED:
-            wrong, good = errors, False
-            break
-        wrong += errors
-        good = good or len(errors) < len(some)
-    if wrong and not good:
-        row, error = wrong[0]
-        raise ValueError(f"the row {shown(row.id)} cannot be made: {error}") from error
-
-
-def _errors(worker: Tries, rows: Sequence[Row]) -> list[tuple[Row, Exception]]:
-    """Rows that cannot be made, until one can."""
-    found: list[tuple[Row, Exception]] = []
-    for row in rows:
+        kinds.setdefault(repr((row.options, len(row.pictures))), row)
+    for row in list(kinds.values())[:KINDS]:
         try:
             worker.try_row(row)
-        except Exception as error:
-            found.append((row, error))
-        else:
-            break
-    return found
+        except MemoryError:
+            raise
+        except Exception:
+            _try_options(worker, row)
+
+
+def _try_options(worker: Tries, row: Row) -> None:
+    try:
+        worker.try_options(row)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(f"the row {shown(row.id)} cannot be made: {error}") from error

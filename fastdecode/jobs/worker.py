@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from PIL import Image
 
 from fastdecode.generation.api import new_pool
 from fastdecode.generation.by_recipe import check_served, request_of
@@ -28,6 +29,9 @@ WINDOW = 2
 
 MEMORY = 0.4
 """The share of the free memory that keys and values may fill: a pool that grows is copied, and pictures need some."""
+
+BLANK = (256, 256)
+"""Width and height of the picture that options are tried with."""
 
 NOT_ITS_OWN = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
 """Errors that say nothing about the item that met them: they end the job, and the item is made later."""
@@ -101,15 +105,17 @@ class Worker:
 
     # --- rows ---------------------------------------------------------------------------------------------------
 
-    def request(self, row: Row) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The prompt and the options of a row, as arguments of `fastdecode.Engine.submit`. Errors of both as there."""
+    def request(self, row: Row, pictures: Sequence[Image.Image] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The prompt and the options of a row, as arguments of `fastdecode.Engine.submit`. Errors of both as there.
+        ``pictures``: in place of the row's.
+        """
         job = self.job
         task = row.options.get("task", job.options.get("task"))
         usual = job.usual if task is None else {}
         options, mode = options_of_row(usual, job.options, row.options, mode_of(self.model, task, job.like))
         options.pop("task", None)
         size = options.pop("image_size", None)
-        pictures = [picture_of(file, "the picture") for file in row.files]
+        pictures = [picture_of(file, "the picture") for file in row.files] if pictures is None else list(pictures)
         inputs, options = request_of(
             self.model, self.processor, row.prompt, pictures, options, task=task, like=job.like, image_size=size
         )
@@ -120,16 +126,20 @@ class Worker:
         inputs = {name: value.to(device) if hasattr(value, "to") else value for name, value in inputs.items()}
         return inputs, {**options, "seed": row.seed}
 
-    def submit(self, row: Row) -> Handle:
-        inputs, options = self.request(row)
+    def submit(self, row: Row, pictures: Sequence[Image.Image] | None = None) -> Handle:
+        inputs, options = self.request(row, pictures)
         return self.engine.submit(inputs, **options)
 
     def try_row(self, row: Row) -> None:
         """Raises what `submit` would."""
         self.submit(row).abort()
 
+    def try_options(self, row: Row) -> None:
+        """Raises what `submit` would for another prompt and other pictures."""
+        self.submit(replace(row, prompt="x"), [Image.new("RGB", BLANK)] * len(row.pictures)).abort()
+
     def check(self, rows: Sequence[Row]) -> None:
-        """``ValueError`` for options with which no row of those that are tried can be made."""
+        """``ValueError`` for the first row whose options cannot be followed."""
         check_options(self, rows)
 
     def items(self, rows: Iterable[Row]) -> Generator[list[Item], None, None]:

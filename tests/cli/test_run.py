@@ -42,9 +42,19 @@ def test_shards_of_the_rows_are_jobs_of_their_own(rows, tmp_path, capsys):
     command = ["run", "--input", str(rows), "-o", str(tmp_path / "out"), *OPTIONS]
     assert main([*command, "--shard", "2/3"]) == 0
     assert [each.name for each in (tmp_path / "out" / "shard-2-of-3" / "items").iterdir()] == ["r1"]
-    assert main([*command, "--shard", "1/9"]) == 0
-    assert main([*command, "--shard", "9/9"]) == 2
-    assert "shard 9 of 9 has no rows" in capsys.readouterr().err
+    assert "1 item made" in (said := capsys.readouterr().out)
+    assert said.endswith(f"written to {tmp_path / 'out' / 'shard-2-of-3'}\n")
+    for shard, sentence in (
+        ("1/9", "out holds shard-2-of-3, which is none of 9 shards: name another output folder"),
+        ("9/9", "shard 9 of 9 has no rows"),
+    ):
+        assert main([*command, "--shard", shard]) == 2
+        assert sentence in capsys.readouterr().err
+    assert main(command) == 2
+    assert "out holds shard-2-of-3 and no manifest.json" in capsys.readouterr().err
+    rows.write_text('{"id": "z", "prompt": "x"}\n' + rows.read_text())
+    assert main([*command, "--shard", "1/3"]) == 2
+    assert "shard-2-of-3 holds a job with other rows" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """A job: items of rows, each made once, whatever stops it."""
 
 import errno
+import fcntl
 import io
 import json
 import os
 import random
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tarfile
@@ -408,3 +411,89 @@ def test_shards_share_the_rows(rows, tmp_path):
     assert contents(part / "r5") == contents(whole / "r5")
     with pytest.raises(ValueError, match="shard 7 of 7 has no rows"):
         run(JOB, rows, tmp_path / "out", shard=(7, 7))
+
+
+# --- rows with faults of their own, and options that cannot be followed -----------------------------------------
+
+
+def test_damaged_pictures_stop_no_job_however_many(tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    Image.new("RGB", (64, 64)).save(tmp_path / "good.png")
+    pictures = ["bad.png"] * 4 + ["good.png"]
+    rows = [Row(f"r{n}", "<image>Draw it.", 1, (name,), folder=tmp_path) for n, name in enumerate(pictures)]
+    summary = run(JOB, rows, tmp_path / "out")
+    assert (summary.made, summary.failed) == (5, 4)
+    assert summary.first_error.startswith("'r0': ValueError: the picture ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image": {"temperature": -1}}, "the row 'bad' cannot be made: .*temperature"),
+        ({"multimodal_generation_mode": "image_only"}, "the row 'bad' cannot be made: .*image_only"),
+        ({"max_new_tokens": "5"}, "the row 'bad' cannot be made: .*max_new_tokens"),
+    ],
+)
+def test_one_row_with_wrong_options_is_told_before_anything_is_written(rows, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(JOB, [*rows, Row("bad", "x", 1, options=options)], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_index_is_there_only_with_all_its_items(rows, tmp_path, monkeypatch):
+    bad = Row("bad", "<image>", 1, (str(tmp_path / "bad.png"),))
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    assert run(JOB, [*rows, bad], tmp_path / "out").failed == 1
+    assert (tmp_path / "out" / "index.parquet").exists()
+
+    def interrupted(self, ids):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastdecode.jobs.store.Store.forget", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(JOB, [*rows, bad], tmp_path / "out", retry_failed=True)
+    assert not (tmp_path / "out" / "index.parquet").exists()
+
+
+def test_where_folders_cannot_be_locked_a_file_is(rows, tmp_path, monkeypatch):
+    flock = fcntl.flock
+
+    def only_files(number, how):
+        if stat.S_ISDIR(os.fstat(number).st_mode):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return flock(number, how)
+
+    monkeypatch.setattr("fastdecode.jobs.manifest.fcntl.flock", only_files)
+
+    def make(todo):
+        with pytest.raises(ValueError, match=r"another process works on the job in .*out: wait for it"):
+            run(JOB, rows, tmp_path / "out", maker=by(make))
+        yield from Worker(JOB).items(todo)
+
+    assert counts(run(JOB, rows, tmp_path / "out", maker=by(make))) == (6, 0, 0, 0)
+    assert counts(run(JOB, rows, tmp_path / "out")) == (0, 0, 6, 0)
+    contents(tmp_path / "out")  # nothing is left
+
+
+def test_an_item_that_is_another_ones_is_made_again(rows, tmp_path):
+    run(JOB, rows, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    items = tmp_path / "out" / "items"
+    shutil.rmtree(items / "r0")
+    shutil.copytree(items / "r1", items / "r0")
+    assert counts(run(JOB, rows, tmp_path / "out")) == (1, 0, 5, 0)
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_folder_whose_name_is_not_utf_8(rows, tmp_path):
+    out = Path(os.fsdecode(os.fsencode(tmp_path) + b"/s\xff"))
+    assert counts(run(JOB, rows, out)) == (6, 0, 0, 0)
+    assert (out / "index.parquet").exists()
+
+
+def test_a_users_file_is_not_taken_for_a_draft(rows, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / f"{UNFINISHED}thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds \.unfinished-thesis\.txt and no manifest\.json"):
+        run(JOB, rows, tmp_path / "out")
+    assert (tmp_path / "out" / f"{UNFINISHED}thesis.txt").read_text() == "mine"

@@ -1,5 +1,10 @@
 """Rows: what a file of JSON lines, CSV or Parquet says, and which files are refused."""
 
+import datetime
+import json
+import os
+from decimal import Decimal
+
 import pytest
 
 from fastdecode.guidance import Guidance
@@ -150,3 +155,60 @@ def test_the_hash_of_rows_changes_with_all_that_they_say(tmp_path):
     assert len(set(found)) == 9
     with pytest.raises(ValueError, match=r"the row 'a' shows '.*nowhere.png': there is no such file"):
         digest([Row("a", "b", 1, ("nowhere.png",), folder=tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"note": "\ud800"}, "line 1: the note .* has half of a character of UTF-16"),
+        ({"a\ud800": 1}, "line 1: the column .* has half of a character of UTF-16 in its name"),
+        ({"stop_strings": ["\ud800"]}, "line 1: the stop_strings .* has half of a character"),
+        ({"image_size": [float("inf"), 8]}, "line 1: image_size is "),
+        ({"image_size": [64.5, 64]}, "line 1: image_size is "),
+        ({"image_size": [True, True]}, "line 1: image_size is "),
+        ({"image_size": "-64x64"}, "line 1: image_size is "),
+        ({"prompt": None}, "line 1: there is no prompt"),
+    ],
+)
+def test_what_cannot_be_written_or_drawn_is_refused_with_its_line(tmp_path, line, message):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"id": "a", "prompt": "x", **line}) + "\n")
+    with pytest.raises(ValueError, match=message):
+        read_rows(file)
+
+
+def test_long_cells_and_the_booleans_of_pandas_in_csv(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text(f"id,prompt,do_sample,note\na,x,False,{'y' * 200_000}\n")
+    [row] = read_rows(file)
+    assert row.options == {"do_sample": False}
+    assert len(row.more["note"]) == 200_000
+
+
+def test_json_that_is_nested_too_deep(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"id": "a", "prompt": "x", "note": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 1 is not JSON"):
+        read_rows(file)
+
+
+def test_a_pipe_is_no_picture(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="which cannot be read: it is no file"):
+        digest([Row("a", "x", 1, ("pipe",), folder=tmp_path)])
+
+
+def test_structs_dates_and_decimals_of_parquet(tmp_path):
+    table = {
+        "id": ["a", "b"],
+        "prompt": ["x", "y"],
+        "guidance": [{"text": 2.0, "image": 1.5}, {"text": None, "image": None}],
+        "temperature": [Decimal("0.50"), None],
+        "day": [datetime.date(2020, 1, 2), None],
+        "price": [Decimal("1.20"), None],
+    }
+    parquet_of(tmp_path / "rows.parquet", table)
+    first, second = read_rows(tmp_path / "rows.parquet")
+    assert first.options == {"guidance": Guidance.instruct(2.0, 1.5), "temperature": 0.5}
+    assert first.more == {"day": "2020-01-02", "price": "1.20"}
+    assert (second.options, second.more) == ({}, {})
