@@ -131,7 +131,9 @@ def watched(device: str, capture: bool = True, most: int | None = None, steps: i
         watch.before(len(watch.blocks))
         begun = Mark(device)
         block = list(run(self, plan, running))
-        watch.blocks.append(Block(plan.steps, Mark(device).since(begun), lengths, [step.tokens for step in block]))
+        watch.blocks.append(
+            Block(plan.steps, Mark(device).since(begun), lengths, [step.drawn.tokens for step in block])
+        )
         if watch.most is not None and len(watch.blocks) >= watch.most:
             raise Enough
         yield from block

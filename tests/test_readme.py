@@ -231,4 +231,5 @@ def test_names_of_the_reference_exist(page: Path) -> None:
         assert hasattr(importlib.import_module(module), last), name
     if page.name == "api.md":
         told_elsewhere = {"__version__", "ops"}
-        assert {name.removeprefix("fastdecode.") for name in names} == set(fastdecode.__all__) - told_elsewhere
+        of_the_facade = {name.removeprefix("fastdecode.") for name in names if name.count(".") == 1}
+        assert of_the_facade == set(fastdecode.__all__) - told_elsewhere

@@ -60,11 +60,15 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+POOLS = ("asyncio_", "ThreadPoolExecutor-")
+"""Of the event loop: asyncio's, and uvloop's, which uvicorn takes where it is installed."""
+
+
 def threads() -> int:
     """Those of pools apart, which are few, and grow as they are needed."""
     names = [thread.name for thread in threading.enumerate()]
-    assert sum(name.startswith("asyncio_") for name in names) <= min(32, (os.cpu_count() or 1) + 4)
-    return sum(not name.startswith(("asyncio_", "AnyIO")) for name in names)
+    assert sum(name.startswith(POOLS) for name in names) <= min(32, (os.cpu_count() or 1) + 4)
+    return sum(not name.startswith((*POOLS, "AnyIO")) for name in names)
 
 
 @pytest.mark.parametrize("clients", [12, pytest.param(64, marks=pytest.mark.long)])
