@@ -60,7 +60,7 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-POOLS = ("asyncio_", "ThreadPoolExecutor-")
+POOLS = ("asyncio_", "uvloop_")
 """Of the event loop: asyncio's, and uvloop's, which uvicorn takes where it is installed."""
 
 
