@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 UNFINISHED = ".unfinished-"
@@ -38,15 +39,35 @@ def draft_of(path: Path) -> Path:
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """A folder with these files. It must not be there yet. The disk is not waited for."""
-    draft = draft_of(folder)
-    draft.mkdir()
+    draft = str(draft_of(folder))
+    os.mkdir(draft)
     try:
         for name, content in files.items():
-            (draft / name).write_bytes(content)
+            with open(f"{draft}/{name}", "xb", buffering=0) as file:
+                _write_all(file, content)
         os.rename(draft, folder)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def append(file: Path, content: bytes, size: int) -> None:
+    """Add ``content`` to a file of ``size`` bytes, or to none. If it fails, the file is as long as before. The disk is
+    not waited for.
+    """
+    with open(file, "ab", buffering=0) as opened:
+        try:
+            _write_all(opened, content)
+        except BaseException:
+            opened.truncate(size)
+            raise
+
+
+def _write_all(file: FileIO, content: bytes) -> None:
+    """``write`` may write less: it tells why it does no more the next time."""
+    written = file.write(content)
+    while written < len(content):
+        written += file.write(content[written:])
 
 
 @contextmanager

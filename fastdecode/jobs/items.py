@@ -19,8 +19,8 @@ PICTURE = "picture-{}.png"
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 """The ids that are names of files as they are."""
 
-COMPRESSION = 1
-"""Of PNG: three times as fast as Pillow's usual 6, and files at most a quarter larger."""
+COMPRESSION = 3
+"""zlib's Z_RLE: several times as fast as Pillow's usual. Photographs get no larger by it, flat areas by a third."""
 
 
 def key_of(name: str) -> str:
@@ -85,7 +85,7 @@ def _png(picture: Image.Image, facts: Mapping[str, Any]) -> bytes:
     """A picture as PNG, whose text "fastdecode" is ``facts`` as JSON."""
     info, out = PngInfo(), io.BytesIO()
     info.add_itxt("fastdecode", json.dumps(facts, ensure_ascii=False))
-    picture.save(out, "png", pnginfo=info, compress_level=COMPRESSION)
+    picture.save(out, "png", pnginfo=info, compress_type=COMPRESSION)
     return out.getvalue()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fastdecode.jobs.files import writing
+from fastdecode.jobs.folders import Folders
 from fastdecode.jobs.index import NAME as INDEX
 from fastdecode.jobs.index import write_index
 from fastdecode.jobs.items import Made
@@ -93,7 +94,7 @@ def run(
     if count > 1:
         check_shards(target, manifest, any_version)
     target = folder_of_shard(target, shard)
-    store = Store(target, ids) if per_tar is None else Tars(target, ids, per_tar)
+    store: Store = Folders(target, ids) if per_tar is None else Tars(target, ids, per_tar)
     begun = check_target(target, manifest, any_version)
     makes = None
     if _left(store, rows, retry_failed):
@@ -125,7 +126,6 @@ def run(
         with writing(target):
             facts = list(store.facts())
             write_index(facts, target)
-            store.close()
     error = next((f"{shown(each['id'])}: {each['error']}" for each in facts if "error" in each), None)
     return Summary(made, failed, len(before), sum(before.values()), error, tokens, seconds)
 

@@ -170,10 +170,11 @@ def start(file, out, per_tar):
 
 
 def there(out):
-    """How many items are in ``out``, as folders."""
-    folders = [out / "items", out / ".items"]
-    names = [name for folder in folders if folder.is_dir() for name in os.listdir(folder)]
-    return len([name for name in names if not name.startswith(UNFINISHED)])
+    """How much is in ``out``: items as folders, or bytes of parts of tars."""
+    folder = out / "items"
+    names = os.listdir(folder) if folder.is_dir() else []
+    parts = sum(file.stat().st_size for file in out.glob(".items-*.tar") if file.exists())
+    return parts + len([name for name in names if not name.startswith(UNFINISHED)])
 
 
 def wait_for(ready, process):
@@ -240,23 +241,49 @@ def test_an_item_that_lacks_a_part_of_a_file_is_made_again(rows, tmp_path, per_t
         (items / "r2" / "picture-1.png").unlink()
     else:
         file = tmp_path / "out" / "items-00000.tar"
-        os.truncate(file, file.stat().st_size // 3)
-    assert counts(run(JOB, rows, tmp_path / "out", per_tar=per_tar)) == (3, 0, 3, 0)
+        os.truncate(file, file.stat().st_size // 3)  # one item of three is whole
+    made = 3 if per_tar is None else 2
+    assert counts(run(JOB, rows, tmp_path / "out", per_tar=per_tar)) == (made, 0, 6 - made, 0)
     assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("torn", [0, 1, 511, 512, 700, 3000, 10_000])
+def test_the_torn_end_of_a_part_of_a_tar_does_not_count(rows, tmp_path, torn):
+    """A process that is killed while it adds an item leaves any number of its bytes."""
+    run(JOB, rows, tmp_path / "whole", per_tar=6)
+
+    def two_and_no_more(todo):
+        for number, items in enumerate(Worker(JOB).items(todo[:3])):
+            yield items
+            if number == len(todo):
+                return
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(JOB, rows, tmp_path / "out", per_tar=6, maker=by(two_and_no_more))
+    part = tmp_path / "out" / ".items-00000.tar"
+    size = part.stat().st_size
+    with open(part, "ab") as opened:
+        opened.write((tmp_path / "whole" / "items-00000.tar").read_bytes()[:torn].replace(b"r0", b"r5"))
+    assert counts(run(JOB, rows, tmp_path / "out", per_tar=6)) in [(3, 0, 3, 0), (2, 0, 4, 0)]
+    assert size > 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert not part.exists()
 
 
 @pytest.mark.parametrize("per_tar", [None, 2])
 def test_a_full_disk_ends_the_job_with_a_sentence(rows, tmp_path, monkeypatch, per_tar):
-    write_bytes, left = Path.write_bytes, [7]
+    left = [7 if per_tar is None else 3]
 
     def full(file, content):
         left[0] -= 1
         if left[0] < 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
-        return write_bytes(file, content)
+            file.write(content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+        file.write(content)
 
     run(JOB, rows, tmp_path / "whole", per_tar=per_tar)
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("fastdecode.jobs.files._write_all", full)
     with pytest.raises(CannotWrite, match="cannot be written: No space left on device; the items that are there stay"):
         run(JOB, rows, tmp_path / "out", per_tar=per_tar)
     monkeypatch.undo()
@@ -449,7 +476,7 @@ def test_an_index_is_there_only_with_all_its_items(rows, tmp_path, monkeypatch):
     def interrupted(self, ids):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fastdecode.jobs.store.Store.forget", interrupted)
+    monkeypatch.setattr("fastdecode.jobs.folders.Folders.forget", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(JOB, [*rows, bad], tmp_path / "out", retry_failed=True)
     assert not (tmp_path / "out" / "index.parquet").exists()
