@@ -93,8 +93,8 @@ def add_arguments(run: argparse.ArgumentParser) -> None:
         help="HOST:PORT, or auto for one that runs on this machine (default: that, or else a new one)",
     )
     cluster.add_argument("--actors", type=whole(1), metavar="N", help="engines (default: as many as there is room for)")
-    cluster.add_argument("--cpus", type=whole(1), metavar="N", help="of each engine (default: all of a machine)")
-    cluster.add_argument("--gpus", type=number(0), metavar="N", help="of each engine (default: 1 where there are any)")
+    cluster.add_argument("--cpus", type=whole(1), metavar="N", help="of each (default: those of the smallest machine)")
+    cluster.add_argument("--gpus", type=number(0), metavar="N", help="of each engine (default: 1 with --device cuda)")
     written = run.add_argument_group("output", "A run that was stopped goes on when the same command is given again.")
     written.add_argument("-o", "--output", type=folder, required=True, help="folder to write to")
     written.add_argument(
@@ -109,8 +109,8 @@ def add_arguments(run: argparse.ArgumentParser) -> None:
 
 def shard(text: str) -> tuple[int, int]:
     """The type of ``--shard``: I/N, counted from 1."""
-    number, _, count = text.partition("/")
-    found = (int(number), int(count)) if number.isdecimal() and count.isdecimal() else (0, 0)
+    words = text.split("/")
+    found = (int(words[0]), int(words[1])) if len(words) == 2 and all(map(str.isdecimal, words)) else (0, 0)
     if not 1 <= found[0] <= found[1]:
         raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a shard: give I/N such as 1/8, counted from 1")
     return found

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdecode.jobs.files import written_file
+from fastdecode.jobs.items import text_of
 
 NAME = "index.parquet"
 
@@ -35,12 +36,8 @@ def write_index(items: Iterable[Mapping[str, Any]], target: Path) -> None:
     kinds = {"list<string>": pyarrow.list_(pyarrow.string())}
     schema = pyarrow.schema([(name, kinds.get(kind, kind)) for name, kind in COLUMNS.items()])
     rows = [
-        {**{name: facts.get(name) for name in COLUMNS}, "text": _text(facts["parts"]), "pictures": facts["drawn"]}
+        {**{name: facts.get(name) for name in COLUMNS}, "text": text_of(facts), "pictures": facts["drawn"]}
         for facts in items
     ]
     with written_file(target / NAME) as draft, open(draft, "wb") as opened:  # pyarrow opens no name that is not UTF-8
         parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), opened)
-
-
-def _text(parts: Iterable[Mapping[str, Any]]) -> str:
-    return "\n\n".join(part["text"] for part in parts if "text" in part)

@@ -89,6 +89,11 @@ def _png(picture: Image.Image, facts: Mapping[str, Any]) -> bytes:
     return out.getvalue()
 
 
+def text_of(facts: Mapping[str, Any]) -> str:
+    """The text of an item, its parts with an empty line between them."""
+    return "\n\n".join(part["text"] for part in facts["parts"] if "text" in part)
+
+
 def drawn(facts: Mapping[str, Any]) -> list[str]:
     """The names of an item's pictures, as `Item.files` names them."""
     return [part["picture"] for part in facts["parts"] if "picture" in part]

@@ -76,12 +76,7 @@ def row_of(values: Mapping[str, Any], where: str, seed: int = 0, folder: Path = 
     if not isinstance(prompt, str):
         raise ValueError(f"{where}: the prompt is {kind_of(prompt)}: give text")
     for column, value in found.items():
-        if HALF.search(json.dumps([column, told(value)], ensure_ascii=False)):
-            raise ValueError(
-                f"{where}: the {column} {shown(value)} has half of a character of UTF-16, which is not text"
-                if not HALF.search(column)
-                else f"{where}: the column {shown(column)} has half of a character of UTF-16 in its name"
-            )
+        _check_writable(column, value, where)
     own = found.get("seed")
     if own is None:
         own = seed_of(name, seed)
@@ -97,6 +92,18 @@ def row_of(values: Mapping[str, Any], where: str, seed: int = 0, folder: Path = 
         raise ValueError(f"{where}: {error}") from None
     more = {key: value for key, value in found.items() if key not in OWN and key not in option_names()}
     return Row(name, prompt, own, tuple(pictures), options, more, folder)
+
+
+def _check_writable(column: str, value: Any, where: str) -> None:
+    """``ValueError`` for what ``item.json`` could not say."""
+    if HALF.search(column):
+        raise ValueError(f"{where}: the column {shown(column)} has half of a character of UTF-16 in its name")
+    try:
+        said = json.dumps(told(value), ensure_ascii=False)
+    except RecursionError:
+        raise ValueError(f"{where}: the {column} is nested too deep") from None
+    if HALF.search(said):
+        raise ValueError(f"{where}: the {column} {shown(value)} has half of a character of UTF-16, which is not text")
 
 
 def read_rows(file: Path, seed: int = 0, task: str | None = None) -> list[Row]:

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
+
 from fastdecode.jobs.rows import Row
 from fastdecode.ops.scalars import shown
 
 KINDS = 1000
 """So many sets of options are tried."""
+
+
+NOT_ITS_OWN = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
+"""Errors that say nothing about the row that met them: they end the job, and the item is made later."""
 
 
 class Tries(Protocol):
@@ -31,7 +37,7 @@ def check_options(worker: Tries, rows: Sequence[Row]) -> None:
     for row in list(kinds.values())[:KINDS]:
         try:
             worker.try_row(row)
-        except MemoryError:
+        except NOT_ITS_OWN:
             raise
         except Exception:
             _try_options(worker, row)
@@ -40,7 +46,7 @@ def check_options(worker: Tries, rows: Sequence[Row]) -> None:
 def _try_options(worker: Tries, row: Row) -> None:
     try:
         worker.try_options(row)
-    except MemoryError:
+    except NOT_ITS_OWN:
         raise
     except Exception as error:
         raise ValueError(f"the row {shown(row.id)} cannot be made: {error}") from error

@@ -17,7 +17,7 @@ from fastdecode.jobs.items import Item
 from fastdecode.jobs.layers import MODE, USUAL, options_of_row
 from fastdecode.jobs.rows import Row
 from fastdecode.jobs.told import told
-from fastdecode.jobs.trials import check_options
+from fastdecode.jobs.trials import NOT_ITS_OWN, check_options
 from fastdecode.models.families import text_vocabulary_of
 from fastdecode.models.loading import load
 from fastdecode.models.memory import available
@@ -33,13 +33,10 @@ MEMORY = 0.4
 BLANK = (256, 256)
 """Width and height of the picture that options are tried with."""
 
-NOT_ITS_OWN = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
-"""Errors that say nothing about the item that met them: they end the job, and the item is made later."""
-
 
 @dataclass(frozen=True)
 class Job:
-    """What holds for all rows. Options of a row go before these.
+    """What holds for all rows. An option of a row wins over these.
 
         model, dtype, device, vqgan, weights   as of `fastdecode.load`
         like           which Chameleon it is, for tasks: as of `fastdecode.recipe`

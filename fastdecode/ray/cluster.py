@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -68,32 +68,38 @@ class Sizes:
 
 
 def sizes(actors: int | None, cpus: int | None, gpus: float | None, device: str | None) -> Sizes:
-    """Sizes for this cluster; None: one engine for each GPU, or where there is none, or ``device`` is the CPU, for each
-    machine, with all its CPUs. ``ValueError`` for more than the cluster has.
+    """Sizes for this cluster.
+
+        actors, cpus, gpus   None: on GPUs one engine for each, with one CPU; on CPUs one for each machine, with as many
+                             as the smallest has
+        device               where engines work; None is the CPU
+
+    ``ValueError`` for more than the cluster has, for GPUs that engines would not use, and for engines on GPUs without
+    any.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     if not nodes:
         raise ValueError("no machine of the cluster has CPUs to give")
-    cards = sum(int(node.get("GPU", 0)) for node in nodes)
-    if gpus is None:
-        gpus = 0 if device == "cpu" or not cards else 1
-    if gpus:
-        fits = sum(int(node.get("GPU", 0) / gpus) for node in nodes)
-        found = Sizes(actors or fits, cpus or 1, gpus)
-    elif cpus is None:
+    on_gpus = device is not None and device.startswith("cuda")
+    if gpus and not on_gpus:
+        raise ValueError(f"{gpus:g} GPUs for each engine, which works on the CPU: give --device cuda too")
+    if on_gpus and gpus == 0:
+        raise ValueError(f"no GPU for each engine, which works on {device}: give --gpus 1, or 0.5 for two on a GPU")
+    gpus = gpus or (1 if on_gpus else 0)
+    if cpus is None:
         smallest = int(min(node["CPU"] for node in nodes))
         each = -(-actors // len(nodes)) if actors else 1
-        found = Sizes(actors or len(nodes), max(1, smallest // each), 0)
-    else:
-        fits = sum(int(node["CPU"] // cpus) for node in nodes)
-        found = Sizes(actors or fits, cpus, 0)
+        cpus = 1 if on_gpus else max(1, smallest // each)
+        actors = actors or (None if on_gpus else len(nodes))
+    found = Sizes(actors or 1, cpus, gpus)
     room = sum(_fit(node, found) for node in nodes)
     if not room:
         cpus_there, gpus_there = (max(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
         raise ValueError(
             f"no machine of the cluster has {found.cpus:g} CPUs and {found.gpus:g} GPUs for one engine: the largest "
-            f"has {cpus_there:g} CPUs and {gpus_there:g} GPUs"
+            f"have {cpus_there:g} CPUs and {gpus_there:g} GPUs"
         )
+    found = replace(found, actors=actors or room)
     if found.actors > room:
         raise ValueError(
             f"{found.actors} engines of {found.cpus:g} CPUs and {found.gpus:g} GPUs do not fit: the machines of the "

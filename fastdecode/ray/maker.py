@@ -39,7 +39,7 @@ class RayMaker:
         address       of the cluster: HOST:PORT, or "auto", one that runs on this machine; None: that, or else a new
                       one of this machine
         actors        how many engines; None: as many as there is room for
-        cpus, gpus    of each; None: one GPU where there are any, else the CPUs of a machine
+        cpus, gpus    of each; None: one GPU if the job's device is cuda, else the CPUs of the smallest machine
         batch         the most rows that an engine gets at once
         any_version   take machines with other versions of fastdecode, torch and transformers
 

@@ -11,7 +11,7 @@ import pyarrow
 import torch
 
 from fastdecode.jobs.columns import check_columns
-from fastdecode.jobs.items import FACTS, Item
+from fastdecode.jobs.items import FACTS, Item, drawn, text_of
 from fastdecode.jobs.rows import Row, row_of
 from fastdecode.jobs.worker import Job, Worker
 from fastdecode.ops.scalars import shown
@@ -124,8 +124,8 @@ def columns_of(item: Item) -> dict[str, Any]:
     return {
         **{name: item.facts.get(name) for name in ("prompt", "seed", "logprob", "ended", "error")},
         "id": item.id,
-        "text": "\n\n".join(part for part in item.parts if isinstance(part, str)),
-        "png": [files[part["picture"]] for part in facts["parts"] if "picture" in part],
+        "text": text_of(facts),
+        "png": [files[name] for name in drawn(facts)],
         "tokens": list(item.tokens),
         "item": files[FACTS].decode(),
     }

@@ -147,3 +147,18 @@ def test_a_stopped_run_says_so_and_goes_on(tmp_path, number):
     told = json.loads(done.stdout)
     assert told["there"] >= 2
     assert told["made"] + told["there"] == 40
+
+
+def test_sizes_of_engines_are_for_clusters(rows, tmp_path, capsys):
+    command = ["run", "--input", str(rows), "-o", str(tmp_path / "out"), *OPTIONS]
+    assert main([*command, "--actors", "2"]) == 2
+    assert capsys.readouterr().err == "fastdecode: --actors is for engines on a cluster: give --ray too\n"
+
+
+def test_without_ray_the_message_says_what_to_install(rows, tmp_path, capsys, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "ray" or name.startswith("fastdecode.ray")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["run", "--input", str(rows), "-o", str(tmp_path / "out"), *OPTIONS, "--ray"]) == 2
+    assert "run needs the package ray, which is not installed: pip install 'fastdecode[ray]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -192,6 +192,13 @@ def test_json_that_is_nested_too_deep(tmp_path):
         read_rows(file)
 
 
+def test_a_column_that_is_nested_too_deep_to_be_written(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"id": "a", "prompt": "x", "note": ' + "[" * 900 + "]" * 900 + "}\n")
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 1(: the note is nested too deep| is not JSON)"):
+        read_rows(file)
+
+
 def test_a_pipe_is_no_picture(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="which cannot be read: it is no file"):

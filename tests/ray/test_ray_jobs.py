@@ -17,15 +17,14 @@ import torch
 from ray.cluster_utils import Cluster
 
 from fastdecode.jobs import Job, Row, Summary, run
-from fastdecode.jobs.files import UNFINISHED
 from fastdecode.jobs.rows import seed_of
 from fastdecode.ray import Painter, RayMaker
 from fastdecode.ray import cluster as of_ray
 from fastdecode.ray.maker import in_words, tables
+from tests.jobs.job_files import OPTIONS, contents
 
 pytestmark = pytest.mark.xdist_group("ray")
 
-OPTIONS = {"multimodal_generation_mode": "image-only", "guidance": 3.0, "image": {"temperature": 0.7, "top_p": 0.9}}
 JOB = Job(options=OPTIONS, max_rows=16)
 
 
@@ -41,13 +40,6 @@ def machines() -> Iterator[Cluster]:
     yield cluster
     ray.shutdown()
     cluster.shutdown()
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """All files, of which none is unfinished."""
-    found = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    assert not [path for path in folder.rglob("*") if path.name.startswith(UNFINISHED)]
-    return found
 
 
 @pytest.fixture
@@ -152,8 +144,8 @@ def test_a_dataset_of_ray_and_what_is_refused(tmp_path, machines):
 
     refused = partial(run, JOB, rows_of(2), tmp_path / "no", progress=False)
     for sizes, message in (
-        ({"cpus": 9}, "no machine of the cluster has 9 CPUs and 0 GPUs for one engine: the largest has 2 CPUs"),
-        ({"gpus": 1}, "no machine of the cluster has 1 CPUs and 1 GPUs for one engine: the largest has 2 CPUs and 0 G"),
+        ({"cpus": 9}, "no machine of the cluster has 9 CPUs and 0 GPUs for one engine: the largest have 2 CPUs"),
+        ({"gpus": 1}, "1 GPUs for each engine, which works on the CPU: give --device cuda too"),
         ({"actors": 3, "cpus": 1}, "3 engines of 1 CPUs and 0 GPUs do not fit: .* have room for 2"),
     ):
         with pytest.raises(ValueError, match=message):

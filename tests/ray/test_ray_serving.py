@@ -17,6 +17,7 @@ from ray.serve.handle import DeploymentHandle
 
 import fastdecode
 from fastdecode.ray import Server
+from tests.serve.serving import events_of
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -53,13 +54,7 @@ def post(request: dict[str, Any], port: int = PORT) -> http.client.HTTPConnectio
 def events(connection: http.client.HTTPConnection) -> Iterator[tuple[str, Any]]:
     answer = connection.getresponse()
     assert answer.status == 200, answer.read()
-    name = ""
-    for line in answer:
-        kind, _, content = line.decode().rstrip("\n").partition(": ")
-        if kind == "event":
-            name = content
-        elif kind == "data":
-            yield name, json.loads(content)
+    yield from events_of(answer)
 
 
 def text_of(told: list[tuple[str, Any]]) -> str:
