@@ -6,15 +6,19 @@ and grammar states. The host allocates pages for a whole run of steps, and reads
 
 from __future__ import annotations
 
+import gc
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fastdecode import ops
+from fastdecode.decoder.device_waits import wait_in
 from fastdecode.decoder.draws import Draws, joined
 from fastdecode.decoder.triton_step import StepRows
 from fastdecode.kv.kv_cache import StreamCache
@@ -67,26 +71,44 @@ class CannotCapture(RuntimeError):
     """A step waits for the device, so it cannot be captured."""
 
 
-def cuda_graph(step: Callable[[], None]) -> Callable[[], Any]:
-    """Capture ``step`` as a CUDA graph of the current device, after two runs that compile kernels and allocate memory.
-    Returns a function that replays it. ``CannotCapture``, before the capture, if the second run waits for the device.
+_one_capture = threading.Lock()
+"""torch allows one capture at a time in a process."""
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """In the block Python does not collect garbage. It would destroy other CUDA graphs and free memory of the device,
+    which spoils a capture.
     """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-        mode = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def cuda_graph(step: Callable[[], None]) -> Callable[[], Any]:
+    """Capture ``step`` as a CUDA graph of the current device, after two runs that compile and load kernels and allocate
+    memory. Returns a function that replays it. ``CannotCapture``, before the capture, if the second run waits for the
+    device; other errors of ``step`` are raised as they are.
+    """
+    before, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+    stream.wait_stream(before)
+    try:
+        with torch.cuda.stream(stream):
             step()
-        except RuntimeError as error:
-            raise CannotCapture(str(error)) from error
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        step()
+            gc.collect()
+            with _one_capture, _no_collection():
+                waited = wait_in(step)
+                if waited is not None:
+                    raise CannotCapture(waited)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                    step()
+    finally:
+        before.wait_stream(stream)  # also after an error: the memory that the runs use is given to others then
     return graph.replay
 
 
