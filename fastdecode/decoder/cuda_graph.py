@@ -54,6 +54,14 @@ MOST_STEPS = 64
 MOST_KEPT = 16
 """The maximum number of captured steps that a pool stores."""
 
+TEXT_AHEAD = 1024
+"""A captured step has pages for so many more tokens of text, or as many as the sequences may get if these are fewer."""
+
+MOST_PLACES = 2**20
+"""Rows times tokens of a captured step, up to which it gets pages for all tokens to come. The scratch memory of
+attention then takes at most 256 MiB with 32 heads of 128 elements. A program of it that has no tokens yet ends at once.
+"""
+
 
 def bucket(count: int) -> int:
     """The captured size for ``count`` rows or groups: the next of 1, 2, 3, 4, 6, 8, 12, 16, 24, …"""
@@ -65,6 +73,17 @@ def _fill(mine: Tensor, given: Tensor) -> None:
     """Copy ``given`` to the first entries of ``mine``, and its first entry to the remaining ones."""
     mine[: len(given)].copy_(given)
     mine[len(given) :] = given[0]
+
+
+def table_width(cache: StreamCache, ahead: int) -> int:
+    """The width of a captured page table, which cannot grow: the pages for ``ahead`` more tokens in each row (within
+    `MOST_PLACES`), or twice the present ones and those of a run, if that is more; not more than the pool has.
+    """
+    pool, present = cache.pool, cache.page_table.shape[1]
+    needed = -(-(cache.longest + ahead) // pool.page_slots)
+    most = MOST_PLACES // (bucket(cache.rows) * pool.page_slots)
+    width = max(2 * present + -(-MOST_STEPS // pool.page_slots), min(needed, most))
+    return width if pool.limit is None else max(present, min(width, pool.limit))
 
 
 class CannotCapture(RuntimeError):
@@ -138,7 +157,7 @@ class CapturedStep:
 
     It also serves later caches over the same memory of the pool, and other `Draws`, if `fits` accepts them: the numbers
     of rows and groups must have the same `bucket`. Unused groups are marked as finished. ``spare``: a page to write to
-    during the capture. ``seconds``: the time that the capture took, with compiling.
+    during the capture. ``ahead``: see `CapturedSteps.get`. ``seconds``: the time that the capture took, with compiling.
     """
 
     def __init__(
@@ -148,13 +167,13 @@ class CapturedStep:
         draws: Draws,
         state: ops.DecodeState,
         spare: int,
+        ahead: int,
         capture: Capture,
     ) -> None:
         groups, device = bucket(len(draws.streams)), cache.lengths.device
         self.decoder, self.tables, self.spans = decoder, draws.tables, draws.spans
         self.beside = decoder.beside_layers()
-        # A captured page table cannot grow: it gets twice the current width, and the pages of one more run.
-        width = 2 * cache.page_table.shape[1] + -(-MOST_STEPS // cache.pool.page_slots)
+        width = table_width(cache, ahead)
         self.rows = _Rows(cache, width)
         self.cos, self.sin = decoder.rope_tables(width * cache.pool.page_slots)
         self.streams, self.weights, self.seeds = (
@@ -322,8 +341,11 @@ class CapturedSteps:
     def __init__(self, decoder: CapturableDecoder, capture: Capture) -> None:
         self.decoder, self.capture, self.possible = decoder, capture, True
 
-    def get(self, cache: StreamCache, draws: Draws, state: ops.DecodeState, steps: int) -> CapturedStep | None:
+    def get(
+        self, cache: StreamCache, draws: Draws, state: ops.DecodeState, steps: int, ahead: int
+    ) -> CapturedStep | None:
         """A captured step that fits; captures one if there is none. ``cache`` then has room for ``steps`` steps.
+        ``ahead``: how many more tokens the rows may get, for which a new captured step has pages.
 
         None if there are too few pages, if ``steps`` exceeds `MOST_STEPS`, or if the step cannot be captured (with a
         warning the first time).
@@ -344,7 +366,7 @@ class CapturedSteps:
         except PoolExhausted:
             return None
         try:
-            made = CapturedStep(self.decoder, cache, draws, state, spare[0], self.capture)
+            made = CapturedStep(self.decoder, cache, draws, state, spare[0], ahead, self.capture)
         except CannotCapture as error:
             self.possible = False
             warnings.warn(f"steps are not captured: {error}", stacklevel=2)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastdecode import ops
 from fastdecode.decoder import BaseDecoder, Upcoming
+from fastdecode.decoder.cuda_graph import TEXT_AHEAD
 from fastdecode.engine.batch import Batch
 from fastdecode.engine.processed import sample_processed
 from fastdecode.engine.request import Request
@@ -215,7 +216,7 @@ class Runner:
         assert captures is not None
         if plan.steps < 2 or any(s.forced >= 0 and not s.in_block for s in batch.sampled):
             return None
-        captured = captures.get(self.cache, draws, state, plan.steps)
+        captured = captures.get(self.cache, draws, state, plan.steps, tokens_to_come(batch.sampled))
         if captured is None:
             return None
         return self._replay(captured, batch, plan)
@@ -249,6 +250,13 @@ def read(sample: ops.Sample) -> Drawn:
 def _vectors(sequences: Iterable[Sequence]) -> dict[int, Tensor]:
     """Those of all ``sequences``."""
     return {number: vector for s in sequences for number, vector in s.vectors.items()}
+
+
+def tokens_to_come(sampled: list[Sequence]) -> int:
+    """The maximum number of tokens that one of these sequences gets, up to its limit: until the end of its present
+    picture, or `TEXT_AHEAD` if that is more.
+    """
+    return max(min(max(s.grammar.remaining(s.state), TEXT_AHEAD), s.limit - len(s.tokens)) for s in sampled)
 
 
 def pages_to_come(starting: list[tuple[Sequence, list[Tokens]]], slots: int) -> int:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from models_for_tests import drawing_model, tiny_processor
+from torch.fx.experimental.proxy_tensor import make_fx
 from traces import IMAGE_ONLY, INTERLEAVED, Traces, both, prompts_of, uncaptured
 
 import fastdecode
@@ -16,6 +17,8 @@ from fastdecode.decoder import Decoder
 from fastdecode.decoder import cuda_graph as captured
 from fastdecode.decoder.cuda_graph import CannotCapture, CapturedSteps, Draws, bucket
 from fastdecode.engine.core import EngineCore
+from fastdecode.kv.kv_cache import StreamCache
+from fastdecode.kv.page_pool import PagePool
 from fastdecode.models.families import vocabulary_of
 
 
@@ -109,6 +112,85 @@ def test_a_picture_of_several_runs_is_captured_once(traces: Traces, monkeypatch:
     model = drawing_model(2, resolution=36)
     both(model, traces, monkeypatch, **prompts_of(model), **IMAGE_ONLY, guidance=2.0)
     assert (traces.captures, traces.replays) == (1, 81)
+
+
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [
+        ({}, {"guidance": Guidance.instruct(), "image": {"top_p": 0.9, "top_k": 9, "min_p": 0.01}}),
+        ({}, {"guidance": 2.0, "repetition_penalty": 1.4}),
+        ({}, {"guidance": Guidance.contrastive(0.05, 4), "do_sample": False}),
+        ({"swin_norm": True}, {"guidance": Guidance.instruct(Schedule.linear(5.0, 2.0))}),
+        ({"kv_heads": 2, "bias": True}, {**INTERLEAVED, "max_new_tokens": 22}),
+    ],
+    ids=str,
+)
+def test_the_runs_before_a_capture_do_all_that_is_captured(
+    settings: dict, options: dict, traces: Traces, monkeypatch: pytest.MonkeyPatch
+):
+    """A kernel that is launched for the first time inside a capture would be loaded there. The second run has the very
+    operations and sizes of the captured one; the first one also gets memory.
+    """
+    captures = []
+
+    def capture(step):
+        first, second, third = (make_fx(lambda: step())() for _ in range(3))
+        assert "sample_advance" in third.code
+        assert second.code == third.code
+        assert targets(third) <= targets(first)
+        captures.append(step)
+        return step
+
+    def targets(trace):
+        return {node.target for node in trace.graph.nodes if node.op == "call_function"}
+
+    monkeypatch.setattr(traces, "capture", capture)
+    model = drawing_model(5, resolution=16, **settings)
+    fastdecode.generate(model, **{**prompts_of(model), **IMAGE_ONLY, **options})
+    assert captures
+
+
+def call_again(monkeypatch: pytest.MonkeyPatch, traces: Traces) -> None:
+    """A capture is a call of the step, and a replay another: faster, where the tokens are not of interest."""
+
+    def capture(step):
+        traces.captures += 1
+        step()
+        return step
+
+    monkeypatch.setattr(traces, "capture", capture)
+
+
+@pytest.mark.parametrize("pages", [None, 80])
+def test_a_picture_of_1024_tokens_is_captured_once(pages: int | None, traces: Traces, monkeypatch: pytest.MonkeyPatch):
+    """With a pool and without one; the pages of its captured step are those that it needs."""
+    call_again(monkeypatch, traces)
+    model = drawing_model(2, resolution=128, context=2048)
+    assert vocabulary_of(model).image_length == 1024
+    pool = None if pages is None else fastdecode.new_pool(model, pages=pages)
+    ids = fastdecode.generate(model, **prompts_of(model, (9,)), **IMAGE_ONLY, guidance=2.0, kv_pool=pool)
+    assert ids.shape[1] == 10 + 1026
+    assert traces.captures == 1
+    if pool is not None:
+        [step] = pool.captured
+        assert step.rows.page_table.shape == (2, -(-(10 + 1026) // 32))
+
+
+@pytest.mark.parametrize("rows", [2, 20])
+@pytest.mark.parametrize("limit", [None, 50])
+def test_how_wide_a_captured_page_table_is(rows: int, limit: int | None, monkeypatch: pytest.MonkeyPatch):
+    """At least twice what it is now and a run, and as wide as is needed, if that does not take too much memory."""
+    pool = PagePool(1, 1, 4, torch.float32, "cpu", pages=limit, page_slots=32)
+    cache = StreamCache(pool)
+    cache.add([[1] * 33] * rows)
+    cache.make_room(1)
+    assert cache.page_table.shape[1] == 2
+    assert [captured.table_width(cache, ahead) for ahead in (1, 159, 160, 1024)] == [6, 6, 7, 34]
+    assert captured.table_width(cache, 10_000) == (314 if limit is None else limit)
+    monkeypatch.setattr(captured, "MOST_PLACES", 24 * 32 * 10)
+    assert captured.table_width(cache, 1024) == {2: 34, 20: 10}[rows]
+    monkeypatch.setattr(captured, "MOST_PLACES", 0)
+    assert captured.table_width(cache, 1024) == 6
 
 
 @pytest.mark.parametrize(
