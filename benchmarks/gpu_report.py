@@ -129,6 +129,7 @@ STEP: list[Column] = [
     ("model", field("model")),
     ("sequences", field("sequences")),
     ("streams", field("streams")),
+    ("same ids as not captured", field("same ids captured and not")),
     ("ms per step", field("ms per step")),
     ("of bandwidth", percent("bandwidth_fraction")),
     ("tokens/s", field("tokens/s")),
