@@ -11,8 +11,9 @@
 #     triton      tests/triton_kernels on the device
 #     cuda        tests/cuda on the device
 #     decoder     those of tests/decoder that ask for a GPU
-#     kernels step sample rivals                     figures, a file each: see benchmarks/gpu_PART.py
-#     memcheck racecheck                             tests/cuda under compute-sanitizer, with what time is left
+#     threads     eight threads of one process draw and decode at once
+#     kernels step sample rivals                     figures; these and threads write a file each: benchmarks/gpu_PART.py
+#     memcheck racecheck synccheck initcheck         tests/cuda under compute-sanitizer, with what time is left
 #     report      all figures in one JSON file, and Markdown tables
 #
 # Every part has a time limit of its own, and what it found is written as it comes: one that hangs or fails loses nothing
@@ -42,9 +43,9 @@ fi
 if [ $# -gt 0 ]; then
   parts=$*
 elif [ -n "$dry" ]; then
-  parts="kernels step sample rivals report"
+  parts="threads kernels step sample rivals report"
 else
-  parts="build triton cuda decoder kernels step sample rivals memcheck racecheck report"
+  parts="build triton cuda decoder threads kernels step sample rivals memcheck racecheck synccheck initcheck report"
 fi
 
 status=0
@@ -124,11 +125,13 @@ for part in $parts; do
         note decoder "left out" 0 "none of tests/decoder asks for a GPU"
       fi
       ;;
+    threads) figures threads 50 ;;
     kernels) figures kernels 70 ;;
     step) figures step 130 ;;
     sample) figures sample 80 ;;
     rivals) figures rivals 140 ;;
     memcheck | racecheck) sanitize "$part" 90 ;;
+    synccheck | initcheck) sanitize "$part" 60 ;;
     report) "$PYTHON" -m benchmarks.gpu_report "$OUT" || status=1 ;;
     *)
       echo "gpu_check.sh: there is no part $part" >&2

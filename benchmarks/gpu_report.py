@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.gpu_results import rounded, slug
 
-PARTS = ("kernels", "step", "sample", "rivals")
+PARTS = ("threads", "kernels", "step", "sample", "rivals")
 
 WHO = ("fastdecode", "transformers", "torch", "torch compiled", "flashinfer", "softmax")
 
@@ -185,6 +185,14 @@ DRAWS: list[Column] = [
     ("not captured", lambda row: _not_captured(row)),
     ("failed", lambda row: ", ".join(key for key in row if key.endswith(" failed")) or None),
 ]
+THREADS: list[Column] = [
+    ("thread", field("thread")),
+    ("groups drawn", field("groups")),
+    ("filter", field("filter")),
+    ("sequences decoded", field("sequences")),
+    ("streams", field("streams of a step")),
+    ("numbers as of one thread", field("numbers compared")),
+]
 KERNELS: list[Column] = [
     ("kernel", field("kernel")),
     ("calls per step", field("calls per step")),
@@ -193,12 +201,13 @@ KERNELS: list[Column] = [
 CHECKS: list[Column] = [(name, field(name)) for name in ("part", "status", "seconds", "last line")]
 LINEAR = [OPERATIONS[0], ("weights", field("weights")), *(c for c in OPERATIONS[1:] if "step" not in c[0])]
 
-PRINTED = 3
+PRINTED = 4
 """The first tables, which are printed too."""
 
 TABLES: tuple[tuple[str, str, str, list[Column]], ...] = (
     ("step", "configurations", "Steps and pictures", STEP),
     ("step", "small model", "Correctness", SMALL),
+    ("threads", "threads", "Eight threads at once", THREADS),
     ("rivals", "rivals", "Rivals, in the same run", RIVALS),
     ("kernels", "operations", "Operations of a step", OPERATIONS),
     ("kernels", "linear", "The product of few rows beside torch's", LINEAR),

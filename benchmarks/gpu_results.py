@@ -69,9 +69,11 @@ class Results:
         self.begun, self.seconds = time.monotonic(), seconds
         folder.mkdir(parents=True, exist_ok=True)
 
-    def out_of_time(self, what: Any) -> bool:
-        """Whether the time is over. If so, ``what`` is recorded as left out."""
-        if time.monotonic() - self.begun < self.seconds:
+    def out_of_time(self, what: Any, needed: float = 0.0) -> bool:
+        """Whether the time is over, or fewer than ``needed`` seconds are left. If so, ``what`` is recorded as left
+        out.
+        """
+        if time.monotonic() - self.begun + needed < self.seconds:
             return False
         self.found.setdefault("left out", []).append(str(what))
         self._write()

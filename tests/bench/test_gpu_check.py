@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 import fastdecode
-from benchmarks import gpu_kernels, gpu_report, gpu_step
+from benchmarks import gpu_kernels, gpu_report, gpu_step, gpu_threads
 from benchmarks.bench_decode import weight_bytes
 from benchmarks.gpu_bandwidth import bandwidth
 from benchmarks.gpu_results import Results, slug
@@ -23,6 +24,7 @@ from benchmarks.gpu_timing import ROUNDS, seconds_of
 from benchmarks.models import IMAGE_IDS, SIZES, random_model, text_prompts
 from benchmarks.rivals import StaticChameleon
 from fastdecode.decoder import Decoder
+from fastdecode.decoder.step_operations import FEW_ROWS
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu_check.sh"
@@ -119,8 +121,9 @@ def test_rivals_are_measured_beside_ours(dry):
     found = dry["parts"]["rivals"]
     rows = found["rivals"]
     assert [(row["rival"], row["sequences"], row["streams"]) for row in rows] == [
-        ("transformers", 1, 2),
         ("static, compiled", 1, 2),
+        ("transformers", 1, 2),
+        ("static, autotuned", 1, 2),
         ("transformers", 1, 1),
     ]
     assert found["greedy ids until they part"] == 16
@@ -130,7 +133,18 @@ def test_rivals_are_measured_beside_ours(dry):
         assert row["ratio"] == pytest.approx(row["ms per step"] / row["fastdecode ms per step"])
         picture = row["set-up seconds"] + 16 * row["ms per step"] / 1e3
         assert row["picture seconds, extrapolated"] == pytest.approx(picture)
-    assert rows[1]["cache slots"] == gpu_step.PROMPT + 1 + 16
+    assert [row.get("mode") for row in rows] == ["reduce-overhead", None, "max-autotune-no-cudagraphs", None]
+    assert rows[0]["cache slots"] == rows[2]["cache slots"] == gpu_step.PROMPT + 1 + 16
+
+
+@pytest.mark.long
+def test_threads_are_compared_with_one(dry):
+    rows = dry["parts"]["threads"]["threads"]
+    assert [row["thread"] for row in rows] == list(range(8))
+    for row in rows:
+        assert "error" not in row
+        picture = gpu_step.PROMPT + 2 + 16
+        assert row["numbers compared"] == 4 * row["groups"] + row["sequences"] * picture
 
 
 @pytest.mark.long
@@ -149,7 +163,7 @@ def test_one_file_has_every_configuration(dry):
         ("kernels", "linear"): len(parts["kernels"]["linear"]),
         ("step", "configurations"): len(gpu_step.DRY_CONFIGURATIONS),
         ("sample", "draws"): 3,
-        ("rivals", "rivals"): 3,
+        ("rivals", "rivals"): 4,
     }
     rows = whole["configurations"]
     assert {key: sum((row["part"], row["table"]) == key for row in rows) for key in counts} == counts
@@ -157,7 +171,7 @@ def test_one_file_has_every_configuration(dry):
     for row in rows:
         assert_positive(row, "bandwidth_fraction")
     assert [(check["part"], check["status"]) for check in whole["checks"]] == [
-        (part, "0") for part in ("kernels", "step", "sample", "rivals")
+        (part, "0") for part in ("threads", "kernels", "step", "sample", "rivals")
     ]
     assert whole["other machines"] == {}
 
@@ -206,12 +220,13 @@ def test_a_part_that_fails_loses_no_other(tmp_path: Path):
     assert checks["sample"]["status"] in ("0", "left out")
 
 
-def test_a_sanitizer_without_a_library_is_left_out(tmp_path: Path):
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck", "initcheck"])
+def test_a_sanitizer_without_a_library_is_left_out(tool: str, tmp_path: Path):
     if list((ROOT / "fastdecode" / "lib").glob("libfastdecode_cuda.so*")):
         pytest.skip("the library was built here")
-    script(tmp_path, "--dry-run", "memcheck")
+    assert script(tmp_path, "--dry-run", tool).returncode == 0
     (check,) = gpu_report.read_checks(tmp_path)
-    assert (check["part"], check["status"]) == ("memcheck", "left out")
+    assert (check["part"], check["status"]) == (tool, "left out")
     assert check["last line"] == "libfastdecode_cuda.so was not built"
 
 
@@ -224,7 +239,10 @@ def test_rows_are_written_as_they_come(tmp_path: Path, capsys):
     results.add("rows", {"a": 1 / 3})
     assert json.loads(results.file.read_text())["rows"] == [{"a": 1 / 3}]
     assert results.out_of_time("the rest")
-    assert json.loads(results.file.read_text())["left out"] == ["the rest"]
+    results.seconds = 60
+    assert not results.out_of_time("what is short", needed=10)
+    assert results.out_of_time("what is long", needed=70)
+    assert json.loads(results.file.read_text())["left out"] == ["the rest", "what is long"]
     assert '{"a": 0.3333}' in capsys.readouterr().out
 
 
@@ -412,6 +430,30 @@ def test_a_device_that_draws_other_ids_is_found(monkeypatch: pytest.MonkeyPatch)
     found = gpu_step.same_as_on_the_cpu("cpu")
     assert found["ids compared"] == 3 * 2 * 18
     assert found["error"] == "Configuration(sequences=2, streams=3): cpu draws as the CPU does for 1 ids of 18"
+
+
+def test_a_thread_that_finds_something_else_is_told(monkeypatch: pytest.MonkeyPatch):
+    """Three threads at once: one as alone, one with another number, one that fails."""
+    works = gpu_threads.WORK[:3]
+    alone = [torch.tensor([1, 2]), torch.tensor([3.0])]
+
+    def results_of(work: Any, model: int, device: str, rounds: int) -> list[torch.Tensor]:
+        assert (device, rounds) == ("cpu", 4)
+        assert threading.current_thread() is not threading.main_thread()
+        if model == 2:
+            raise RuntimeError("it broke")
+        return [torch.tensor([1, 2 + model]), torch.tensor([3.0])]
+
+    monkeypatch.setattr(gpu_threads, "results_of", results_of)
+    found = [gpu_threads.compared(its, alone) for its in gpu_threads.at_once(works, [0, 1, 2], "cpu", 4)]
+    assert found == [
+        {"numbers compared": 3},
+        {"error": "result 0 of 2 is [1, 3], alone [1, 2]"},
+        {"error": "RuntimeError: it broke"},
+    ]
+    assert len(gpu_threads.WORK) == 8
+    rows = [work.configuration.sequences * work.configuration.streams for work in gpu_threads.WORK]
+    assert max(rows) <= FEW_ROWS  # with more the bits of a row may depend on the others
 
 
 def test_captured_steps_that_fail_leave_the_other_figures(model, monkeypatch: pytest.MonkeyPatch):
