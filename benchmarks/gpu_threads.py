@@ -29,7 +29,7 @@ from benchmarks.models import random_model
 from fastdecode import ops
 from fastdecode.bench.sample import Case
 
-ROUNDS, DRY_ROUNDS = 4, 1
+ROUNDS, DRY_ROUNDS = 2, 1
 
 
 @dataclass(frozen=True)

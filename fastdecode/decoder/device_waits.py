@@ -89,4 +89,6 @@ def _raising_here() -> Iterator[Callable[[], bool]]:
     finally:
         # Another thread may have put a copy of the list in its place, and puts the list back later.
         for changed in (filters, cast("list[Any]", warnings.filters)):
-            changed[:] = [item for item in changed if item not in mine]
+            for item in mine:
+                if item in changed:
+                    changed.remove(item)

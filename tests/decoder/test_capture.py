@@ -175,7 +175,7 @@ class Cycle:
 
 
 @pytest.mark.parametrize("on", [True, False])
-def test_garbage_is_collected_before_a_capture_and_not_in_it(on: bool, cuda: FakeCuda):
+def test_new_garbage_is_collected_before_a_capture_and_none_in_it(on: bool, cuda: FakeCuda):
     """Whether or not collections are on, which stays as it was, also after an error."""
     garbage = weakref.ref(Cycle())
     was_on = gc.isenabled()

@@ -176,6 +176,19 @@ def test_a_picture_of_1024_tokens_is_captured_once(pages: int | None, traces: Tr
         assert step.rows.page_table.shape == (2, -(-(10 + 1026) // 32))
 
 
+@pytest.mark.parametrize(("most", "ahead"), [(300, 300), (2000, captured.TEXT_AHEAD)])
+def test_pages_for_text_to_come(most: int, ahead: int, traces: Traces, monkeypatch: pytest.MonkeyPatch):
+    """For as many tokens as a sequence may get, or a thousand."""
+    call_again(monkeypatch, traces)
+    model = drawing_model(2, resolution=16, context=4096)
+    options = {**prompts_of(model, (9,)), "multimodal_generation_mode": "text-only", "seed": 3, "do_sample": True}
+    pool = fastdecode.new_pool(model, pages=100)
+    ids = fastdecode.generate(model, **options, max_new_tokens=most, kv_pool=pool)
+    assert ids.shape[1] > 12
+    [step] = pool.captured
+    assert step.rows.page_table.shape == (1, -(-(9 + ahead) // 32))
+
+
 @pytest.mark.parametrize("rows", [2, 20])
 @pytest.mark.parametrize("limit", [None, 50])
 def test_how_wide_a_captured_page_table_is(rows: int, limit: int | None, monkeypatch: pytest.MonkeyPatch):
