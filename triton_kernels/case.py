@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+DIVISIBLE = ":16"
+"""Behind the type of an integer: a multiple of 16. Addresses are always compiled as such."""
+
 
 @dataclass(frozen=True)
 class Case:

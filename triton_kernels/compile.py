@@ -23,11 +23,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastdecode.triton_kernels.case import Case
+from fastdecode.triton_kernels.case import DIVISIBLE, Case
 
 FILES = (
     *("sample_small", "sample_search", "sample_large", "advance"),
-    *("linear", "parts", "rms_norm", "swiglu", "embed", "rope_append", "attend"),
+    *("linear", "parts", "rms_norm", "residual", "swiglu", "embed", "rope_append", "attend"),
 )
 ARCHITECTURES = (80, 90)
 
@@ -68,8 +68,11 @@ def compile_case(case: Case, arch: int) -> Compiled:
     kernel = case.kernel
     signature = {name: "constexpr" if name in case.constexprs else case.types[name] for name in kernel.arg_names}
     aligned: dict[tuple[int, ...], Any] = {
-        (i,): [["tt.divisibility", 16]] for i, type in enumerate(signature.values()) if type.startswith("*")
+        (i,): [["tt.divisibility", 16]]
+        for i, type in enumerate(signature.values())
+        if type.startswith("*") or type.endswith(DIVISIBLE)
     }
+    signature = {name: type.removesuffix(DIVISIBLE) for name, type in signature.items()}
     source = ASTSource(kernel, signature, case.constexprs, aligned)
     made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=case.options)
     cubin = made.asm["cubin"]

@@ -5,11 +5,13 @@
     weight0, …      (features0, K), …, all of one dtype
     scale0, …       (features0,), … float32; not read where SCALED is False
     bias0, …        (features0,), … float32; not read where BIAS is False
-    out             (rows, features0 + features1 + features2) float32: written
+    out             (rows, features0 + features1 + features2) float32: written; by `linear_parts` at a row stride
 
 `linear_parts` multiplies bfloat16 and bytes (int8, or float8_e4m3fn as uint8; with PAIRS two of either as int16) with
-the parts of x, and adds the products of the three parts last, the smallest first. `linear` multiplies float32 and
-float16, takes x apart itself, and is slower. Neither rounds x.
+the parts of x, and adds the products of the three parts last, the smallest first. It also computes what comes before
+and after a product in a decode step, see epilogue.py; with GATED the first two matrices are gate and up, and a program
+has the same features of both. `linear` multiplies float32 and float16, takes x apart itself, and is slower. Neither
+rounds x.
 
 The weights are read once for every 16 rows. 16 rows are always multiplied together, missing ones as zeros, because
 tensor cores take no fewer. Each BLOCK of k is summed on the tensor cores, and the blocks are added in float32, which
@@ -30,6 +32,8 @@ from torch import Tensor
 from fastdecode.triton_kernels.arguments import Matrix
 from fastdecode.triton_kernels.byte_weights import of_bytes, of_pairs
 from fastdecode.triton_kernels.case import Case
+from fastdecode.triton_kernels.dependent import begin_dependent, launches_dependent, prefetch
+from fastdecode.triton_kernels.epilogue import PIECE, row_factors, store_gated, store_rows
 from fastdecode.triton_kernels.parts import FEW, MANY, Parts, empty_parts, launch_parts, padded_length
 from fastdecode.triton_kernels.products import ON_TENSOR_CORES, float_of, product
 
@@ -37,6 +41,7 @@ ROWS = tl.constexpr(16)
 MATRICES = 3
 
 _INTS = ("rows", "features0", "features1", "features2")
+_PARTS_INTS = (*_INTS, "out_stride")
 
 
 @triton.jit
@@ -45,29 +50,41 @@ def _pick(first, second, a, b, c):
 
 
 @triton.jit
-def _place(block, features0, features1, FEATURES: tl.constexpr):
+def _place(block, features0, features1, FEATURES: tl.constexpr, GATED: tl.constexpr):
     """Whether a block of FEATURES is in the first matrix, whether it is in the first or second, and its features."""
-    begin1 = tl.cdiv(features0, FEATURES)
-    begin2 = begin1 + tl.cdiv(features1, FEATURES)
-    first = block < begin1
-    second = block < begin2
-    return first, second, (block - _pick(first, second, 0, begin1, begin2)) * FEATURES + tl.arange(0, FEATURES)
+    if GATED:
+        j = tl.arange(0, FEATURES)
+        first, second = j < FEATURES // 2, j >= 0
+        f = block * (FEATURES // 2) + j % (FEATURES // 2)
+    else:
+        begin1 = tl.cdiv(features0, FEATURES)
+        begin2 = begin1 + tl.cdiv(features1, FEATURES)
+        first, second = block < begin1, block < begin2
+        f = (block - _pick(first, second, 0, begin1, begin2)) * FEATURES + tl.arange(0, FEATURES)
+    return first, second, f
 
 
 @triton.jit
-def _store(
-    total, r, f, first, second, scale0, scale1, scale2, bias0, bias1, bias2, out,
-    rows, features0, features1, features2, SCALED: tl.constexpr, BIAS: tl.constexpr,
-):  # fmt: skip
-    """Store total · scale + bias, (rows r, features f of the matrix that is chosen)."""
-    there = f < _pick(first, second, features0, features1, features2)
+def _scaled(
+    total,
+    f,
+    there,
+    first,
+    second,
+    scale0,
+    scale1,
+    scale2,
+    bias0,
+    bias1,
+    bias2,
+    SCALED: tl.constexpr,
+    BIAS: tl.constexpr,
+):
     if SCALED:
         total *= tl.load(_pick(first, second, scale0, scale1, scale2) + f, mask=there, other=0.0)[None, :]
     if BIAS:
         total += tl.load(_pick(first, second, bias0, bias1, bias2) + f, mask=there, other=0.0)[None, :]
-    column = _pick(first, second, 0, features0, features0 + features1) + f
-    at = r.to(tl.int64)[:, None] * (features0 + features1 + features2) + column[None, :]
-    tl.store(out + at, total, mask=(r < rows)[:, None] & there[None, :])
+    return total
 
 
 @triton.jit
@@ -94,26 +111,43 @@ def _interpreted(a, w):
     return tl.sum(float_of(a)[:, :, None] * float_of(w)[None, :, :], 1)
 
 
-@triton.jit(do_not_specialize=_INTS)
+@triton.jit(do_not_specialize=_PARTS_INTS)
 def linear_parts(
     parts, weight0, weight1, weight2, scale0, scale1, scale2, bias0, bias1, bias2, out,
-    rows, features0, features1, features2,
+    out_stride: tl.int64, rows, features0, features1, features2,
+    squares, epsilon, residual, following, parts_out, squares_out, apart: tl.int64,
     K: tl.constexpr, PADDED: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, FEATURES: tl.constexpr,
     PAIRS: tl.constexpr, FLOAT8: tl.constexpr, CONVERTS: tl.constexpr, SCALED: tl.constexpr, BIAS: tl.constexpr,
+    PARTIALS: tl.constexpr, GATED: tl.constexpr, ACTIVATION: tl.constexpr, ADD: tl.constexpr, SQUARES: tl.constexpr,
+    OUT_PADDED: tl.constexpr, OUT_PAIRS: tl.constexpr, DEPENDENT: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
-    """FLOAT8: weights are float8_e4m3fn. CONVERTS: see `of_pairs`."""
+    """FLOAT8: weights are float8_e4m3fn. CONVERTS: see `of_pairs`. LINES: of 128 bytes of each feature, which are read
+    first and prefetched if the launch is DEPENDENT, see dependent.py. ``apart``: elements from weight0 to weight1, with
+    GATED. The others: see epilogue.py.
+    """
     tl.static_assert(PADDED % BLOCK == 0)
     WIDTH: tl.constexpr = K // 2 if PAIRS else K
     STEP: tl.constexpr = BLOCK // 2 if PAIRS else BLOCK
     groups = tl.cdiv(rows, GROUP)
     group = tl.program_id(0) % groups
-    first, second, f = _place(tl.program_id(0) // groups, features0, features1, FEATURES)
-    features = _pick(first, second, features0, features1, features2)
-    weight = _pick(first, second, weight0, weight1, weight2)
-    weight_rows = weight + tl.minimum(f, features - 1).to(tl.int64)[None, :] * WIDTH
+    block = tl.program_id(0) // groups
+    first, second, f = _place(block, features0, features1, FEATURES, GATED)
+    if GATED:
+        features = features0
+        # Not by a choice of addresses, of which Triton does not know that they are divisible by 16.
+        weight = weight0 + (tl.arange(0, FEATURES) // (FEATURES // 2)).to(tl.int64) * apart
+    else:
+        features = _pick(first, second, features0, features1, features2)
+        weight = _pick(first, second, weight0, weight1, weight2)
+    weight_rows = (weight + tl.minimum(f, features - 1).to(tl.int64) * WIDTH)[None, :]
+    if DEPENDENT:
+        PER_LINE: tl.constexpr = 1024 // weight0.dtype.element_ty.primitive_bitwidth
+        prefetch(weight_rows + tl.minimum(tl.arange(0, LINES) * PER_LINE, WIDTH - 1)[:, None])
+    begin_dependent(DEPENDENT)
 
+    r = group * GROUP + tl.arange(0, GROUP)
     t = tl.arange(0, ROWS)
-    there = ((t % GROUP < rows - group * GROUP) & (t < 3 * GROUP))[:, None]
+    known = ((t % GROUP < rows - group * GROUP) & (t < 3 * GROUP))[:, None]
     part_rows = parts + group.to(tl.int64) * (3 * GROUP * PADDED) + t[:, None] * PADDED
     total = tl.zeros((ROWS, FEATURES), tl.float32)
     total1 = tl.zeros((ROWS, FEATURES), tl.float32)
@@ -130,10 +164,10 @@ def linear_parts(
             low = w if w.dtype == tl.bfloat16 else of_bytes(w)
             high = low
         part = part_rows + i[None, :]
-        total = _add(total, part, there, low, high, PADDED, PAIRS)
+        total = _add(total, part, known, low, high, PADDED, PAIRS)
         if GROUP == ROWS:
-            total1 = _add(total1, part + ROWS * PADDED, there, low, high, PADDED, PAIRS)
-            total2 = _add(total2, part + 2 * ROWS * PADDED, there, low, high, PADDED, PAIRS)
+            total1 = _add(total1, part + ROWS * PADDED, known, low, high, PADDED, PAIRS)
+            total2 = _add(total2, part + 2 * ROWS * PADDED, known, low, high, PADDED, PAIRS)
     if GROUP == ROWS:
         total += total1 + total2
     else:
@@ -143,11 +177,19 @@ def linear_parts(
         total, total2 = even.split()
         total1, _ = odd.split()
         total += total1 + total2
-    r = group * GROUP + tl.arange(0, GROUP)
-    _store(
-        total, r, f, first, second, scale0, scale1, scale2, bias0, bias1, bias2, out,
-        rows, features0, features1, features2, SCALED, BIAS,
-    )  # fmt: skip
+    if PARTIALS:
+        total *= row_factors(squares, r, rows, epsilon, PARTIALS, K)[:, None]
+    there = f < features
+    total = _scaled(total, f, there, first, second, scale0, scale1, scale2, bias0, bias1, bias2, SCALED, BIAS)
+    if GATED:
+        i = block * (FEATURES // 2) + tl.arange(0, FEATURES // 2)
+        store_gated(total, r, i, rows, features0, parts_out, ACTIVATION, OUT_PADDED, GROUP, OUT_PAIRS)
+    else:
+        column = _pick(first, second, 0, features0, features0 + features1) + f
+        store_rows(
+            total, r, f, column, there, rows, out_stride, features, block,
+            residual, following, out, parts_out, squares_out, ADD, SQUARES, OUT_PADDED, GROUP, OUT_PAIRS,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=_INTS)
@@ -158,7 +200,7 @@ def linear(
 ):  # fmt: skip
     blocks = tl.cdiv(rows, ROWS)
     r = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
-    first, second, f = _place(tl.program_id(0) // blocks, features0, features1, FEATURES)
+    first, second, f = _place(tl.program_id(0) // blocks, features0, features1, FEATURES, False)
     weight = _pick(first, second, weight0, weight1, weight2)
     features = _pick(first, second, features0, features1, features2)
 
@@ -170,10 +212,11 @@ def linear(
         part = tl.load(x_rows + i[None, :], mask=(r < rows)[:, None] & (i < K)[None, :], other=0.0)
         w = tl.load(weight_rows + i[:, None], mask=(f < features)[None, :] & (i < K)[:, None], other=0)
         total += product(part, w)
-    _store(
-        total, r, f, first, second, scale0, scale1, scale2, bias0, bias1, bias2, out,
-        rows, features0, features1, features2, SCALED, BIAS,
-    )  # fmt: skip
+    there = f < features
+    total = _scaled(total, f, there, first, second, scale0, scale1, scale2, bias0, bias1, bias2, SCALED, BIAS)
+    column = _pick(first, second, 0, features0, features0 + features1) + f
+    at = r.to(tl.int64)[:, None] * (features0 + features1 + features2) + column[None, :]
+    tl.store(out + at, total, mask=(r < rows)[:, None] & there[None, :])
 
 
 class Tuning(NamedTuple):
@@ -186,10 +229,17 @@ class Tuning(NamedTuple):
     features: int
     warps: int
     stages: int
+    registers: int = 0
+    """The most for each thread; 0: the compiler decides, and sometimes spills to have fewer than it needs."""
 
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": False}
+    def options(self, dependent: bool = False) -> dict[str, Any]:
+        options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": False}
+        options |= {"maxnreg": self.registers} if self.registers else {}
+        return options | {"launch_pdl": True} if dependent else options
+
+    def lines(self, itemsize: int) -> int:
+        """Lines of 128 bytes of a feature that are in flight, rounded down to a power of two."""
+        return 1 << (self.block * itemsize * self.stages // 128).bit_length() - 1
 
 
 WHOLE = (torch.float32, torch.float16)
@@ -209,24 +259,26 @@ def tuning_of(dtype: torch.dtype, rows: int, features: int) -> Tuning:
     if dtype == torch.float16:
         return Tuning(64, 32, 8, 6)
     if dtype.itemsize == 1:
-        return Tuning(256, 64, 4, 3) if rows > FEW or features >= MANY_FEATURES else Tuning(256, 32, 4, 4)
+        return Tuning(256, 64, 4, 3) if rows > FEW or features >= MANY_FEATURES else Tuning(256, 32, 4, 4, 168)
     if rows > FEW or features >= MANY_FEATURES:
         return Tuning(128, 64, 4, 3 if rows > FEW and features >= MANY_FEATURES else 4)
     return Tuning(128, 16, 2, 6) if features <= FEW_FEATURES else Tuning(128, 32, 4, 5)
 
 
-def parts_for(rows: int, k: int, matrices: Sequence[Matrix], device: torch.device) -> Parts | None:
-    """Where to write the parts of rows of k elements that are multiplied with these matrices; None: they take none."""
-    kinds = {None if m.weight.dtype in WHOLE else _in_pairs(m.weight) for m in matrices}
-    pairs = kinds.pop()
-    return None if kinds or pairs is None else empty_parts(rows, k, pairs, device)
+def takes_parts(matrices: Sequence[Matrix]) -> bool:
+    """Whether `launch_product` multiplies these matrices in one launch."""
+    first = matrices[0]
+    return first.weight.dtype not in WHOLE and len(matrices) <= MATRICES and all(_alike(first, m) for m in matrices)
 
 
-def launch_linear(x: Tensor, matrices: Sequence[Matrix], parts: Parts | None = None) -> Tensor:
-    """(rows, sum of all features) float32. Shapes, dtypes and devices must have been checked.
+def parts_for(rows: int, matrices: Sequence[Matrix]) -> Parts:
+    """Where to write the parts of rows that `launch_product` multiplies with these matrices."""
+    weight = matrices[0].weight
+    return empty_parts(rows, weight.shape[1], _in_pairs(weight), weight.device)
 
-    ``parts``: those of x, if they are already written, see `parts_for`.
-    """
+
+def launch_linear(x: Tensor, matrices: Sequence[Matrix]) -> Tensor:
+    """(rows, sum of all features) float32. Shapes, dtypes and devices must have been checked."""
     rows = len(x)
     out = torch.empty(rows, sum(len(m.weight) for m in matrices), dtype=torch.float32, device=x.device)
     if not out.numel():
@@ -237,13 +289,13 @@ def launch_linear(x: Tensor, matrices: Sequence[Matrix], parts: Parts | None = N
         while end < min(len(matrices), begin + MATRICES) and _alike(matrices[begin], matrices[end]):
             end += 1
         if end - begin == len(matrices):
-            _launch(x, matrices, out, parts)
+            _launch(x, matrices, out)
         else:
             column = sum(len(m.weight) for m in matrices[:begin])
             part = torch.empty(
                 rows, sum(len(m.weight) for m in matrices[begin:end]), dtype=torch.float32, device=x.device
             )
-            _launch(x, matrices[begin:end], part, parts)
+            _launch(x, matrices[begin:end], part)
             out[:, column : column + part.shape[1]] = part
         begin = end
     return out
@@ -266,44 +318,129 @@ def _readable(weight: Tensor) -> Tensor:
     return weight.view(torch.uint8) if weight.dtype == torch.float8_e4m3fn else weight
 
 
-def _launch(x: Tensor, matrices: Sequence[Matrix], out: Tensor, parts: Parts | None) -> None:
+class RowNorm(NamedTuple):
+    """The norm that x of a product has before it: see epilogue.py. ``squares`` (rows, pieces) float32."""
+
+    squares: Tensor
+    epsilon: float
+
+
+class Gated(NamedTuple):
+    """A product of gate and up becomes the parts of activation(gate) · up. ``activation``: fastdecode_activation."""
+
+    activation: int
+    parts: Parts
+
+
+class Added(NamedTuple):
+    """A product is added to ``residual`` (rows, features) float32, and stored. Then, where given: the sums of squares
+    of its pieces, see `new_squares`; and the parts of it multiplied by ``following`` (features,) float32.
+    """
+
+    residual: Tensor | None = None
+    squares: Tensor | None = None
+    following: Tensor | None = None
+    parts: Parts | None = None
+
+
+def new_squares(rows: int, matrix: Matrix) -> Tensor:
+    """Not initialised: for `Added` by a product of ``rows`` rows and one matrix."""
+    pieces = triton.cdiv(len(matrix.weight), PIECE.value)
+    return torch.empty(rows, pieces, dtype=torch.float32, device=matrix.weight.device)
+
+
+def launch_product(
+    parts: Parts,
+    rows: int,
+    matrices: Sequence[Matrix],
+    out: Tensor | None,
+    norm: RowNorm | None = None,
+    after: Gated | Added | None = None,
+) -> None:
+    """A product of matrices of one kind with the parts of ``rows`` rows, and what comes ``after`` it.
+
+    ``out`` (rows, sum of all features) float32, at any row stride, is written, but with `Gated`, which has two matrices
+    of as many features.
+    """
+    first, data = matrices[0], parts.data
+    k, dtype, pairs = first.weight.shape[1], first.weight.dtype, parts.pairs
+    features = [len(m.weight) for m in matrices] + [0] * (MATRICES - len(matrices))
+    tuning = tuning_of(dtype, rows, sum(features))
+    gated = isinstance(after, Gated)
+    blocks = (
+        triton.cdiv(features[0], tuning.features // 2)
+        if gated
+        else sum(triton.cdiv(n, tuning.features) for n in features)
+    )
+    if not rows * blocks:
+        return
+    filled = [*matrices, *[first] * (MATRICES - len(matrices))]
+    unused = first.scale if out is None else out
+    none = data if unused is None else unused  # in place of what is not read
+    scales = [none if m.scale is None else m.scale for m in filled]
+    biases = [none if m.bias is None else m.bias for m in filled]
+    activation, residual, squares, following, written = 0, None, None, None, None
+    if isinstance(after, Gated):
+        activation, written = after
+    elif after is not None:
+        residual, squares, following, written = after
+    if written is not None and written.data.shape[3] > features[0]:
+        written.data.zero_()  # the kernel does not write the padding
+    float8 = dtype == torch.float8_e4m3fn
+    converts = float8 and data.is_cuda and torch.cuda.get_device_capability(data.device) >= (8, 9)
+    dependent = launches_dependent(data.device)
+    padded, group, _ = parts.constants
+    weights = [_readable(m.weight) for m in filled]
+    apart = (weights[1].data_ptr() - weights[0].data_ptr()) // weights[0].element_size() if gated else 0
+    pointers = (
+        none if t is None else t for t in (residual, following, None if written is None else written.data, squares)
+    )
+    with torch.cuda.device_of(data):
+        linear_parts[(len(data) * blocks,)](
+            *(data, *weights, *scales, *biases, none if out is None else out, 0 if out is None else out.stride(0)),
+            *(rows, *features, none if norm is None else norm.squares, 0.0 if norm is None else float(norm.epsilon)),
+            *pointers,
+            *(apart, k, padded, group, tuning.block, tuning.features, pairs, float8, converts),
+            *(first.scale is not None, first.bias is not None, 0 if norm is None else norm.squares.shape[1], gated),
+            *(activation, residual is not None, squares is not None, 0 if written is None else written.data.shape[3]),
+            *(written is not None and written.pairs, dependent, tuning.lines(dtype.itemsize)),
+            **tuning.options(dependent),
+        )
+
+
+def _launch(x: Tensor, matrices: Sequence[Matrix], out: Tensor) -> None:
     (rows, k), first = x.shape, matrices[0]
-    dtype, pairs = first.weight.dtype, _in_pairs(first.weight)
+    dtype = first.weight.dtype
+    if dtype not in WHOLE:
+        launch_product(launch_parts(x, _in_pairs(first.weight)), rows, matrices, out)
+        return
     features = [len(m.weight) for m in matrices] + [0] * (MATRICES - len(matrices))
     tuning = tuning_of(dtype, rows, sum(features))
     blocks = sum(triton.cdiv(n, tuning.features) for n in features)
     if not blocks:
         return
     filled = [*matrices, *[first] * (MATRICES - len(matrices))]
-    weights = [_readable(m.weight) for m in filled]
     scales = [x if m.scale is None else m.scale for m in filled]
     biases = [x if m.bias is None else m.bias for m in filled]
-    sizes = (rows, *features, k)
     has = (first.scale is not None, first.bias is not None)
     with torch.cuda.device_of(x):
-        if dtype in WHOLE:
-            linear[(triton.cdiv(rows, MANY) * blocks,)](
-                x, *weights, *scales, *biases, out, *sizes, tuning.block, tuning.features, *has, **tuning.options
-            )
-            return
-        if parts is None or parts.pairs != pairs:
-            parts = launch_parts(x, pairs)
-        float8 = dtype == torch.float8_e4m3fn
-        converts = float8 and x.is_cuda and torch.cuda.get_device_capability(x.device) >= (8, 9)
-        padded, group, _ = parts.constants
-        linear_parts[(len(parts.data) * blocks,)](
-            *(parts.data, *weights, *scales, *biases, out, *sizes, padded, group, tuning.block, tuning.features),
-            *(pairs, float8, converts, *has),
-            **tuning.options,
+        linear[(triton.cdiv(rows, MANY) * blocks,)](
+            *(x, *(m.weight for m in filled), *scales, *biases, out, rows, *features, k),
+            *(tuning.block, tuning.features, *has),
+            **tuning.options(),
         )
 
 
 _TYPES = (
-    dict.fromkeys(("x", "out"), "*fp32")
+    dict.fromkeys(("x", "out", "squares", "residual", "following", "squares_out"), "*fp32")
     | {f"{name}{i}": "*fp32" for name in ("scale", "bias") for i in range(MATRICES)}
     | dict.fromkeys(_INTS, "i32")
-    | {"parts": "*bf16"}
+    | {"out_stride": "i64", "parts": "*bf16", "parts_out": "*bf16", "epsilon": "fp32", "apart": "i64:16"}
 )
+_ALONE = {"PARTIALS": 0, "GATED": False, "ACTIVATION": 0, "ADD": False, "SQUARES": False, "OUT_PADDED": 0}
+_NORMED = {"PARTIALS": 256}
+_GATED = _NORMED | {"GATED": True, "OUT_PADDED": 11008}
+_ADDED = {"ADD": True, "SQUARES": True, "OUT_PADDED": 4096}
 
 
 def _case(
@@ -314,15 +451,19 @@ def _case(
     features: int = 12288,
     *,
     bias: bool = False,
+    after: dict[str, Any] = _ALONE,
     arches: tuple[int, ...] = (80, 90),
 ) -> Case:
     types = _TYPES | {f"weight{i}": name for i in range(MATRICES)}
     tuning, scaled, float8 = tuning_of(dtype, group, features), dtype.itemsize == 1, dtype == torch.float8_e4m3fn
     constants = {"K": k, "BLOCK": tuning.block, "FEATURES": tuning.features, "SCALED": scaled, "BIAS": bias}
     if dtype in WHOLE:
-        return Case(linear, types, constants, tuning.options)
-    constants |= {"PADDED": padded_length(k), "GROUP": group, "PAIRS": name == "*i16", "FLOAT8": float8}
-    return Case(linear_parts, types, constants | {"CONVERTS": float8 and 80 not in arches}, tuning.options, arches)
+        return Case(linear, types, constants, tuning.options())
+    pairs, dependent = name == "*i16", arches == (90,)
+    constants |= {"PADDED": padded_length(k), "GROUP": group, "PAIRS": pairs, "FLOAT8": float8}
+    constants |= _ALONE | after | {"OUT_PAIRS": pairs, "DEPENDENT": dependent, "LINES": tuning.lines(dtype.itemsize)}
+    constants |= {"CONVERTS": float8 and 80 not in arches}
+    return Case(linear_parts, types, constants, tuning.options(dependent), arches)
 
 
 COMPILE_CASES = [
@@ -344,4 +485,17 @@ COMPILE_CASES = [
         for arches in ((80,), (90,))
     ),
     _case(torch.float8_e4m3fn, "*u8", 301),
+    # As a decode step launches them.
+    *(
+        _case(dtype, name, k, group, features, after=after, arches=arches)
+        for dtype, name in ((torch.bfloat16, "*bf16"), (torch.int8, "*i16"), (torch.float8_e4m3fn, "*i16"))
+        for k, features, after in (
+            (4096, 12288, _NORMED),
+            (4096, 22016, _GATED),
+            (4096, 4096, _ADDED),
+            (11008, 4096, _ADDED),
+        )
+        for group in (FEW, MANY)
+        for arches in ((80,), (90,))
+    ),
 ]

@@ -4,7 +4,6 @@
     weight        (N,) float32
     out           (rows, N) float32: written
     total         (rows, N) float32: x + residual, written where RESIDUAL is True
-    parts         the parts of out, see parts.py: written where GROUP is not 0
 
 A row of up to 4,096 elements is read once, a longer row twice.
 """
@@ -17,7 +16,6 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdecode.triton_kernels.case import Case
-from fastdecode.triton_kernels.parts import FEW, NO_PARTS, Parts, padded_length, store_parts
 
 _OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 
@@ -32,9 +30,8 @@ def _summed(x, residual, at, there, RESIDUAL: tl.constexpr):
 
 @triton.jit
 def rms_norm(
-    x, residual, weight, out, total, parts, epsilon,
+    x, residual, weight, out, total, epsilon,
     N: tl.constexpr, RESIDUAL: tl.constexpr, BLOCK: tl.constexpr,
-    PADDED: tl.constexpr, GROUP: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * N
     i = tl.arange(0, BLOCK)
@@ -51,28 +48,20 @@ def rms_norm(
             y = _summed(x, residual, row + begin + i, there, RESIDUAL)
         if RESIDUAL:
             tl.store(total + row + begin + i, y, mask=there)
-        normed = y * scale * tl.load(weight + begin + i, mask=there, other=0.0)
-        tl.store(out + row + begin + i, normed, mask=there)
-        if GROUP:
-            value = tl.where(there, normed, 0.0)
-            store_parts(parts, tl.program_id(0), begin + i, value, begin + i < PADDED, PADDED, GROUP, PAIRS)
+        tl.store(out + row + begin + i, y * scale * tl.load(weight + begin + i, mask=there, other=0.0), mask=there)
 
 
 def launch_rms_norm(
-    x: Tensor, weight: Tensor, epsilon: float, residual: Tensor | None, parts: Parts | None = None
+    x: Tensor, weight: Tensor, epsilon: float, residual: Tensor | None
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The norm of x, or (norm of x + residual, x + residual). Shapes, dtypes and devices must have been checked.
-
-    ``parts``: of the norm; they are written too.
-    """
+    """The norm of x, or (norm of x + residual, x + residual). Shapes, dtypes and devices must have been checked."""
     rows, n = x.shape
     out = torch.empty_like(x)
     total = None if residual is None else torch.empty_like(x)
     if rows:
         with torch.cuda.device_of(x):
             given = (x, x if residual is None else residual, weight, out, out if total is None else total)
-            constants = (n, residual is not None, _block(n), *(NO_PARTS if parts is None else parts.constants))
-            rms_norm[(rows,)](*given, out if parts is None else parts.data, float(epsilon), *constants, **_OPTIONS)
+            rms_norm[(rows,)](*given, float(epsilon), n, residual is not None, _block(n), **_OPTIONS)
     return out if total is None else (out, total)
 
 
@@ -81,15 +70,8 @@ def _block(n: int) -> int:
 
 
 _TYPES = dict.fromkeys(("x", "residual", "weight", "out", "total"), "*fp32") | {"epsilon": "fp32"}
-
-
-def _case(n: int, residual: bool, group: int = 0) -> Case:
-    sizes = {"N": n, "RESIDUAL": residual, "BLOCK": _block(n)}
-    written = {"PADDED": padded_length(n) if group else 0, "GROUP": group, "PAIRS": False}
-    return Case(rms_norm, _TYPES | {"parts": "*bf16" if group else "*fp32"}, sizes | written, _OPTIONS)
-
-
 COMPILE_CASES = [
-    *(_case(n, residual) for n in (4096, 5120) for residual in (False, True)),
-    *(_case(n, True, FEW) for n in (4096, 5120)),
+    Case(rms_norm, _TYPES, {"N": n, "RESIDUAL": residual, "BLOCK": _block(n)}, _OPTIONS)
+    for n in (4096, 5120)
+    for residual in (False, True)
 ]

@@ -22,56 +22,10 @@ from torch import Tensor
 
 from fastdecode.triton_kernels.arguments import HeadNorm, Pages
 from fastdecode.triton_kernels.case import Case
-
-NO_NORM = tl.constexpr(0)
-RMS_NORM = tl.constexpr(1)
-LAYER_NORM = tl.constexpr(2)
+from fastdecode.triton_kernels.rope import LAYER_NORM, NO_NORM, RMS_NORM, kind_of, statistics, stored_as, turned
 
 _INTS = ("heads", "kv_heads", "width", "pages")
 _OPTIONS = {"num_warps": 1, "enable_fp_fusion": False}
-
-
-@triton.jit
-def _as(dtype: tl.constexpr, x):
-    """float32 x rounded to the dtype of the pages. To bfloat16 by its bits: the interpreter would truncate."""
-    if dtype == tl.bfloat16:
-        bits = x.to(tl.int32, bitcast=True)
-        bits = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), 0x7FC00000)
-        result = (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    else:
-        result = x.to(dtype)
-    return result
-
-
-@triton.jit
-def _mean(a, b, HEAD_DIM: tl.constexpr):
-    return tl.div_rn(tl.sum(a + b, 0), tl.full((), HEAD_DIM, tl.float32))
-
-
-@triton.jit
-def _placed(
-    x, weight, bias, epsilon, cos, sin, i, there,
-    NORM: tl.constexpr, HEAD_DIM: tl.constexpr,
-):  # fmt: skip
-    """Norms and rotates one head x. Returns the two halves of the result."""
-    HALF: tl.constexpr = HEAD_DIM // 2
-    a = tl.load(x + i, mask=there, other=0.0)
-    b = tl.load(x + HALF + i, mask=there, other=0.0)
-    if NORM == LAYER_NORM:
-        mean = _mean(a, b, HEAD_DIM)
-        a = tl.where(there, a - mean, 0.0)
-        b = tl.where(there, b - mean, 0.0)
-    if NORM != NO_NORM:
-        root = tl.sqrt_rn(_mean(a * a, b * b, HEAD_DIM) + epsilon)
-        scale = tl.div_rn(tl.full((), 1.0, tl.float32), root)
-        a = a * scale * tl.load(weight + i, mask=there, other=0.0)
-        b = b * scale * tl.load(weight + HALF + i, mask=there, other=0.0)
-    if NORM == LAYER_NORM:
-        a += tl.load(bias + i, mask=there, other=0.0)
-        b += tl.load(bias + HALF + i, mask=there, other=0.0)
-    first = a * tl.load(cos + i, mask=there, other=0.0) + b * tl.load(sin + i, mask=there, other=0.0)
-    second = b * tl.load(cos + HALF + i, mask=there, other=0.0) + a * tl.load(sin + HALF + i, mask=there, other=0.0)
-    return first, second
 
 
 @triton.jit(do_not_specialize=(*_INTS, "table_stride"))
@@ -80,44 +34,35 @@ def rope_append(
     keys, values, pages, table, table_stride: tl.int64, width, lengths, queries, heads, kv_heads,
     Q_NORM: tl.constexpr, K_NORM: tl.constexpr, SLOTS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    HALF: tl.constexpr = HEAD_DIM // 2
     row = (tl.program_id(0) // (heads + 2 * kv_heads)).to(tl.int64)
     head = tl.program_id(0) % (heads + 2 * kv_heads)
-    i = tl.arange(0, BLOCK)
-    there = i < HALF
+    d = tl.arange(0, BLOCK)
+    there = (d < HEAD_DIM)[None, :]
 
     length = tl.load(lengths + row)
     good = (length >= 0) & (length // SLOTS < width)
     page = tl.load(table + row * table_stride + length // SLOTS, mask=good, other=-1)
     good = good & (page >= 0) & (page < pages)
-    stored = i < tl.where(good, HALF, 0)
+    stored = (d < tl.where(good, HEAD_DIM, 0))[None, :]
+    kv_head = (head - heads) % kv_heads
+    slot = (((page.to(tl.int64) * kv_heads + kv_head) * SLOTS + length % SLOTS) * HEAD_DIM + d)[None, :]
 
-    x = qkv + tl.program_id(0).to(tl.int64) * HEAD_DIM
+    x = qkv + (tl.program_id(0) + tl.zeros((1, 1), tl.int64)) * HEAD_DIM
     cos += row * HEAD_DIM
     sin += row * HEAD_DIM
     if head < heads:
-        weights = head * HEAD_DIM
-        first, second = _placed(x, q_weight + weights, q_bias + weights, epsilon, cos, sin, i, there, Q_NORM, HEAD_DIM)
-        out = queries + (row * heads + head) * HEAD_DIM
-        tl.store(out + i, tl.where(good, first, float("nan")), mask=there)
-        tl.store(out + HALF + i, tl.where(good, second, float("nan")), mask=there)
+        at = head * HEAD_DIM
+        mean, factor = statistics(x, d, there, epsilon, Q_NORM, HEAD_DIM)
+        q = turned(x, q_weight + at, q_bias + at, mean, factor, cos, sin, d, there, Q_NORM, HEAD_DIM)
+        tl.store(queries + ((row * heads + head) * HEAD_DIM + d)[None, :], tl.where(good, q, float("nan")), mask=there)
     elif head < heads + kv_heads:
-        weights = (head - heads) * HEAD_DIM
-        first, second = _placed(x, k_weight + weights, k_bias + weights, epsilon, cos, sin, i, there, K_NORM, HEAD_DIM)
-        slot = ((page.to(tl.int64) * kv_heads + head - heads) * SLOTS + length % SLOTS) * HEAD_DIM
-        tl.store(keys + slot + i, _as(keys.dtype.element_ty, first), mask=stored)
-        tl.store(keys + slot + HALF + i, _as(keys.dtype.element_ty, second), mask=stored)
+        at = kv_head * HEAD_DIM
+        mean, factor = statistics(x, d, there, epsilon, K_NORM, HEAD_DIM)
+        k = turned(x, k_weight + at, k_bias + at, mean, factor, cos, sin, d, there, K_NORM, HEAD_DIM)
+        tl.store(keys + slot, stored_as(keys.dtype.element_ty, k), mask=stored)
     else:
-        slot = ((page.to(tl.int64) * kv_heads + head - heads - kv_heads) * SLOTS + length % SLOTS) * HEAD_DIM
-        for begin in tl.static_range(0, HEAD_DIM, HALF):
-            v = tl.load(x + begin + i, mask=there, other=0.0)
-            tl.store(values + slot + begin + i, _as(values.dtype.element_ty, v), mask=stored)
-
-
-def _kind(norm: HeadNorm) -> int:
-    if norm.weight is None:
-        return NO_NORM.value
-    return RMS_NORM.value if norm.bias is None else LAYER_NORM.value
+        v = tl.load(x + d[None, :], mask=there, other=0.0)
+        tl.store(values + slot, stored_as(values.dtype.element_ty, v), mask=stored)
 
 
 def launch_rope_append(
@@ -131,7 +76,7 @@ def launch_rope_append(
         parts = (q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias)
         norms = (qkv if part is None else part for part in parts)
         table = (stored.table, stored.table.stride(0), stored.table.shape[1])
-        constants = (_kind(q_norm), _kind(k_norm), slots, head_dim, triton.next_power_of_2(head_dim // 2))
+        constants = (kind_of(q_norm), kind_of(k_norm), slots, head_dim, triton.next_power_of_2(head_dim))
         with torch.cuda.device_of(qkv):
             rope_append[(rows * (heads + 2 * kv_heads),)](
                 *(qkv, cos, sin, *norms, float(epsilon), stored.keys, stored.values, pages, *table),
@@ -150,7 +95,7 @@ _TYPES = (
 
 def _case(dtype: str, norm: tl.constexpr, head_dim: int) -> Case:
     norms = {"Q_NORM": norm.value, "K_NORM": norm.value}
-    sizes = {"SLOTS": 32, "HEAD_DIM": head_dim, "BLOCK": head_dim // 2}
+    sizes = {"SLOTS": 32, "HEAD_DIM": head_dim, "BLOCK": head_dim}
     return Case(rope_append, _TYPES | {"keys": dtype, "values": dtype}, norms | sizes, _OPTIONS)
 
 

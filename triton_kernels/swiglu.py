@@ -4,7 +4,6 @@ The activations are computed as csrc/cpu/decode_kernels.inc does, which says why
 
 gate_up  (rows, 2 · INNER) float32
 out      (rows, INNER) float32: written
-parts    the parts of out, see parts.py: written where GROUP is not 0
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from fastdecode.triton_kernels.case import Case
 from fastdecode.triton_kernels.numerics import exp_f32
-from fastdecode.triton_kernels.parts import FEW, NO_PARTS, Parts, padded_length, store_parts
 
 _BLOCK = tl.constexpr(1024)
 _OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
@@ -59,7 +57,7 @@ def _gelu(g):
 
 
 @triton.jit
-def _activated(g, ACTIVATION: tl.constexpr):
+def activated(g, ACTIVATION: tl.constexpr):
     if ACTIVATION == _SILU:
         result = _logistic(g, g)
     elif ACTIVATION == _GELU_TANH:
@@ -70,46 +68,26 @@ def _activated(g, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def swiglu(
-    gate_up, out, parts,
-    ACTIVATION: tl.constexpr, INNER: tl.constexpr, PADDED: tl.constexpr, GROUP: tl.constexpr, PAIRS: tl.constexpr,
-):  # fmt: skip
+def swiglu(gate_up, out, ACTIVATION: tl.constexpr, INNER: tl.constexpr):
     blocks = tl.cdiv(INNER, _BLOCK)
     row = (tl.program_id(0) // blocks).to(tl.int64)
     i = tl.program_id(0) % blocks * _BLOCK + tl.arange(0, _BLOCK)
     gate = tl.load(gate_up + row * 2 * INNER + i, mask=i < INNER, other=0.0)
     up = tl.load(gate_up + row * 2 * INNER + INNER + i, mask=i < INNER, other=0.0)
-    activated = _activated(gate, ACTIVATION)
-    tl.store(out + row * INNER + i, activated * up, mask=i < INNER)
-    if GROUP:
-        value = tl.where(i < INNER, activated * up, 0.0)
-        store_parts(parts, tl.program_id(0) // blocks, i, value, i < PADDED, PADDED, GROUP, PAIRS)
+    tl.store(out + row * INNER + i, activated(gate, ACTIVATION) * up, mask=i < INNER)
 
 
-def launch_swiglu(gate_up: Tensor, activation: int, parts: Parts | None = None) -> Tensor:
-    """(rows, inner) float32. Shape and dtype must have been checked. ``activation``: fastdecode_activation. ``parts``:
-    of the result; they are written too.
-    """
+def launch_swiglu(gate_up: Tensor, activation: int) -> Tensor:
+    """(rows, inner) float32. Shape and dtype must have been checked. ``activation``: fastdecode_activation."""
     rows, inner = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty(rows, inner, dtype=torch.float32, device=gate_up.device)
     if rows:
         with torch.cuda.device_of(gate_up):
-            written = (out, *NO_PARTS) if parts is None else (parts.data, *parts.constants)
-            grid = rows * triton.cdiv(inner, _BLOCK.value)
-            swiglu[(grid,)](gate_up, out, written[0], activation, inner, *written[1:], **_OPTIONS)
+            swiglu[(rows * triton.cdiv(inner, _BLOCK.value),)](gate_up, out, activation, inner, **_OPTIONS)
     return out
 
 
-def _case(type: str, padded: int, group: int, pairs: bool, activation: int = 0) -> Case:
-    types = {"gate_up": "*fp32", "out": "*fp32", "parts": type}
-    constants = {"ACTIVATION": activation, "INNER": 11008, "PADDED": padded, "GROUP": group, "PAIRS": pairs}
-    return Case(swiglu, types, constants, _OPTIONS)
-
-
 COMPILE_CASES = [
-    _case("*fp32", *NO_PARTS),
-    _case("*bf16", padded_length(11008), FEW, False),
-    _case("*bf16", padded_length(11008), FEW, True),
-    _case("*bf16", padded_length(11008), FEW, False, 1),
-    _case("*bf16", padded_length(11008), FEW, False, 2),
+    Case(swiglu, {"gate_up": "*fp32", "out": "*fp32"}, {"ACTIVATION": activation, "INNER": 11008}, _OPTIONS)
+    for activation in range(3)
 ]

@@ -1,11 +1,12 @@
-"""A decode step as a sequence of `fastdecode.ops` operations. It is used on a GPU, where each operation is a kernel.
+"""A decode step by Triton, for GPUs: fused (`fused_step`) where its kernels read the matrices, and for up to 16 rows of
+bfloat16; else as a sequence of `fastdecode.ops` operations, each of them a kernel.
 
 Matrices are read from the model's own memory. Norms and biases are copied to float32.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,9 +14,13 @@ from torch import Tensor
 from fastdecode import ops
 from fastdecode.decoder.activations import activation_of
 from fastdecode.decoder.classes import Sizes, epsilon_of, factors_of, head_norms
+from fastdecode.decoder.fused_step import FusedStep, fused_layer, head_product
 from fastdecode.decoder.quantised import matrix_of
-from fastdecode.decoder.step_operations import Factor, StepOperations
+from fastdecode.decoder.step_operations import StepOperations, by_torch
+from fastdecode.ops.backends import choose_step_backend
+from fastdecode.ops.linear.triton import read_by_products
 from fastdecode.ops.pages import Pages
+from fastdecode.ops.swiglu.activations import ACTIVATIONS
 
 
 class StepRows(Protocol):
@@ -58,6 +63,7 @@ class TritonStep:
         norms = head_norms(first.self_attn)
         self.head_epsilon = 1.0 if norms is None else epsilon_of(norms[0])
         self.layers = [self._layer(layer) for layer in inner.layers]
+        self._fused_step: FusedStep | Literal[False] | None = None
 
     def _layer(self, layer: Any) -> StepLayer:
         attention, mlp = layer.self_attn, layer.mlp
@@ -111,26 +117,42 @@ class TritonStep:
         ``x`` (rows, hidden): the tokens' embeddings. ``cos`` and ``sin`` (rows, …, head_dim): from `Decoder.rope`.
         Returns the normed hidden states (rows, hidden) float32.
         """
-        x, rows = x.float(), len(x)
+        rows = len(x)
         cos, sin = cos.view(rows, -1), sin.view(rows, -1)
-        after = cache.lengths + 1
+        fused = self._fused(x)
+        if fused is not None:
+            layers = fused.after_norms if self.swin else fused.before_norms
+            return self.run.norm(layers(cache, x.contiguous(), cos, sin), self.norm)
+        x, after = x.float(), cache.lengths + 1
         run, first = self.run, self.layers[0]
-        normed = Factor(x) if self.swin else run.norm(x, first.norm_attention, first.qkv)
+        normed = x if self.swin else run.norm(x, first.norm_attention)
         for number, layer in enumerate(self.layers):
             attended = self._attend(cache, number, normed, cos, sin, after)
-            last = number + 1 == len(self.layers)
             if self.swin:
-                x = x + run.norm(run.multiply(attended, layer.out), layer.norm_attention).x
-                x = x + run.norm(self._mlp(layer, Factor(x)), layer.norm_mlp).x
-                normed = Factor(x)
+                x = x + run.norm(run.multiply(attended, layer.out), layer.norm_attention)
+                x = x + run.norm(self._mlp(layer, x), layer.norm_mlp)
+                normed = x
             else:
-                normed, x = run.norm_of_sum(run.multiply(attended, layer.out), x, layer.norm_mlp, layer.gate_up)
+                last = number + 1 == len(self.layers)
                 following = self.norm if last else self.layers[number + 1].norm_attention
-                matrices = [] if last else self.layers[number + 1].qkv
-                normed, x = run.norm_of_sum(self._mlp(layer, normed), x, following, matrices)
-        return run.norm(x, self.norm).x if self.swin else normed.x
+                normed, x = run.norm_of_sum(run.multiply(attended, layer.out), x, layer.norm_mlp)
+                normed, x = run.norm_of_sum(self._mlp(layer, normed), x, following)
+        return run.norm(x, self.norm) if self.swin else normed
 
-    def _attend(self, cache: StepRows, number: int, normed: Factor, cos: Tensor, sin: Tensor, after: Tensor) -> Factor:
+    def _fused(self, x: Tensor) -> FusedStep | None:
+        """The fused step for rows ``x``; None where operations follow each other."""
+        if choose_step_backend(self.backend, x.device) != "triton":
+            return None
+        if self._fused_step is None:
+            layers = [fused_layer(layer) for layer in self.layers]
+            found = [layer for layer in layers if layer is not None]
+            numbers = (self.sizes.scaling, self.epsilon, self.head_epsilon, ACTIVATIONS[self.run.activation])
+            self._fused_step = FusedStep(found, *numbers) if len(found) == len(layers) else False
+        if self._fused_step is False or by_torch(x, [m for layer in self.layers for m in layer.qkv]):
+            return None
+        return self._fused_step
+
+    def _attend(self, cache: StepRows, number: int, normed: Tensor, cos: Tensor, sin: Tensor, after: Tensor) -> Tensor:
         """Store the new tokens' keys and values, then attend: (rows, heads * head_dim)."""
         layer, keys, values = self.layers[number], cache.keys[number], cache.values[number]
         queries = ops.rope_append(
@@ -145,15 +167,18 @@ class TritonStep:
             epsilon=self.head_epsilon,
             backend=self.backend,
         )
-        pages = Pages(keys, values, cache.page_table, after)
-        return self.run.attend(queries, pages, self.sizes.scaling, layer.out)
+        return self.run.attend(queries, Pages(keys, values, cache.page_table, after), self.sizes.scaling)
 
-    def _mlp(self, layer: StepLayer, x: Factor) -> Tensor:
-        gated = self.run.swiglu(self.run.multiply(x, *layer.gate_up), layer.down)
-        return self.run.multiply(gated, layer.down)
+    def _mlp(self, layer: StepLayer, x: Tensor) -> Tensor:
+        return self.run.multiply(self.run.swiglu(self.run.multiply(x, *layer.gate_up)), layer.down)
 
     def head(self, matrix: ops.Matrix, hidden: Tensor, out: Tensor) -> None:
         """``out`` (rows, n) = ``hidden`` (rows, hidden) times ``matrix`` of n features; ``out`` may be a slice of
         wider rows.
         """
-        out.copy_(self.run.multiply(Factor(hidden), matrix))
+        by_products = choose_step_backend(self.backend, hidden.device) == "triton" and not by_torch(hidden, [matrix])
+        read = read_by_products([matrix]) if by_products else None
+        if read is None:
+            out.copy_(self.run.multiply(hidden, matrix))
+        elif len(hidden):
+            head_product(hidden, read, out)

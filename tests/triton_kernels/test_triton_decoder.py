@@ -16,7 +16,6 @@ from fastdecode.decoder import Decoder
 from fastdecode.decoder.step_operations import HALVES, many_rows
 from fastdecode.decoder.triton_step import TritonStep
 from fastdecode.ops import Matrix, joint_linear, last_backend
-from fastdecode.triton_kernels.parts import launch_parts
 
 ROWS = [[3, 5, 4, 9, 8], [7, 6, 5, 4, 3, 8, 9, 12, 11, 10] * 4, [9, 8, 3]]
 
@@ -47,25 +46,6 @@ def test_models_of_text(family: str):
     torchs._fast_step = None
     found, expected = run(ours, ROWS[:2], 1), run(torchs, ROWS[:2], 1)
     assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()
-
-
-def test_a_step_launches_nothing_for_the_parts_of_its_products(monkeypatch: pytest.MonkeyPatch):
-    """The operation before each product writes them."""
-    written, launch = [], launch_parts
-
-    def launched(x: torch.Tensor, pairs: bool):
-        written.append(tuple(x.shape))
-        return launch(x, pairs)
-
-    monkeypatch.setattr("fastdecode.triton_kernels.linear.launch_parts", launched)
-    model = text_model("llama", 2).to(DEVICE, torch.bfloat16)
-    decoder = Decoder(model)
-    decoder._take_steps_by(TritonStep(model.model, decoder.swin, "triton"))
-    hidden = run(decoder, ROWS[:2], 1)
-    assert last_backend() == "triton"
-    assert written == []
-    decoder.logits(hidden[-1])
-    assert written == [(2, hidden.shape[-1])]
 
 
 @pytest.mark.skipif(INTERPRETED, reason="torch has this product on a GPU alone")

@@ -24,17 +24,12 @@ from fastdecode.ops import (
     joint_linear,
     last_backend,
     linear,
-    quantise,
     rms_norm,
     rope_append,
     swiglu,
 )
-from fastdecode.ops.attend.triton import attend_triton
-from fastdecode.ops.linear.triton import linear_triton, parts_for
 from fastdecode.ops.pages import Pages
-from fastdecode.ops.rms_norm.triton import rms_norm_triton
 from fastdecode.ops.rope_append import HeadNorm
-from fastdecode.ops.swiglu.triton import swiglu_triton
 from fastdecode.triton_kernels.attend import launch_attend
 from fastdecode.triton_kernels.embed import launch_embed
 from fastdecode.triton_kernels.rope_append import launch_rope_append
@@ -241,53 +236,6 @@ def test_a_product_has_the_same_bits_for_any_number_of_rows(dtype: torch.dtype, 
     for begin, rows in ((0, 1), (3, 1), (16, 1), (2, 2), (1, 3), (5, 4), (7, 5), (4, 8), (3, 16)):
         some = slice(begin, begin + rows)
         assert torch.equal(run(linear, x[some], matrix), all_rows[some]), (begin, rows)
-
-
-@pytest.mark.parametrize("rows", [2, pytest.param(4, marks=pytest.mark.long), 5])
-@pytest.mark.parametrize(("dtype", "k"), [(torch.bfloat16, 301), (torch.int8, 4200), (torch.float8_e4m3fn, 1280)])
-def test_parts_that_are_written_with_the_rows(rows: int, k: int, dtype: torch.dtype):
-    """By a norm, swiglu and attend: a product with them has the bits of one without."""
-    weight, residual = randn(k, seed=1).to(DEVICE), randn(rows, k, seed=2).to(DEVICE)
-    for r in (None, residual):
-        parts, matrix = parts_and_matrix(rows, k, dtype)
-        normed = rms_norm_triton(randn(rows, k).to(DEVICE), weight, 1e-3, r, parts)
-        same_product(normed if r is None else normed[0], matrix, parts)
-    for activation in ACTIVATIONS:
-        parts, matrix = parts_and_matrix(rows, k, dtype)
-        same_product(swiglu_triton(randn(rows, 2 * k).to(DEVICE), activation, parts), matrix, parts)
-    for heads, head_dim in ((4, 32), (8, 32), (2, 20)):
-        cache = on_device(paged([3, 300, 128, 129, 90][:rows], 2, head_dim, 32, torch.bfloat16))
-        parts, matrix = parts_and_matrix(rows, heads * head_dim, dtype)
-        queries, pages = randn(rows, heads, head_dim).to(DEVICE), Pages(*cache.arguments)
-        same_product(attend_triton(queries, pages, 0.5, parts).flatten(1), matrix, parts)
-
-
-def parts_and_matrix(rows: int, k: int, dtype: torch.dtype) -> tuple:
-    matrix = Matrix((of_bytes(dtype, 40, k) if dtype in BYTES else randn(40, k).to(dtype)).to(DEVICE))
-    parts = parts_for(rows, k, [matrix], torch.device(DEVICE))
-    assert parts.pairs is (dtype in BYTES)
-    return parts, matrix
-
-
-def same_product(x: torch.Tensor, matrix: Matrix, parts) -> None:
-    assert torch.equal(linear_triton(x, [matrix], parts), linear(x, *matrix, backend="triton"))
-    parts.data.zero_()
-    assert not linear_triton(x, [matrix], parts).any()
-
-
-def test_what_takes_no_parts():
-    whole, half, byte = (Matrix(torch.zeros(3, 8, dtype=d)) for d in (torch.float32, torch.bfloat16, torch.int8))
-    small = [Matrix(quantise(randn(32, 64), type)) for type in ("int8x16", "int4", "q8_0")]
-    small.append(Matrix(small[0].weight.data, None, small[0].weight.scale))
-    assert parts_for(2, 64, [Matrix(quantise(randn(32, 64)))], torch.device("cpu")).pairs
-    for rows, matrices in (
-        *((2, [whole]), (2, [half, byte]), (2, [half, whole]), (0, [half])),
-        *((2, [matrix]) for matrix in small),
-    ):
-        assert parts_for(rows, 8, matrices, torch.device("cpu")) is None
-    x, shifted = randn(2, 8), Matrix(torch.ones(3, 8).bfloat16().to(DEVICE))
-    parts = parts_for(2, 8, [byte], torch.device(DEVICE))  # of another order: not read
-    assert torch.equal(linear_triton(x.to(DEVICE), [shifted], parts).cpu(), run(linear, x, shifted.weight))
 
 
 # --- attention

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,12 +74,6 @@ def joint_linear(x: Array, matrices: Sequence[Matrix], *, backend: str | None = 
         return torch.cat([linear(x, *matrix, backend=backend) for matrix in matrices], 1)
     record_backend("triton")
     return linear_triton(x, matrices)
-
-
-def linear_of_parts(x: Tensor, matrices: Sequence[Matrix], parts: Any) -> Tensor:
-    """`joint_linear` by Triton, of x whose parts are already written: see `parts_for`."""
-    record_backend("triton")
-    return linear_triton(x, [_checked(x, *matrix) for matrix in matrices], parts)
 
 
 def _check_list(matrices: Sequence[Matrix]) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastdecode.ops.linear.matrix import Matrix
@@ -24,21 +22,18 @@ def _in_panels_or_packed(matrix: Matrix) -> bool:
     return matrix.scale is not None and matrix.scale.dim() == 2
 
 
-def linear_triton(x: Tensor, matrices: Sequence[Matrix], parts: Any = None) -> Tensor:
-    """``parts``: those of x, from `parts_for`, which another operation has written."""
+def linear_triton(x: Tensor, matrices: Sequence[Matrix]) -> Tensor:
     from fastdecode.triton_kernels.linear import launch_linear
 
-    out: Tensor = launch_linear(x, [_in_bytes(matrix) for matrix in matrices], parts)
+    out: Tensor = launch_linear(x, [_in_bytes(matrix) for matrix in matrices])
     return out
 
 
-def parts_for(rows: int, k: int, matrices: Sequence[Matrix], device: torch.device) -> Any:
-    """Where an operation writes the parts of its result (rows, k) for a product with these matrices.
+def read_by_products(matrices: Sequence[Matrix]) -> list[Matrix] | None:
+    """The matrices as `fastdecode.triton_kernels.linear.launch_product` takes them; None if it does not take them."""
+    from fastdecode.triton_kernels.linear import takes_parts
 
-    None if there is nothing to write: no rows, or weights that are multiplied without, or not by Triton.
-    """
-    from fastdecode.triton_kernels.linear import parts_for
-
-    if not rows or any(_in_panels_or_packed(matrix) for matrix in matrices):
+    if any(_in_panels_or_packed(matrix) for matrix in matrices):
         return None
-    return parts_for(rows, k, [_in_bytes(matrix) for matrix in matrices], device)
+    found = [_in_bytes(matrix) for matrix in matrices]
+    return found if takes_parts(found) else None

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 
 def rms_norm_triton(
-    x: Tensor, weight: Tensor, epsilon: float, residual: Tensor | None, parts: Any = None
+    x: Tensor, weight: Tensor, epsilon: float, residual: Tensor | None
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """``parts``: of the norm, from `parts_for`; they are written too."""
     from fastdecode.triton_kernels.rms_norm import launch_rms_norm
 
-    out: Tensor | tuple[Tensor, Tensor] = launch_rms_norm(x, weight, epsilon, residual, parts)
+    out: Tensor | tuple[Tensor, Tensor] = launch_rms_norm(x, weight, epsilon, residual)
     return out

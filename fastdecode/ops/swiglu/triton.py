@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from fastdecode.ops.swiglu.activations import ACTIVATIONS
 
 
-def swiglu_triton(gate_up: Tensor, activation: str, parts: Any = None) -> Tensor:
-    """``parts``: of the result, from `parts_for`; they are written too."""
+def swiglu_triton(gate_up: Tensor, activation: str) -> Tensor:
     from fastdecode.triton_kernels.swiglu import launch_swiglu
 
-    out: Tensor = launch_swiglu(gate_up, ACTIVATIONS[activation], parts)
+    out: Tensor = launch_swiglu(gate_up, ACTIVATIONS[activation])
     return out
