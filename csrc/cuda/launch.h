@@ -1,5 +1,5 @@
 // The host's side of a call: it checks the arguments and launches kernels. These are templates over
-// the class Device, which launches a kernel on a stream or, in a test, runs its blocks one by one.
+// the class Device, which launches a kernel on a stream, see device.inc.
 #pragma once
 
 #include "core/check.h"
@@ -15,6 +15,8 @@ namespace {
 #define FASTDECODE_CUDA_SMALL_SET 16384
 #endif
 constexpr int64_t kSmallSet = FASTDECODE_CUDA_SMALL_SET;
+
+constexpr int64_t kFew = 1024;  // sets of up to so many tokens get a small block
 
 inline int64_t largest_of(const fastdecode_sample_args& a, int64_t largest_set) {
   return largest_set > 0 && largest_set < a.vocab ? largest_set : a.vocab;
@@ -34,6 +36,26 @@ inline size_t workspace_of(const fastdecode_sample_args& a, int64_t largest_set)
 inline fastdecode_result check_sample(const fastdecode_sample_args& args, int64_t largest_set) {
   CHECKED(check_cuda_sample(args, largest_set));
   return check_cuda_blocks(args.groups, chunks_of(args, largest_set));
+}
+
+template <typename T, class To>
+void list_kernels_of_type(To& list) {
+  list.template add<SampleSmall<T>, 128, Call>(kFew);
+  list.template add<SampleSmall<T>, 512, Call>(kSmallSet);
+  list.template add<Mix<T>, kLargeThreads, Call>(0);
+}
+
+// Calls list.add<Kernel, kThreads, Call>(values) for each kernel that the functions below launch,
+// with the most values that a launch of it asks for.
+template <class To>
+void list_kernels(To& list) {
+  list_kernels_of_type<float>(list);
+  list_kernels_of_type<BFloat16>(list);
+  list_kernels_of_type<Float16>(list);
+  list.template add<Count, kLargeThreads, Call>(0);
+  list.template add<List, kLargeThreads, Call>(kChunk);
+  list.template add<Draw, kLargeThreads, Call>(kChunk);
+  list.template add<Advance, kAdvanceThreads, fastdecode_advance_args>(0);
 }
 
 // Launches one kernel after another, until CUDA refuses one.
@@ -57,7 +79,7 @@ class Launches {
 template <typename T, class Device>
 fastdecode_result launch_small(Device& device, const Call& call) {
   const int64_t groups = call.sample.groups, ids = call.capacity;
-  if (ids <= 1024) return device.template launch<SampleSmall<T>, 128>(groups, ids, call);
+  if (ids <= kFew) return device.template launch<SampleSmall<T>, 128>(groups, ids, call);
   return device.template launch<SampleSmall<T>, 512>(groups, ids, call);
 }
 
