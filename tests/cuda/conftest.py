@@ -6,12 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from kernels import FOLDER, INCLUDE, Kernels
+from kernels import EXACT, FOLDER, INCLUDE, Kernels
 from linking import ROOT, moved_build, run
 
 sys.path.append(str(ROOT / "tests" / "ops"))
-
-EXACT = ("-std=c++17", "-O2", "-ffp-contract=off", "-fno-fast-math", "-Wall", "-Wextra", "-Werror")
 
 
 def build_emulation(folder: Path, *options: str) -> Path:
@@ -19,7 +17,19 @@ def build_emulation(folder: Path, *options: str) -> Path:
     target = folder / "libemulated.so"
     sources = [FOLDER / "emulate.cpp", FOLDER / "fake_cuda/fake_cuda.cpp", ROOT / "csrc/cuda/check.cpp"]
     hidden = (f"-I{FOLDER / 'fake_cuda'}", "-fPIC", "-shared", "-fvisibility=hidden", "-DFASTDECODE_CUDA_BUILDING")
-    run("g++", *EXACT, *options, *hidden, *INCLUDE, *sources, ROOT / "csrc/core/error.cpp", "-o", target)
+    run(
+        "g++",
+        "-std=c++17",
+        "-O2",
+        *EXACT,
+        *options,
+        *hidden,
+        *INCLUDE,
+        *sources,
+        ROOT / "csrc/core/error.cpp",
+        "-o",
+        target,
+    )
     return target
 
 

@@ -17,6 +17,7 @@ from fastdecode.ops.sample.cpu import new_sample, sample_fields
 
 FOLDER = Path(__file__).parent
 INCLUDE = (f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/include'}")
+EXACT = ("-ffp-contract=off", "-fno-fast-math", "-Wall", "-Wextra", "-Werror")
 _P, _I32, _I64, _F32 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 
 
