@@ -78,7 +78,7 @@ def barriers() -> dict[str, list[int]]:
     return found
 
 
-@pytest.mark.parametrize("cases", [16, pytest.param(80, marks=pytest.mark.long)])
+@pytest.mark.parametrize("cases", [16, pytest.param(48, marks=pytest.mark.long)])
 def test_no_race_and_the_answers_of_the_cpu_library(program: list[str | Path], cases: int):
     done = watched(*program, cases)
     assert done.returncode == 0, done.stdout + done.stderr[:4000]

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from cases import assert_same_bits
-from kernels import Kernels, SampleArgs, filled
+from kernels import Kernels
 
 from fastdecode.ops import Sample, TokenSets, sample
+from fastdecode.ops.cuda_library import SampleArgs, filled
 from fastdecode.ops.sample.cpu import sample_fields
 
 KERNELS = 13  # two of small sets and one of large ones for each of three dtypes, and four
