@@ -2,8 +2,6 @@
 // products and sums are rounded separately, as in the reference.
 
 #include "cuda/block.cuh"
-#include "cuda/launch.h"
-#include "fastdecode/fastdecode_cuda.h"
 
 namespace fastdecode {
 namespace {
@@ -18,7 +16,5 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ca
 
 }  // namespace
 }  // namespace fastdecode
-
-#include "cuda/device.inc"
 
 #include "cuda/api.inc"

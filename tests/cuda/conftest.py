@@ -15,7 +15,7 @@ sys.path.append(str(ROOT / "tests" / "ops"))
 def build_emulation(folder: Path, *options: str) -> Path:
     """The library that g++ makes of the kernels, with the runtime that it needs instead of CUDA's."""
     target = folder / "libemulated.so"
-    sources = [FOLDER / "emulate.cpp", FOLDER / "fake_cuda/fake_cuda.cpp", ROOT / "csrc/cuda/check.cpp"]
+    sources = [FOLDER / "emulate.cpp", FOLDER / "fake_cuda/fake_cuda.cpp"]
     hidden = (f"-I{FOLDER / 'fake_cuda'}", "-fPIC", "-shared", "-fvisibility=hidden", "-DFASTDECODE_CUDA_BUILDING")
     run(
         "g++",

@@ -7,9 +7,8 @@
 #include <numeric>
 #include <vector>
 
-#include "cuda/launch.h"
+#include "cuda/block.h"
 #include "fake_cuda/cuda_runtime.h"
-#include "fastdecode/fastdecode_cuda.h"
 
 namespace fastdecode {
 namespace {
@@ -142,8 +141,6 @@ void kernel(unsigned blocks, size_t shared_bytes, void** arguments, cudaStream_t
 
 }  // namespace
 }  // namespace fastdecode
-
-#include "cuda/device.inc"
 
 #include "cuda/api.inc"
 

@@ -60,7 +60,7 @@ def program(launcher: list[str], tmp_path_factory: pytest.TempPathFactory) -> li
     options = [*EXACT, "-O1", "-g", "-fno-strict-aliasing", "-Wno-unknown-pragmas", *SIZES]
     include = [*INCLUDE, f"-I{FOLDER / 'fake_cuda'}"]
     own = [FOLDER / "concurrent/main.cpp", FOLDER / "concurrent/library.cpp", FOLDER / "fake_cuda/fake_cuda.cpp"]
-    sources = [*own, ROOT / "csrc/cuda/check.cpp", ROOT / "csrc/core/error.cpp"]
+    sources = [*own, ROOT / "csrc/core/error.cpp"]
     built = compiled(target, *options, *include, *sources, *config("--cflags", "--libs"))
     assert built.returncode == 0, built.stderr
     return [*launcher, target]

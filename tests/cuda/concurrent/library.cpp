@@ -10,8 +10,6 @@
 #include "gpu_threads.h"
 // first the above, which block.cuh needs
 #include "cuda/block.cuh"
-#include "cuda/launch.h"
-#include "fastdecode/fastdecode_cuda.h"
 
 namespace fastdecode {
 namespace {
@@ -63,7 +61,5 @@ void kernel(unsigned blocks, size_t shared_bytes, void** arguments, cudaStream_t
 
 }  // namespace
 }  // namespace fastdecode
-
-#include "cuda/device.inc"
 
 #include "cuda/api.inc"
