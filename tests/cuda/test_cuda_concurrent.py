@@ -30,7 +30,7 @@ def compiled(target: Path, *arguments: str | Path) -> subprocess.CompletedProces
 
 def watched(*command: str | Path) -> subprocess.CompletedProcess[str]:
     """Ends at the first race, with the status REPORTED."""
-    environment = {**os.environ, "TSAN_OPTIONS": f"halt_on_error=1 exitcode={REPORTED}"}
+    environment = {**os.environ, "TSAN_OPTIONS": f"halt_on_error=1 exitcode={REPORTED} history_size=7"}
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, env=environment)
 
 
@@ -105,10 +105,11 @@ def test_blocks_that_count_without_fences_are_reported(program: list[str | Path]
         ("last", 0),
         ("prefix", 1),
         ("over_threads", 1),
-        *(pytest.param(*case, marks=pytest.mark.long) for case in (("once", 0), ("prefix", 0), ("prefix", 2))),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in (("once", 0), ("prefix", 0))),
         pytest.param("over_threads", 0, marks=pytest.mark.long),
     ],
 )
 def test_a_missing_barrier_is_reported(program: list[str | Path], function: str, which: int):
-    """Not each one: what begins a function and what ends the one before it often stand for each other."""
+    """Not each one: what begins a function and what ends the one before it often stand for each other; and without the
+    last one of `prefix` threads may wait for ever before a race is reported."""
     assert_reported(watched(*program, 16, "barrier", barriers()[function][which]))

@@ -1,6 +1,6 @@
 // main CASES [barrier LINE | fences]: random calls of sample, advance and sample_advance, whose
-// answers must be those of the CPU library. What is named after the number is left out. Built with
-// sets of up to 48 tokens for one block, and chunks of 64.
+// answers must be those of the CPU library. What is named after the number is left out, and then no
+// answer is looked at. Built with sets of up to 48 tokens for one block, and chunks of 64.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -220,6 +220,7 @@ int run(int cases) {
     }
     call_cpu(expected, operation);
     call_cuda(got, operation);
+    if (dropped_barrier != 0 || drops_fences) continue;  // the answer may be any
     if (!got.same_as(expected)) {
       std::printf("case %d: not the answer of the CPU library\n", i);
       return 1;
