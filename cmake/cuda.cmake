@@ -34,7 +34,7 @@ set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 enable_language(CUDA)
 
-add_library(fastdecode_cuda SHARED csrc/cuda/library.cu csrc/cuda/check.cpp csrc/core/error.cpp)
+add_library(fastdecode_cuda SHARED csrc/cuda/library.cu csrc/core/error.cpp)
 target_include_directories(fastdecode_cuda PRIVATE csrc csrc/include)
 # For what sets up the arguments, and for the headers.
 target_link_libraries(fastdecode_cuda INTERFACE fastdecode)

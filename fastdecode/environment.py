@@ -107,17 +107,10 @@ def _gpu() -> str:
 
 
 def _backends() -> dict[str, str]:
-    from fastdecode.ops.backends import BACKENDS, unavailable
+    from fastdecode.ops.backends import BACKENDS, BY_NAME, unavailable
 
     found = {name: unavailable(name) or "available" for name in BACKENDS}
-    return {**found, "cuda": _cuda_library()}
-
-
-def _cuda_library() -> str:
-    """CUDA kernels are for those who link them; in Python, Triton's do the same."""
-    library = Path(__file__).parent / "lib" / "libfastdecode_cuda.so"
-    built = f"built: {library}" if library.exists() else "not built (FASTDECODE_CUDA=1 pip install . builds it)"
-    return f"for C and C++ only, Python uses triton; {built}"
+    return {name: f"{said} (only where it is named)" if name in BY_NAME else said for name, said in found.items()}
 
 
 def _library() -> str:

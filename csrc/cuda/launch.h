@@ -1,20 +1,11 @@
-// The host's side of a call: it checks the arguments and launches kernels. These are templates over
-// the class Device, which launches a kernel on a stream or, in a test, runs its blocks one by one.
+// The host's side of a call: it launches the kernels that its arguments need.
 #pragma once
 
-#include "core/check.h"
 #include "cuda/check.h"
-#include "cuda/kernels.h"
-#include "cuda/sample_cut.h"
+#include "cuda/device.h"
 
 namespace fastdecode {
 namespace {
-
-// Sets of up to so many tokens fit into a block's shared memory: 64 KiB. Tests build with 0.
-#if !defined(FASTDECODE_CUDA_SMALL_SET)
-#define FASTDECODE_CUDA_SMALL_SET 16384
-#endif
-constexpr int64_t kSmallSet = FASTDECODE_CUDA_SMALL_SET;
 
 inline int64_t largest_of(const fastdecode_sample_args& a, int64_t largest_set) {
   return largest_set > 0 && largest_set < a.vocab ? largest_set : a.vocab;
@@ -36,54 +27,38 @@ inline fastdecode_result check_sample(const fastdecode_sample_args& args, int64_
   return check_cuda_blocks(args.groups, chunks_of(args, largest_set));
 }
 
-// Launches one kernel after another, until CUDA refuses one.
-template <class Device>
-class Launches {
- public:
-  explicit Launches(Device& device) : device_(device) {}
-
-  template <class Kernel, int kThreads>
-  void add(int64_t blocks, int64_t values, const Call& call) {
-    if (result_ != FASTDECODE_OK) return;
-    result_ = device_.template launch<Kernel, kThreads>(blocks, values, call);
-  }
-  fastdecode_result result() const { return result_; }
-
- private:
-  Device& device_;
-  fastdecode_result result_ = FASTDECODE_OK;
-};
-
-template <typename T, class Device>
-fastdecode_result launch_small(Device& device, const Call& call) {
+template <typename T>
+fastdecode_result launch_small(void* stream, const Call& call) {
   const int64_t groups = call.sample.groups, ids = call.capacity;
-  if (ids <= 1024) return device.template launch<SampleSmall<T>, 128>(groups, ids, call);
-  return device.template launch<SampleSmall<T>, 512>(groups, ids, call);
+  if (ids <= kFew) return launch<SampleSmall<T>, 128>(stream, groups, ids, call);
+  return launch<SampleSmall<T>, 512>(stream, groups, ids, call);
 }
 
-template <typename T, class Device>
-fastdecode_result launch_large(Device& device, Call& call) {
+// The mix, and the search of the filters, if one may be on. `expert`: of contrast.
+template <typename T>
+fastdecode_result launch_mix(void* stream, Call& call, bool expert, bool search) {
+  const int64_t blocks = call.sample.groups * call.chunks;
+  call.expert = expert;
+  CHECKED((launch<Mix<T>, kLargeThreads>(stream, blocks, 0, call)));
+  if (!search) return FASTDECODE_OK;
+  CHECKED((launch<Count, kLargeThreads>(stream, blocks, 0, call)));
+  return launch<List, kLargeThreads>(stream, blocks, kChunk, call);
+}
+
+template <typename T>
+fastdecode_result launch_large(void* stream, Call& call) {
   const fastdecode_sample_args& a = call.sample;
-  const int64_t blocks = a.groups * call.chunks;
-  Launches<Device> launches(device);
-  const auto mix = [&](bool expert, bool search) {
-    call.expert = expert;
-    launches.template add<Mix<T>, kLargeThreads>(blocks, 0, call);
-    if (!search) return;
-    launches.template add<Count, kLargeThreads>(blocks, 0, call);
-    launches.template add<List, kLargeThreads>(blocks, kChunk, call);
-  };
-  if (a.contrast_k > 0) mix(true, true);
-  mix(false, a.top_k != nullptr || a.top_k_value > 0 || a.top_p != nullptr || a.top_p_value < 1.0f);
-  launches.template add<Draw, kLargeThreads>(blocks, kChunk, call);
-  return launches.result();
+  const bool filters =
+      a.top_k != nullptr || a.top_k_value > 0 || a.top_p != nullptr || a.top_p_value < 1.0f;
+  if (a.contrast_k > 0) CHECKED(launch_mix<T>(stream, call, true, true));
+  CHECKED(launch_mix<T>(stream, call, false, filters));
+  return launch<Draw, kLargeThreads>(stream, a.groups * call.chunks, kChunk, call);
 }
 
 // Samples and, if `advance` is given, appends the tokens. The arguments have been checked.
-template <class Device>
-fastdecode_result run_sample(Device& device, const fastdecode_sample_args& a,
-                             const fastdecode_advance_args* advance, int64_t largest_set,
-                             void* workspace) {
+inline fastdecode_result run_sample(void* stream, const fastdecode_sample_args& a,
+                                    const fastdecode_advance_args* advance, int64_t largest_set,
+                                    void* workspace) {
   if (a.groups == 0) return FASTDECODE_OK;
   Call call = {};
   call.sample = a;
@@ -94,18 +69,17 @@ fastdecode_result run_sample(Device& device, const fastdecode_sample_args& a,
   call.chunks = static_cast<int32_t>(chunks_of(a, largest_set));
   return with_type_of(a.dtype, [&](auto type) {
     using T = decltype(type);
-    return call.chunks > 0 ? launch_large<T>(device, call) : launch_small<T>(device, call);
+    return call.chunks > 0 ? launch_large<T>(stream, call) : launch_small<T>(stream, call);
   });
 }
 
-template <class Device>
-fastdecode_result run_advance(Device& device, const fastdecode_advance_args* given) {
+inline fastdecode_result run_advance(void* stream, const fastdecode_advance_args* given) {
   Given<fastdecode_advance_args> args;
   CHECKED(args.take("args", given));
   CHECKED(check_cuda_advance(*args, false));
   if (args->groups == 0) return FASTDECODE_OK;
   const int64_t blocks = (args->groups + kAdvanceThreads - 1) / kAdvanceThreads;
-  return device.template launch<Advance, kAdvanceThreads>(blocks, 0, *args);
+  return launch<Advance, kAdvanceThreads>(stream, blocks, 0, *args);
 }
 
 // The arguments of a sample_advance's advance: those given, with those that it takes from the

@@ -12,7 +12,7 @@ from fastdecode.decoder.activations import activation_of
 from fastdecode.decoder.classes import Classes, Sizes, classes_of, epsilon_of, head_norms, inner_of
 from fastdecode.decoder.plain import altered, plain, plain_tensor
 from fastdecode.decoder.quantised import of_small, of_torchao, unsupported_bytes, unsupported_small
-from fastdecode.ops.backends import ENVIRONMENT_VARIABLE, choose_backend, unavailable
+from fastdecode.ops.backends import ENVIRONMENT_VARIABLE, choose_step_backend, unavailable
 
 Size = tuple[int, ...]
 
@@ -134,7 +134,7 @@ def unsupported_by_triton(model: Any) -> str | None:
 
 def _unsupported_on(device: torch.device) -> str | None:
     """Why the Triton kernels do not run on this GPU; None if they do."""
-    chosen = choose_backend(None, "cuda")
+    chosen = choose_step_backend(None, device)
     if chosen != "triton":
         return f"the environment variable {ENVIRONMENT_VARIABLE} names {chosen}"
     if torch.version.hip is not None:

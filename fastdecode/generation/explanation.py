@@ -13,7 +13,7 @@ from fastdecode.generation.prepared import Prepared
 from fastdecode.generation.stream_names import describe_contrasts, describe_schedules, describe_streams
 from fastdecode.grammar import BLOCK, IMAGE_SET, TEXT, TEXT_SET
 from fastdecode.models.families import family_of
-from fastdecode.ops.backends import BACKENDS, PLANNED, choose_backend, core, unavailable
+from fastdecode.ops.backends import BACKENDS, BY_NAME, choose_backend, core, unavailable
 
 PAINTED = "can be painted"
 
@@ -204,6 +204,6 @@ def _backend(device: str) -> tuple[str, list[str]]:
     name = choose_backend(None, device)
     if name == device == "cpu":
         return name, []
-    faster = [other for other in BACKENDS[BACKENDS.index(name) + 1 :] if other not in PLANNED]
+    faster = [other for other in BACKENDS[BACKENDS.index(name) + 1 :] if other not in BY_NAME]
     reasons = {other: unavailable(other) for other in faster}
     return name, [f"the backend {other} cannot run: {why}" for other, why in reasons.items() if why is not None]

@@ -3,9 +3,10 @@
     reference   PyTorch, any device: the definition that the others reproduce
     cpu         C++, tensors on the CPU
     triton      Triton, tensors on a GPU; on the CPU in Triton's interpreter (TRITON_INTERPRET=1)
+    cuda        libfastdecode_cuda.so, tensors on an NVIDIA GPU: sample, advance and sample_advance
 
 The environment variable FASTDECODE_BACKEND, read at import, names the backend that `backend=None`
-means.
+means; a decode step's operations, which "cuda" does not have, then run as if it were not set.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from types import ModuleType
 
 import torch
 
+from fastdecode.ops import cuda_library
+
 BACKENDS = ("reference", "cpu", "triton", "cuda")
-PLANNED = ("cuda",)
-"""Names that are reserved for backends which this version does not have."""
+BY_NAME = ("cuda",)
+"""Backends that run only where they are named: no measurement says that they are faster than the others."""
 
 ENVIRONMENT_VARIABLE = "FASTDECODE_BACKEND"
 
@@ -68,8 +71,8 @@ def unavailable(backend: str) -> str | None:
         return None if _C is not None else f"fastdecode._C cannot be loaded: {_C_ERROR}"
     if backend == "triton":
         return _triton_unavailable(_interpreted())
-    if backend in BACKENDS:
-        return "not part of this version"
+    if backend == "cuda":
+        return cuda_library.cuda_unavailable()
     return f"unknown; must be one of {', '.join(BACKENDS)}"
 
 
@@ -91,6 +94,16 @@ def _warn_of_the_reference(device_type: str) -> None:
     )
 
 
+def _fastest(device_type: str) -> str:
+    if device_type == "cpu" and _C is not None:
+        return "cpu"
+    if device_type == "cuda" and unavailable("triton") is None:
+        return "triton"
+    if device_type in ("cpu", "cuda"):
+        _warn_of_the_reference(device_type)
+    return "reference"
+
+
 def choose_backend(backend: str | None, device_type: str) -> str:
     """The backend to run for tensors on a device.
 
@@ -103,13 +116,7 @@ def choose_backend(backend: str | None, device_type: str) -> str:
     if backend is not None and (not isinstance(backend, str) or not backend):
         raise ValueError(f"{source} = {backend!r}: must be one of {', '.join(BACKENDS)}, or None")
     if backend is None:
-        if device_type == "cpu" and _C is not None:
-            return "cpu"
-        if device_type == "cuda" and unavailable("triton") is None:
-            return "triton"
-        if device_type in ("cpu", "cuda"):
-            _warn_of_the_reference(device_type)
-        return "reference"
+        return _fastest(device_type)
     if backend not in BACKENDS:
         raise ValueError(f"{source} = {backend!r}: {unavailable(backend)}")
     reason = unavailable(backend)
@@ -119,16 +126,18 @@ def choose_backend(backend: str | None, device_type: str) -> str:
         raise ValueError(f"{source} = 'cpu': needs CPU tensors, logits are on {device_type}")
     if backend == "triton" and device_type != "cuda" and not (device_type == "cpu" and _interpreted()):
         raise ValueError(f"{source} = 'triton': needs tensors on a GPU, logits are on {device_type}")
+    if backend == "cuda" and device_type != ("cpu" if cuda_library.ON_HOST else "cuda"):
+        raise ValueError(f"{source} = 'cuda': needs tensors on a GPU, logits are on {device_type}")
     return backend
 
 
 def choose_step_backend(backend: str | None, device: torch.device) -> str:
     """As `choose_backend`, for a decode step's operations: ValueError for a named backend that does not have them."""
     chosen = choose_backend(backend, device.type)
-    if chosen in ("cpu", "reference", "triton"):
+    if chosen != "cuda":
         return chosen
-    if backend is None:
-        return "reference"
+    if backend is None:  # the environment variable names it
+        return _fastest(device.type)
     raise ValueError(f"backend = {backend!r}: has no such operation; must be cpu, triton or reference")
 
 

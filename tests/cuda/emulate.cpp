@@ -7,9 +7,8 @@
 #include <numeric>
 #include <vector>
 
-#include "cuda/launch.h"
+#include "cuda/block.h"
 #include "fake_cuda/cuda_runtime.h"
-#include "fastdecode/fastdecode_cuda.h"
 
 namespace fastdecode {
 namespace {
@@ -121,30 +120,24 @@ class EmulatedBlock {
   std::vector<float> values_;
 };
 
-class Device {
- public:
-  explicit Device(void* stream) : stream_(static_cast<cudaStream_t>(stream)) {}
-
-  template <class Kernel, int kThreads, class Call>
-  fastdecode_result launch(int64_t blocks, int64_t values, const Call& call) {
-    ++launches;
-    const auto run = [=] {
-      for (const int64_t index : shuffled(blocks)) {
-        EmulatedBlock<kThreads> block(index, values);
-        Kernel::run(block, call);
-      }
-    };
-    if (stream_ == nullptr) {
-      run();
-    } else {
-      stream_->add(run);
+// A FakeKernel.
+template <class Kernel, int kThreads, class Call>
+void kernel(unsigned blocks, size_t shared_bytes, void** arguments, cudaStream_t stream) {
+  ++launches;
+  const Call call = *static_cast<const Call*>(arguments[0]);
+  const int64_t values = static_cast<int64_t>(shared_bytes / sizeof(float));
+  const auto run = [=] {
+    for (const int64_t index : shuffled(blocks)) {
+      EmulatedBlock<kThreads> block(index, values);
+      Kernel::run(block, call);
     }
-    return FASTDECODE_OK;
+  };
+  if (stream == nullptr) {
+    run();
+  } else {
+    stream->add(run);
   }
-
- private:
-  cudaStream_t stream_;
-};
+}
 
 }  // namespace
 }  // namespace fastdecode

@@ -12,44 +12,14 @@ from torch import Tensor
 
 from fastdecode.ops import DecodeState, GrammarTables, Sample
 from fastdecode.ops.advance.cpu import advance_fields
+from fastdecode.ops.cuda_library import AdvanceArgs, SampleArgs, filled
 from fastdecode.ops.sample.checks import check_arguments
 from fastdecode.ops.sample.cpu import new_sample, sample_fields
 
 FOLDER = Path(__file__).parent
 INCLUDE = (f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/include'}")
-_P, _I32, _I64, _F32 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
-
-
-def _struct(name: str, fields: str, kinds: dict[str, str]) -> type[ctypes.Structure]:
-    """Fields that no kind names are pointers."""
-    kind_of = {field: kind for kind, names in kinds.items() for field in names.split()}
-    types = {"i32": _I32, "i64": _I64, "f32": _F32}
-    layout = [(f, types[kind_of[f]] if f in kind_of else _P) for f in fields.split()]
-    return type(name, (ctypes.Structure,), {"_fields_": [("size", ctypes.c_size_t), *layout]})
-
-
-SampleArgs = _struct(
-    "SampleArgs",
-    """logits dtype threads rows vocab row_stride groups streams_per_group streams weights ranges set_offsets sets
-    set_index temperature top_k top_p min_p penalty seed step temperature_value top_k_value top_p_value min_p_value
-    penalty_value seed_value step_value contrast_alpha contrast_k seen noise noise_stride token logprob kept status""",
-    {
-        "i32": "dtype threads top_k_value contrast_k",
-        "i64": "rows vocab row_stride groups streams_per_group sets seed_value step_value noise_stride",
-        "f32": "temperature_value top_p_value min_p_value penalty_value contrast_alpha",
-    },
-)
-AdvanceArgs = _struct(
-    "AdvanceArgs",
-    """modes classes set_of tight_set_of room forced following class_ranges class_range_count groups streams_per_group
-    streams rows vocab token mode step limit finished inputs lengths seen sequences capacity""",
-    {"i64": "modes classes class_range_count groups streams_per_group rows vocab capacity"},
-)
-
-
-def filled(struct: type[ctypes.Structure], fields: tuple) -> ctypes.Structure:
-    """The fields in the order of the struct; a pointer that is 0 is NULL."""
-    return struct(ctypes.sizeof(struct), *fields)
+EXACT = ("-ffp-contract=off", "-fno-fast-math", "-Wall", "-Wextra", "-Werror")
+_P, _I64 = ctypes.c_void_p, ctypes.c_int64
 
 
 class Kernels:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernels import FOLDER, INCLUDE, AdvanceArgs, Kernels, SampleArgs, filled
+from kernels import FOLDER, INCLUDE, Kernels
 from linking import ROOT, build_example, moved_build, run
 
 from fastdecode.ops import DecodeState, GrammarTables, TokenSets
 from fastdecode.ops.advance import cpu as advance_cpu
+from fastdecode.ops.cuda_library import AdvanceArgs, SampleArgs, filled
 from fastdecode.ops.sample.cpu import sample_fields
 
 HEADER = ROOT / "csrc/include/fastdecode/fastdecode_cuda.h"

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from cases import DTYPES, SIZES, assert_same_bits, random_arguments
-from kernels import Kernels, SampleArgs, filled
+from kernels import Kernels
 
 from fastdecode.ops import TokenSets, sample
+from fastdecode.ops.cuda_library import SampleArgs, filled
 from fastdecode.ops.sample.cpu import sample_fields
 
 INF = torch.inf

@@ -134,6 +134,7 @@ def test_what_is_in_place_is_seen():
         ((8, 0), None, "", None),
         ((7, 5), None, "", "the GPU has compute capability 7.5, and no bfloat16: 8.0 is needed"),
         ((9, 0), "7.0", "", "the GPU is not one of NVIDIA's"),
+        ((9, 0), None, "cuda", None),  # it draws tokens; a step's other operations run as without it
         ((9, 0), None, "reference", "the environment variable FASTDECODE_BACKEND names reference"),
     ],
 )

@@ -9,9 +9,12 @@
  * status 1; in advance, a group with a mode, step, token or row out of range fails. No memory out
  * of range is read or written. Only set_offsets[sets] is not checked.
  *
- * The functions allocate nothing, copy nothing and wait for nothing, so that calls can be captured
- * in a CUDA graph. Results are those of the CPU library, bit for bit. `threads` is not read.
- * `stream` is a cudaStream_t.
+ * The first call on a device loads the kernels there. Apart from that the functions allocate
+ * nothing, copy nothing and wait for nothing, so that calls can be captured in a CUDA graph, after
+ * one of fastdecode_cuda_workspace or another outside of a capture. They may come from any threads,
+ * and leave alone the error that cudaGetLastError returns to the program around them, unless they
+ * fail. cudaDeviceReset unloads the kernels: no call may follow it. Results are those of the CPU
+ * library, bit for bit. `threads` is not read. `stream` is a cudaStream_t.
  */
 #ifndef FASTDECODE_FASTDECODE_CUDA_H
 #define FASTDECODE_FASTDECODE_CUDA_H
@@ -33,7 +36,8 @@ enum { FASTDECODE_CUDA_ERROR = 3 };
 
 /* Bytes of device memory that a call with these arguments needs as its workspace; 0 for sets of at
  * most 16384 tokens. `largest_set`: the most tokens that a set has; 0: vocab. The number depends
- * only on groups, vocab and largest_set: no other field of `args` is read. */
+ * only on groups, vocab and largest_set: no other field of `args` is read. Loads the kernels on the
+ * current device; where CUDA refuses that, as without a GPU, the next launch says why. */
 FASTDECODE_CUDA_API fastdecode_result fastdecode_cuda_workspace(const fastdecode_sample_args* args,
                                                                 int64_t largest_set, size_t* bytes);
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastdecode.ops.advance.cpu import PreparedSample, advance_cpu, sample_advance_cpu
+from fastdecode.ops.advance.cuda import advance_cuda, sample_advance_cuda
 from fastdecode.ops.advance.reference import advance_reference, sample_advance_reference
 from fastdecode.ops.advance.traced import call_advance, call_sample_advance
 from fastdecode.ops.advance.triton import advance_triton, sample_advance_triton
@@ -214,9 +215,10 @@ def _sample_advance_reference(args: SampleArguments, tables: GrammarTables, stat
     return sample_advance_reference(args, tables, state)
 
 
-_ADVANCE = {"reference": _advance_reference, "cpu": advance_cpu, "triton": advance_triton}
+_ADVANCE = {"reference": _advance_reference, "cpu": advance_cpu, "triton": advance_triton, "cuda": advance_cuda}
 _SAMPLE_ADVANCE = {
     "reference": _sample_advance_reference,
     "cpu": sample_advance_cpu,
     "triton": sample_advance_triton,
+    "cuda": sample_advance_cuda,
 }

@@ -8,7 +8,7 @@ from fastdecode.ops.arguments import Sample, SampleArguments
 from fastdecode.ops.checks import check_rows
 from fastdecode.ops.decode_state import DecodeState
 from fastdecode.ops.grammar_tables import GrammarTables
-from fastdecode.ops.sample.triton import check_host_values
+from fastdecode.ops.sample.checks import check_host_values
 
 
 def advance_triton(token: Tensor, tables: GrammarTables, state: DecodeState, streams: Tensor | None, rows: int) -> None:

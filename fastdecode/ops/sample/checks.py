@@ -208,3 +208,28 @@ def check_values(args: SampleArguments) -> None:
     _check_each("top_p", args.top_p, "in [0, 1]", lambda x: 0 <= x <= 1)
     _check_each("min_p", args.min_p, "in [0, 1]", lambda x: 0 <= x <= 1)
     _check_each("penalty", args.penalty, "finite and > 0", lambda x: 0 < x < math.inf)
+
+
+def check_host_values(args: SampleArguments) -> None:
+    """Raises ValueError for bad numbers, and on the CPU also for bad values in tensors."""
+    check_values(args if args.logits.device.type == "cpu" else _numbers_of(args))
+
+
+def _number(parameter: FloatParameter) -> FloatParameter:
+    """The parameter; 1, which is valid for all of them, in place of a tensor."""
+    return parameter if parameter[0] is None else (None, 1.0)
+
+
+def _numbers_of(args: SampleArguments) -> SampleArguments:
+    """The arguments without the tensors, whose values the host could only read by waiting for the device."""
+    allowed = args.allowed if args.allowed is not None and args.allowed.checked else None
+    return args._replace(
+        streams=None,
+        weights=None,
+        allowed=allowed,
+        set_index=None,
+        temperature=_number(args.temperature),
+        top_p=_number(args.top_p),
+        min_p=_number(args.min_p),
+        penalty=_number(args.penalty),
+    )

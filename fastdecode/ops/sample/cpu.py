@@ -16,13 +16,13 @@ from fastdecode.ops.pointers import address
 from fastdecode.ops.sample.checks import MAX_VOCAB
 
 
-def new_sample(groups: int) -> Sample:
+def new_sample(groups: int, device: torch.device | str = "cpu") -> Sample:
     """Tensors for the library to write to."""
     return Sample(
-        torch.empty(groups, dtype=torch.int64, device="cpu"),
-        torch.empty(groups, dtype=torch.float32, device="cpu"),
-        torch.empty(groups, dtype=torch.int32, device="cpu"),
-        torch.empty(groups, dtype=torch.int32, device="cpu"),
+        torch.empty(groups, dtype=torch.int64, device=device),
+        torch.empty(groups, dtype=torch.float32, device=device),
+        torch.empty(groups, dtype=torch.int32, device=device),
+        torch.empty(groups, dtype=torch.int32, device=device),
     )
 
 

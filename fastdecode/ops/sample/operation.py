@@ -7,6 +7,7 @@ from fastdecode.ops.arrays import Array
 from fastdecode.ops.backends import choose_backend, record_backend
 from fastdecode.ops.sample.checks import check_arguments, check_values
 from fastdecode.ops.sample.cpu import sample_cpu
+from fastdecode.ops.sample.cuda import sample_cuda
 from fastdecode.ops.sample.reference import sample_reference
 from fastdecode.ops.sample.traced import call_sample
 from fastdecode.ops.sample.triton import sample_triton
@@ -50,11 +51,11 @@ def sample(
         seed, step   scalar or (groups,) int64: seed of the sequence, and number of the token in it. Groups
                      with equal seed and step get equal noise, so give each sequence its own seed
         noise        (groups, vocab) float32: Gumbel noise to use in place of generated noise
-        backend      "reference" | "cpu" | "triton"; None picks by device
+        backend      "reference" | "cpu" | "triton" | "cuda"; None picks by device, never "cuda"
 
     Returns new tensors on the device of the logits. Raises ValueError naming the argument, value
-    and index for wrong shapes, dtypes, devices and values. On a GPU the triton backend does not wait
-    to read the values in tensors: a group with a wrong value gets status 1. Zero groups give empty
+    and index for wrong shapes, dtypes, devices and values. On a GPU the backends triton and cuda do
+    not wait to read the values in tensors: a group with a wrong value gets status 1. Zero groups give empty
     tensors.
 
     These steps, in float32 and in this order:
@@ -124,4 +125,4 @@ def _reference(args: SampleArguments) -> Sample:
     return sample_reference(args)
 
 
-_RUN = {"reference": _reference, "cpu": sample_cpu, "triton": sample_triton}
+_RUN = {"reference": _reference, "cpu": sample_cpu, "triton": sample_triton, "cuda": sample_cuda}
