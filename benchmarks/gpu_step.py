@@ -163,20 +163,21 @@ def watched(device: str, capture: bool = True, most: int | None = None, steps: i
         yield watch
 
 
+def call_again(step: Callable[[], None]) -> Callable[[], None]:
+    """In place of a capture: runs the step, which is called again in place of a replay."""
+    step()
+    return step
+
+
 @contextmanager
-def as_on_a_gpu() -> Iterator[None]:
-    """Decoders on the CPU use the code of a GPU; the step is called again in place of a graph."""
-
-    def call_again(step: Callable[[], None]) -> Callable[[], None]:
-        step()
-        return step
-
+def as_on_a_gpu(capture: Callable[[Callable[[], None]], Callable[[], None]] = call_again) -> Iterator[None]:
+    """Decoders on the CPU use the code of a GPU; ``capture`` takes the place of a graph."""
     init = Decoder.__init__
 
     def of_operations(self: Decoder, model: Any, deterministic: bool = False) -> None:
         init(self, model, deterministic)
         self._fast_step = TritonStep(model.model, self.swin)
-        self.captured = CapturedSteps(self, call_again)
+        self.captured = CapturedSteps(self, capture)
 
     with patch.object(Decoder, "__init__", of_operations):
         yield

@@ -50,7 +50,7 @@ def cases() -> Iterator[Case]:
         yield from importlib.import_module(f"fastdecode.triton_kernels.{name}").COMPILE_CASES
 
 
-def _resources(cubin: bytes) -> tuple[int, int]:
+def resources_of(cubin: bytes) -> tuple[int, int]:
     """(registers, stack) of the only kernel in a cubin."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.TemporaryDirectory() as folder:
@@ -76,7 +76,7 @@ def compile_case(case: Case, arch: int) -> Compiled:
     source = ASTSource(kernel, signature, case.constexprs, aligned)
     made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=case.options)
     cubin = made.asm["cubin"]
-    registers, stack = _resources(cubin)
+    registers, stack = resources_of(cubin)
     return Compiled(case, arch, registers, made.metadata.shared, stack, made.asm["ptx"], cubin)
 
 

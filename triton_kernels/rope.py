@@ -63,7 +63,7 @@ def turned(
     heads, weights, biases, mean, factor, cos, sin, d, there,
     NORM: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
-    """Elements d of normed and rotated heads. ``cos``, ``sin``: HEAD_DIM at an address, the first half of sin negated."""
+    """Elements d of normed and rotated heads. ``cos``, ``sin``: HEAD_DIM at an address; half of sin negated."""
     HALF: tl.constexpr = HEAD_DIM // 2
     x = _normed(heads, weights, biases, mean, factor, d, there, NORM)
     partner = _normed(heads, weights, biases, mean, factor, tl.where(d < HALF, d + HALF, d - HALF), there, NORM)
