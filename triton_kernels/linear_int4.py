@@ -178,7 +178,9 @@ def tuning_of(size: int, rows: int, features: int) -> Tuning:
     block = max(64, min(size & -size, LARGEST_BLOCK))
     if rows > FEW:
         return Tuning(block, 64, 4, 3)
-    return Tuning(block, 32, 4, 4) if features <= FEW_FEATURES else Tuning(block, 64, 2, 4)
+    if features <= FEW_FEATURES:
+        return Tuning(block, 32, 4, 4)
+    return Tuning(block, 64, 2, 3 if block == 64 else 4)
 
 
 def int4_parts(rows: int, k: int, device: torch.device) -> Parts:
