@@ -20,6 +20,20 @@ class Matrix(Protocol):
     scale: Tensor | None
 
 
+class GroupedMatrix(Protocol):
+    """``data`` (features, k / 2) of half bytes, ``scale`` and ``offset`` (groups, features), ``bias`` (features,).
+
+    ``size``: how many values of a feature are a group.
+    """
+
+    features: int
+    size: int
+    data: Tensor
+    scale: Tensor
+    offset: Tensor | None
+    bias: Tensor | None
+
+
 class HeadNorm(Protocol):
     """weight and bias (heads, head_dim)."""
 

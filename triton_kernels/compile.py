@@ -27,7 +27,7 @@ from fastdecode.triton_kernels.case import DIVISIBLE, Case
 
 FILES = (
     *("sample_small", "sample_search", "sample_large", "advance"),
-    *("linear", "parts", "rms_norm", "residual", "swiglu", "embed", "rope_append", "attend"),
+    *("linear", "linear_int4", "parts", "rms_norm", "residual", "swiglu", "embed", "rope_append", "attend"),
 )
 ARCHITECTURES = (80, 90)
 

@@ -8,7 +8,8 @@ that a tile of 16 rows holds all three parts; else 16, and a tile holds one part
 to a multiple of 256; what is behind K is 0. Rows that x does not have are not written, and must not be read. Operations
 whose result is multiplied next write its parts themselves, by `store_parts`.
 
-With PAIRS, elements with even numbers are in the first half of the padded row, and the others in the second.
+With PAIRS = 1, elements with even numbers are in the first half of the padded row, and the others in the second. With
+PAIRS = 2 each fourth element is in one quarter of it. So weights that are read two or four at a time meet theirs.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from fastdecode.triton_kernels.products import split
 
 FEW = 4
 MANY = 16
+FOURS = 2
+"""PAIRS for weights of which four are read at once."""
+
 _MULTIPLE = 256
 _BLOCK = tl.constexpr(1024)
 _OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
@@ -34,7 +38,11 @@ _OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 def store_parts(parts, row, i, value, there, PADDED: tl.constexpr, GROUP: tl.constexpr, PAIRS: tl.constexpr):
     """Store elements i of a row, those that are ``there``. ``value`` must be 0 from K to PADDED."""
     at = parts + (row // GROUP * 3 * GROUP + row % GROUP).to(tl.int64) * PADDED
-    at += (i % 2 * (PADDED // 2) + i // 2) if PAIRS else i
+    if PAIRS:
+        STRETCHES: tl.constexpr = 2 * PAIRS
+        at += i % STRETCHES * (PADDED // STRETCHES) + i // STRETCHES
+    else:
+        at += i
     part0, part1, part2 = split(value)
     tl.store(at, part0.to(tl.bfloat16), mask=there)
     tl.store(at + GROUP * PADDED, part1.to(tl.bfloat16), mask=there)
@@ -56,13 +64,13 @@ def padded_length(k: int) -> int:
 
 
 class Parts(NamedTuple):
-    """``data`` (groups, 3, GROUP, padded) bfloat16. ``pairs``: the order of its elements, see above."""
+    """``data`` (groups, 3, GROUP, padded) bfloat16. ``pairs``: the order of its elements, PAIRS above."""
 
     data: Tensor
-    pairs: bool
+    pairs: int
 
     @property
-    def constants(self) -> tuple[int, int, bool]:
+    def constants(self) -> tuple[int, int, int]:
         """PADDED, GROUP and PAIRS."""
         return self.data.shape[3], self.data.shape[2], self.pairs
 
@@ -71,14 +79,14 @@ NO_PARTS = (0, 0, False)
 """PADDED, GROUP and PAIRS of a kernel that writes none."""
 
 
-def empty_parts(rows: int, k: int, pairs: bool, device: torch.device) -> Parts:
+def empty_parts(rows: int, k: int, pairs: int, device: torch.device) -> Parts:
     """Not initialised."""
     group = FEW if rows <= FEW else MANY
     shape = (triton.cdiv(rows, group), 3, group, padded_length(k))
     return Parts(torch.empty(shape, dtype=torch.bfloat16, device=device), pairs)
 
 
-def launch_parts(x: Tensor, pairs: bool) -> Parts:
+def launch_parts(x: Tensor, pairs: int) -> Parts:
     """The parts of x (rows, k), of at least one row."""
     rows, k = x.shape
     parts = empty_parts(rows, k, pairs, x.device)
@@ -95,5 +103,5 @@ COMPILE_CASES = [
         {"K": k, "PADDED": padded_length(k), "GROUP": group, "PAIRS": pairs},
         _OPTIONS,
     )
-    for k, group, pairs in ((4096, FEW, False), (11008, MANY, True), (301, FEW, False))
+    for k, group, pairs in ((4096, FEW, False), (11008, MANY, True), (301, FEW, False), (4096, FEW, FOURS))
 ]

@@ -164,6 +164,7 @@ class CpuStep:
         features. ``out`` is float32 and may be a slice of wider rows.
         """
         weight = matrix.weight
+        assert not isinstance(weight, ops.Int4Rows), "the CPU's kernels do not read it"
         hidden = hidden.to(torch.float32).contiguous()
         self._linear(
             *stored(weight),

@@ -25,7 +25,7 @@ from fastdecode.decoder.cuda_graph import CapturedSteps, cuda_graph
 from fastdecode.decoder.layers import Layer, RMSNorm
 from fastdecode.decoder.own_tokens import OwnParts
 from fastdecode.decoder.plain import plain, plain_linear, plain_tensor
-from fastdecode.decoder.quantised import matrix_of, of_small, small_of, unsupported_bytes, unsupported_small
+from fastdecode.decoder.quantised import matrix_of, of_small, small_of, unsupported_small, unsupported_stored
 from fastdecode.decoder.support import unsupported_by_triton, unsupported_reason
 from fastdecode.decoder.triton_step import StepRows, TritonStep
 from fastdecode.decoder.vectors import embedded
@@ -141,7 +141,7 @@ class Decoder(BaseDecoder):
 
     def _take_steps_by(self, step: TritonStep) -> None:
         self._fast_step = step
-        if self._small_head(lambda weight: unsupported_bytes(weight, self.device.type)):
+        if self._small_head(lambda weight: unsupported_stored(weight, self.device.type)):
             self._small_matrix = matrix_of(self.head)
 
     def _small_head(self, unsupported: Callable[[Any], str | None]) -> bool:

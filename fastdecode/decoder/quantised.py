@@ -1,7 +1,7 @@
 """Matrices for our kernels: ordinary weights, small weights of our own, or weights that torchao has made small.
 
 torchao's weight-only int8 and float8 tensors store a byte for each weight in ``qdata`` and a factor for each feature in
-``scale``. The kernels read both in place. `torchao_int4` makes copies of tensors of 4 bits.
+``scale``. The kernels read both in place. `torchao_int4` has those of 4 bits, which only a GPU's kernels read in place.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdecode import ops
-from fastdecode.decoder.torchao_int4 import int4_of, of_int4, unsupported_int4
+from fastdecode.decoder.torchao_int4 import int4_of, of_int4, rows_of, unsupported_in_place, unsupported_int4
 from fastdecode.ops.checks import BYTE_DTYPES
 
 _CLASSES = ("Int8Tensor", "Float8Tensor")
@@ -68,13 +68,25 @@ def unsupported_small(weight: Any) -> str | None:
     return unsupported_bytes(weight, "cpu")
 
 
+def unsupported_stored(weight: Any, device: str) -> str | None:
+    """Why `matrix_of` cannot give this tensor that `of_small` accepts to a GPU's kernels; None if it can."""
+    if isinstance(weight, ops.SmallTensor):
+        kind = weight.small.type.removesuffix("x16")
+        return f"of {kind} on {weight.device}: fastdecode's own small weights are for CPUs"
+    return unsupported_in_place(weight, device) if of_int4(weight) else unsupported_bytes(weight, device)
+
+
 def matrix_of(module: Any) -> ops.Matrix:
-    """A linear module's weight and scale, not copied (except a scale that is not float32), and a copy of its bias."""
+    """A linear module's weight and scales as they lie, but for a scale of bytes that is not float32, and a copy of its
+    bias. For weights that a GPU's kernels read.
+    """
     bias: Tensor | None = (
         None if module.bias is None else module.bias.detach().to(torch.float32, copy=True).contiguous()
     )
     if isinstance(module.weight, ops.SmallTensor):
         return ops.Matrix(module.weight.small, bias)
+    if of_int4(module.weight):
+        return ops.Matrix(rows_of(module.weight), bias)
     if not of_torchao(module.weight):
         return ops.Matrix(module.weight.detach(), bias)
     return ops.Matrix(module.weight.qdata, bias, module.weight.scale.detach().float().reshape(-1).contiguous())

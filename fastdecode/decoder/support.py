@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastdecode.decoder.activations import activation_of
 from fastdecode.decoder.classes import Classes, Sizes, classes_of, epsilon_of, head_norms, inner_of
 from fastdecode.decoder.plain import altered, plain, plain_tensor
-from fastdecode.decoder.quantised import of_small, of_torchao, unsupported_bytes, unsupported_small
+from fastdecode.decoder.quantised import of_small, unsupported_small, unsupported_stored
 from fastdecode.ops.backends import ENVIRONMENT_VARIABLE, choose_step_backend, unavailable
 
 Size = tuple[int, ...]
@@ -56,9 +56,9 @@ def _unsupported_layer(layer: Any, inner: Any, known: Classes, device: str) -> s
     for name, module, size in linears(layer, sizes):
         if not plain(module, nn.Linear):
             return f"{name} is not a plain nn.Linear, or has hooks"
-        if of_small(module.weight) if device == "cpu" else of_torchao(module.weight):
+        if of_small(module.weight):
             weight = module.weight
-            reason = unsupported_small(weight) if device == "cpu" else unsupported_bytes(weight, device)
+            reason = unsupported_small(weight) if device == "cpu" else unsupported_stored(weight, device)
             if reason is not None:
                 return f"{name}.weight is a {type(module.weight).__name__} {reason}"
             if module.weight.shape != size:

@@ -4,8 +4,8 @@
 zero points (groups, features): a weight is value · scale + zero point. ``IntxUnpackedToInt8Tensor`` holds a byte for
 each value, with scales and zero points (features, groups): a weight is (value − zero point) · scale.
 
-The order of values differs from our kernels', so that a copy is read. It is kept as long as the tensor lives, and made
-anew when the tensor's values change.
+A GPU's kernels read an ``Int4Tensor`` as it lies. The CPU's kernels have another order of values, and read a copy.
+It is kept as long as the tensor lives, and made anew when the tensor's values change.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fastdecode import ops
+from fastdecode.ops.checks import FLOAT_DTYPES
 
 _CLASSES = ("Int4Tensor", "IntxUnpackedToInt8Tensor")
 _TYPES = tuple(f"torch.int{bits}" for bits in range(1, 5))
@@ -31,13 +32,40 @@ def of_int4(weight: Any) -> bool:
 
 
 def unsupported_int4(weight: Any) -> str | None:
-    """Why our kernels cannot read this tensor that `of_int4` accepts; None if they can."""
+    """Why `int4_of` cannot read this tensor that `of_int4` accepts; None if it can."""
+    reason = _unsupported(weight, "cpu")
+    if reason is not None:
+        return reason
+    scale = weight.scale.float()
+    if not torch.equal(scale.half().float(), scale):
+        return "with scales that are no float16 numbers (give it scale_dtype=torch.float16, or bfloat16 weights)"
+    return None
+
+
+def unsupported_in_place(weight: Any, device: str) -> str | None:
+    """Why `rows_of` cannot read this tensor that `of_int4` accepts; None if it can."""
+    if type(weight).__name__ != _CLASSES[0]:
+        return f"with a byte for each value: on a GPU {_CLASSES[0]} is read, whose bytes hold two"
+    reason = _unsupported(weight, device)
+    if reason is not None:
+        return reason
+    data, scale, zero = weight.qdata, weight.scale, weight.zero_point
+    if not (data.is_contiguous() and scale.is_contiguous() and zero.is_contiguous()):
+        return f"not dense on {device}"
+    if scale.dtype != zero.dtype or scale.dtype not in FLOAT_DTYPES:
+        its = " and ".join(str(part.dtype).removeprefix("torch.") for part in (scale, zero))
+        return f"with scales and zero points of {its}, not both of float32, bfloat16 or float16"
+    return "that begins at an odd address" if data.data_ptr() % 2 else None
+
+
+def _unsupported(weight: Any, device: str) -> str | None:
+    """What is wrong with it for all kernels."""
     unpacked = type(weight).__name__ == _CLASSES[1]
     if unpacked and str(weight.target_dtype) not in _TYPES:
         return f"of {str(weight.target_dtype).removeprefix('torch.')}, not of 4 bits"
     parts = (weight.qdata, weight.scale, weight.zero_point)
-    if any(part.device.type != "cpu" or part.dim() != 2 for part in parts):
-        return "not dense on cpu"
+    if any(part.device.type != device or part.dim() != 2 for part in parts):
+        return f"not dense on {device}"
     if (
         getattr(weight, "activation_quantization", None) is not None
         or getattr(weight, "act_pre_scale", None) is not None
@@ -52,10 +80,12 @@ def unsupported_int4(weight: Any) -> str | None:
     shape = (features, groups) if unpacked else (groups, features)
     if tuple(weight.scale.shape) != shape or tuple(weight.zero_point.shape) != shape:
         return f"with scales of {tuple(weight.scale.shape)}, not {shape}"
-    scale = weight.scale.float()
-    if not torch.equal(scale.half().float(), scale):
-        return "with scales that are no float16 numbers (give it scale_dtype=torch.float16, or bfloat16 weights)"
     return None
+
+
+def rows_of(weight: Any) -> ops.Int4Rows:
+    """An ``Int4Tensor`` as it lies, if `unsupported_in_place` finds nothing wrong with it."""
+    return ops.Int4Rows(weight.qdata, weight.scale, weight.zero_point, weight.block_size[1])
 
 
 def int4_of(weight: Any) -> ops.SmallWeights:

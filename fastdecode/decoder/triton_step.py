@@ -48,6 +48,13 @@ def _float(tensor: Tensor) -> Tensor:
     return tensor.detach().to(torch.float32, copy=True).contiguous()
 
 
+def _stored(matrix: ops.Matrix) -> list[Tensor]:
+    """The tensors that a matrix is read from."""
+    if isinstance(matrix.weight, ops.Int4Rows):
+        return matrix.weight.tensors
+    return [part for part in (matrix.weight.data, matrix.scale) if part is not None]
+
+
 class TritonStep:
     """A step of a model whose modules are plain. ``backend``: of `fastdecode.ops`; None: the default of the device.
 
@@ -89,7 +96,7 @@ class TritonStep:
         read, copied = [], [self.norm]
         for layer in self.layers:
             for matrix in (*layer.qkv, layer.out, *layer.gate_up, layer.down):
-                read += [part for part in (matrix.weight.data, matrix.scale) if part is not None]
+                read += _stored(matrix)
                 copied += [] if matrix.bias is None else [matrix.bias]
             copied += [layer.norm_attention, layer.norm_mlp, *layer.head_norms.values()]
         return read, copied

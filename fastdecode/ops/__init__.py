@@ -23,6 +23,7 @@ from fastdecode.ops.backends import available_backends, last_backend, unavailabl
 from fastdecode.ops.decode_state import DecodeState
 from fastdecode.ops.embed import embed
 from fastdecode.ops.grammar_tables import GrammarTables
+from fastdecode.ops.int4_rows import Int4Rows
 from fastdecode.ops.linear import Matrix, joint_linear, linear
 from fastdecode.ops.quantise import quantise
 from fastdecode.ops.rms_norm import rms_norm
@@ -41,6 +42,7 @@ __all__ = [
     "STATUS_OK",
     "DecodeState",
     "GrammarTables",
+    "Int4Rows",
     "Matrix",
     "Sample",
     "SmallTensor",

@@ -8,10 +8,18 @@ from models_for_tests import text_ids, tiny_model
 from torch import nn
 
 import fastdecode
+from fastdecode import ops
 from fastdecode.decoder import Decoder
 from fastdecode.decoder.choice import decoder_for
-from fastdecode.decoder.quantised import of_small, small_of, unsupported_bytes, unsupported_small
-from fastdecode.decoder.support import unsupported_reason
+from fastdecode.decoder.quantised import (
+    matrix_of,
+    of_small,
+    small_of,
+    unsupported_bytes,
+    unsupported_small,
+    unsupported_stored,
+)
+from fastdecode.decoder.support import unsupported_by_triton, unsupported_reason
 from fastdecode.models.families import vocabulary_of
 
 quantization = pytest.importorskip("torchao.quantization")
@@ -134,6 +142,63 @@ def test_what_is_left_to_torchao():
     short = packed(values, 32)[0]
     short.scale = short.scale[:1]
     assert unsupported_small(short) == "with scales of (1, 8), not (2, 8)"
+
+
+def test_what_a_gpus_kernels_read():
+    """In place. On a GPU the weights' device is another, so the checks are told that it is the CPU."""
+    torch.manual_seed(0)
+    values = torch.randn(24, 128).to(torch.bfloat16)
+    weight, exact = packed(values, 64)
+    assert unsupported_stored(weight, "cpu") is None
+    linear = nn.Linear(128, 24)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    matrix = matrix_of(linear)
+    read = matrix.weight
+    assert [t.data_ptr() for t in read.tensors] == [
+        t.data_ptr() for t in (weight.qdata, weight.scale, weight.zero_point)
+    ]
+    assert torch.equal(read.values(), exact)
+    assert torch.equal(read[3:9].values(), exact[3:9])
+    assert torch.equal(matrix.bias, linear.bias)
+    assert unsupported_stored(packed(values.float(), 64)[0], "cpu") is None  # scales of float32 too
+    assert unsupported_stored(weight, "cuda") == "not dense on cuda"
+    told = "with a byte for each value: on a GPU Int4Tensor is read, whose bytes hold two"
+    assert unsupported_stored(unpacked(0), "cpu") == told
+    small = ops.SmallTensor(ops.quantise(torch.randn(32, 64), "int4"))
+    told = "of int4 on cpu: fastdecode's own small weights are for CPUs"
+    assert unsupported_stored(small, "cuda") == told
+    for more in ({"act_pre_scale": torch.ones(128)}, {"activation_dtype": torch.float8_e4m3fn}):
+        assert unsupported_stored(packed(values, 64, **more)[0], "cpu").startswith("with activations made smaller too")
+    for name, change, told in (
+        ("scale", lambda t: t.t().contiguous().t(), "not dense on cpu"),
+        ("scale", lambda t: t[:1], "with scales of (1, 24), not (2, 24)"),
+        ("zero_point", lambda t: t.half(), "with scales and zero points of bfloat16 and float16, not both of float32"),
+        ("zero_point", lambda t: t.char(), "with scales and zero points of bfloat16 and int8, not both of float32"),
+        ("qdata", lambda t: torch.cat((t.flatten(), t[0, :1]))[1:].view(t.shape), "that begins at an odd address"),
+        ("block_size", lambda _: [1, 96], "of blocks of (1, 96) weights in rows of 128: groups of 32"),
+    ):
+        changed = packed(values, 64)[0]
+        setattr(changed, name, change(getattr(changed, name)))
+        assert unsupported_stored(changed, "cpu").startswith(told), name
+
+
+def test_a_model_of_a_gpu_names_what_is_not_read(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fastdecode.decoder.support.unavailable", lambda backend: None)
+    model = tiny_model(3, sizes={"hidden_size": 64, "intermediate_size": 128}).bfloat16()
+    for module in model.model.layers.modules():
+        if isinstance(module, nn.Linear):
+            module.weight = nn.Parameter(packed(module.weight.detach(), 32)[0], requires_grad=False)
+    model.to("meta")
+    assert unsupported_by_triton(model) is None
+    model.model.layers[1].mlp.up_proj.weight = nn.Parameter(unpacked(0, k=64).to("meta"), requires_grad=False)
+    wanted = (
+        "layers.1: mlp.up_proj.weight is a IntxUnpackedToInt8Tensor with a byte for each value: on a GPU Int4Tensor"
+    )
+    assert unsupported_by_triton(model).startswith(wanted)
+    small = ops.SmallTensor(ops.quantise(torch.randn(128, 64), "int4"))
+    model.model.layers[1].mlp.up_proj.weight = nn.Parameter(small, requires_grad=False)
+    wanted = "layers.1: mlp.up_proj.weight is a SmallTensor of int4 on cpu: fastdecode's own small weights are for CPUs"
+    assert unsupported_by_triton(model) == wanted
 
 
 def test_other_classes_are_named():

@@ -40,22 +40,26 @@ def test_shipped_configuration(case, arch):
     assert floating or not case.name.startswith("sample"), "no arithmetic found to look at"
     for operation in floating:
         name, *modifiers = operation.split(".")
-        assert name not in ("fma", "mad"), f"{operation}: a product and a sum rounded together"
+        fused = case.name == "linear_int4" and operation == "fma.rn.f32"  # asked for, and in every row alike
+        assert fused or name not in ("fma", "mad"), f"{operation}: a product and a sum rounded together"
         assert not {"ftz", "approx", "full"} & set(modifiers), f"{operation}: not IEEE arithmetic"
         if name in ("add", "sub", "mul", "div"):
             assert "rn" in modifiers, f"{operation}: left to ptxas to fuse"
 
 
-PRODUCTS = [
-    case
-    for case in CASES
-    if case.values[1] == 90 and case.values[0].name == "linear_parts" and case.values[0].constexprs["K"] % 2 == 0
-]
+def products(name: str) -> list:
+    """The cases of a kernel whose rows are read in pairs or fours."""
+    of_kernel = [case for case in CASES if case.values[1] == 90 and case.values[0].name == name]
+    return [case for case in of_kernel if case.values[0].constexprs["K"] % 2 == 0]
 
 
-@pytest.mark.parametrize(("case", "arch"), PRODUCTS)
+@pytest.mark.parametrize(("case", "arch"), products("linear_parts"))
 def test_a_product_takes_few_instructions(case, arch):
-    """More of them than about 120 for four multiplications of a warp, and an H200's memory waits for instructions."""
+    """Of a warp, for four multiplications, which are 512 weights: 1 KB of bfloat16, or half of it in bytes.
+
+    A multiprocessor of an H200 begins four instructions a clock, and reads 1 KB in about 55 clocks: 220 instructions,
+    110 for half a KB. With more, memory waits for instructions.
+    """
     if not disassemble.NVDISASM.exists():
         pytest.skip("this Triton has no nvdisasm")
     tiles = 1 if case.constexprs["GROUP"] == 4 else 3
@@ -67,6 +71,31 @@ def test_a_product_takes_few_instructions(case, arch):
     assert len(names) / multiplied * 4 <= most
     added = sum(name.startswith("FADD") for name in names)
     assert added == features * 16 * tiles / 32 / warps, "blocks of k must be added in float32"
+
+
+@pytest.mark.parametrize(("case", "arch"), products("linear_int4"))
+def test_a_product_of_int4_takes_few_instructions(case, arch):
+    """Of a warp, for 2,048 weights, which are 16 multiplications and 1 KB: 220 instructions as above.
+
+    Scales and offsets of groups of 32 are a quarter of a KB more. The products of groups of 32 are multiplied twice,
+    and those of more than four rows three times, so that they take more.
+    """
+    if not disassemble.NVDISASM.exists():
+        pytest.skip("this Triton has no nvdisasm")
+    constants, warps = case.constexprs, case.options["num_warps"]
+    size, rows, features = constants["SIZE"], constants["GROUP"], constants["FEATURES"]
+    tiles, masked = 1 if rows == 4 else 3, 2 if size == 32 else 1
+    names = max(disassemble.loops(compiling.compile_case(case, arch).cubin), key=len)
+    weights = constants["BLOCK"] * (2 if size >= 64 else 1) * features / warps
+    most = {(1, 64): {32: 350, 64: 220}.get(size, 190), (1, 32): {32: 780, 64: 440}.get(size, 300)}.get(
+        (tiles, features), {32: 920, 64: 510, 128: 380}.get(size)
+    )
+    multiplied = sum(name.startswith("HMMA.16816") for name in names)
+    assert multiplied >= weights / 128 * tiles * masked
+    assert len(names) / weights * 2048 <= most
+    fused = sum(name.startswith("FFMA") for name in names)
+    groups = 2 * 16 * tiles * features / 32 / warps
+    assert fused == groups * (2 if constants["OFFSET"] else 1), "sums of groups must be scaled in float32"
 
 
 def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

@@ -1,5 +1,7 @@
 """A decoder with Triton steps against the same model in PyTorch; on a GPU, captured against not captured."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from devices import DEVICE, INTERPRETED
@@ -15,7 +17,7 @@ from fastdecode import Guidance
 from fastdecode.decoder import Decoder
 from fastdecode.decoder.step_operations import HALVES, many_rows
 from fastdecode.decoder.triton_step import TritonStep
-from fastdecode.ops import Matrix, joint_linear, last_backend
+from fastdecode.ops import Int4Rows, Matrix, joint_linear, last_backend
 
 ROWS = [[3, 5, 4, 9, 8], [7, 6, 5, 4, 3, 8, 9, 12, 11, 10] * 4, [9, 8, 3]]
 
@@ -46,6 +48,64 @@ def test_models_of_text(family: str):
     torchs._fast_step = None
     found, expected = run(ours, ROWS[:2], 1), run(torchs, ROWS[:2], 1)
     assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("group", [32, pytest.param(64, marks=pytest.mark.long)])
+def test_a_model_of_torchaos_int4(group: int):
+    """Read in place: the values of the reference, and others after a change."""
+    torchao = pytest.importorskip("torchao.quantization")
+    model = text_model("qwen2", 2, hidden_size=64, intermediate_size=128).bfloat16()
+    for module in (*model.model.layers.modules(), model.lm_head):
+        if isinstance(module, torch.nn.Linear):
+            module.weight = int4_of(torchao.Int4Tensor, module.weight, group)
+    model = model.to(DEVICE)
+    ours, reference = Decoder(model), Decoder(model)
+    ours._take_steps_by(TritonStep(model.model, ours.swin, "triton"))
+    reference._take_steps_by(TritonStep(model.model, reference.swin, "reference"))
+    mlp, read = model.model.layers[1].mlp, ours._fast_step.layers[1].down.weight
+    assert isinstance(read, Int4Rows)
+    assert [t.data_ptr() for t in read.tensors] == [
+        getattr(mlp.down_proj.weight, name).data_ptr() for name in ("qdata", "scale", "zero_point")
+    ]
+    found, expected = run_steps(ours), run_steps(reference)
+    assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()
+    mine, its = ours.logits(expected), reference.logits(expected)
+    assert ours._small_matrix is not None
+    assert (mine - its).abs().max() <= 2e-5 * its.abs().max()
+    again = TritonStep(model.model, ours.swin, "triton")
+    assert ours._fast_step.stand_in_for(again)
+    mlp.down_proj.weight.zero_point.mul_(-2)
+    changed, expected = run_steps(ours), run_steps(reference)
+    assert (changed - expected).abs().max() <= 2e-5 * expected.abs().max()
+    assert (changed - found).abs().max() > 0.01 * found.abs().max()
+    mlp.down_proj.weight = int4_of(torchao.Int4Tensor, mlp.down_proj.weight.zero_point.new_ones(64, 128), group)
+    assert not ours._fast_step.stand_in_for(TritonStep(model.model, ours.swin, "triton"))
+
+
+def int4_of(kind, weight: torch.Tensor, group: int) -> torch.nn.Parameter:
+    """As torchao's ``Int4WeightOnlyConfig`` rounds a weight on a GPU."""
+    grouped = weight.detach().float().view(len(weight), -1, group)
+    low, high = grouped.amin(-1), grouped.amax(-1)
+    scale = (high - low).clamp(min=1e-6) / 15
+    zero = low + scale * 8
+    values = ((grouped - low[..., None]) / scale[..., None]).round().clamp(0, 15).to(torch.int8).view(weight.shape) - 8
+    scale, zero = (part.to(weight.dtype).t().contiguous() for part in (scale, zero))
+    data = (values[:, ::2] & 15) | (values[:, 1::2] << 4)
+    return torch.nn.Parameter(kind(data.contiguous(), scale, zero, [1, group], weight.shape), requires_grad=False)
+
+
+def run_steps(decoder: Decoder) -> torch.Tensor:
+    """The hidden states of two rows after a token each, over keys and values that torch cannot compute from int4."""
+    generator = torch.Generator().manual_seed(3)
+    step = decoder._fast_step
+    inner = decoder.inner
+    heads, dim = step.sizes.kv_heads, step.sizes.head_dim
+    keys = [torch.randn(4, heads, 8, dim, generator=generator).to(DEVICE, torch.bfloat16) for _ in inner.layers]
+    values = [torch.randn(4, heads, 8, dim, generator=generator).to(DEVICE, torch.bfloat16) for _ in inner.layers]
+    table = torch.tensor([[2, 0], [3, 1]], dtype=torch.int32, device=DEVICE)
+    cache = SimpleNamespace(keys=keys, values=values, lengths=torch.tensor([9, 4], device=DEVICE), page_table=table)
+    x = torch.randn(2, inner.config.hidden_size, generator=generator).to(DEVICE)
+    return step(cache, x, *decoder.rope(cache.lengths, 9))
 
 
 @pytest.mark.skipif(INTERPRETED, reason="torch has this product on a GPU alone")

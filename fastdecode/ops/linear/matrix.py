@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from fastdecode.ops.int4_rows import Int4Rows
 from fastdecode.ops.small_weights import SmallWeights
 
 
 class Matrix(NamedTuple):
     """weight (features, k), bias (features,) and scale (features,), as for `linear`."""
 
-    weight: Tensor | SmallWeights
+    weight: Tensor | SmallWeights | Int4Rows
     bias: Tensor | None = None
     scale: Tensor | None = None
 

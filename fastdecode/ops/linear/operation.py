@@ -10,6 +10,7 @@ from torch import Tensor
 from fastdecode.ops.arrays import Array
 from fastdecode.ops.backends import choose_step_backend, record_backend
 from fastdecode.ops.checks import BYTE_DTYPES, FLOAT_DTYPES, check_float_tensor, check_stored, check_tensor
+from fastdecode.ops.int4_rows import Int4Rows
 from fastdecode.ops.linear.cpu import linear_cpu
 from fastdecode.ops.linear.matrix import Matrix
 from fastdecode.ops.linear.reference import linear_reference
@@ -20,7 +21,7 @@ from fastdecode.ops.tracing import is_traced
 
 def linear(
     x: Array,
-    weight: Array | SmallWeights,
+    weight: Array | SmallWeights | Int4Rows,
     bias: Array | None = None,
     scale: Array | None = None,
     *,
@@ -29,13 +30,14 @@ def linear(
     """(x · weightᵀ) · scale + bias: (rows, features) float32, for few rows; no gradients.
 
         x        (rows, k) float32
-        weight   (features, k) float32 | bfloat16 | float16 | int8 | float8_e4m3fn, dense; or `SmallWeights`
+        weight   (features, k) float32 | bfloat16 | float16 | int8 | float8_e4m3fn, dense; or `SmallWeights`,
+                 or `Int4Rows`
         bias     (features,) float32. None: 0
         scale    (features,) float32: factor of weights of one byte (int8, float8_e4m3fn). None: 1. (panels, 16)
                  float32: ``weight`` is (panels, 16 · k) int8 in panels, as `SmallWeights` of int8x16 have it, of
                  16 · panels features
         backend  "reference" | "cpu" | "triton"; None picks by device. cpu has no float8; of `SmallWeights` triton has
-                 int8 only
+                 int8 only, and of `Int4Rows` cpu has none
 
     Sums are float32. The cpu backend rounds x: with bfloat16 weights to bfloat16, where the processor can multiply
     bfloat16; with int8 and `SmallWeights` to int8, as `round_to_int8` does. The bits of a row's result do not depend on
@@ -43,6 +45,8 @@ def linear(
     faster for many rows. Raises ValueError naming the argument.
     """
     if is_traced(x):
+        if isinstance(weight, Int4Rows):
+            raise ValueError("weight: a graph of torch cannot hold Int4Rows")
         if isinstance(weight, SmallWeights):
             return _in_graph(x, weight, bias, backend)
         traced: Tensor = torch.ops.fastdecode.linear(x, weight, bias, scale, backend=backend)
@@ -103,15 +107,15 @@ def _in_graph(x: Array, weight: SmallWeights, bias: Array | None, backend: str |
     return product
 
 
-def _checked(x: Tensor, weight: Array | SmallWeights, bias: Array | None, scale: Array | None) -> Matrix:
+def _checked(x: Tensor, weight: Array | SmallWeights | Int4Rows, bias: Array | None, scale: Array | None) -> Matrix:
     if isinstance(weight, Tensor) and isinstance(scale, Tensor) and scale.dim() == 2:
         weight, scale = SmallWeights("int8x16", x.shape[1], weight, scale), None
     features = _features(x, weight)
     if bias is not None:
         bias = check_tensor("bias", bias, (features,), torch.float32, x.device, "x")
-    if isinstance(weight, SmallWeights):
+    if isinstance(weight, SmallWeights | Int4Rows):
         if scale is not None:
-            raise ValueError("scale: must be None for SmallWeights, which have theirs")
+            raise ValueError(f"scale: must be None for {type(weight).__name__}, which have theirs")
         if weight.data.device != x.device:
             raise ValueError(f"weight.device = {weight.data.device}: must be {x.device}, as for x")
         return Matrix(weight, bias)
@@ -123,9 +127,9 @@ def _checked(x: Tensor, weight: Array | SmallWeights, bias: Array | None, scale:
     return Matrix(weight, bias, scale)
 
 
-def _features(x: Tensor, weight: Array | SmallWeights) -> int:
+def _features(x: Tensor, weight: Array | SmallWeights | Int4Rows) -> int:
     """How many there are, for a weight that fits x."""
-    if not isinstance(weight, SmallWeights):
+    if not isinstance(weight, SmallWeights | Int4Rows):
         weight = check_stored("weight", weight, "features, k", x.device, "x", FLOAT_DTYPES.keys() | BYTE_DTYPES)
     features, k = weight.shape
     if k != x.shape[1]:
@@ -144,8 +148,10 @@ def _choose(backend: str | None, *matrices: Matrix) -> str:
     raise ValueError(f"backend = {backend!r}: has no weights of {unread}; must be {other} or reference")
 
 
-def _unread(weight: Tensor | SmallWeights, backend: str) -> str | None:
+def _unread(weight: Tensor | SmallWeights | Int4Rows, backend: str) -> str | None:
     """What these weights are, if the backend does not read them."""
+    if isinstance(weight, Int4Rows):
+        return "int4 in rows" if backend == "cpu" else None
     if isinstance(weight, SmallWeights):
         return weight.type if backend == "triton" and weight.type != "int8" else None
     return "torch.float8_e4m3fn" if backend == "cpu" and weight.dtype == torch.float8_e4m3fn else None

@@ -1,13 +1,39 @@
-"""`linear` and `joint_linear` through their Triton kernel, which is imported, and compiled, when it is first used."""
+"""`linear` and `joint_linear` through their Triton kernels, which are imported, and compiled, when first used."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
 
+import torch
 from torch import Tensor
 
+from fastdecode.ops.int4_rows import Int4Rows
 from fastdecode.ops.linear.matrix import Matrix
 from fastdecode.ops.small_weights import SmallWeights
+
+
+@dataclass(frozen=True)
+class _Grouped:
+    """`Int4Rows` and a bias, with the attributes that their kernel's launcher reads."""
+
+    features: int
+    size: int
+    data: Tensor
+    scale: Tensor
+    offset: Tensor | None
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, matrix: Matrix) -> _Grouped:
+        weight = matrix.weight
+        assert isinstance(weight, Int4Rows)
+        return cls(len(weight), weight.group, weight.data, weight.scale, weight.offset, matrix.bias)
+
+
+def _in_rows(matrix: Matrix) -> bool:
+    return isinstance(matrix.weight, Int4Rows)
 
 
 def _in_bytes(matrix: Matrix) -> Matrix:
@@ -23,9 +49,20 @@ def _in_panels_or_packed(matrix: Matrix) -> bool:
 
 
 def linear_triton(x: Tensor, matrices: Sequence[Matrix]) -> Tensor:
-    from fastdecode.triton_kernels.linear import launch_linear
+    found = [_of_one_kernel(x, list(some)) for _, some in groupby(matrices, _in_rows)]
+    return found[0] if len(found) == 1 else torch.cat(found, 1)
 
-    out: Tensor = launch_linear(x, [_in_bytes(matrix) for matrix in matrices])
+
+def _of_one_kernel(x: Tensor, matrices: list[Matrix]) -> Tensor:
+    out: Tensor
+    if _in_rows(matrices[0]):
+        from fastdecode.triton_kernels.linear_int4 import launch_linear_int4
+
+        out = launch_linear_int4(x, [_Grouped.of(matrix) for matrix in matrices])
+    else:
+        from fastdecode.triton_kernels.linear import launch_linear
+
+        out = launch_linear(x, [_in_bytes(matrix) for matrix in matrices])
     return out
 
 
@@ -33,7 +70,7 @@ def read_by_products(matrices: Sequence[Matrix]) -> list[Matrix] | None:
     """The matrices as `fastdecode.triton_kernels.linear.launch_product` takes them; None if it does not take them."""
     from fastdecode.triton_kernels.linear import takes_parts
 
-    if any(_in_panels_or_packed(matrix) for matrix in matrices):
+    if any(_in_panels_or_packed(matrix) or _in_rows(matrix) for matrix in matrices):
         return None
     found = [_in_bytes(matrix) for matrix in matrices]
     return found if takes_parts(found) else None
