@@ -45,7 +45,7 @@ def _product(launch: Launch, tokens: int) -> Work:
     features = sum(launch[f"features{i}"] for i in range(3))
     itemsize = 1 if launch.name == "linear_parts" and launch["PAIRS"] else weight.itemsize
     stored = features * k * itemsize + 4 * features * (scaled + bias)
-    moved = stored + _sum(launch, "out", "parts" if launch.name == "linear_parts" else "x")
+    moved = stored + (_around_product(launch) if launch.name == "linear_parts" else _sum(launch, "x", "out"))
     options = dict(launch.options)
     flight = (options["num_stages"] - 1) * launch["BLOCK"] * launch["FEATURES"] * itemsize
     groups = launch["parts"].shape[0] if launch.name == "linear_parts" else ceil(launch["rows"] / 16)
@@ -53,9 +53,15 @@ def _product(launch: Launch, tokens: int) -> Work:
     return Work(moved, stored, launch.grid, 1, ceil(k / launch["BLOCK"]), flight=flight / groups)
 
 
+def _around_product(launch: Launch) -> int:
+    """Bytes of the parts that are multiplied, and of what comes before and after the product."""
+    read = {"squares": launch["PARTIALS"], "residual": launch["ADD"], "following": launch["OUT_PADDED"] and launch["ADD"]}
+    written = {"out": not launch["GATED"], "parts_out": launch["OUT_PADDED"], "squares_out": launch["SQUARES"]}
+    return _sum(launch, "parts", *(name for name, used in (read | written).items() if used))
+
+
 def _rms_norm(launch: Launch, tokens: int) -> Work:
     moved = _sum(launch, "x", "weight", "out") + (_sum(launch, "residual", "total") if launch["RESIDUAL"] else 0)
-    moved += launch["parts"].bytes if launch["GROUP"] else 0
     return Work(
         moved, launch["weight"].bytes, launch.grid, 1, plain_trips=max(ceil(launch["N"] / launch["BLOCK"]) - 1, 1)
     )
@@ -69,26 +75,28 @@ def _rope_append(launch: Launch, tokens: int) -> Work:
     return Work(moved, norms, launch.grid, 2, taken=0.5)  # a program is of queries, of keys or of values
 
 
-def _attend_stretch(launch: Launch, tokens: int) -> Work:
-    keys, rows, room = launch["keys"], launch["queries"].shape[0], launch["width"] * launch["SLOTS"]
+def _attend(launch: Launch, tokens: int) -> Work:
+    """The last program of each row and head also joins what all of them found."""
+    keys, rows, room = launch["keys"], launch["x"].shape[0], launch["width"] * launch["SLOTS"]
     if tokens > room:
         raise ValueError(f"tokens = {tokens}: the page table of this launch has room for {room}; must be at most that")
     stored = 2 * rows * keys.shape[1] * tokens * keys.shape[3] * keys.itemsize
     programs = rows * keys.shape[1] * ceil(tokens / launch["STRETCH"])
-    share = programs / launch.grid
-    return Work(stored + launch["queries"].bytes + share * launch["found"].bytes, stored, programs, 1)
-
-
-def _attend_join(launch: Launch, tokens: int) -> Work:
     count = ceil(tokens / launch["STRETCH"])
-    moved = launch["found"].bytes * min(count / launch["stretches"], 1) + launch["out"].bytes
-    moved += launch["parts"].bytes if launch["GROUP"] else 0
-    return Work(moved, 0, launch.grid, 2, ceil(count / 16))
+    found = 2 * programs / launch.grid * launch["found"].bytes
+    moved = stored + launch["x"].bytes + found + launch["parts" if launch["PART_ROWS"] else "out"].bytes
+    # The token's place, then keys and values beside the new token's norms; the count; what others found.
+    return Work(moved, stored, programs, 5, ceil(count / 16))
+
+
+def _residual(launch: Launch, tokens: int) -> Work:
+    moved = _sum(launch, "x", "total") + (launch["parts"].bytes if launch["PADDED"] else 0)
+    moved += _sum(launch, "product", "squares", "weight") if launch["PARTIALS"] else 0
+    return Work(moved, launch["weight"].bytes if launch["PARTIALS"] else 0, launch.grid, 1)
 
 
 def _swiglu(launch: Launch, tokens: int) -> Work:
-    moved = _sum(launch, "gate_up", "out") + (launch["parts"].bytes if launch["GROUP"] else 0)
-    return Work(moved, 0, launch.grid, 1)
+    return Work(_sum(launch, "gate_up", "out"), 0, launch.grid, 1)
 
 
 def _write_parts(launch: Launch, tokens: int) -> Work:
@@ -110,8 +118,8 @@ WORK: dict[str, Callable[[Launch, int], Work]] = {
     "linear_parts": _product,
     "rms_norm": _rms_norm,
     "rope_append": _rope_append,
-    "attend_stretch": _attend_stretch,
-    "attend_join": _attend_join,
+    "attend": _attend,
+    "residual": _residual,
     "swiglu": _swiglu,
     "write_parts": _write_parts,
     "sample_small": _sample_small,

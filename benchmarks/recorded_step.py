@@ -186,6 +186,7 @@ def _pretending(recorder: Recorder) -> Iterator[None]:
             "fastdecode.ops.backends._default": "triton",
             "fastdecode.ops.backends._interpreted": lambda: True,
             "fastdecode.ops.tracing._len_torch_dispatch_stack": lambda: 0,
+            "fastdecode.triton_kernels.dependent._has_it": lambda which: device.arch >= 90,
             "torch.cuda.get_device_capability": lambda *which: divmod(device.arch, 10),
             "torch.cuda.get_device_properties": lambda *which: properties,
         }.items():

@@ -266,7 +266,7 @@ def launch_attend(
         cos, sin, q_norm, k_norm, epsilon = appended
         turns, kinds = (cos, sin), (kind_of(q_norm), kind_of(k_norm))
         norms = tuple(x if t is None else t for t in (q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias))
-    dependent = launches_dependent(x.device)
+    dependent = launches_dependent(x)
     with torch.cuda.device_of(x):
         attend[(rows * kv_heads * stretches,)](
             *(x, *turns, *norms, float(epsilon), stored.keys, stored.values, table, table.stride(0), width),

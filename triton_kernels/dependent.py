@@ -12,6 +12,7 @@ from functools import cache
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 VARIABLE = "FASTDECODE_DEPENDENT_LAUNCH"
@@ -41,6 +42,6 @@ def _has_it(device: torch.device) -> bool:
     return major >= 9 and cuda >= (12, 4)  # older versions do not capture such launches in graphs
 
 
-def launches_dependent(device: torch.device) -> bool:
-    """Whether kernels are launched so on this device."""
-    return device.type == "cuda" and os.environ.get(VARIABLE) != "0" and _has_it(device)
+def launches_dependent(tensor: Tensor) -> bool:
+    """Whether kernels are launched so on the tensor's device."""
+    return tensor.is_cuda and os.environ.get(VARIABLE) != "0" and _has_it(tensor.device)

@@ -388,7 +388,7 @@ def launch_product(
         written.data.zero_()  # the kernel does not write the padding
     float8 = dtype == torch.float8_e4m3fn
     converts = float8 and data.is_cuda and torch.cuda.get_device_capability(data.device) >= (8, 9)
-    dependent = launches_dependent(data.device)
+    dependent = launches_dependent(data)
     padded, group, _ = parts.constants
     weights = [_readable(m.weight) for m in filled]
     apart = (weights[1].data_ptr() - weights[0].data_ptr()) // weights[0].element_size() if gated else 0

@@ -65,7 +65,7 @@ def launch_residual(
     total = torch.empty(rows, n, dtype=torch.float32, device=x.device)
     squares = None if following is None else torch.empty(rows, blocks, dtype=torch.float32, device=x.device)
     added, its_squares, weight, epsilon = (total, total, total, 0.0) if product is None else product
-    dependent = launches_dependent(x.device)
+    dependent = launches_dependent(x)
     with torch.cuda.device_of(x):
         residual[(rows * blocks,)](
             *(x, added, its_squares, weight, float(epsilon), total if following is None else following, total),
