@@ -134,7 +134,11 @@ def bytes_time(work: Work, device: Device, residents: int) -> float:
     rate = device.reads
     if work.flight is not None:
         rate = min(rate, residents * work.flight * min(device.multiprocessors, work.programs) / device.latency)
-    return (device.latency if work.stored else CACHE_LATENCY) + work.bytes / rate
+    return _first_latency(work, device) + work.bytes / rate
+
+
+def _first_latency(work: Work, device: Device) -> float:
+    return device.latency if work.stored and not work.prefetched else CACHE_LATENCY
 
 
 def time_of(launch: Launch, device: Device, tokens: int) -> Time:
@@ -151,7 +155,7 @@ def time_of(launch: Launch, device: Device, tokens: int) -> Time:
     busiest = ceil(work.programs / device.multiprocessors)
     of_scheduler = busiest * ceil(code.warps / 4) if busiest == 1 else busiest * code.warps / 4
     rounds = ceil(busiest / residents)
-    latency = work.waits * CACHE_LATENCY + (device.latency if work.stored else 0)
+    latency = work.waits * CACHE_LATENCY + (_first_latency(work, device) if work.stored else 0)
     return Time(
         {
             "launch": cost,
@@ -237,7 +241,8 @@ def assumptions(device: Device) -> list[str]:
         f"{device.clock / 1e9:.2f} GHz; memory answers in {device.latency * 1e6:.1f} µs: assumed.",
         f"A launch costs {START * 1e6:.1f} µs and {GAP * 1e6:.2f} µs between kernels, as in one profile of an H200, on "
         "every device.",
-        f"Programmatic dependent launches cost {DEPENDENT:.0%} of that: assumed.",
+        f"Programmatic dependent launches cost {DEPENDENT:.0%} of that, and products launched so find in the cache "
+        "what they read first: assumed.",
         f"A warp issues every {CYCLES:g} cycles, and waits {SLOW_CYCLES:g} for shared memory, tensor cores, shuffles, "
         "barriers and special functions: assumed. That several of a kind in turn wait once was chosen with a look at "
         "the products of that profile.",

@@ -24,6 +24,7 @@ class Work:
     loop with a barrier, ``plain_trips`` of others. ``waits``: accesses to the cache of which each needs the one before.
     ``flight``: bytes for which a program has asked memory at any time; None: for all of its bytes at once.
     ``taken``: the share of the kernel's instructions that a program runs, where branches exclude each other.
+    ``prefetched``: what it reads first is in the cache, because it asked for it while the kernel before ran.
     """
 
     bytes: float
@@ -34,6 +35,7 @@ class Work:
     plain_trips: float = 1
     flight: float | None = None
     taken: float = 1
+    prefetched: bool = False
 
 
 def _sum(launch: Launch, *names: str) -> float:
@@ -50,12 +52,18 @@ def _product(launch: Launch, tokens: int) -> Work:
     flight = (options["num_stages"] - 1) * launch["BLOCK"] * launch["FEATURES"] * itemsize
     groups = launch["parts"].shape[0] if launch.name == "linear_parts" else ceil(launch["rows"] / 16)
     # Programs of one matrix and several groups of rows read the same weights; the cache gives them all but the first.
-    return Work(moved, stored, launch.grid, 1, ceil(k / launch["BLOCK"]), flight=flight / groups)
+    ahead = launch.name == "linear_parts" and bool(launch["DEPENDENT"])
+    trips = ceil(k / launch["BLOCK"])
+    return Work(moved, stored, launch.grid, 1, trips, flight=flight / groups, prefetched=ahead)
 
 
 def _around_product(launch: Launch) -> int:
     """Bytes of the parts that are multiplied, and of what comes before and after the product."""
-    read = {"squares": launch["PARTIALS"], "residual": launch["ADD"], "following": launch["OUT_PADDED"] and launch["ADD"]}
+    read = {
+        "squares": launch["PARTIALS"],
+        "residual": launch["ADD"],
+        "following": launch["OUT_PADDED"] and launch["ADD"],
+    }
     written = {"out": not launch["GATED"], "parts_out": launch["OUT_PADDED"], "squares_out": launch["SQUARES"]}
     return _sum(launch, "parts", *(name for name, used in (read | written).items() if used))
 

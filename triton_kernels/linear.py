@@ -487,15 +487,23 @@ COMPILE_CASES = [
     _case(torch.float8_e4m3fn, "*u8", 301),
     # As a decode step launches them.
     *(
-        _case(dtype, name, k, group, features, after=after, arches=arches)
-        for dtype, name in ((torch.bfloat16, "*bf16"), (torch.int8, "*i16"), (torch.float8_e4m3fn, "*i16"))
-        for k, features, after in (
-            (4096, 12288, _NORMED),
-            (4096, 22016, _GATED),
-            (4096, 4096, _ADDED),
-            (11008, 4096, _ADDED),
-        )
+        _case(torch.bfloat16, "*bf16", k, group, features, after=after, arches=arches)
+        for k, features, after in ((4096, 12288, _NORMED), (4096, 22016, _GATED), (11008, 4096, _ADDED))
         for group in (FEW, MANY)
         for arches in ((80,), (90,))
+    ),
+    *(
+        _case(dtype, "*i16", k, group, features, after=after, arches=(90,))
+        for dtype in (torch.int8, torch.float8_e4m3fn)
+        for k, features, group, after in (
+            (4096, 12288, FEW, _NORMED),
+            (4096, 22016, FEW, _GATED),
+            (4096, 22016, MANY, _GATED),
+            (11008, 4096, FEW, _ADDED),
+        )
+    ),
+    *(
+        _case(dtype, "*i16", 4096, FEW, 22016, after=_GATED, arches=(80,))
+        for dtype in (torch.int8, torch.float8_e4m3fn)
     ),
 ]

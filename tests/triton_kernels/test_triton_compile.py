@@ -152,3 +152,49 @@ def test_launches_need_no_other_types_than_are_compiled(monkeypatch: pytest.Monk
         compiled = next(case.types for case in compiling.cases() if case.kernel is launches.kernel)
         for name, type in next(iter(launches.types)):
             assert type == compiled[name], name
+
+
+APPENDING = [case for case in CASES if case.values[0].name == "attend"]
+
+
+@pytest.mark.parametrize(("case", "arch"), APPENDING)
+def test_the_last_program_sees_what_the_others_stored(case, arch):
+    """All threads have stored before one of them counts the program, and none reads before it has counted."""
+    lines = [line.strip() for line in compiling.compile_case(case, arch).ptx.splitlines()]
+    (counted,) = [i for i, line in enumerate(lines) if re.search(r"\batom\.", line)]
+    assert re.search(r"\batom\.(global\.gpu\.acq_rel|acq_rel\.gpu\.global)\.add\.u32\b", lines[counted])
+    stored = [i for i, line in enumerate(lines) if re.search(r"\bst\.global\b", line)]
+    barriers = [i for i, line in enumerate(lines) if line.startswith(("bar.sync", "barrier.sync"))]
+    shared = [i for i, line in enumerate(lines) if re.search(r"\bld\.global\.cg\b", line)]
+    before, after = max(i for i in stored if i < counted), min(shared)
+    assert after > counted, (
+        "what other programs stored is read after the count, and not from this multiprocessor's cache"
+    )
+    assert any(before < i < counted for i in barriers)
+    assert any(counted < i < after for i in barriers)
+
+
+DEPENDENT = [case for case in CASES if case.values[0].constexprs.get("DEPENDENT")]
+
+
+@pytest.mark.parametrize(("case", "arch"), DEPENDENT)
+def test_a_dependent_kernel_waits_before_it_touches_memory(case, arch):
+    """Before it waits, a program only asks for weights, which no kernel of a step writes."""
+    assert arch == 90
+    assert case.options["launch_pdl"]
+    lines = compiling.compile_case(case, arch).ptx.splitlines()
+    (wait,) = [i for i, line in enumerate(lines) if "griddepcontrol.wait" in line]
+    (launched,) = [i for i, line in enumerate(lines) if "griddepcontrol.launch_dependents" in line]
+    touched = [i for i, line in enumerate(lines) if re.search(r"\b(ld\.global|st\.global|atom|cp\.async|red)\b", line)]
+    assert launched < wait < min(touched)
+    left = [i for i, line in enumerate(lines) if re.search(r"\b(bra|ret)\b", line)]
+    assert wait < min(left), "no program may end without waiting: the next kernel relies on it"
+    prefetched = [i for i, line in enumerate(lines) if "prefetch.global.L2" in line]
+    assert bool(prefetched) == (case.name == "linear_parts")
+    assert all(i < launched for i in prefetched)
+
+
+def test_only_kernels_that_wait_are_launched_before_others_have_ended():
+    assert len(DEPENDENT) > 20
+    for case, arch in (case.values for case in CASES):
+        assert bool(case.options.get("launch_pdl")) == bool(case.constexprs.get("DEPENDENT")), (case.name, arch)
