@@ -1,4 +1,4 @@
-"""What a product of linear.py does with its sums before they leave the multiprocessor.
+"""What a product of linear.py or linear_int4.py does with its sums before they leave the multiprocessor.
 
     squares         (rows, PARTIALS) float32: sums of squares of pieces of each row of x; not read if PARTIALS is 0
     residual        (rows, features) float32: read with ADD
@@ -14,10 +14,15 @@ Squares are summed as whole numbers. So the bits of a row depend neither on the 
 many rows and features a program has.
 """
 
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from fastdecode.triton_kernels.parts import store_parts
+from fastdecode.triton_kernels.parts import Parts, store_parts
 from fastdecode.triton_kernels.swiglu import activated
 
 PIECE = tl.constexpr(16)
@@ -83,7 +88,7 @@ def _partial(squares, r, rows, p, PARTIALS: tl.constexpr):
 
 
 @triton.jit
-def store_gated(
+def _store_gated(
     total, r, i, rows, inner, parts_out,
     ACTIVATION: tl.constexpr, OUT_PADDED: tl.constexpr, GROUP: tl.constexpr, OUT_PAIRS: tl.constexpr,
 ):  # fmt: skip
@@ -97,7 +102,7 @@ def store_gated(
 
 
 @triton.jit
-def store_rows(
+def _store_rows(
     total, r, f, column, there, rows, width, features, block, residual, following, out, parts_out, squares_out,
     ADD: tl.constexpr, SQUARES: tl.constexpr, OUT_PADDED: tl.constexpr, GROUP: tl.constexpr, OUT_PAIRS: tl.constexpr,
 ):  # fmt: skip
@@ -119,3 +124,76 @@ def store_rows(
         pieces = tl.cdiv(features, PIECE)
         there_p = (r < rows)[:, None] & (p < pieces)[None, :]
         tl.store(squares_out + r[:, None] * pieces + p[None, :], _squares(tl.where(stored, total, 0.0)), mask=there_p)
+
+
+@triton.jit
+def finish(
+    total, r, f, column, rows, features, block, bias, squares, epsilon, residual, following,
+    out, out_stride, parts_out, squares_out,
+    K: tl.constexpr, GROUP: tl.constexpr, BIAS: tl.constexpr, PARTIALS: tl.constexpr, GATED: tl.constexpr,
+    ACTIVATION: tl.constexpr, ADD: tl.constexpr, SQUARES: tl.constexpr, OUT_PADDED: tl.constexpr,
+    OUT_PAIRS: tl.constexpr,
+):  # fmt: skip
+    """``total`` (rows r, features f) of K products each. ``bias``: of f, an address or one for each."""
+    there = f < features
+    if PARTIALS:
+        total *= row_factors(squares, r, rows, epsilon, PARTIALS, K)[:, None]
+    if BIAS:
+        total += tl.load(bias + f, mask=there, other=0.0)[None, :]
+    if GATED:
+        HALF: tl.constexpr = total.shape[1] // 2
+        i = block * HALF + tl.arange(0, HALF)
+        _store_gated(total, r, i, rows, features, parts_out, ACTIVATION, OUT_PADDED, GROUP, OUT_PAIRS)
+    else:
+        _store_rows(
+            total, r, f, column, there, rows, out_stride, features, block,
+            residual, following, out, parts_out, squares_out, ADD, SQUARES, OUT_PADDED, GROUP, OUT_PAIRS,
+        )  # fmt: skip
+
+
+class RowNorm(NamedTuple):
+    """The norm that x of a product has before it. ``squares`` (rows, pieces) float32."""
+
+    squares: Tensor
+    epsilon: float
+
+
+class Gated(NamedTuple):
+    """A product of gate and up becomes the parts of activation(gate) · up. ``activation``: fastdecode_activation."""
+
+    activation: int
+    parts: Parts
+
+
+class Added(NamedTuple):
+    """A product is added to ``residual`` (rows, features) float32, and stored. Then, where given: the sums of squares
+    of its pieces (rows, pieces of 16) float32; and the parts of it multiplied by ``following`` (features,) float32.
+    """
+
+    residual: Tensor | None = None
+    squares: Tensor | None = None
+    following: Tensor | None = None
+    parts: Parts | None = None
+
+
+def around(
+    out: Tensor | None, norm: RowNorm | None, after: Gated | Added | None, features: int, none: Tensor
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """A kernel's arguments from ``out`` to ``squares_out``, and from ``PARTIALS`` to ``OUT_PAIRS``. ``none`` stands for
+    tensors that are not used.
+    """
+    activation, residual, squares, following, parts = 0, None, None, None, None
+    if isinstance(after, Gated):
+        activation, parts = after
+    elif after is not None:
+        residual, squares, following, parts = after
+    if parts is not None and parts.data.shape[3] > features:
+        parts.data.zero_()  # the kernel does not write the padding
+    data = None if parts is None else parts.data
+    used = [none if tensor is None else tensor for tensor in (residual, following, data, squares)]
+    read = (none, 0.0) if norm is None else (norm.squares, float(norm.epsilon))
+    written = (none, 0) if out is None else (out, out.stride(0))
+    padded, pairs = (0, 0) if parts is None else (parts.data.shape[3], parts.pairs)
+    partials = 0 if norm is None else norm.squares.shape[1]
+    has = (residual is not None, squares is not None)
+    return (*written, *read, *used), (partials, isinstance(after, Gated), activation, *has, padded, pairs)

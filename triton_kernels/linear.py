@@ -33,7 +33,7 @@ from fastdecode.triton_kernels.arguments import Matrix
 from fastdecode.triton_kernels.byte_weights import of_bytes, of_pairs
 from fastdecode.triton_kernels.case import Case
 from fastdecode.triton_kernels.dependent import begin_dependent, launches_dependent, prefetch
-from fastdecode.triton_kernels.epilogue import PIECE, row_factors, store_gated, store_rows
+from fastdecode.triton_kernels.epilogue import Added, Gated, RowNorm, around, finish
 from fastdecode.triton_kernels.parts import FEW, MANY, Parts, empty_parts, launch_parts, padded_length
 from fastdecode.triton_kernels.products import ON_TENSOR_CORES, float_of, product
 
@@ -50,41 +50,61 @@ def _pick(first, second, a, b, c):
 
 
 @triton.jit
-def _place(block, features0, features1, FEATURES: tl.constexpr, GATED: tl.constexpr):
-    """Whether a block of FEATURES is in the first matrix, whether it is in the first or second, and its features."""
+def _place(block, features0, features1, features2, FEATURES: tl.constexpr, GATED: tl.constexpr):
+    """Of a block of FEATURES: whether it is in the first matrix, and in the first or second (with GATED of each
+    feature); its features; how many its matrix has; and their columns of the result.
+    """
     if GATED:
         j = tl.arange(0, FEATURES)
         first, second = j < FEATURES // 2, j >= 0
         f = block * (FEATURES // 2) + j % (FEATURES // 2)
+        features, column = features0, f
     else:
         begin1 = tl.cdiv(features0, FEATURES)
         begin2 = begin1 + tl.cdiv(features1, FEATURES)
         first, second = block < begin1, block < begin2
         f = (block - _pick(first, second, 0, begin1, begin2)) * FEATURES + tl.arange(0, FEATURES)
-    return first, second, f
+        features = _pick(first, second, features0, features1, features2)
+        column = _pick(first, second, 0, features0, features0 + features1) + f
+    return first, second, f, features, column
 
 
 @triton.jit
-def _scaled(
-    total,
-    f,
-    there,
-    first,
-    second,
-    scale0,
-    scale1,
-    scale2,
-    bias0,
-    bias1,
-    bias2,
-    SCALED: tl.constexpr,
-    BIAS: tl.constexpr,
-):
-    if SCALED:
-        total *= tl.load(_pick(first, second, scale0, scale1, scale2) + f, mask=there, other=0.0)[None, :]
-    if BIAS:
-        total += tl.load(_pick(first, second, bias0, bias1, bias2) + f, mask=there, other=0.0)[None, :]
+def _rows_of(
+    first, second, f, features, weight0, weight1, weight2, apart,
+    WIDTH: tl.constexpr, FEATURES: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
+    """Addresses (1, FEATURES) of the weights of features f."""
+    if GATED:
+        # Not by a choice of addresses, of which Triton does not know that they are divisible by 16.
+        weight = weight0 + (tl.arange(0, FEATURES) // (FEATURES // 2)).to(tl.int64) * apart
+    else:
+        weight = _pick(first, second, weight0, weight1, weight2)
+    return (weight + tl.minimum(f, features - 1).to(tl.int64) * WIDTH)[None, :]
+
+
+@triton.jit
+def _folded(total, total1, total2, GROUP: tl.constexpr):
+    """The sum of the products of the three parts, the smallest first: (GROUP, features)."""
+    if GROUP == ROWS:
+        total += total1 + total2
+    else:
+        # (parts, GROUP, features) with a fourth part of zeros. The last dimension is what `split` takes apart.
+        folded = total.reshape(2, 2, GROUP, total.shape[1]).permute(2, 3, 0, 1)
+        even, odd = folded.split()
+        total, total2 = even.split()
+        total1, _ = odd.split()
+        total += total1 + total2
     return total
+
+
+@triton.jit
+def _begin(weight_rows, WIDTH: tl.constexpr, LINES: tl.constexpr, DEPENDENT: tl.constexpr):
+    """Asks for the first LINES of 128 bytes of each feature, and waits for the kernels before."""
+    if DEPENDENT:
+        PER_LINE: tl.constexpr = 1024 // weight_rows.dtype.element_ty.primitive_bitwidth
+        prefetch(weight_rows + tl.minimum(tl.arange(0, LINES) * PER_LINE, WIDTH - 1)[:, None])
+    begin_dependent(DEPENDENT)
 
 
 @triton.jit
@@ -113,9 +133,9 @@ def _interpreted(a, w):
 
 @triton.jit(do_not_specialize=_PARTS_INTS)
 def linear_parts(
-    parts, weight0, weight1, weight2, scale0, scale1, scale2, bias0, bias1, bias2, out,
-    out_stride: tl.int64, rows, features0, features1, features2,
-    squares, epsilon, residual, following, parts_out, squares_out, apart: tl.int64,
+    parts, weight0, weight1, weight2, scale0, scale1, scale2, bias0, bias1, bias2,
+    out, out_stride: tl.int64, squares, epsilon, residual, following, parts_out, squares_out,
+    apart: tl.int64, rows, features0, features1, features2,
     K: tl.constexpr, PADDED: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, FEATURES: tl.constexpr,
     PAIRS: tl.constexpr, FLOAT8: tl.constexpr, CONVERTS: tl.constexpr, SCALED: tl.constexpr, BIAS: tl.constexpr,
     PARTIALS: tl.constexpr, GATED: tl.constexpr, ACTIVATION: tl.constexpr, ADD: tl.constexpr, SQUARES: tl.constexpr,
@@ -131,19 +151,11 @@ def linear_parts(
     groups = tl.cdiv(rows, GROUP)
     group = tl.program_id(0) % groups
     block = tl.program_id(0) // groups
-    first, second, f = _place(block, features0, features1, FEATURES, GATED)
-    if GATED:
-        features = features0
-        # Not by a choice of addresses, of which Triton does not know that they are divisible by 16.
-        weight = weight0 + (tl.arange(0, FEATURES) // (FEATURES // 2)).to(tl.int64) * apart
-    else:
-        features = _pick(first, second, features0, features1, features2)
-        weight = _pick(first, second, weight0, weight1, weight2)
-    weight_rows = (weight + tl.minimum(f, features - 1).to(tl.int64) * WIDTH)[None, :]
-    if DEPENDENT:
-        PER_LINE: tl.constexpr = 1024 // weight0.dtype.element_ty.primitive_bitwidth
-        prefetch(weight_rows + tl.minimum(tl.arange(0, LINES) * PER_LINE, WIDTH - 1)[:, None])
-    begin_dependent(DEPENDENT)
+    first, second, f, features, column = _place(block, features0, features1, features2, FEATURES, GATED)
+    weight_rows = _rows_of(
+        first, second, f, features, weight0, weight1, weight2, apart, WIDTH, FEATURES, GATED
+    )  # fmt: skip
+    _begin(weight_rows, WIDTH, LINES, DEPENDENT)
 
     r = group * GROUP + tl.arange(0, GROUP)
     t = tl.arange(0, ROWS)
@@ -168,28 +180,14 @@ def linear_parts(
         if GROUP == ROWS:
             total1 = _add(total1, part + ROWS * PADDED, known, low, high, PADDED, PAIRS)
             total2 = _add(total2, part + 2 * ROWS * PADDED, known, low, high, PADDED, PAIRS)
-    if GROUP == ROWS:
-        total += total1 + total2
-    else:
-        # (parts, GROUP, FEATURES) with a fourth part of zeros. The last dimension is what `split` takes apart.
-        folded = total.reshape(2, 2, GROUP, FEATURES).permute(2, 3, 0, 1)
-        even, odd = folded.split()
-        total, total2 = even.split()
-        total1, _ = odd.split()
-        total += total1 + total2
-    if PARTIALS:
-        total *= row_factors(squares, r, rows, epsilon, PARTIALS, K)[:, None]
-    there = f < features
-    total = _scaled(total, f, there, first, second, scale0, scale1, scale2, bias0, bias1, bias2, SCALED, BIAS)
-    if GATED:
-        i = block * (FEATURES // 2) + tl.arange(0, FEATURES // 2)
-        store_gated(total, r, i, rows, features0, parts_out, ACTIVATION, OUT_PADDED, GROUP, OUT_PAIRS)
-    else:
-        column = _pick(first, second, 0, features0, features0 + features1) + f
-        store_rows(
-            total, r, f, column, there, rows, out_stride, features, block,
-            residual, following, out, parts_out, squares_out, ADD, SQUARES, OUT_PADDED, GROUP, OUT_PAIRS,
-        )  # fmt: skip
+    total = _folded(total, total1, total2, GROUP)
+    if SCALED:
+        total *= tl.load(_pick(first, second, scale0, scale1, scale2) + f, mask=f < features, other=0.0)[None, :]
+    finish(
+        total, r, f, column, rows, features, block, _pick(first, second, bias0, bias1, bias2), squares, epsilon,
+        residual, following, out, out_stride, parts_out, squares_out,
+        K, GROUP, BIAS, PARTIALS, GATED, ACTIVATION, ADD, SQUARES, OUT_PADDED, OUT_PAIRS,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=_INTS)
@@ -200,9 +198,9 @@ def linear(
 ):  # fmt: skip
     blocks = tl.cdiv(rows, ROWS)
     r = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
-    first, second, f = _place(tl.program_id(0) // blocks, features0, features1, FEATURES, False)
+    block = tl.program_id(0) // blocks
+    first, second, f, features, column = _place(block, features0, features1, features2, FEATURES, False)
     weight = _pick(first, second, weight0, weight1, weight2)
-    features = _pick(first, second, features0, features1, features2)
 
     x_rows = x + r.to(tl.int64)[:, None] * K
     weight_rows = weight + f.to(tl.int64)[None, :] * K
@@ -213,8 +211,10 @@ def linear(
         w = tl.load(weight_rows + i[:, None], mask=(f < features)[None, :] & (i < K)[:, None], other=0)
         total += product(part, w)
     there = f < features
-    total = _scaled(total, f, there, first, second, scale0, scale1, scale2, bias0, bias1, bias2, SCALED, BIAS)
-    column = _pick(first, second, 0, features0, features0 + features1) + f
+    if SCALED:
+        total *= tl.load(_pick(first, second, scale0, scale1, scale2) + f, mask=there, other=0.0)[None, :]
+    if BIAS:
+        total += tl.load(_pick(first, second, bias0, bias1, bias2) + f, mask=there, other=0.0)[None, :]
     at = r.to(tl.int64)[:, None] * (features0 + features1 + features2) + column[None, :]
     tl.store(out + at, total, mask=(r < rows)[:, None] & there[None, :])
 
@@ -237,9 +237,15 @@ class Tuning(NamedTuple):
         options |= {"maxnreg": self.registers} if self.registers else {}
         return options | {"launch_pdl": True} if dependent else options
 
-    def lines(self, itemsize: int) -> int:
+    def blocks(self, features: Sequence[int], gated: bool) -> int:
+        """Programs for each group of rows."""
+        if gated:
+            return triton.cdiv(features[0], self.features // 2)
+        return sum(triton.cdiv(n, self.features) for n in features)
+
+    def lines(self, itemsize: float) -> int:
         """Lines of 128 bytes of a feature that are in flight, rounded down to a power of two."""
-        return 1 << (self.block * itemsize * self.stages // 128).bit_length() - 1
+        return 1 << max(int(self.block * itemsize * self.stages) // 128, 1).bit_length() - 1
 
 
 WHOLE = (torch.float32, torch.float16)
@@ -318,37 +324,6 @@ def _readable(weight: Tensor) -> Tensor:
     return weight.view(torch.uint8) if weight.dtype == torch.float8_e4m3fn else weight
 
 
-class RowNorm(NamedTuple):
-    """The norm that x of a product has before it: see epilogue.py. ``squares`` (rows, pieces) float32."""
-
-    squares: Tensor
-    epsilon: float
-
-
-class Gated(NamedTuple):
-    """A product of gate and up becomes the parts of activation(gate) · up. ``activation``: fastdecode_activation."""
-
-    activation: int
-    parts: Parts
-
-
-class Added(NamedTuple):
-    """A product is added to ``residual`` (rows, features) float32, and stored. Then, where given: the sums of squares
-    of its pieces, see `new_squares`; and the parts of it multiplied by ``following`` (features,) float32.
-    """
-
-    residual: Tensor | None = None
-    squares: Tensor | None = None
-    following: Tensor | None = None
-    parts: Parts | None = None
-
-
-def new_squares(rows: int, matrix: Matrix) -> Tensor:
-    """Not initialised: for `Added` by a product of ``rows`` rows and one matrix."""
-    pieces = triton.cdiv(len(matrix.weight), PIECE.value)
-    return torch.empty(rows, pieces, dtype=torch.float32, device=matrix.weight.device)
-
-
 def launch_product(
     parts: Parts,
     rows: int,
@@ -367,11 +342,7 @@ def launch_product(
     features = [len(m.weight) for m in matrices] + [0] * (MATRICES - len(matrices))
     tuning = tuning_of(dtype, rows, sum(features))
     gated = isinstance(after, Gated)
-    blocks = (
-        triton.cdiv(features[0], tuning.features // 2)
-        if gated
-        else sum(triton.cdiv(n, tuning.features) for n in features)
-    )
+    blocks = tuning.blocks(features, gated)
     if not rows * blocks:
         return
     filled = [*matrices, *[first] * (MATRICES - len(matrices))]
@@ -379,31 +350,19 @@ def launch_product(
     none = data if unused is None else unused  # in place of what is not read
     scales = [none if m.scale is None else m.scale for m in filled]
     biases = [none if m.bias is None else m.bias for m in filled]
-    activation, residual, squares, following, written = 0, None, None, None, None
-    if isinstance(after, Gated):
-        activation, written = after
-    elif after is not None:
-        residual, squares, following, written = after
-    if written is not None and written.data.shape[3] > features[0]:
-        written.data.zero_()  # the kernel does not write the padding
+    tensors, constants = around(out, norm, after, features[0], none)
     float8 = dtype == torch.float8_e4m3fn
     converts = float8 and data.is_cuda and torch.cuda.get_device_capability(data.device) >= (8, 9)
     dependent = launches_dependent(data)
     padded, group, _ = parts.constants
     weights = [_readable(m.weight) for m in filled]
     apart = (weights[1].data_ptr() - weights[0].data_ptr()) // weights[0].element_size() if gated else 0
-    pointers = (
-        none if t is None else t for t in (residual, following, None if written is None else written.data, squares)
-    )
     with torch.cuda.device_of(data):
         linear_parts[(len(data) * blocks,)](
-            *(data, *weights, *scales, *biases, none if out is None else out, 0 if out is None else out.stride(0)),
-            *(rows, *features, none if norm is None else norm.squares, 0.0 if norm is None else float(norm.epsilon)),
-            *pointers,
-            *(apart, k, padded, group, tuning.block, tuning.features, pairs, float8, converts),
-            *(first.scale is not None, first.bias is not None, 0 if norm is None else norm.squares.shape[1], gated),
-            *(activation, residual is not None, squares is not None, 0 if written is None else written.data.shape[3]),
-            *(written is not None and written.pairs, dependent, tuning.lines(dtype.itemsize)),
+            *(data, *weights, *scales, *biases, *tensors, apart, rows, *features),
+            *(k, padded, group, tuning.block, tuning.features, bool(pairs), float8, converts),
+            *(first.scale is not None, first.bias is not None, *constants),
+            *(dependent, tuning.lines(dtype.itemsize)),
             **tuning.options(dependent),
         )
 
@@ -416,7 +375,7 @@ def _launch(x: Tensor, matrices: Sequence[Matrix], out: Tensor) -> None:
         return
     features = [len(m.weight) for m in matrices] + [0] * (MATRICES - len(matrices))
     tuning = tuning_of(dtype, rows, sum(features))
-    blocks = sum(triton.cdiv(n, tuning.features) for n in features)
+    blocks = tuning.blocks(features, False)
     if not blocks:
         return
     filled = [*matrices, *[first] * (MATRICES - len(matrices))]
@@ -437,10 +396,10 @@ _TYPES = (
     | dict.fromkeys(_INTS, "i32")
     | {"out_stride": "i64", "parts": "*bf16", "parts_out": "*bf16", "epsilon": "fp32", "apart": "i64:16"}
 )
-_ALONE = {"PARTIALS": 0, "GATED": False, "ACTIVATION": 0, "ADD": False, "SQUARES": False, "OUT_PADDED": 0}
-_NORMED = {"PARTIALS": 256}
-_GATED = _NORMED | {"GATED": True, "OUT_PADDED": 11008}
-_ADDED = {"ADD": True, "SQUARES": True, "OUT_PADDED": 4096}
+ALONE = {"PARTIALS": 0, "GATED": False, "ACTIVATION": 0, "ADD": False, "SQUARES": False, "OUT_PADDED": 0}
+NORMED = {"PARTIALS": 256}
+GATED = NORMED | {"GATED": True, "OUT_PADDED": 11008}
+ADDED = {"ADD": True, "SQUARES": True, "OUT_PADDED": 4096}
 
 
 def _case(
@@ -451,7 +410,7 @@ def _case(
     features: int = 12288,
     *,
     bias: bool = False,
-    after: dict[str, Any] = _ALONE,
+    after: dict[str, Any] = ALONE,
     arches: tuple[int, ...] = (80, 90),
 ) -> Case:
     types = _TYPES | {f"weight{i}": name for i in range(MATRICES)}
@@ -461,7 +420,7 @@ def _case(
         return Case(linear, types, constants, tuning.options())
     pairs, dependent = name == "*i16", arches == (90,)
     constants |= {"PADDED": padded_length(k), "GROUP": group, "PAIRS": pairs, "FLOAT8": float8}
-    constants |= _ALONE | after | {"OUT_PAIRS": pairs, "DEPENDENT": dependent, "LINES": tuning.lines(dtype.itemsize)}
+    constants |= ALONE | after | {"OUT_PAIRS": pairs, "DEPENDENT": dependent, "LINES": tuning.lines(dtype.itemsize)}
     constants |= {"CONVERTS": float8 and 80 not in arches}
     return Case(linear_parts, types, constants, tuning.options(dependent), arches)
 
@@ -488,7 +447,7 @@ COMPILE_CASES = [
     # As a decode step launches them.
     *(
         _case(torch.bfloat16, "*bf16", k, group, features, after=after, arches=arches)
-        for k, features, after in ((4096, 12288, _NORMED), (4096, 22016, _GATED), (11008, 4096, _ADDED))
+        for k, features, after in ((4096, 12288, NORMED), (4096, 22016, GATED), (11008, 4096, ADDED))
         for group in (FEW, MANY)
         for arches in ((80,), (90,))
     ),
@@ -496,14 +455,11 @@ COMPILE_CASES = [
         _case(dtype, "*i16", k, group, features, after=after, arches=(90,))
         for dtype in (torch.int8, torch.float8_e4m3fn)
         for k, features, group, after in (
-            (4096, 12288, FEW, _NORMED),
-            (4096, 22016, FEW, _GATED),
-            (4096, 22016, MANY, _GATED),
-            (11008, 4096, FEW, _ADDED),
+            (4096, 12288, FEW, NORMED),
+            (4096, 22016, FEW, GATED),
+            (4096, 22016, MANY, GATED),
+            (11008, 4096, FEW, ADDED),
         )
     ),
-    *(
-        _case(dtype, "*i16", 4096, FEW, 22016, after=_GATED, arches=(80,))
-        for dtype in (torch.int8, torch.float8_e4m3fn)
-    ),
+    *(_case(dtype, "*i16", 4096, FEW, 22016, after=GATED, arches=(80,)) for dtype in (torch.int8, torch.float8_e4m3fn)),
 ]

@@ -18,6 +18,7 @@ are. Groups of 32 are halves of a block, as tensor cores sum no fewer than 16 pr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -26,9 +27,26 @@ from torch import Tensor
 
 from fastdecode.triton_kernels.arguments import GroupedMatrix
 from fastdecode.triton_kernels.case import Case
+from fastdecode.triton_kernels.dependent import launches_dependent
+from fastdecode.triton_kernels.epilogue import Added, Gated, RowNorm, around, finish
 from fastdecode.triton_kernels.int4_weights import of_fours
-from fastdecode.triton_kernels.linear import FEW_FEATURES, MATRICES, ROWS, Tuning, _interpreted, _pick, _place
-from fastdecode.triton_kernels.parts import FEW, FOURS, MANY, Parts, launch_parts, padded_length
+from fastdecode.triton_kernels.linear import (
+    ADDED,
+    ALONE,
+    FEW_FEATURES,
+    GATED,
+    MATRICES,
+    NORMED,
+    ROWS,
+    Tuning,
+    _begin,
+    _folded,
+    _interpreted,
+    _pick,
+    _place,
+    _rows_of,
+)
+from fastdecode.triton_kernels.parts import FEW, FOURS, MANY, Parts, empty_parts, launch_parts, padded_length
 from fastdecode.triton_kernels.products import ON_TENSOR_CORES, float_of, widened
 
 _INTS = ("rows", *(f"{name}{i}" for name in ("features", "stride") for i in range(MATRICES)))
@@ -80,13 +98,17 @@ def _add(
     return total
 
 
-@triton.jit(do_not_specialize=_INTS)
+@triton.jit(do_not_specialize=(*_INTS, "out_stride"))
 def linear_int4(
-    parts, weight0, weight1, weight2, scale0, scale1, scale2, offset0, offset1, offset2, bias0, bias1, bias2, out,
-    rows, features0, features1, features2, stride0, stride1, stride2,
+    parts, weight0, weight1, weight2, scale0, scale1, scale2, offset0, offset1, offset2, bias0, bias1, bias2,
+    out, out_stride: tl.int64, squares, epsilon, residual, following, parts_out, squares_out,
+    apart: tl.int64, rows, features0, features1, features2, stride0, stride1, stride2,
     K: tl.constexpr, PADDED: tl.constexpr, GROUP: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
     FEATURES: tl.constexpr, OFFSET: tl.constexpr, BIAS: tl.constexpr,
+    PARTIALS: tl.constexpr, GATED: tl.constexpr, ACTIVATION: tl.constexpr, ADD: tl.constexpr, SQUARES: tl.constexpr,
+    OUT_PADDED: tl.constexpr, OUT_PAIRS: tl.constexpr, DEPENDENT: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
+    """What comes around a product: see linear.py."""
     WIDTH: tl.constexpr = K // 4
     STEP: tl.constexpr = BLOCK // 4
     # An iteration has two scales of each feature: of the halves of a block, or of two blocks.
@@ -99,12 +121,13 @@ def linear_int4(
     tl.static_assert(K % 4 == 0)
     groups = tl.cdiv(rows, GROUP)
     group = tl.program_id(0) % groups
-    first, second, f = _place(tl.program_id(0) // groups, features0, features1, FEATURES, False)
-    features = _pick(first, second, features0, features1, features2)
-    inside = f < features
-    weight = _pick(first, second, weight0, weight1, weight2)
+    block = tl.program_id(0) // groups
+    first, second, f, features, column = _place(block, features0, features1, features2, FEATURES, GATED)
     near = tl.minimum(f, features - 1)
-    weight_rows = weight + near.to(tl.int64)[None, :] * WIDTH
+    weight_rows = _rows_of(
+        first, second, f, features, weight0, weight1, weight2, apart, WIDTH, FEATURES, GATED
+    )  # fmt: skip
+    _begin(weight_rows, WIDTH, LINES, DEPENDENT)
     stride = _pick(first, second, stride0, stride1, stride2).to(tl.int64)
     scales = _pick(first, second, scale0, scale1, scale2) + near
     offsets = _pick(first, second, offset0, offset1, offset2) + near
@@ -128,16 +151,16 @@ def linear_int4(
         at = tl.minimum((begin + BOTH + BOTH // 2) // SIZE, LAST) * stride
         next_more_scale = tl.load(scales + at)
         next_more_offset = tl.load(offsets + at) if OFFSET else offset
-        for block in tl.static_range(BLOCKS):
-            i = begin // 4 + block * STEP + tl.arange(0, STEP)
+        for b in tl.static_range(BLOCKS):
+            i = begin // 4 + b * STEP + tl.arange(0, STEP)
             if K % BOTH == 0:
                 w = tl.load(weight_rows + i[:, None])
             else:
                 w = tl.load(weight_rows + i[:, None], mask=(i < WIDTH)[:, None], other=0)
             w0, w1, w2, w3 = of_fours(w)
             part = part_rows + i[None, :]
-            s = scale if block == 0 else more_scale
-            z = offset if block == 0 else more_offset
+            s = scale if b == 0 else more_scale
+            z = offset if b == 0 else more_offset
             total = _add(total, part, there, w0, w1, w2, w3, s, z, more_scale, more_offset, PADDED, HALVES, OFFSET)
             if GROUP == ROWS:
                 part += ROWS * PADDED
@@ -149,21 +172,13 @@ def linear_int4(
                     total2, part, there, w0, w1, w2, w3, s, z, more_scale, more_offset, PADDED, HALVES, OFFSET
                 )
         scale, offset, more_scale, more_offset = next_scale, next_offset, next_more_scale, next_more_offset
-    if GROUP == ROWS:
-        total += total1 + total2
-    else:
-        # (parts, GROUP, FEATURES) with a fourth part of zeros. The last dimension is what `split` takes apart.
-        folded = total.reshape(2, 2, GROUP, FEATURES).permute(2, 3, 0, 1)
-        even, odd = folded.split()
-        total, total2 = even.split()
-        total1, _ = odd.split()
-        total += total1 + total2
     r = group * GROUP + tl.arange(0, GROUP)
-    if BIAS:
-        total += tl.load(_pick(first, second, bias0, bias1, bias2) + f, mask=inside, other=0.0)[None, :]
-    column = _pick(first, second, 0, features0, features0 + features1) + f
-    at = r.to(tl.int64)[:, None] * (features0 + features1 + features2) + column[None, :]
-    tl.store(out + at, total, mask=(r < rows)[:, None] & inside[None, :])
+    finish(
+        _folded(total, total1, total2, GROUP), r, f, column, rows, features, block,
+        _pick(first, second, bias0, bias1, bias2), squares, epsilon,
+        residual, following, out, out_stride, parts_out, squares_out,
+        K, GROUP, BIAS, PARTIALS, GATED, ACTIVATION, ADD, SQUARES, OUT_PADDED, OUT_PAIRS,
+    )  # fmt: skip
 
 
 LARGEST_BLOCK = 128
@@ -183,6 +198,12 @@ def tuning_of(size: int, rows: int, features: int) -> Tuning:
     return Tuning(block, 64, 2, 3 if block == 64 else 4)
 
 
+def int4_parts_for(rows: int, matrices: Sequence[GroupedMatrix]) -> Parts:
+    """Where to write the parts of rows that `launch_int4_product` multiplies with these matrices."""
+    data = matrices[0].data
+    return empty_parts(rows, 2 * data.shape[1], FOURS, data.device)
+
+
 def launch_linear_int4(x: Tensor, matrices: Sequence[GroupedMatrix]) -> Tensor:
     """(rows, sum of all features) float32. Shapes, dtypes and devices must have been checked."""
     rows = len(x)
@@ -193,49 +214,62 @@ def launch_linear_int4(x: Tensor, matrices: Sequence[GroupedMatrix]) -> Tensor:
     begin = column = 0
     while begin < len(matrices):
         end = begin + 1
-        while end < min(len(matrices), begin + MATRICES) and _alike(matrices[begin], matrices[end]):
+        while end < min(len(matrices), begin + MATRICES) and alike(matrices[begin], matrices[end]):
             end += 1
         some = matrices[begin:end]
         features = sum(m.features for m in some)
-        if end - begin == len(matrices):
-            _launch(x, some, out, parts)
-        elif features:
-            part = torch.empty(rows, features, dtype=torch.float32, device=x.device)
-            _launch(x, some, part, parts)
-            out[:, column : column + features] = part
+        launch_int4_product(parts, rows, some, out[:, column : column + features])
         begin, column = end, column + features
     return out
 
 
-def _alike(a: GroupedMatrix, b: GroupedMatrix) -> bool:
+def alike(a: GroupedMatrix, b: GroupedMatrix) -> bool:
+    """Whether one launch multiplies both."""
     has = [(m.offset is None, m.bias is None) for m in (a, b)]
     return a.size == b.size and a.scale.dtype == b.scale.dtype and has[0] == has[1]
 
 
-def _launch(x: Tensor, matrices: Sequence[GroupedMatrix], out: Tensor, parts: Parts) -> None:
-    (rows, k), first = x.shape, matrices[0]
+def launch_int4_product(
+    parts: Parts,
+    rows: int,
+    matrices: Sequence[GroupedMatrix],
+    out: Tensor | None,
+    norm: RowNorm | None = None,
+    after: Gated | Added | None = None,
+) -> None:
+    """As `launch_product` of linear.py, of matrices that are `alike`."""
+    first, data, gated = matrices[0], parts.data, isinstance(after, Gated)
     features = [m.features for m in matrices] + [0] * (MATRICES - len(matrices))
     tuning = tuning_of(first.size, rows, sum(features))
-    blocks = sum(triton.cdiv(n, tuning.features) for n in features)
+    blocks = tuning.blocks(features, gated)
+    if not rows * blocks:
+        return
     filled = [*matrices, *[first] * (MATRICES - len(matrices))]
-    tensors = [
-        *(m.data.view(-1).view(torch.int16) for m in filled),
+    none = first.bias if out is None else out  # in place of what is not read
+    none = data if none is None else none
+    tensors, around_it = around(out, norm, after, features[0], none)
+    weights = [m.data.view(-1).view(torch.int16) for m in filled]
+    apart = (weights[1].data_ptr() - weights[0].data_ptr()) // weights[0].element_size() if gated else 0
+    stored = [
+        *weights,
         *(m.scale for m in filled),
         *(m.scale if m.offset is None else m.offset for m in filled),
-        *(x if m.bias is None else m.bias for m in filled),
+        *(none if m.bias is None else m.bias for m in filled),
     ]
+    dependent = launches_dependent(data)
     padded, group, _ = parts.constants
-    constants = (k, padded, group, first.size, tuning.block, tuning.features)
-    with torch.cuda.device_of(x):
-        linear_int4[(len(parts.data) * blocks,)](
-            *(parts.data, *tensors, out, rows, *features, *(m.scale.stride(0) for m in filled), *constants),
-            *(first.offset is not None, first.bias is not None),
-            **tuning.options(),
+    with torch.cuda.device_of(data):
+        linear_int4[(len(data) * blocks,)](
+            *(data, *stored, *tensors, apart, rows, *features, *(m.scale.stride(0) for m in filled)),
+            *(2 * first.data.shape[1], padded, group, first.size, tuning.block, tuning.features),
+            *(first.offset is not None, first.bias is not None, *around_it, dependent, tuning.lines(0.5)),
+            **tuning.options(dependent),
         )
 
 
 _TYPES = (
-    {"parts": "*bf16", "out": "*fp32"}
+    dict.fromkeys(("out", "squares", "residual", "following", "squares_out"), "*fp32")
+    | {"parts": "*bf16", "parts_out": "*bf16", "epsilon": "fp32", "out_stride": "i64", "apart": "i64:16"}
     | dict.fromkeys(_INTS, "i32")
     | {f"bias{i}": "*fp32" for i in range(MATRICES)}
     | {f"weight{i}": "*i16" for i in range(MATRICES)}
@@ -251,12 +285,16 @@ def _case(
     scale: str = "*bf16",
     offset: bool = True,
     bias: bool = False,
+    after: dict[str, Any] = ALONE,
+    arches: tuple[int, ...] = (80, 90),
 ) -> Case:
     types = _TYPES | {f"{name}{i}": scale for name in ("scale", "offset") for i in range(MATRICES)}
     tuning = tuning_of(size, group, features)
     constants = {"K": k, "PADDED": padded_length(k), "GROUP": group, "SIZE": size, "BLOCK": tuning.block}
-    constants |= {"FEATURES": tuning.features, "OFFSET": offset, "BIAS": bias}
-    return Case(linear_int4, types, constants, tuning.options())
+    constants |= {"FEATURES": tuning.features, "OFFSET": offset, "BIAS": bias, **ALONE, **after}
+    constants |= {"OUT_PAIRS": FOURS if after is not ALONE else 0}
+    constants |= {"DEPENDENT": arches == (90,), "LINES": tuning.lines(0.5)}
+    return Case(linear_int4, types, constants, tuning.options(arches == (90,)), arches)
 
 
 COMPILE_CASES = [
@@ -269,4 +307,15 @@ COMPILE_CASES = [
     _case(128, 11008, bias=True),
     _case(128, offset=False),
     _case(256, scale="*fp16", offset=False, bias=True),
+    *(
+        _case(size, k, group, features, after=after, arches=arches)
+        for size in (64, 128)
+        for k, features, group, after in (
+            (4096, 12288, FEW, NORMED),
+            (4096, 22016, FEW, GATED),
+            (4096, 22016, MANY, GATED),
+            (11008, 4096, FEW, ADDED),
+        )
+        for arches in (((80,), (90,)) if size == 128 else ((90,),))
+    ),
 ]

@@ -6,8 +6,8 @@
     product of gate and up (norm folded in), with the activation
     down product, with the sum
 
-It needs matrices that `fastdecode.triton_kernels.linear.launch_product` reads: bfloat16 or bytes. Each kernel writes
-the input of the next product as parts, see `fastdecode.triton_kernels.parts`.
+It needs matrices that `fastdecode.triton_kernels.step_product` multiplies: of bfloat16, bytes or half bytes. Each
+kernel writes the input of the next product as parts, see `fastdecode.triton_kernels.parts`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdecode import ops
 from fastdecode.ops.backends import record_backend
 from fastdecode.ops.linear.triton import read_by_products
 from fastdecode.ops.pages import Pages
@@ -27,10 +26,10 @@ from fastdecode.ops.rope_append import HeadNorm
 class FusedLayer(NamedTuple):
     """The matrices as the kernels read them, and the norms of a layer; see `TritonStep`."""
 
-    qkv: list[ops.Matrix]
-    out: list[ops.Matrix]
-    gate_up: list[ops.Matrix]
-    down: list[ops.Matrix]
+    qkv: list[Any]
+    out: list[Any]
+    gate_up: list[Any]
+    down: list[Any]
     norm_attention: Tensor
     norm_mlp: Tensor
     q_norm: HeadNorm
@@ -58,8 +57,9 @@ class FusedStep:
 
     def before_norms(self, cache: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Layers that norm what they multiply. Takes what `TritonStep` does; returns the sum after the last layer."""
-        from fastdecode.triton_kernels.linear import Added, Gated, RowNorm, launch_product, new_squares, parts_for
+        from fastdecode.triton_kernels.epilogue import Added, Gated, RowNorm
         from fastdecode.triton_kernels.residual import launch_residual
+        from fastdecode.triton_kernels.step_product import launch_product, new_squares, parts_for
 
         rows, run = len(x), _Attention(self, cache, cos, sin)
         parts = parts_for(rows, self.layers[0].qkv)
@@ -67,33 +67,34 @@ class FusedStep:
         for number, layer in enumerate(self.layers):
             assert squares is not None
             attended = run(number, parts, RowNorm(squares, self.epsilon))
-            squares, parts = new_squares(rows, layer.out[0]), parts_for(rows, layer.gate_up)
+            squares, parts = new_squares(rows, layer.out[0], x.device), parts_for(rows, layer.gate_up)
             total = _sum(attended, layer.out, Added(total, squares, layer.norm_mlp, parts))
             gated = Gated(self.activation, parts_for(rows, layer.down))
             launch_product(parts, rows, layer.gate_up, None, RowNorm(squares, self.epsilon), gated)
             if number + 1 == len(self.layers):
                 return _sum(gated.parts, layer.down, Added(total))
             following = self.layers[number + 1]
-            squares, parts = new_squares(rows, layer.down[0]), parts_for(rows, following.qkv)
+            squares, parts = new_squares(rows, layer.down[0], x.device), parts_for(rows, following.qkv)
             total = _sum(gated.parts, layer.down, Added(total, squares, following.norm_attention, parts))
         return total
 
     def after_norms(self, cache: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """As `before_norms`, for layers that norm what they add."""
-        from fastdecode.triton_kernels.linear import Added, Gated, launch_product, new_squares, parts_for
+        from fastdecode.triton_kernels.epilogue import Added, Gated
         from fastdecode.triton_kernels.residual import launch_residual
+        from fastdecode.triton_kernels.step_product import launch_product, new_squares, parts_for
 
         rows, run = len(x), _Attention(self, cache, cos, sin)
         parts = parts_for(rows, self.layers[0].qkv)
         total, _ = launch_residual(x, parts=parts)
         for number, layer in enumerate(self.layers):
-            squares = new_squares(rows, layer.out[0])
+            squares = new_squares(rows, layer.out[0], x.device)
             product = _product(run(number, parts), layer.out, Added(squares=squares), rows)
             parts = parts_for(rows, layer.gate_up)
             total, _ = launch_residual(total, (product, squares, layer.norm_attention, self.epsilon), parts=parts)
             gated = Gated(self.activation, parts_for(rows, layer.down))
             launch_product(parts, rows, layer.gate_up, None, None, gated)
-            squares = new_squares(rows, layer.down[0])
+            squares = new_squares(rows, layer.down[0], x.device)
             product = _product(gated.parts, layer.down, Added(squares=squares), rows)
             last = number + 1 == len(self.layers)
             following = None if last else parts_for(rows, self.layers[number + 1].qkv)
@@ -114,11 +115,11 @@ class _Attention:
     def __call__(self, number: int, parts: Any, norm: Any = None) -> Any:
         """The parts of the output product's input in layer ``number``."""
         from fastdecode.triton_kernels.attend import Appended, launch_attend
-        from fastdecode.triton_kernels.linear import launch_product, parts_for
+        from fastdecode.triton_kernels.step_product import features_of, launch_product, parts_for
 
         record_backend("triton")
         layer, cache, (cos, sin), rows = self.step.layers[number], self.cache, self.turns, len(self.turns[0])
-        features = sum(len(matrix.weight) for matrix in layer.qkv)
+        features = sum(map(features_of, layer.qkv))
         qkv = torch.empty(rows, features, dtype=torch.float32, device=cos.device)
         launch_product(parts, rows, layer.qkv, qkv, norm)
         attended = parts_for(rows, layer.out)
@@ -128,22 +129,22 @@ class _Attention:
         return attended
 
 
-def _product(parts: Any, matrices: list[ops.Matrix], after: Any, rows: int) -> Tensor:
-    from fastdecode.triton_kernels.linear import launch_product
+def _product(parts: Any, matrices: list[Any], after: Any, rows: int) -> Tensor:
+    from fastdecode.triton_kernels.step_product import features_of, launch_product
 
-    out = torch.empty(rows, len(matrices[0].weight), dtype=torch.float32, device=parts.data.device)
+    out = torch.empty(rows, features_of(matrices[0]), dtype=torch.float32, device=parts.data.device)
     launch_product(parts, rows, matrices, out, None, after)
     return out
 
 
-def _sum(parts: Any, matrices: list[ops.Matrix], after: Any) -> Tensor:
+def _sum(parts: Any, matrices: list[Any], after: Any) -> Tensor:
     return _product(parts, matrices, after, len(after.residual))
 
 
-def head_product(hidden: Tensor, matrix: list[ops.Matrix], out: Tensor) -> None:
+def head_product(hidden: Tensor, matrix: list[Any], out: Tensor) -> None:
     """``out`` (rows, n), which may be a slice of wider rows, is written in place."""
-    from fastdecode.triton_kernels.linear import launch_product, parts_for
     from fastdecode.triton_kernels.residual import launch_residual
+    from fastdecode.triton_kernels.step_product import launch_product, parts_for
 
     record_backend("triton")
     parts = parts_for(len(hidden), matrix)

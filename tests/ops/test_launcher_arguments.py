@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastdecode.ops import DecodeState, GrammarTables, Matrix, TokenSets
+from fastdecode.ops.linear.triton import GroupedMatrix
 from fastdecode.ops.pages import Pages
 from fastdecode.ops.rope_append import HeadNorm
 from fastdecode.ops.sample.checks import check_arguments
@@ -15,6 +16,7 @@ tensor = torch.zeros(1)
 sets = TokenSets([[(0, 3)]], 4)
 GIVEN = [
     Matrix(tensor),
+    GroupedMatrix(1, 32, tensor, tensor, None, None),
     HeadNorm(None, None),
     Pages(tensor, tensor, tensor, tensor),
     sets,

@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 
 from fastdecode.decoder import Decoder
 from fastdecode.decoder.triton_step import TritonStep
-from fastdecode.ops import Matrix, attend, last_backend, linear, quantise, rms_norm, rope_append, swiglu
+from fastdecode.ops import Int4Rows, Matrix, attend, last_backend, linear, quantise, rms_norm, rope_append, swiglu
 from fastdecode.ops.linear.triton import read_by_products
 from fastdecode.ops.pages import Pages
 from fastdecode.ops.rope_append import HeadNorm
@@ -27,9 +27,10 @@ from fastdecode.triton_kernels import parts as writing
 from fastdecode.triton_kernels import residual as sums
 from fastdecode.triton_kernels import rms_norm as norms
 from fastdecode.triton_kernels.attend import Appended, launch_attend, new_counters
-from fastdecode.triton_kernels.linear import Added, Gated, RowNorm, launch_product, new_squares, parts_for
+from fastdecode.triton_kernels.epilogue import Added, Gated, RowNorm
 from fastdecode.triton_kernels.parts import launch_parts
 from fastdecode.triton_kernels.residual import launch_residual
+from fastdecode.triton_kernels.step_product import launch_product, new_squares, parts_for
 
 ROWS = [[3, 5, 4, 9, 8], [7, 6, 5, 4, 3, 8, 9, 12, 11, 10] * 7, [9, 8, 3]]
 MODELS = {
@@ -167,10 +168,17 @@ def test_launches_of_a_layer(name: str, per_layer: int, monkeypatch: pytest.Monk
 # --- the kernels
 
 
-DTYPES = [torch.bfloat16, torch.int8, torch.float8_e4m3fn]
+DTYPES = [torch.bfloat16, torch.int8, torch.float8_e4m3fn, "int4"]
 
 
-def matrix_for(dtype: torch.dtype, features: int, k: int, seed: int = 0, bias: bool = False) -> Matrix:
+def matrix_for(dtype: torch.dtype | str, features: int, k: int, seed: int = 0, bias: bool = False) -> Matrix:
+    if dtype == "int4":
+        scale, zero = (randn(-(-k // 64), features, seed=seed + i).bfloat16().to(DEVICE) for i in (3, 4))
+        data = torch.randint(-128, 128, (features, k // 2), generator=torch.Generator().manual_seed(seed)).to(
+            torch.int8
+        )
+        given = randn(features, seed=seed + 2).to(DEVICE) if bias else None
+        return Matrix(Int4Rows(data.to(DEVICE), scale, zero, 64), given)
     if dtype == torch.bfloat16:
         weight, scale = randn(features, k, seed=seed).to(dtype), None
     else:
@@ -185,7 +193,7 @@ def parts_sum(parts, rows: int, k: int) -> torch.Tensor:
     """The rows that parts stand for."""
     whole = parts.data.double().sum(1).flatten(0, 1)[:rows]
     if parts.pairs:
-        whole = whole.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+        whole = whole.unflatten(-1, (2 * parts.pairs, -1)).transpose(-1, -2).flatten(-2)
     assert not whole[:, k:].any(), "the padding is not 0"
     return whole[:, :k].float()
 
@@ -199,18 +207,23 @@ def same(parts, wanted: torch.Tensor) -> bool:
 @pytest.mark.parametrize(("rows", "k", "features"), [(1, 301, 70), (3, 512, 128), (5, 64, 40)])
 def test_a_product_with_a_norm_before_and_a_sum_after(rows: int, k: int, features: int, dtype: torch.dtype):
     x, weight, residual, following = randn(rows, k), randn(k, seed=1), randn(rows, features, seed=2), randn(features)
-    k -= k % 2 if dtype != torch.bfloat16 else 0
+    k -= k % (32 if dtype == "int4" else 2) if dtype != torch.bfloat16 else 0
+    features -= features % 32 if dtype == "int4" else 0
+    residual, following = residual[:, :features].contiguous(), following[:features]
     x, weight = x[:, :k].contiguous().to(DEVICE), weight[:k].contiguous().to(DEVICE)
     residual, following = residual.to(DEVICE), following.to(DEVICE)
     matrix, after = matrix_for(dtype, features, k, 3, bias=True), matrix_for(dtype, 8, features, 4)
-    parts, written = parts_for(rows, [matrix]), parts_for(rows, [after])
+    parts, written = parts_for(rows, read_by_products([matrix])), parts_for(rows, read_by_products([after]))
     total, squares = launch_residual(x, following=weight, parts=parts)
     assert torch.equal(total, x)
     assert same(parts, x * weight)
-    out, its_squares = torch.full((rows, features), torch.nan, device=DEVICE), new_squares(rows, matrix)
+    out, its_squares = (
+        torch.full((rows, features), torch.nan, device=DEVICE),
+        new_squares(rows, read_by_products([matrix])[0], x.device),
+    )
     its_squares.fill_(torch.nan)
     added = Added(residual, its_squares, following, written)
-    launch_product(parts, rows, [matrix], out, RowNorm(squares, 1e-3), added)
+    launch_product(parts, rows, read_by_products([matrix]), out, RowNorm(squares, 1e-3), added)
     wanted = linear(rms_norm(x, weight, 1e-3, backend="reference"), *matrix, backend="reference") + residual
     normed = x.double() * weight / (x.double().square().mean(1, keepdim=True) + 1e-3).sqrt()
     exact = linear_exact(normed, matrix) + residual
@@ -220,7 +233,8 @@ def test_a_product_with_a_norm_before_and_a_sum_after(rows: int, k: int, feature
 
 
 def linear_exact(x: torch.Tensor, matrix: Matrix) -> torch.Tensor:
-    product = x.double() @ matrix.weight.double().T
+    weight = matrix.weight.values() if isinstance(matrix.weight, Int4Rows) else matrix.weight
+    product = x.double() @ weight.double().T
     product = product if matrix.scale is None else product * matrix.scale
     return product if matrix.bias is None else product + matrix.bias
 
@@ -229,12 +243,13 @@ def linear_exact(x: torch.Tensor, matrix: Matrix) -> torch.Tensor:
 @pytest.mark.parametrize("activation", [0, 1, 2])
 @pytest.mark.parametrize(("rows", "inner"), [(2, 88), (6, 300)])
 def test_gate_and_up(rows: int, inner: int, activation: int, dtype: torch.dtype):
+    inner -= inner % 32 if dtype == "int4" else 0
     x = randn(rows, 64).to(DEVICE)
     gate, up = matrix_for(dtype, inner, 64, 1, bias=True), matrix_for(dtype, inner, 64, 2, bias=True)
     after = matrix_for(dtype, 8, inner)
-    parts, written = parts_for(rows, [gate, up]), parts_for(rows, [after])
+    parts, written = parts_for(rows, read_by_products([gate, up])), parts_for(rows, read_by_products([after]))
     launch_residual(x, parts=parts)
-    launch_product(parts, rows, [gate, up], None, None, Gated(activation, written))
+    launch_product(parts, rows, read_by_products([gate, up]), None, None, Gated(activation, written))
     both = torch.cat([linear(x, *matrix, backend="triton") for matrix in (gate, up)], 1)
     name = ("silu", "gelu_tanh", "gelu")[activation]
     # The last bits of a gate may differ: numpy sums tiles of other shapes. Far below 0 an activation magnifies them.
@@ -290,7 +305,7 @@ def test_attention_that_appends(heads: int, kv_heads: int, head_dim: int, kind: 
     again = launch_attend(qkv, Pages(keys2, values2, table, before), 0.2, appended=appended, arrived=arrived)
     assert torch.equal(again, found)
     matrix = matrix_for(torch.bfloat16, 8, heads * head_dim)
-    parts = parts_for(rows, [matrix])
+    parts = parts_for(rows, read_by_products([matrix]))
     launch_attend(qkv, Pages(keys2, values2, table, before), 0.2, appended=appended, parts=parts, arrived=arrived)
     assert same(parts, found.flatten(1))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from fastdecode.ops.small_weights import SmallWeights
 
 
 @dataclass(frozen=True)
-class _Grouped:
+class GroupedMatrix:
     """`Int4Rows` and a bias, with the attributes that their kernel's launcher reads."""
 
     features: int
@@ -26,7 +27,7 @@ class _Grouped:
     bias: Tensor | None
 
     @classmethod
-    def of(cls, matrix: Matrix) -> _Grouped:
+    def of(cls, matrix: Matrix) -> GroupedMatrix:
         weight = matrix.weight
         assert isinstance(weight, Int4Rows)
         return cls(len(weight), weight.group, weight.data, weight.scale, weight.offset, matrix.bias)
@@ -58,7 +59,7 @@ def _of_one_kernel(x: Tensor, matrices: list[Matrix]) -> Tensor:
     if _in_rows(matrices[0]):
         from fastdecode.triton_kernels.linear_int4 import launch_linear_int4
 
-        out = launch_linear_int4(x, [_Grouped.of(matrix) for matrix in matrices])
+        out = launch_linear_int4(x, [GroupedMatrix.of(matrix) for matrix in matrices])
     else:
         from fastdecode.triton_kernels.linear import launch_linear
 
@@ -66,11 +67,11 @@ def _of_one_kernel(x: Tensor, matrices: list[Matrix]) -> Tensor:
     return out
 
 
-def read_by_products(matrices: Sequence[Matrix]) -> list[Matrix] | None:
-    """The matrices as `fastdecode.triton_kernels.linear.launch_product` takes them; None if it does not take them."""
-    from fastdecode.triton_kernels.linear import takes_parts
+def read_by_products(matrices: Sequence[Matrix]) -> list[Any] | None:
+    """The matrices as `fastdecode.triton_kernels.step_product.launch_product` takes them; None if it does not."""
+    from fastdecode.triton_kernels.step_product import one_launch
 
-    if any(_in_panels_or_packed(matrix) or _in_rows(matrix) for matrix in matrices):
+    if any(_in_panels_or_packed(matrix) for matrix in matrices):
         return None
-    found = [_in_bytes(matrix) for matrix in matrices]
-    return found if takes_parts(found) else None
+    found = [GroupedMatrix.of(matrix) if _in_rows(matrix) else _in_bytes(matrix) for matrix in matrices]
+    return found if one_launch(found) else None
