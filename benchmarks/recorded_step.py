@@ -50,6 +50,11 @@ _FREE = (
 
 _PRODUCTS = ("mm", "addmm", "bmm")
 
+_ALIGNED = 512
+
+_OF_ADDRESSES = ("apart",)
+"""Numbers that depend on where tensors lie, which is by chance."""
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -133,7 +138,7 @@ class Recorder(TorchDispatchMode):
         parsed, signature, constants, attributes = kernel._pack_args(
             self.backend, kwargs, bound, specialization, options
         )
-        given = {name: Memory.of(v) if isinstance(v, Tensor) else v for name, v in bound.items()}
+        given = {n: Memory.of(v) if isinstance(v, Tensor) else v for n, v in bound.items() if n not in _OF_ADDRESSES}
         self.launches.append(
             Launch(
                 kernel.__name__,
@@ -199,9 +204,11 @@ def _pretending(recorder: Recorder) -> Iterator[None]:
 
 
 def _zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Zeros whose pages are not there until they are written."""
-    count = int(np.prod(shape, dtype=np.int64))
-    return torch.from_numpy(np.zeros(count * dtype.itemsize, np.uint8)).view(dtype).view(*shape)
+    """Zeros whose pages are not there until they are written, aligned as a GPU's memory is."""
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    memory = np.zeros(size + _ALIGNED, np.uint8)
+    begin = -memory.ctypes.data % _ALIGNED
+    return torch.from_numpy(memory[begin : begin + size]).view(dtype).view(*shape)
 
 
 def _model(name: str, layers: int) -> ChameleonForConditionalGeneration:
