@@ -195,7 +195,7 @@ def tuning_of(size: int, rows: int, features: int) -> Tuning:
         return Tuning(block, 64, 4, 3)
     if features <= FEW_FEATURES:
         return Tuning(block, 32, 4, 4)
-    return Tuning(block, 64, 2, 3 if block == 64 else 4)
+    return Tuning(block, 64, 2, 3 if block == 64 else 4, 224)
 
 
 def int4_parts_for(rows: int, matrices: Sequence[GroupedMatrix]) -> Parts:
