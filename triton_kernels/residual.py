@@ -58,14 +58,19 @@ def launch_residual(
     product: tuple[Tensor, Tensor, Tensor, float] | None = None,
     following: Tensor | None = None,
     parts: Parts | None = None,
+    *,
+    begins: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """(total, squares of its blocks, or None without ``following``). ``product``: with squares, weight and epsilon."""
+    """(total, squares of its blocks, or None without ``following``). ``product``: with squares, weight and epsilon.
+
+    ``begins``: it may follow something else than a kernel, of which a graph knows no dependent launch.
+    """
     rows, n = x.shape
     blocks = triton.cdiv(n, _BLOCK.value)
     total = torch.empty(rows, n, dtype=torch.float32, device=x.device)
     squares = None if following is None else torch.empty(rows, blocks, dtype=torch.float32, device=x.device)
     added, its_squares, weight, epsilon = (total, total, total, 0.0) if product is None else product
-    dependent = launches_dependent(x)
+    dependent = not begins and launches_dependent(x)
     with torch.cuda.device_of(x):
         residual[(rows * blocks,)](
             *(x, added, its_squares, weight, float(epsilon), total if following is None else following, total),
@@ -93,13 +98,11 @@ def _case(x: str, partials: int, followed: bool, padded: int, arches: tuple[int,
 
 
 COMPILE_CASES = [
-    _case(x, partials, followed, padded, arches)
-    for arches in ((80,), (90,))
-    for x, partials, followed, padded in (
-        ("*bf16", 0, True, 4096),
-        ("*fp32", 0, True, 4096),
-        ("*fp32", 0, False, 4096),
-        ("*fp32", 256, False, 4096),
-        ("*fp32", 256, False, 0),
-    )
+    _case("*bf16", 0, True, 4096, (80, 90)),
+    _case("*fp32", 0, True, 4096, (80, 90)),
+    *(
+        _case("*fp32", partials, False, padded, arches)
+        for partials, padded in ((0, 4096), (256, 4096), (256, 0))
+        for arches in ((80,), (90,))
+    ),
 ]

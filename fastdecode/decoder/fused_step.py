@@ -63,7 +63,7 @@ class FusedStep:
 
         rows, run = len(x), _Attention(self, cache, cos, sin)
         parts = parts_for(rows, self.layers[0].qkv)
-        total, squares = launch_residual(x, following=self.layers[0].norm_attention, parts=parts)
+        total, squares = launch_residual(x, following=self.layers[0].norm_attention, parts=parts, begins=True)
         for number, layer in enumerate(self.layers):
             assert squares is not None
             attended = run(number, parts, RowNorm(squares, self.epsilon))
@@ -86,7 +86,7 @@ class FusedStep:
 
         rows, run = len(x), _Attention(self, cache, cos, sin)
         parts = parts_for(rows, self.layers[0].qkv)
-        total, _ = launch_residual(x, parts=parts)
+        total, _ = launch_residual(x, parts=parts, begins=True)
         for number, layer in enumerate(self.layers):
             squares = new_squares(rows, layer.out[0], x.device)
             product = _product(run(number, parts), layer.out, Added(squares=squares), rows)
