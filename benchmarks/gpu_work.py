@@ -94,12 +94,15 @@ def _attend(launch: Launch, tokens: int) -> Work:
     found = 2 * programs / launch.grid * launch["found"].bytes
     moved = stored + launch["x"].bytes + found + launch["parts" if launch["PART_ROWS"] else "out"].bytes
     # The token's place, then keys and values beside the new token's norms; the count; what others found.
-    return Work(moved, stored, programs, 5, ceil(count / 16))
+    heads = 1 << (launch["GROUP"] - 1).bit_length()
+    joined = min(max(8192 // (heads * launch["DIMS"]), 1), 16)
+    return Work(moved, stored, programs, 5, ceil(count / joined))
 
 
 def _residual(launch: Launch, tokens: int) -> Work:
     moved = _sum(launch, "x", "total") + (launch["parts"].bytes if launch["PADDED"] else 0)
     moved += _sum(launch, "product", "squares", "weight") if launch["PARTIALS"] else 0
+    moved += _sum(launch, "following", "squares_out") if launch["FOLLOWED"] else 0
     return Work(moved, launch["weight"].bytes if launch["PARTIALS"] else 0, launch.grid, 1)
 
 

@@ -19,8 +19,9 @@ float32, and several on tensor cores (see products.py), which take 16.
 With APPEND a row has one token more than its length says. Its key and value are not read from the page: the program of
 its stretch has them, and stores them there.
 
-A row is NaN, and nothing is stored, if its length or one of its pages is out of range; such pages are not read. The
-bits of a row do not depend on the other rows, on which pages hold the tokens, or on which program is the last.
+A row is NaN if its length or one of its pages is out of range; such pages are not read. Nothing is stored if the length
+or the new token's page is. The bits of a row do not depend on the other rows, on which pages hold the tokens, or on
+which program is the last.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from fastdecode.triton_kernels.dependent import begin_dependent, launches_depend
 from fastdecode.triton_kernels.numerics import INF, exp_f32
 from fastdecode.triton_kernels.parts import FEW, NO_PARTS, Parts, store_parts
 from fastdecode.triton_kernels.products import product, widened
-from fastdecode.triton_kernels.rope import LAYER_NORM, NO_NORM, kind_of, statistics, stored_as, turned
+from fastdecode.triton_kernels.rope import LAYER_NORM, NO_NORM, RMS_NORM, kind_of, statistics, stored_as, turned
 
 _INTS = ("width", "pages", "kv_heads", "stretches")
 _JOINED_ELEMENTS = tl.constexpr(8192)
@@ -259,14 +260,15 @@ def launch_attend(
     found = torch.empty(rows, heads, stretches, head_dim, dtype=torch.float32, device=x.device)
     tops, sums = torch.empty(2, rows, heads, stretches, dtype=torch.float32, device=x.device)
     arrived = new_counters(rows, kv_heads, x.device) if arrived is None else arrived
-    if parts is not None and parts.data.shape[3] > heads * head_dim:
+    fills = parts is not None and parts.data.shape[3] > heads * head_dim
+    if parts is not None and fills:
         parts.data.zero_()  # the kernel does not write the padding
     kinds, norms, turns, epsilon = (NO_NORM.value, NO_NORM.value), (x, x, x, x), (x, x), 0.0
     if appended is not None:
         cos, sin, q_norm, k_norm, epsilon = appended
         turns, kinds = (cos, sin), (kind_of(q_norm), kind_of(k_norm))
         norms = tuple(x if t is None else t for t in (q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias))
-    dependent = launches_dependent(x)
+    dependent = not fills and launches_dependent(x)  # see epilogue.py
     with torch.cuda.device_of(x):
         attend[(rows * kv_heads * stretches,)](
             *(x, *turns, *norms, float(epsilon), stored.keys, stored.values, table, table.stride(0), width),
@@ -320,6 +322,9 @@ COMPILE_CASES = [
         for group, head_dim, norm in ((1, 128, LAYER_NORM), (8, 128, LAYER_NORM), (1, 256, NO_NORM), (8, 256, NO_NORM))
         for arches in ((80,), (90,))
     ),
+    _case(torch.bfloat16, "*bf16", 4, 64, RMS_NORM.value, (4096, FEW, 1), (90,)),
+    _case(torch.bfloat16, "*bf16", 1, 96, NO_NORM.value, _PARTS, (90,)),
+    _case(torch.float16, "*fp16", 1, 128, NO_NORM.value, _PARTS, (90,)),
     _case(torch.float16, "*fp16", 4, 128, LAYER_NORM.value, _PARTS),
     _case(torch.float32, "*fp32", 4, 128, LAYER_NORM.value, _PARTS),
 ]

@@ -6,6 +6,7 @@ the step write or read. What comes before, such as `prefetch` of weights, overla
 
 from __future__ import annotations
 
+import ctypes
 import os
 from functools import cache
 
@@ -35,11 +36,19 @@ def prefetch(pointers):
     )
 
 
+def _driver() -> int:
+    """The newest CUDA that the driver knows: 12040 is 12.4."""
+    version = ctypes.c_int(0)
+    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    return version.value
+
+
 @cache
 def _has_it(device: torch.device) -> bool:
     major, _ = torch.cuda.get_device_capability(device)
     cuda = tuple(int(part) for part in (torch.version.cuda or "0").split(".")[:2])
-    return major >= 9 and cuda >= (12, 4)  # older versions do not capture such launches in graphs
+    # Older versions do not capture such launches in graphs.
+    return major in (9, 10) and cuda >= (12, 4) and _driver() >= 12040
 
 
 def launches_dependent(tensor: Tensor) -> bool:

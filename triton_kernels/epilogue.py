@@ -33,9 +33,8 @@ _FRACTION = tl.constexpr(2.0**36)
 
 @triton.jit
 def _scale(top):
-    """The power of two in ``top`` ≥ 0, and its inverse; both 1 where there is none, or it is out of range."""
-    bits = top.to(tl.int32, bitcast=True) & 0x7F800000
-    bits = tl.where((bits == 0) | (bits >= 0x7F000000), 0x3F800000, bits)
+    """The power of two in ``top`` ≥ 0, from 2⁻¹²⁶ to 2¹²⁶, and its inverse."""
+    bits = tl.minimum(tl.maximum(top.to(tl.int32, bitcast=True) & 0x7F800000, 0x00800000), 0x7E800000)
     return bits.to(tl.float32, bitcast=True), (0x7F000000 - bits).to(tl.float32, bitcast=True)
 
 
@@ -47,14 +46,16 @@ def _whole(x, inverse):
 
 @triton.jit
 def _sum_of(whole, top, scale):
-    """The sum of numbers whose largest is ``top``; NaN where that is not finite. It rounds to less than 2⁻²³."""
+    """The sum of numbers whose largest is ``top``; infinite where that is."""
     found = whole.to(tl.float32) * (1.0 / _FRACTION) * scale
-    return tl.where(top < 1.7e38, found, float("nan"))
+    return tl.where(top < float("inf"), found, float("inf"))
 
 
 @triton.jit
-def _squares(x):
-    """Sums of squares of the pieces of rows x (rows, n): (rows, n // PIECE). NaN becomes infinity, and NaN again."""
+def squares_of(x):
+    """Sums of squares of the pieces of rows x (rows, n): (rows, n // PIECE). NaN counts as infinity: a product of
+    the row is NaN whatever its factor is.
+    """
     pieces = x.reshape(x.shape[0], x.shape[1] // PIECE, PIECE)
     squares = tl.where(pieces == pieces, pieces * pieces, float("inf"))
     top = tl.max(squares, 2)
@@ -123,7 +124,7 @@ def _store_rows(
         p = block * COUNT + tl.arange(0, COUNT)
         pieces = tl.cdiv(features, PIECE)
         there_p = (r < rows)[:, None] & (p < pieces)[None, :]
-        tl.store(squares_out + r[:, None] * pieces + p[None, :], _squares(tl.where(stored, total, 0.0)), mask=there_p)
+        tl.store(squares_out + r[:, None] * pieces + p[None, :], squares_of(tl.where(stored, total, 0.0)), mask=there_p)
 
 
 @triton.jit
@@ -178,16 +179,17 @@ class Added(NamedTuple):
 
 def around(
     out: Tensor | None, norm: RowNorm | None, after: Gated | Added | None, features: int, none: Tensor
-) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """A kernel's arguments from ``out`` to ``squares_out``, and from ``PARTIALS`` to ``OUT_PAIRS``. ``none`` stands for
-    tensors that are not used.
+) -> tuple[tuple[Any, ...], tuple[Any, ...], bool]:
+    """A kernel's arguments from ``out`` to ``squares_out``, and from ``PARTIALS`` to ``OUT_PAIRS``; and whether memory
+    was filled for it, after which no launch should be dependent. ``none`` stands for tensors that are not used.
     """
     activation, residual, squares, following, parts = 0, None, None, None, None
     if isinstance(after, Gated):
         activation, parts = after
     elif after is not None:
         residual, squares, following, parts = after
-    if parts is not None and parts.data.shape[3] > features:
+    filled = parts is not None and parts.data.shape[3] > features
+    if parts is not None and filled:
         parts.data.zero_()  # the kernel does not write the padding
     data = None if parts is None else parts.data
     used = [none if tensor is None else tensor for tensor in (residual, following, data, squares)]
@@ -196,4 +198,5 @@ def around(
     padded, pairs = (0, 0) if parts is None else (parts.data.shape[3], parts.pairs)
     partials = 0 if norm is None else norm.squares.shape[1]
     has = (residual is not None, squares is not None)
-    return (*written, *read, *used), (partials, isinstance(after, Gated), activation, *has, padded, pairs)
+    constants = (partials, isinstance(after, Gated), activation, *has, padded, pairs)
+    return (*written, *read, *used), constants, filled

@@ -266,8 +266,10 @@ def tuning_of(dtype: torch.dtype, rows: int, features: int) -> Tuning:
         return Tuning(64, 32, 8, 6)
     if dtype.itemsize == 1:
         return Tuning(256, 64, 4, 3) if rows > FEW or features >= MANY_FEATURES else Tuning(256, 32, 4, 4, 168)
-    if rows > FEW or features >= MANY_FEATURES:
-        return Tuning(128, 64, 4, 3 if rows > FEW and features >= MANY_FEATURES else 4)
+    if rows > FEW:
+        return Tuning(128, 64, 4, 3 if features >= MANY_FEATURES else 4)
+    if features >= MANY_FEATURES:
+        return Tuning(128, 64, 4, 4, 160)
     return Tuning(128, 16, 2, 6) if features <= FEW_FEATURES else Tuning(128, 32, 4, 5)
 
 
@@ -350,10 +352,10 @@ def launch_product(
     none = data if unused is None else unused  # in place of what is not read
     scales = [none if m.scale is None else m.scale for m in filled]
     biases = [none if m.bias is None else m.bias for m in filled]
-    tensors, constants = around(out, norm, after, features[0], none)
+    tensors, constants, fills = around(out, norm, after, features[0], none)
     float8 = dtype == torch.float8_e4m3fn
     converts = float8 and data.is_cuda and torch.cuda.get_device_capability(data.device) >= (8, 9)
-    dependent = launches_dependent(data)
+    dependent = not fills and launches_dependent(data)
     padded, group, _ = parts.constants
     weights = [_readable(m.weight) for m in filled]
     apart = (weights[1].data_ptr() - weights[0].data_ptr()) // weights[0].element_size() if gated else 0
@@ -459,6 +461,17 @@ COMPILE_CASES = [
             (4096, 22016, FEW, GATED),
             (4096, 22016, MANY, GATED),
             (11008, 4096, FEW, ADDED),
+        )
+    ),
+    *(
+        _case(torch.bfloat16, "*bf16", k, FEW, features, bias=bias, after=after, arches=(90,))
+        for k, features, bias, after in (
+            (4096, 11264, False, GATED),
+            (4096, 3072, True, NORMED),
+            (8192, 44032, False, {"GATED": True, "OUT_PADDED": 22016}),
+            (8192, 8192, False, {"SQUARES": True}),
+            (11008, 4096, False, {"ADD": True}),
+            (5120, 5120, False, ADDED | {"OUT_PADDED": 5120}),
         )
     ),
     *(_case(dtype, "*i16", 4096, FEW, 22016, after=GATED, arches=(80,)) for dtype in (torch.int8, torch.float8_e4m3fn)),

@@ -247,7 +247,7 @@ def launch_int4_product(
     filled = [*matrices, *[first] * (MATRICES - len(matrices))]
     none = first.bias if out is None else out  # in place of what is not read
     none = data if none is None else none
-    tensors, around_it = around(out, norm, after, features[0], none)
+    tensors, around_it, fills = around(out, norm, after, features[0], none)
     weights = [m.data.view(-1).view(torch.int16) for m in filled]
     apart = (weights[1].data_ptr() - weights[0].data_ptr()) // weights[0].element_size() if gated else 0
     stored = [
@@ -256,7 +256,7 @@ def launch_int4_product(
         *(m.scale if m.offset is None else m.offset for m in filled),
         *(none if m.bias is None else m.bias for m in filled),
     ]
-    dependent = launches_dependent(data)
+    dependent = not fills and launches_dependent(data)
     padded, group, _ = parts.constants
     with torch.cuda.device_of(data):
         linear_int4[(len(data) * blocks,)](

@@ -8,7 +8,7 @@ One program for each 1,024 elements of a row.
     following     (N,) float32: weight of the norm after; not read where FOLLOWED is False
     total         (rows, N) float32: x, or x + norm(product); written
     parts         the parts of total · following, or of total, see parts.py: written if PADDED is not 0
-    squares_out   (rows, blocks) float32: sums of squares of the blocks of total; written where FOLLOWED is True
+    squares_out   (rows, pieces of 16) float32: sums of squares of the pieces of total; written where FOLLOWED is True
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastdecode.triton_kernels.case import Case
 from fastdecode.triton_kernels.dependent import begin_dependent, launches_dependent
-from fastdecode.triton_kernels.epilogue import row_factors
+from fastdecode.triton_kernels.epilogue import PIECE, row_factors, squares_of
 from fastdecode.triton_kernels.parts import FEW, NO_PARTS, Parts, store_parts
 from fastdecode.triton_kernels.products import widened
 
@@ -47,7 +47,9 @@ def residual(
         value += normed * tl.load(weight + i, mask=there, other=0.0)
     tl.store(total + at, value, mask=there)
     if FOLLOWED:
-        tl.store(squares_out + row * blocks + block, tl.sum(value * value, 0))
+        pieces = tl.cdiv(N, PIECE)
+        p = block * (_BLOCK // PIECE) + tl.arange(0, _BLOCK // PIECE)
+        tl.store(squares_out + row * pieces + p[None, :], squares_of(value[None, :]), mask=(p < pieces)[None, :])
         value *= tl.load(following + i, mask=there, other=0.0)
     if PADDED:
         store_parts(parts, row, i, value, i < PADDED, PADDED, GROUP, PAIRS)
@@ -61,14 +63,14 @@ def launch_residual(
     *,
     begins: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """(total, squares of its blocks, or None without ``following``). ``product``: with squares, weight and epsilon.
+    """(total, squares of its pieces, or None without ``following``). ``product``: with squares, weight and epsilon.
 
     ``begins``: it may follow something else than a kernel, of which a graph knows no dependent launch.
     """
     rows, n = x.shape
-    blocks = triton.cdiv(n, _BLOCK.value)
+    blocks, pieces = triton.cdiv(n, _BLOCK.value), triton.cdiv(n, PIECE.value)
     total = torch.empty(rows, n, dtype=torch.float32, device=x.device)
-    squares = None if following is None else torch.empty(rows, blocks, dtype=torch.float32, device=x.device)
+    squares = None if following is None else torch.empty(rows, pieces, dtype=torch.float32, device=x.device)
     added, its_squares, weight, epsilon = (total, total, total, 0.0) if product is None else product
     dependent = not begins and launches_dependent(x)
     with torch.cuda.device_of(x):

@@ -1,7 +1,7 @@
 """Norms and rotates heads; for rope_append.py and attend.py.
 
-Heads are given by a tile of addresses (heads, 1) of their first elements, elements by their numbers d (elements,). Each
-element is computed as csrc/cpu/decode_kernels.inc does, whatever tile it is in.
+Heads are given by a tile of addresses (heads, 1) of their first elements, elements by their numbers d (elements,). The
+order in which a head is summed depends on the kernel, not on other heads and rows.
 """
 
 import triton

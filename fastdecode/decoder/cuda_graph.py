@@ -59,7 +59,8 @@ TEXT_AHEAD = 1024
 
 MOST_PLACES = 2**20
 """Rows times tokens of a captured step, up to which it gets pages for all tokens to come. The scratch memory of
-attention then takes at most 256 MiB with 32 heads of 128 elements. A program of it that has no tokens yet ends at once.
+attention then takes at most 256 MiB with 32 heads of 128 elements of bfloat16, and up to four times that in float32. A
+program of it that has no tokens yet does nothing.
 """
 
 

@@ -148,5 +148,5 @@ def head_product(hidden: Tensor, matrix: list[Any], out: Tensor) -> None:
 
     record_backend("triton")
     parts = parts_for(len(hidden), matrix)
-    launch_residual(hidden, parts=parts)
+    launch_residual(hidden.contiguous(), parts=parts)
     launch_product(parts, len(hidden), matrix, out)

@@ -55,7 +55,8 @@ def unsupported_in_place(weight: Any, device: str) -> str | None:
     if scale.dtype != zero.dtype or scale.dtype not in FLOAT_DTYPES:
         its = " and ".join(str(part.dtype).removeprefix("torch.") for part in (scale, zero))
         return f"with scales and zero points of {its}, not both of float32, bfloat16 or float16"
-    return "that begins at an odd address" if data.data_ptr() % 2 else None
+    odd = data.data_ptr() % 2 or data.storage_offset() % 2
+    return "that begins at an odd address" if odd else None
 
 
 def _unsupported(weight: Any, device: str) -> str | None:

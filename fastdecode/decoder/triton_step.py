@@ -16,7 +16,7 @@ from fastdecode.decoder.activations import activation_of
 from fastdecode.decoder.classes import Sizes, epsilon_of, factors_of, head_norms
 from fastdecode.decoder.fused_step import FusedStep, fused_layer, head_product
 from fastdecode.decoder.quantised import matrix_of
-from fastdecode.decoder.step_operations import StepOperations, by_torch
+from fastdecode.decoder.step_operations import FEW_ROWS, HALVES, StepOperations, by_torch
 from fastdecode.ops.backends import choose_step_backend
 from fastdecode.ops.linear.triton import read_by_products
 from fastdecode.ops.pages import Pages
@@ -70,6 +70,8 @@ class TritonStep:
         norms = head_norms(first.self_attn)
         self.head_epsilon = 1.0 if norms is None else epsilon_of(norms[0])
         self.layers = [self._layer(layer) for layer in inner.layers]
+        matrices = [m for layer in self.layers for m in (*layer.qkv, layer.out, *layer.gate_up, layer.down)]
+        self._has_halves = any(m.weight.data.dtype in HALVES for m in matrices)  # cuBLAS multiplies many rows with them
         self._fused_step: FusedStep | Literal[False] | None = None
 
     def _layer(self, layer: Any) -> StepLayer:
@@ -155,7 +157,7 @@ class TritonStep:
             found = [layer for layer in layers if layer is not None]
             numbers = (self.sizes.scaling, self.epsilon, self.head_epsilon, ACTIVATIONS[self.run.activation])
             self._fused_step = FusedStep(found, *numbers) if len(found) == len(layers) else False
-        if self._fused_step is False or by_torch(x, [m for layer in self.layers for m in layer.qkv]):
+        if self._fused_step is False or (self._has_halves and x.is_cuda and len(x) > FEW_ROWS):
             return None
         return self._fused_step
 

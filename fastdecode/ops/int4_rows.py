@@ -40,7 +40,7 @@ class Int4Rows:
         check_stored("data", self.data, "features, bytes", self.data.device, "data", (dtype,))
         if not self.k or self.k % 32:
             raise ValueError(f"data.shape = {tuple(self.data.shape)}: must be (features, k / 2), k a multiple of 32")
-        if self.data.data_ptr() % 2:
+        if self.data.data_ptr() % 2 or self.data.storage_offset() % 2:
             raise ValueError("data: must begin at an even address, as .clone() does")
         self._check("scale", self.scale)
         if self.offset is not None:
