@@ -110,10 +110,6 @@ def _swiglu(launch: Launch, tokens: int) -> Work:
     return Work(_sum(launch, "gate_up", "out"), 0, launch.grid, 1)
 
 
-def _write_parts(launch: Launch, tokens: int) -> Work:
-    return Work(_sum(launch, "x", "parts"), 0, launch.grid, 1)
-
-
 def _sample_small(launch: Launch, tokens: int) -> Work:
     moved = launch.grid * launch["width"] * launch["BLOCK"] * launch["logits"].itemsize
     return Work(moved, 0, launch.grid, 5, BISECTION, launch["width"])
@@ -132,7 +128,6 @@ WORK: dict[str, Callable[[Launch, int], Work]] = {
     "attend": _attend,
     "residual": _residual,
     "swiglu": _swiglu,
-    "write_parts": _write_parts,
     "sample_small": _sample_small,
     "advance_choose": _tiny(4),
     "advance": _tiny(6),

@@ -40,8 +40,8 @@ def draft_of(path: Path) -> Path:
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """A folder with these files. It must not be there yet. The disk is not waited for."""
     draft = str(draft_of(folder))
-    os.mkdir(draft)
-    try:
+    try:  # from before there is a folder: Ctrl-C may come when it has just been made
+        os.mkdir(draft)
         for name, content in files.items():
             with open(f"{draft}/{name}", "xb", buffering=0) as file:
                 _write_all(file, content)

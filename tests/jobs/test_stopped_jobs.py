@@ -16,7 +16,7 @@ import pytest
 from job_files import JOB, by, contents, counts, write
 
 from fastdecode.jobs import Row, read_rows, run
-from fastdecode.jobs.files import UNFINISHED, CannotWrite
+from fastdecode.jobs.files import UNFINISHED, CannotWrite, write_folder
 from fastdecode.jobs.worker import Worker
 
 KILLED = """
@@ -218,3 +218,17 @@ def test_a_users_file_is_not_taken_for_a_draft(rows, tmp_path):
     with pytest.raises(ValueError, match=r"holds \.unfinished-thesis\.txt and no manifest\.json"):
         run(JOB, rows, tmp_path / "out")
     assert (tmp_path / "out" / f"{UNFINISHED}thesis.txt").read_text() == "mine"
+
+
+def test_ctrl_c_when_a_folder_has_just_been_made_leaves_nothing(tmp_path, monkeypatch):
+    make = os.mkdir
+
+    def made_and_stopped(path, *more):
+        make(path, *more)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastdecode.jobs.files.os.mkdir", made_and_stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path / "item", {"item.json": b"{}"})
+    monkeypatch.undo()
+    assert os.listdir(tmp_path) == []

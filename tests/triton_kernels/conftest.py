@@ -12,6 +12,7 @@ sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("ops", "deco
 _KERNEL_TESTS = [
     "test_triton_advance.py",
     "test_triton_decoder.py",
+    "test_triton_fused.py",
     "test_triton_int4.py",
     "test_triton_numerics.py",
     "test_triton_sample.py",
